@@ -1,0 +1,114 @@
+"""Kinds of artifacts, and what the planner knows of one: components, facts, and by what name they go.
+
+An artifact's components carry two names each. `identity` is what keys are made of: for a source and for what was
+trained it is the content, for what a formula makes it is how it is made (so merges can be planned without bytes).
+`content` is the name by bytes, known as soon as the bytes have been seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from sdforge.identity import H, Json
+
+KINDS = (
+    "checkpoint", "lora", "embedding", "hypernetwork", "custom", "image_embedding", "null_text", "aesthetic",
+    "dataset", "pictures", "files",
+)  # fmt: skip
+
+FLOATS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2"}
+DTYPES = {name: dtype for dtype, name in FLOATS.items()}  # as recipes write them → as safetensors does
+
+
+class Spot(NamedTuple):
+    """Where a tensor's bytes lie: in the file with this sha256 (a pack of the store or a source), from `offset`."""
+
+    file: str
+    offset: int
+
+
+class Tensor(NamedTuple):
+    """One tensor of a component.
+
+    name: canonical (diffusers' layout); dtype: as safetensors writes it; identity: what keys are made of.
+    sha256, xxh3: of its little-endian C-order bytes, and where those lie; all empty while it is only planned.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    identity: str
+    sha256: str = ""
+    xxh3: str = ""
+    spot: Spot | None = None
+
+    @property
+    def count(self) -> int:
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+
+class Component(NamedTuple):
+    """A part of an artifact: its identity, its name by content ("" while unknown), and where its tensors are listed.
+
+    table: `reading:ID`, `result:KEY:DIGEST` or `plan:KEY`, for `Tables` to look up.
+    dtype: the float type all its tensors have, or `mixed`.
+    """
+
+    identity: str
+    content: str
+    table: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What the planner knows of something that is made or taken.
+
+    facts: what decides numbers beside the tensors (prediction type, a LoRA's alpha, tokens, …), left out at neutral.
+    notes: licence, trigger, title, … : they reach export and card and enter no key.
+    whole: the identity of an artifact that has no components (a data set).
+    """
+
+    kind: str
+    family: str = ""
+    components: dict[str, Component] = field(default_factory=dict)
+    facts: dict[str, Json] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    whole: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The name that keys are made of."""
+        return self.whole or self._name({name: c.identity for name, c in self.components.items()})
+
+    @property
+    def digest(self) -> str:
+        """The name by content, or "" while some bytes have not been seen."""
+        if self.whole or not all(c.content for c in self.components.values()):
+            return self.whole
+        return self._name({name: c.content for name, c in self.components.items()})
+
+    def _name(self, components: dict[str, str]) -> str:
+        return artifact_identity(self.kind, components, self.facts)
+
+    def by_content(self) -> Artifact | None:
+        """Return the same artifact with its components named by content, or None while that is unknown."""
+        if not all(c.content for c in self.components.values()):
+            return None
+        return replace(self, components={n: c._replace(identity=c.content) for n, c in self.components.items()})
+
+    def named(self, components: list[str]) -> Json:
+        """Return what an action that reads `components` (and the facts) of this artifact puts in its manifest."""
+        if self.whole:
+            return self.whole
+        parts = {name: self.components[name].identity for name in components if name in self.components}
+        return {"components": parts, "facts": dict(self.facts)} if self.facts else {"components": parts}
+
+
+def artifact_identity(kind: str, components: dict[str, str], facts: dict[str, Json]) -> str:
+    """Name an artifact by its components' names and its facts."""
+    return H(kind, {"components": dict(components), "facts": facts})

@@ -1,0 +1,119 @@
+"""What can go wrong, each with its exit code and one sentence that names the thing, the place and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a text file: `line` and `column` count from 1; `length` is how many characters the caret covers."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+    length: int = 1
+    text: str = ""  # the line itself, for the caret
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong (or, as a warning, odd) in what a person wrote.
+
+    code: short and stable, for scripts: `unknown-setting`, `family`, `cycle`, …
+    hint: what to do about it, or what was probably meant.
+    """
+
+    code: str
+    message: str
+    place: Place | None = None
+    hint: str = ""
+    warning: bool = False
+
+
+@dataclass
+class ForgeError(Exception):
+    """Base of every failure that a person may see. Raised where the mistake is known, printed once, in `cli`."""
+
+    message: str
+    hint: str = ""
+    exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass
+class ActionFailed(ForgeError):
+    """An action did not end well: an error in it, NaN or Inf, an input that keeps changing."""
+
+    log: str = ""  # path of the action's log, if there is one
+    exit_code: ClassVar[int] = 1
+
+
+@dataclass
+class UsageError(ForgeError):
+    """Text, names, kinds or files that can never work as they are; the command line itself."""
+
+    exit_code: ClassVar[int] = 2
+
+
+@dataclass
+class RecipeError(UsageError):
+    """All that is wrong in recipes and `forge.toml`, together."""
+
+    message: str = "the recipe has mistakes"
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class BrokenPromise(ForgeError):
+    """Something differs from what a hash, the lock or the store promised, or a pinned result is not to be had."""
+
+    exit_code: ClassVar[int] = 3
+
+
+@dataclass
+class ResourceError(ForgeError):
+    """Disk, memory, device or network is missing or full."""
+
+    exit_code: ClassVar[int] = 4
+
+
+@dataclass
+class BusyError(ForgeError):
+    """Somebody else is at work, and we were asked not to wait."""
+
+    exit_code: ClassVar[int] = 5
+
+
+@dataclass
+class Interrupted(ForgeError):
+    """Stopped by a signal; what was done is kept."""
+
+    signal: int = 2
+
+    @property
+    def code(self) -> int:
+        return 128 + self.signal
+
+
+def exit_code(errors: list[ForgeError]) -> int:
+    """One exit code for several failures: an interrupt first, then 3 before 4 before 5 before 1 (2 stands alone)."""
+    codes = [error.code if isinstance(error, Interrupted) else error.exit_code for error in errors]
+    for code in (143, 130, 2, 3, 4, 5, 1):
+        if code in codes:
+            return code
+    return max(codes, default=0)
+
+
+def nearest(word: str, words: list[str] | set[str] | tuple[str, ...]) -> str:
+    """Return the one of `words` that `word` was probably meant to be, or nothing."""
+    import difflib  # only when something is wrong already
+
+    found = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.6)
+    return found[0] if found else ""

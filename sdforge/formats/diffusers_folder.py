@@ -1,0 +1,152 @@
+"""Checkpoints as a diffusers folder: read (any layout of the last years) and write (one that older programs read)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+from sdforge.families import Family, family, family_names
+from sdforge.families.naming import VAE_ATTENTION_OLD
+from sdforge.formats import Found, Layout
+from sdforge.formats.safetensors import Header, read_header
+from sdforge.formats.tokenizer import read_tokenizer
+
+WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model"}  # elsewhere it is `diffusion_pytorch_model`
+LIKE = "safety_checker", "feature_extractor", "image_encoder"  # parts of a pipeline that no recipe asks for
+MOST_CONFIG = 4 << 20  # bytes
+
+
+def recognises(path: Path, header: Header | None) -> bool:
+    return header is None and (path / "model_index.json").is_file()
+
+
+def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+    configs = {p.parent.name: _json(p) for p in sorted(path.glob("*/*config.json")) if "tokenizer" not in p.name}
+    found = _family(path, configs)
+    layout = Layout("checkpoint", found.name, [])
+    try:
+        layout.facts = found.facts_of_folder(configs)
+    except UsageError as error:
+        raise UsageError(f"{path} {error.message}", error.hint) from None
+    for component in found.networks:
+        if (path / component).is_dir():
+            _read_component(path, component, found, layout)
+    tokenizer = read_tokenizer(path / "tokenizer", layout.files)
+    if tokenizer:
+        layout.tokenizer = {"vocab": tokenizer["vocab"], "merges": tokenizer["merges"]}
+        if tokenizer["added"]:
+            layout.facts["tokens"] = tokenizer["added"]
+    layout.files += sorted(p for p in path.glob("*/*config.json") if p not in layout.files)
+    for part in LIKE:
+        if (path / part).is_dir():
+            layout.passed[f"{part.replace('_', ' ')}, which presets go without"] += 1
+    layout.notes["widths"] = found.widths(layout.shapes())
+    return layout
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MOST_CONFIG:
+            raise UsageError(f"{path} is larger than a configuration can be")
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        raise UsageError(f"{path} is no JSON") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} is no table")
+    return value
+
+
+def _family(path: Path, configs: dict[str, dict[str, Any]]) -> Family:
+    for name in family_names():
+        if (found := family(name)).owns_folder(configs):
+            return found
+    raise UsageError(f"{path} is a diffusers folder of no family that is known here")
+
+
+def _weight_files(folder: Path, component: str) -> list[Path]:
+    """The files that hold a component: all shards, or the full one rather than a variant such as `.fp16`."""
+    stem = WEIGHTS.get(component, "diffusion_pytorch_model")
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        names = _json(index).get("weight_map", {})
+        files = {str(name) for name in names.values()} if isinstance(names, dict) else set()
+        if not files or any("/" in name or name.startswith(".") for name in files):
+            raise UsageError(f"{index} names no files beside it")
+        return [folder / name for name in sorted(files)]
+    plain = folder / f"{stem}.safetensors"
+    if plain.is_file():
+        return [plain]
+    variants = sorted(folder.glob(f"{stem}.*.safetensors"))
+    if len(variants) == 1:
+        return variants
+    reason = "holds weights only as pickles" if list(folder.glob("*.bin")) else f"holds no {stem}.safetensors"
+    raise UsageError(f"{folder} {reason}", hint="convert it to safetensors first")
+
+
+def _read_component(path: Path, component: str, found: Family, layout: Layout) -> None:
+    known = {name.canonical: name for name in found.names() if name.component == component}
+    here, unknown = set(), []
+    for file in _weight_files(path / component, component):
+        layout.files.append(file)
+        for raw, entry in read_header(file).tensors.items():
+            name = _canonical(component, raw)
+            if raw.endswith("position_ids"):
+                layout.passed["position ids, which are 0 … 76"] += 1
+            elif name in known and name not in here:
+                shape = entry.shape[:2] if known[name].conv and entry.shape[2:] == (1, 1) else entry.shape
+                place = len(layout.files) - 1
+                layout.tensors.append(Found(component, name, entry.dtype, shape, place, entry.offset))
+                here.add(name)
+            else:
+                unknown.append(raw)
+    if unknown:
+        raise UsageError(f"{path / component} holds tensors that {found.title} does not have: {', '.join(unknown[:3])}")
+    gaps = sorted(name for name, known_ in known.items() if not known_.optional and name not in here)
+    if gaps:
+        raise UsageError(f"{path / component} lacks {len(gaps)} tensors: {', '.join(gaps[:3])}")
+
+
+def _canonical(component: str, raw: str) -> str:
+    if component.startswith("text_encoder") and not raw.startswith(("text_model.", "text_projection.")):
+        return f"text_model.{raw}"  # transformers 5.6 and later leave it out
+    if component == "vae" and ".attentions.0." in raw:
+        head, _, rest = raw.rpartition(".attentions.0.")
+        part, _, kind = rest.rpartition(".")
+        return f"{head}.attentions.0.{VAE_ATTENTION_OLD.get(part, part)}.{kind}"
+    return raw
+
+
+def folder_files(found: Family, configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a folder, without weights and tokenizer: path within the folder → its content.
+
+    Every configuration names classes and values that programs since diffusers 0.2x know; the text encoder's file is
+    written with `text_model.` in its names (older transformers load random weights otherwise).
+    """
+    return {
+        "model_index.json": {
+            "_class_name": found.pipeline,
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+        "unet/config.json": {"_class_name": "UNet2DConditionModel", **configs["unet"]},
+        "vae/config.json": {"_class_name": "AutoencoderKL", **configs["vae"]},
+        "text_encoder/config.json": {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            **configs["text_encoder"],
+        },
+        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", **configs["scheduler"]},
+    }
+
+
+def weight_file(component: str) -> str:
+    """Return the path of a component's weights within a folder."""
+    return f"{component}/{WEIGHTS.get(component, 'diffusion_pytorch_model')}.safetensors"

@@ -1,0 +1,50 @@
+"""Textual-inversion embeddings in safetensors: read F3 (diffusers), F4 (`emb_params`) and F6 (`clip_l`); write F4.
+
+Canonical: one tensor per text encoder, named as the component (`text_encoder`), of shape (vectors, width).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdforge.errors import UsageError
+from sdforge.formats import Found, Layout
+from sdforge.formats.safetensors import Header
+
+KEY = "emb_params"
+ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+TOKEN, POLARITY = "sdforge.token", "sdforge.polarity"  # metadata of files that we write
+FAMILY_OF_WIDTH = {768: "sd15"}  # widths that say more than they hide; other files take the family of the recipe
+
+
+def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
+    if header is None:
+        return False
+    names, shapes = set(header.tensors), [entry.shape for entry in header.tensors.values()]
+    known = names <= {KEY, *ENCODERS} and bool(names)
+    return known or (len(names) == 1 and len(shapes[0]) in (1, 2) and not any("lora" in n for n in names))
+
+
+def read(path: Path, header: Header | None) -> Layout:
+    assert header is not None
+    layout = Layout("embedding", "", [path])
+    counts = set()
+    for raw, entry in header.tensors.items():
+        if len(entry.shape) not in (1, 2):
+            raise UsageError(f"{path} holds {raw!r} of {len(entry.shape)} dimensions, which is no embedding")
+        shape = (1, *entry.shape) if len(entry.shape) == 1 else entry.shape
+        counts.add(shape[0])
+        name = ENCODERS.get(raw, "text_encoder")
+        layout.tensors.append(Found("embedding", name, entry.dtype, shape, 0, entry.offset))
+        if name == "text_encoder":
+            layout.family = FAMILY_OF_WIDTH.get(shape[1], "")
+            layout.notes["widths"] = {"text": shape[1]}
+    if len(counts) != 1:
+        raise UsageError(f"{path} has another number of vectors for each text encoder")
+    (name,) = list(header.tensors)[:1]
+    own = name not in (KEY, *ENCODERS)
+    layout.facts["token"] = header.metadata.get(TOKEN) or (name if own else path.stem)
+    if header.metadata.get(POLARITY) == "negative":
+        layout.facts["polarity"] = "negative"
+    layout.notes["vectors"] = counts.pop()
+    return layout

@@ -1,0 +1,226 @@
+"""A strict reader of safetensors headers and a deterministic writer.
+
+Format: 8 bytes little-endian length n, n bytes of JSON, then the tensors' bytes without holes
+(https://github.com/huggingface/safetensors#format). What the reference library refuses, this reader refuses; it also
+refuses what the library lets through against the format: duplicate keys, blanks before `{`, unknown fields, names
+that are not printable text. The writer exists because the library writes its metadata in random order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import struct
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+
+MOST_HEADER = 16 << 20  # bytes
+MOST_TENSORS = 65_536
+MOST_NAME = 512  # bytes
+MOST_RANK = 16
+CHUNK = 1 << 20
+
+ITEM_SIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
+    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor in a file: safetensors' dtype, its shape, and where its bytes begin in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that a safetensors file says about itself. `data` is where the tensors' bytes begin."""
+
+    tensors: dict[str, Entry]
+    metadata: dict[str, str]
+    data: int
+    size: int
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading; refuse all that is no regular file. Returns a descriptor; raises UsageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is no regular file")
+    return fd
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a file's header. Raises UsageError with one sentence for every file that is not sound."""
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        start = os.pread(fd, 8, 0)
+        if len(start) < 8:
+            raise _unsound(path, "is too short to be a safetensors file")
+        (length,) = struct.unpack("<Q", start)
+        if length > MOST_HEADER:
+            raise _unsound(path, f"claims a header of {length:,} bytes; the most is {MOST_HEADER:,}")
+        if 8 + length > size:
+            raise _unsound(path, "is cut off within its header")
+        text = os.pread(fd, length, 8)
+    finally:
+        os.close(fd)
+    return _checked(path, _parsed(path, text), 8 + length, size)
+
+
+def _unsound(path: Path, sentence: str) -> UsageError:
+    return UsageError(f"{path} {sentence}", hint="get the file again from where it came from")
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise _unsound(path, "is no safetensors file: its header does not begin with '{'")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise _unsound(path, f"names {next(n for n in names if names.count(n) > 1)!r} twice in its header")
+        return found
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        header = json.loads(text.decode().rstrip(" "), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        raise _unsound(path, "has a header that is not JSON") from None
+    if not isinstance(header, dict):
+        raise _unsound(path, "has a header that is no table")
+    return header
+
+
+def _checked(path: Path, header: dict[str, Any], data: int, size: int) -> Header:
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _unsound(path, "has metadata that is not text")
+    if len(header) > MOST_TENSORS:
+        raise _unsound(path, f"holds {len(header):,} tensors; the most is {MOST_TENSORS:,}")
+    tensors = {name: _entry(path, name, fields, data) for name, fields in header.items()}
+    end = data
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if entry.offset != end:
+            raise _unsound(path, f"has a hole or an overlap before {name!r}")
+        end += entry.size
+    if end != size:
+        raise _unsound(path, f"should be {end:,} bytes long and has {size:,}")
+    return Header(tensors, metadata, data, size)
+
+
+def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:
+    if not name.isprintable() or len(name.encode(errors="replace")) > MOST_NAME or not _is_nfc(name):
+        raise _unsound(path, f"has a tensor whose name is no plain text: {ascii(name[:60])}")
+    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+        raise _unsound(path, f"describes {name!r} with other fields than dtype, shape and data_offsets")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if dtype not in ITEM_SIZE:
+        raise _unsound(path, f"holds {name!r} in a type that is not known here: {str(dtype)[:20]}")
+    if not isinstance(shape, list) or len(shape) > MOST_RANK or not all(_is_size(n) for n in shape):
+        raise _unsound(path, f"gives {name!r} no sound shape")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
+        raise _unsound(path, f"gives {name!r} no sound place")
+    entry = Entry(dtype, tuple(shape), data + offsets[0])
+    if offsets[1] - offsets[0] != entry.size:
+        raise _unsound(path, f"gives {name!r} {offsets[1] - offsets[0]:,} bytes where its shape needs {entry.size:,}")
+    return entry
+
+
+def _is_nfc(name: str) -> bool:
+    return name.isascii() or unicodedata.is_normalized("NFC", name)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+
+
+def read_range(fd: int, offset: int, size: int) -> Iterator[bytes]:
+    """Yield `size` bytes from `offset` in chunks. Raises UsageError if the file ends before."""
+    while size:
+        chunk = os.pread(fd, min(size, CHUNK), offset)
+        if not chunk:
+            raise UsageError("a file became shorter while it was read")
+        yield chunk
+        offset += len(chunk)
+        size -= len(chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: sha256 of the whole file and of the bytes after the header, and where each tensor lies."""
+
+    sha256: str
+    data_sha256: str
+    size: int
+    offsets: dict[str, int]
+
+
+def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """Lay a file out: (its first bytes up to the data, the tensors' names in the order of their bytes).
+
+    The widest dtypes come first, then names, so that every tensor is aligned to its items; metadata is sorted.
+    """
+    order = sorted(shapes, key=lambda name: (-ITEM_SIZE[shapes[name][0]], name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    place = 0
+    for name in order:
+        dtype, shape = shapes[name]
+        end = place + prod(shape) * ITEM_SIZE[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, order
+
+
+def write_file(
+    path: Path,
+    shapes: dict[str, tuple[str, tuple[int, ...]]],
+    content: Callable[[str], Iterable[bytes | memoryview]],
+    metadata: dict[str, str] | None = None,
+) -> Written:
+    """Write a file whose bytes depend on nothing but the arguments; not yet flushed to the disk.
+
+    shapes: name → (dtype, shape); content: name → its bytes, in chunks, asked for once each in the file's order.
+    """
+    first, order = header_bytes(shapes, metadata or {})
+    whole, body, place, offsets = hashlib.sha256(first), hashlib.sha256(), len(first), {}
+    with path.open("wb") as file:
+        file.write(first)
+        for name in order:
+            offsets[name] = place
+            for chunk in content(name):
+                file.write(chunk)
+                whole.update(chunk)
+                body.update(chunk)
+                place += len(chunk) if isinstance(chunk, bytes) else chunk.nbytes
+            dtype, shape = shapes[name]
+            if place - offsets[name] != prod(shape) * ITEM_SIZE[dtype]:
+                raise ValueError(f"{name} was given {place - offsets[name]} bytes")
+    return Written(whole.hexdigest(), body.hexdigest(), place, offsets)

@@ -1,0 +1,120 @@
+"""CLIP's byte-pair vocabularies: read from a folder, named by content, written so that every transformers reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+from sdforge.identity import H
+
+LENGTH = 77  # positions of CLIP's text encoders
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
+    """Return {"vocab", "merges", "added": [[word, rows], …]} of a tokenizer folder, or None; append what was read.
+
+    Raises UsageError for files that do not fit together.
+    """
+    if not folder.is_dir():
+        return None
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    whole = folder / "tokenizer.json"
+    try:
+        if vocab.is_file() and merges.is_file():
+            files += [vocab, merges]
+            words = json.loads(vocab.read_bytes())
+            lines = merges.read_text(encoding="utf-8").split("\n")
+            pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
+        elif whole.is_file():
+            files.append(whole)
+            model = json.loads(whole.read_bytes())["model"]
+            words = model["vocab"]
+            pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
+        else:
+            raise UsageError(f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json")
+        added = _added(folder, len(words), files)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
+    if sorted(words.values()) != list(range(len(words))) or START not in words or END not in words:
+        raise UsageError(f"{folder} is no CLIP tokenizer: its words are not numbered from 0, or it has no {END}")
+    return {"vocab": words, "merges": pairs, "added": added}
+
+
+def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
+    """Words appended behind the vocabulary, as [word, rows]: `<x>`, `<x>_1`, `<x>_2` are the rows of one word."""
+    path = folder / "added_tokens.json"
+    if not path.is_file():
+        return []
+    files.append(path)
+    extra = sorted((index, word) for word, index in json.loads(path.read_bytes()).items() if index >= size)
+    if [index for index, _ in extra] != list(range(size, size + len(extra))):
+        raise ValueError("added_tokens.json leaves numbers out")
+    groups: list[list[Any]] = []
+    for _, word in extra:
+        if groups and word == f"{groups[-1][0]}_{groups[-1][1]}":
+            groups[-1][1] += 1
+        else:
+            groups.append([word, 1])
+    return groups
+
+
+def tokenizer_identity(tokenizer: dict[str, Any]) -> str:
+    """Name a vocabulary by its words and merges (what was appended later is a fact of the checkpoint)."""
+    return H("tokenizer", {"merges": tokenizer["merges"], "vocab": tokenizer["vocab"]})
+
+
+def row_words(added: list[list[Any]]) -> list[str]:
+    """Return the words of the appended rows in their order, as diffusers spells them: `<x>`, `<x>_1`, …"""
+    return [word if i == 0 else f"{word}_{i}" for word, count in added for i in range(count)]
+
+
+def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]]) -> dict[str, str]:
+    """Return the files of a tokenizer folder, for transformers 4 and 5 alike: name → text.
+
+    Appended words are neither normalised nor matched within other words: otherwise transformers folds their case and
+    diffusers no longer finds their further rows.
+    """
+    size = len(tokenizer["vocab"])
+    rows = row_words(added)
+    files = {
+        "vocab.json": json.dumps(tokenizer["vocab"], ensure_ascii=False, separators=(",", ":")),
+        "merges.txt": "\n".join(["#version: 0.2", *tokenizer["merges"], ""]),
+        "special_tokens_map.json": _text({"bos_token": _special(START), "eos_token": _special(END),
+                                          "pad_token": END, "unk_token": _special(END)}),  # fmt: skip
+        "tokenizer_config.json": _text({
+            "add_prefix_space": False,
+            "added_tokens_decoder": {
+                str(tokenizer["vocab"][START]): _decoder(START, special=True, normalized=True),
+                str(tokenizer["vocab"][END]): _decoder(END, special=True, normalized=True),
+                **{str(size + i): _decoder(word, single_word=True) for i, word in enumerate(rows)},
+            },
+            "bos_token": START,
+            "clean_up_tokenization_spaces": True,
+            "do_lower_case": True,
+            "eos_token": END,
+            "errors": "replace",
+            "model_max_length": LENGTH,
+            "pad_token": END,
+            "tokenizer_class": "CLIPTokenizer",
+            "unk_token": END,
+        }),
+    }  # fmt: skip
+    if rows:
+        files["added_tokens.json"] = _text({word: size + i for i, word in enumerate(rows)})
+    return files
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _special(word: str) -> dict[str, Any]:
+    return {"content": word, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+
+
+def _decoder(word: str, *, special: bool = False, normalized: bool = False, single_word: bool = False) -> dict[str, Any]:
+    return {"content": word, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": single_word,
+            "special": special}  # fmt: skip
