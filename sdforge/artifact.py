@@ -8,8 +8,10 @@ trained it is the content, for what a formula makes it is how it is made (so mer
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, NamedTuple
 
+from sdforge.formats.safetensors import ITEM_SIZE
 from sdforge.identity import H, Json
 
 KINDS = (
@@ -44,11 +46,9 @@ class Tensor(NamedTuple):
     spot: Spot | None = None
 
     @property
-    def count(self) -> int:
-        total = 1
-        for n in self.shape:
-            total *= n
-        return total
+    def size(self) -> int:
+        """Its bytes."""
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
 class Component(NamedTuple):

@@ -40,11 +40,15 @@ class Document:
 
     def place(self, *path: str | int, value: bool = False) -> Place:
         """Return where the key at `path` stands (or its value), or the nearest thing around it that has a place."""
-        for end in range(len(path), -1, -1):
-            span = self._spans.get(path[:end])
+        for end in range(len(path), 0, -1):
+            span = self._spans.get(path[:end]) or self._within(path[:end])
             if span:
                 return self._place(*span[1 if value and end == len(path) else 0])
         return Place(self.file)
+
+    def _within(self, path: Path) -> tuple[Span, Span] | None:
+        """The first thing of a table that has no header of its own."""
+        return next((span for key, span in self._spans.items() if key[: len(path)] == path), None)
 
     def _place(self, line: int, column: int, length: int) -> Place:
         text = self.source.splitlines()[line] if line < len(self.source.splitlines()) else b""

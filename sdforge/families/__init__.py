@@ -42,6 +42,7 @@ class Family(ABC):
     version: ClassVar[int]  # raised when canonical names, block names or the reading of facts change meaning
     networks: ClassVar[tuple[str, ...]]  # components that hold tensors, in the order people list them
     neutral: ClassVar[dict[str, Json]]  # facts and the value at which each is left out
+    owners: ClassVar[dict[str, str]]  # fact → the part (unet, text_encoder, vae) with which it moves
     title: ClassVar[str]  # as people write it
     pipeline: ClassVar[str]  # the class of diffusers that runs it
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names

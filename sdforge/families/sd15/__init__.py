@@ -52,6 +52,20 @@ class StableDiffusion1(Family):
         "text_activation": "quick_gelu",
         "tokens": [],  # what insert appended: [word, number of rows] in the order of the rows
     }
+    owners = {
+        "prediction": "unet",
+        "zero_terminal_snr": "unet",
+        "beta_start": "unet",
+        "beta_end": "unet",
+        "resolution": "unet",
+        "unet_heads": "unet",
+        "unet_groups": "unet",
+        "text_heads": "text_encoder",
+        "text_activation": "text_encoder",
+        "tokens": "text_encoder",
+        "latent_scaling": "vae",
+        "vae_groups": "vae",
+    }
 
     @cached_property
     def _names(self) -> tuple[Name, ...]:

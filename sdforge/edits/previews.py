@@ -1,0 +1,44 @@
+"""Pictures drawn with the preset, and beside them with what it came from: same prompts, same seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated, final
+
+from pydantic import Field
+
+from sdforge.settings import Reference, Seed, Table, Takes
+from sdforge.trainings import NotNegative
+
+VERSION = 1
+MAKES = "pictures"
+PINNED = False
+
+Reads = ("unet", "text_encoder", "vae", "tokenizer")
+
+
+@final
+class Beside(Table):
+    """A checkpoint that is drawn for comparison."""
+
+
+class Drawing(Table):
+    """How pictures are drawn."""
+
+    prompts: list[str] = Field([], max_length=64, description="what is drawn")
+    seeds: list[Seed] = Field([1, 2], min_length=1, max_length=64, description="each prompt is drawn with each of them")
+    negative_prompt: str = Field("", description="what is steered away from")
+    steps: int = Field(20, ge=1, le=1000, description="steps of DPM-Solver++ (2M)")
+    guidance: NotNegative = Field(7.0, description="scale of classifier-free guidance; 1: none")
+    resolution: int = Field(0, ge=0, le=4096, multiple_of=64, description="edge in pixels; 0: the checkpoint's own")
+    clip_skip: int = Field(0, ge=0, le=11, description="layers of the text encoder that are left out at the end")
+
+
+@final
+class Previews(Drawing):
+    """Draw the prompts with DPM-Solver++ 2M (Lu et al. 2022, https://arxiv.org/abs/2211.01095), in fp32 noise."""
+
+    checkpoint: Annotated[Reference, Takes("checkpoint", Reads)]
+    beside: Annotated[dict[Reference, Beside], Takes("checkpoint", Reads)] = Field({})
+
+
+TABLE = Previews

@@ -1,0 +1,178 @@
+"""What a formula makes, tensor by tensor, before a byte of it exists.
+
+A formula (a merge, a bake, an insert, …) is identified by how it is made: method, version, the settings that concern
+the tensor, dtype, and the identities of the tensors that go in. So plans of merges need no bytes, recipes that compute
+the same thing share it, and what passes through keeps its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sdforge.artifact import DTYPES, Artifact, Component, Tensor
+from sdforge.errors import UsageError
+from sdforge.families import Family
+from sdforge.identity import H, Json, component_identity
+
+
+class Made(NamedTuple):
+    """One tensor of a result: what it will be, and what from. Without parameters the bytes of `inputs[0]` pass."""
+
+    tensor: Tensor
+    inputs: tuple[Tensor, ...]
+    parameters: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """An artifact that goes into a formula, with the tensors of the components that are asked for.
+
+    use: what the recipe says of its use (a strength, words to overwrite, …).
+    """
+
+    artifact: Artifact
+    tables: Callable[[Component], list[Tensor]]
+    vocabulary: Callable[[Component], dict[str, Any]] = field(default=lambda _: {})
+    use: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self, component: str) -> dict[str, Tensor]:
+        """Return a component's tensors by name; nothing if the artifact has no such component."""
+        found = self.artifact.components.get(component)
+        return {tensor.name: tensor for tensor in self.tables(found)} if found else {}
+
+    def tokenizer(self) -> dict[str, Any]:
+        """Return the artifact's vocabulary ({"vocab", "merges"}), or nothing."""
+        found = self.artifact.components.get("tokenizer")
+        return self.vocabulary(found) if found else {}
+
+
+@dataclass
+class Plan:
+    """What a formula makes: the components it changes, tensor by tensor, and the facts it changes (None: neutral)."""
+
+    components: dict[str, list[Made]] = field(default_factory=dict)
+    facts: dict[str, Json] = field(default_factory=dict)
+
+    def identities(self) -> dict[str, str]:
+        """Return component → identity."""
+        return {
+            name: component_identity((made.tensor.name, made.tensor.identity) for made in table)
+            for name, table in self.components.items()
+        }
+
+    def dtypes(self) -> dict[str, str]:
+        """Return component → the dtype its floats have in common, or `mixed`."""
+        return {name: common_dtype(made.tensor.dtype for made in table) for name, table in self.components.items()}
+
+    def computed(self) -> int:
+        """Return how many bytes are computed (and not passed through)."""
+        return sum(made.tensor.size for t in self.components.values() for made in t if made.parameters is not None)
+
+
+def common_dtype(dtypes: Iterable[str]) -> str:
+    """Return the one float type of these, or `mixed`."""
+    found = {dtype for dtype in dtypes if not dtype.startswith(("I", "U", "BOOL"))}
+    return found.pop() if len(found) == 1 else "mixed"
+
+
+def passes(tensor: Tensor) -> Made:
+    """Let a tensor's bytes through: it keeps its identity."""
+    return Made(tensor, (tensor,))
+
+
+def computed(
+    method: str, version: int, name: str, dtype: str, shape: tuple[int, ...], inputs: list[Tensor], parameters: Any
+) -> Made:
+    """Name a tensor that is computed from others.
+
+    dtype: as safetensors writes it; parameters: the settings that concern this tensor, as JSON.
+    """
+    identity = H(
+        "formula",
+        {
+            "dtype": dtype,
+            "inputs": [tensor.identity for tensor in inputs],
+            "method": method,
+            "settings": parameters,
+            "version": version,
+        },
+    )
+    return Made(Tensor(name, dtype, shape, identity), tuple(inputs), parameters)
+
+
+def target_dtype(setting: str, first: Tensor) -> str:
+    """Return the dtype a tensor of the result has: the target's, or the first input's. Integers stay what they are."""
+    if not setting or first.dtype.startswith(("I", "U", "BOOL")):
+        return first.dtype
+    return DTYPES[setting]
+
+
+def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
+    """Refuse tensors of different shapes. Raises UsageError naming both."""
+    for other in inputs[1:]:
+        if other.shape != inputs[0].shape:
+            raise UsageError(f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}")
+
+
+def merge_plan(
+    method: str,
+    version: int,
+    simplify: Callable[[list[Any], dict[str, Any]], Any],
+    inputs: list[Input],
+    family: Family,
+    parameters: Callable[[str, str], dict[str, Any]],
+    dtype: str,
+) -> Plan:
+    """Plan a merge of checkpoints.
+
+    parameters: (component, block) → the method's settings there; components for which it returns nothing pass through
+    from the first checkpoint. Integer tensors always do.
+    """
+    plan = Plan()
+    blocks = {(name.component, name.canonical): name.block for name in family.names()}
+    for component in family.networks:
+        tables = [each.tensors(component) for each in inputs]
+        if not tables[0] or not parameters(component, ""):
+            continue
+        rows = []
+        for name, first in tables[0].items():
+            missing = [i for i, table in enumerate(tables) if name not in table]
+            if missing:
+                raise UsageError(f"{method} needs {component}.{name}, which checkpoint {missing[0] + 1} does not have")
+            tensors = [table[name] for table in tables]
+            same_shapes(method, f"{component}.{name}", tensors)
+            target = target_dtype(dtype, first)
+            rows.append(_merged(method, version, simplify, name, target, tensors,
+                                parameters(component, blocks[component, name])))  # fmt: skip
+        plan.components[component] = rows
+    return plan
+
+
+def _merged(
+    method: str,
+    version: int,
+    simplify: Callable[[list[Any], dict[str, Any]], Any],
+    name: str,
+    dtype: str,
+    tensors: list[Tensor],
+    parameters: dict[str, Any],
+) -> Made:
+    if tensors[0].dtype.startswith(("I", "U", "BOOL")):
+        return passes(tensors[0])
+    by_identity = {tensor.identity: tensor for tensor in tensors}
+    left = simplify([tensor.identity for tensor in tensors], parameters)
+    if isinstance(left, str):
+        through = by_identity[left]
+        return passes(through._replace(name=name)) if through.dtype == dtype else cast(name, through, dtype)
+    used, remaining = left
+    return computed(method, version, name, dtype, tensors[0].shape, [by_identity[i] for i in used], remaining)
+
+
+CAST_VERSION = 1
+
+
+def cast(name: str, tensor: Tensor, dtype: str) -> Made:
+    """Round a tensor to another type."""
+    return computed("cast", CAST_VERSION, name, dtype, tensor.shape, [tensor], {})

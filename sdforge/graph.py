@@ -1,0 +1,216 @@
+"""Recipes and project, linked: which target takes what from where, in an order in which they can be made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from sdforge.errors import Problem, RecipeError, UsageError, nearest
+from sdforge.project import FILE, RECIPES, Project, read_small
+from sdforge.recipe import Recipe, Target, Use, place_in
+
+
+class Taken(NamedTuple):
+    """A source or data set as some recipe sees it. id: how lock and reports call it; table: what is stated of it."""
+
+    id: str
+    kind: str  # source | dataset
+    table: dict[str, Any]
+
+
+class Link(NamedTuple):
+    """An input of a node: how it is used, and the id of the node or source that it names."""
+
+    use: Use
+    id: str
+
+
+@dataclass(slots=True)
+class Node:
+    """A target in its place."""
+
+    id: str  # RECIPE:NAME
+    recipe: Recipe
+    target: Target
+    links: tuple[Link, ...] = ()
+
+
+@dataclass
+class Graph:
+    """Nodes in an order in which inputs come first, and the sources they take."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    sources: dict[str, Taken] = field(default_factory=dict)
+    users: dict[str, list[str]] = field(default_factory=dict)
+
+    def behind(self, wanted: list[str]) -> list[Node]:
+        """Return the wanted nodes and all they need, inputs first."""
+        keep, stack = set(), list(wanted)
+        while stack:
+            identifier = stack.pop()
+            if identifier in self.nodes and identifier not in keep:
+                keep.add(identifier)
+                stack += [link.id for link in self.nodes[identifier].links]
+        return [node for identifier, node in self.nodes.items() if identifier in keep]
+
+
+def link(project: Project, names: list[str]) -> Graph:
+    """Link recipes, and those that they name. Raises RecipeError with every name that means nothing, and every cycle."""
+    linking = _Linking(project)
+    for name in names:
+        linking.add(name)
+    linking.check_shadows()
+    if linking.problems:
+        raise RecipeError(problems=linking.problems)
+    return linking.sorted()
+
+
+class _Linking:
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.problems: list[Problem] = []
+        self.nodes: dict[str, Node] = {}
+        self.sources: dict[str, Taken] = {}
+        self.added: dict[str, Recipe] = {}
+
+    def add(self, name: str) -> None:
+        queue = [name]
+        while queue:
+            name = queue.pop()
+            if name in self.added:
+                continue
+            try:
+                recipe = self.project.recipe(name)
+            except RecipeError as error:
+                self.problems += error.problems
+                self.added[name] = Recipe(name, "", "", "", {}, {}, {})
+                continue
+            self.added[name] = recipe
+            for target in recipe.targets.values():
+                links = []
+                for use in target.uses:
+                    found = self._find(recipe, target, use)
+                    if found:
+                        links.append(Link(use, found))
+                        other = found.partition(":")[0]
+                        if found not in self.sources and other not in self.added:
+                            queue.append(other)
+                identifier = f"{recipe.name}:{target.name}"
+                self.nodes[identifier] = Node(identifier, recipe, target, tuple(links))
+
+    def _find(self, recipe: Recipe, target: Target, use: Use) -> str:
+        """Return the id of what a name means: a target of this recipe, of another one, or a source; or a problem."""
+        name = use.reference
+        other, colon, rest = name.partition(":")
+        if colon:
+            return self._elsewhere(recipe, target, use, other, rest)
+        if name in recipe.targets:
+            return f"{recipe.name}:{name}"
+        wants = target.signature.roles[use.role].kind
+        for kind, own, shared in (
+            ("source", recipe.sources, self.project.sources),
+            ("dataset", recipe.datasets, self.project.datasets),
+        ):
+            if name in own or name in shared:
+                identifier = f"{recipe.name}/{name}" if name in own else name
+                self.sources.setdefault(identifier, Taken(identifier, kind, own.get(name) or shared[name]))
+                return identifier
+        known = [*recipe.targets, *recipe.sources, *recipe.datasets, *self.project.sources, *self.project.datasets]
+        guess = nearest(name, known)
+        hint = f"did you mean `{guess}`?" if guess else f"declare it: [{'dataset' if wants == 'dataset' else 'source'}.{name}]"
+        self._problem(recipe, target, use, "unknown-name", f"`{name}` is neither a target nor a source", hint)
+        return ""
+
+    def _elsewhere(self, recipe: Recipe, target: Target, use: Use, other: str, rest: str) -> str:
+        try:
+            found = self.project.recipe(other)
+        except RecipeError:
+            self.add(other)  # its own problems say what is wrong
+            return ""
+        except UsageError as error:
+            self._problem(recipe, target, use, "unknown-name", f"`{use.reference}`: {error.message}", error.hint)
+            return ""
+        if rest not in found.targets:
+            guess = nearest(rest, list(found.targets))
+            hint = f"did you mean `{other}:{guess}`?" if guess else f"it has {', '.join(found.targets)}"
+            self._problem(recipe, target, use, "unknown-name", f"recipe `{other}` has no target `{rest}`", hint)
+            return ""
+        return use.reference
+
+    def _problem(self, recipe: Recipe, target: Target, use: Use, code: str, message: str, hint: str = "") -> None:
+        self.problems.append(problem_at(self.project, recipe, target, use, code, message, hint))
+
+    def check_shadows(self) -> None:
+        """A recipe may not give a name of `forge.toml` another meaning."""
+        shared = {**dict.fromkeys(self.project.sources, "source"), **dict.fromkeys(self.project.datasets, "dataset")}
+        for recipe in self.added.values():
+            own = {t.name: t.path for t in recipe.targets.values() if not t.implicit}
+            own |= {name: ("source", name) for name in recipe.sources}
+            own |= {name: ("dataset", name) for name in recipe.datasets}
+            for name in sorted(own.keys() & shared.keys()):
+                source = read_small(self.project.recipe_path(recipe.name), "")
+                place = place_in(source, recipe.file, *own[name])
+                message = f"`{name}` is the name of a {shared[name]} in {FILE}"
+                self.problems.append(Problem("name", message, place, "give it another name"))
+
+    def sorted(self) -> Graph:
+        """Order the nodes, inputs first (Kahn), without recursion; whatever is left over goes round in circles."""
+        waiting = {i: {link.id for link in n.links if link.id in self.nodes} for i, n in self.nodes.items()}
+        users: dict[str, list[str]] = {}
+        for identifier, inputs in waiting.items():
+            for each in inputs:
+                users.setdefault(each, []).append(identifier)
+        ready = [identifier for identifier, inputs in waiting.items() if not inputs]
+        graph = Graph(sources=self.sources, users=users)
+        for identifier in ready:  # grows while it is walked
+            graph.nodes[identifier] = self.nodes[identifier]
+            for user in users.get(identifier, ()):
+                waiting[user].discard(identifier)
+                if not waiting[user]:
+                    ready.append(user)
+        if len(graph.nodes) < len(self.nodes):
+            raise RecipeError(problems=[self._cycle({i: w for i, w in waiting.items() if w})])
+        return graph
+
+    def _cycle(self, waiting: dict[str, set[str]]) -> Problem:
+        path = [min(waiting)]
+        while True:
+            following = min(waiting[path[-1]] & waiting.keys(), default="") or min(waiting[path[-1]])
+            if following in path:
+                circle = [*path[path.index(following) :], following]
+                node = self.nodes[circle[0]]
+                used = next(link.use for link in node.links if link.id == circle[1])
+                names = " → ".join(identifier.partition(":")[2] for identifier in circle)
+                message = f"targets that need each other can never be made: {names}"
+                return problem_at(self.project, node.recipe, node.target, used, "cycle", message)
+            path.append(following)
+
+
+def problem_at(
+    project: Project, recipe: Recipe, target: Target, use: Use | None, code: str, message: str, hint: str = "",
+    *, warning: bool = False,
+) -> Problem:  # fmt: skip
+    """Return a problem at the place where a target's table stands, or a name in it."""
+    source = read_small(project.root / RECIPES / f"{recipe.name}.toml", "")
+    path: tuple[str | int, ...] = target.path
+    value = True
+    if use is None:
+        value = False
+    elif target.implicit:
+        path, value = _preset_path(target, use)
+    elif target.signature.roles[use.role].many == "table":
+        path, value = (*target.path, use.role, use.reference), False
+    elif target.signature.roles[use.role].many == "list":
+        position = [u.reference for u in target.uses if u.role == use.role].index(use.reference)
+        path = (*target.path, use.role, position)
+    else:
+        path = (*target.path, use.role)
+    return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
+
+
+def _preset_path(target: Target, use: Use) -> tuple[tuple[str | int, ...], bool]:
+    if use.role == "loras":
+        return ("preset", "bake", use.reference), False
+    if use.role == "embeddings":
+        return ("preset", "insert"), True
+    return ("preset", "checkpoint"), True

@@ -1,0 +1,11 @@
+"""Merges: a file is a merge method, with one pure function of tensors that has the file's name.
+
+Its positional parameters are the inputs (`*checkpoints` takes any number), its keyword-only ones the settings; one of
+them, marked `PerBlock`, may differ from block to block. The engine calls it for one tensor at a time, in fp32 for
+inputs of at most 16 bits and in fp64 otherwise, and rounds once. What it may use, so that the result is the same on
+every machine: `+ − × ÷ sqrt` in separate operations, and `sdforge.exact` for reductions and scalar functions.
+
+Beside the function: `VERSION`, raised when results change, and
+`simplify(inputs, parameters)`: what remains to be computed: the one input whose bytes pass through, or the
+(inputs, parameters) that decide the result. It sees identities only, so that plans need no bytes.
+"""

@@ -1,0 +1,279 @@
+"""Name → method: what it takes, what it makes, what can be set. The folders are the registry.
+
+The name in a recipe is the name of a module in `merges/`, `trainings/` or `edits/`; nothing is registered anywhere
+else. `FORGE_METHODS` may name further folders with the same three folders in them, for methods under development.
+Names are known without importing anything; a module is imported when a recipe that uses it is first read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+
+from sdforge.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from sdforge.families import Family
+    from sdforge.formula import Input, Plan
+    from sdforge.settings import Table
+
+GROUPS = ("merges", "trainings", "edits")
+LOOP_VERSION = 1  # of the training loop that all trainings share
+EXTRA = "FORGE_METHODS"
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used)."""
+
+    kind: str
+    reads: tuple[str, ...]
+    facts: tuple[str, ...]
+    moves: tuple[str, ...]
+    many: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What planning needs to know of a method when its table has been read: no code, so it can be kept in a cache.
+
+    kind: `formula` (class A, named by how it is made), `content` (named by its bytes), or `moves` (nothing is done).
+    code: further code whose version decides the result. pinned: whether the lock chooses among its results.
+    """
+
+    name: str
+    group: str
+    version: int
+    makes: str
+    kind: str
+    seeded: bool
+    pinned: bool
+    code: dict[str, int]
+    roles: dict[str, Role]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make an artifact: its table (settings and inputs) and its code."""
+
+    name: str
+    group: str
+    version: int
+    makes: str
+    table: type[Table]
+    module: ModuleType
+
+    @cached_property
+    def signature(self) -> Signature:
+        """Return what planning needs to know of the method."""
+        from sdforge.settings import Seeded, takes
+
+        roles = {
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation))
+            for name, field in self.table.model_fields.items()
+            if (mark := takes(field))
+        }
+        formula = self.group == "merges" or hasattr(self.module, "plan")
+        moves = any(role.moves for role in roles.values())
+        return Signature(
+            name=self.name,
+            group=self.group,
+            version=self.version,
+            makes=self.makes,
+            kind="formula" if formula else "moves" if moves else "content",
+            seeded=issubclass(self.table, Seeded),
+            pinned=getattr(self.module, "PINNED", True),
+            code={"loop": LOOP_VERSION} if self.group == "trainings" else {},
+            roles=roles,
+        )
+
+    def plan(self, table: Table, inputs: dict[str, list[Input]], family: Family) -> Plan:
+        """Return what the formula makes, tensor by tensor. Raises UsageError for inputs that do not fit."""
+        if self.group != "merges":
+            found: Plan = self.module.plan(table, inputs, family)
+            return found
+        from sdforge.formula import merge_plan
+
+        flat = [each for role in inputs.values() for each in role]
+        return merge_plan(
+            self.name, self.version, self.module.simplify, flat, family, block_parameters(table, family), table.dtype
+        )  # fmt: skip
+
+
+def _many(annotation: Any) -> str:
+    return {list: "list", dict: "table"}.get(get_origin(annotation), "")
+
+
+def _roots() -> list[Path]:
+    extra = [Path(p) for p in os.environ.get(EXTRA, "").split(os.pathsep) if p]
+    return [Path(__file__).parent, *extra]
+
+
+@cache
+def method_groups() -> dict[str, str]:
+    """Return the name of every method → its group, from the folders alone."""
+    found = {}
+    for root in _roots():
+        for group in GROUPS:
+            for path in sorted((root / group).glob("*")):
+                name = path.stem if path.suffix == ".py" else path.name
+                package = path.is_dir() and (path / "__init__.py").is_file()
+                if (path.suffix == ".py" or package) and not name.startswith("_"):
+                    found[name] = group
+    return found
+
+
+@cache
+def code_fingerprint() -> str:
+    """Name the code that reads recipes: what was read with other code is read again."""
+    rows = []
+    for root in _roots():
+        folders = [root, *(p for p in root.rglob("*") if p.is_dir() and p.name not in ("__pycache__", "demo", "run"))]
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".py"):
+                        info = entry.stat()
+                        rows.append((str(folder), entry.name, info.st_size, info.st_mtime_ns))
+    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
+
+
+def module_of(group: str, name: str) -> ModuleType:
+    """Import the module of a method (or its part, as in `lora.adapter`)."""
+    package = importlib.import_module(f"sdforge.{group}")
+    for root in _roots()[1:]:
+        folder = str(root / group)
+        if folder not in package.__path__:
+            package.__path__.append(folder)
+    return importlib.import_module(f"sdforge.{group}.{name}")
+
+
+@cache
+def method(name: str) -> Method:
+    """Return the method of that name. Raises UsageError with a guess at what was meant."""
+    groups = method_groups()
+    if name not in groups:
+        guess = nearest(name, list(groups))
+        raise UsageError(f"there is no method {name!r}", hint=f"did you mean {guess!r}?" if guess else "")
+    group = groups[name]
+    module = module_of(group, name)
+    if group == "merges":
+        return Method(name, group, module.VERSION, "checkpoint", _merge_table(getattr(module, name)), module)
+    return Method(name, group, module.VERSION, module.MAKES, module.TABLE, module)
+
+
+def _merge_table(function: Callable[..., Any]) -> type[Table]:
+    """Derive a merge's table from its signature: parameters are inputs, keyword-only ones are settings."""
+    from pydantic import Field, create_model
+
+    from sdforge.settings import Block, PerBlock, Reference, Takes, Target
+
+    hints = get_type_hints(function, localns={"Tensor": object}, include_extras=True)
+    takes_ = Takes("checkpoint", ("unet", "text_encoder"), ())
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            fields[name] = (Annotated[list[Reference], Field(min_length=1), takes_], ...)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
+            fields[name] = (Annotated[Reference, takes_], ...)
+        else:
+            default = ... if parameter.default is parameter.empty else parameter.default
+            hint = hints[name]
+            fields[name] = (hint, default)
+            if any(isinstance(mark, PerBlock) for mark in getattr(hint, "__metadata__", ())):
+                note = "component or component.block (patterns allowed) → the same setting there"
+                fields["blocks"] = (dict[Block, hint], Field({}, description=note))  # type: ignore[valid-type]
+    model: type[Table] = create_model(function.__name__, __base__=Target, __doc__=inspect.getdoc(function), **fields)
+    return model
+
+
+def per_block(table: Table | type[Table]) -> str:
+    """Return the setting that `blocks` may override, or ""."""
+    from sdforge.settings import PerBlock
+
+    cls = table if isinstance(table, type) else type(table)
+    marked = (n for n, f in cls.model_fields.items() if any(isinstance(m, PerBlock) for m in f.metadata))
+    return next(marked, "")
+
+
+def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[str, Any]]:
+    """Return (component, block) → a merge's settings there; nothing for a VAE that no pattern names."""
+    varies = per_block(table)
+    settings = {k: v for k, v in table.settings().items() if k not in ("blocks", "dtype")}
+    patterns = getattr(table, "blocks", {})
+    places = resolve_blocks(patterns, family)
+    named = {component for component, _ in places}
+
+    def at(component: str, block: str) -> dict[str, Any]:
+        if component == "vae" and "vae" not in named:
+            return {}
+        pattern = places.get((component, block))
+        return settings if pattern is None else settings | {varies: patterns[pattern]}
+
+    return at
+
+
+def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
+    """Return (component, block) → the pattern that decides there.
+
+    The pattern with the longest literal prefix wins. Raises UsageError for a pattern that matches nothing, and for
+    two of equal length that match one block, since tables have no order.
+    """
+    places = block_places(family)
+    found: dict[tuple[str, str], str] = {}
+    for pattern in patterns:
+        matched = [place for place in places if block_matches(pattern, *place)]
+        if not matched:
+            words = sorted({c for c, _ in places} | {f"{c}.{b}" for c, b in places if b})
+            guess = nearest(pattern, words)
+            raise UsageError(
+                f"the block pattern {pattern!r} matches nothing in {family.title}",
+                hint=f"did you mean {guess!r}?" if guess else f"blocks are {', '.join(words[:4])}, …",
+            )
+        for place in matched:
+            other = found.get(place)
+            if other is not None and literal(other) == literal(pattern):
+                raise UsageError(
+                    f"the block patterns {min(other, pattern)!r} and {max(other, pattern)!r} both match "
+                    f"{'.'.join(filter(None, place))}",
+                    hint="make one of them more exact",
+                )
+            if other is None or literal(pattern) > literal(other):
+                found[place] = pattern
+    return found
+
+
+def block_places(family: Family) -> list[tuple[str, str]]:
+    """Return every (component, block) of a family, in the order of its names."""
+    return list(dict.fromkeys((name.component, name.block) for name in family.names()))
+
+
+def block_matches(pattern: str, component: str, block: str) -> bool:
+    """Say whether a pattern over `component` or `component.block` matches a block; `IN04`, `M00`, `OUT03` serve too."""
+    from fnmatch import fnmatchcase
+
+    pattern = spelled(pattern)
+    return fnmatchcase(component, pattern) or (bool(block) and fnmatchcase(f"{component}.{block}", pattern))
+
+
+def spelled(pattern: str) -> str:
+    """Return the pattern for a block's name as the merge programs write it."""
+    if pattern == "M00":
+        return "unet.mid"
+    if len(pattern) in (4, 5) and pattern[:-2] in ("IN", "OUT") and pattern[-2:].isdigit():
+        return f"unet.{pattern.lower()}"
+    return pattern
+
+
+def literal(pattern: str) -> int:
+    """Return how long a pattern's literal prefix is."""
+    pattern = spelled(pattern)
+    return min((pattern.index(c) for c in "*?[" if c in pattern), default=len(pattern) + 1)

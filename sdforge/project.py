@@ -1,0 +1,169 @@
+"""`forge.toml` (and `forge.local.toml`, which is not in git) → `Project`: where things are and how to run here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdforge.errors import Problem, RecipeError, UsageError, nearest
+from sdforge.method import code_fingerprint
+from sdforge.recipe import Recipe, check_name, explain, read_recipe
+from sdforge.syntax import MOST_BYTES, read_toml
+
+if TYPE_CHECKING:
+    from sdforge.settings import Table
+    from sdforge.store.index import Index
+
+FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
+
+
+@dataclass
+class Project:
+    """A folder with a `forge.toml`.
+
+    sources, datasets: name → table, as recipes may use them. run: how to run here, `forge.local.toml` before
+    `forge.toml`. folders: where sources lie that are not in the project.
+    """
+
+    root: Path
+    index: Index
+    default: list[str] = field(default_factory=list)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    folders: list[Path] = field(default_factory=list)
+    _recipes: dict[str, Recipe] = field(default_factory=dict)
+    _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
+
+    @property
+    def out(self) -> Path:
+        return self.root / OUT
+
+    def recipe_names(self) -> list[str]:
+        """Return the names of all recipes."""
+        folder = self.root / RECIPES
+        return sorted(p.stem for p in folder.glob("*.toml")) if folder.is_dir() else []
+
+    def recipe_path(self, name: str) -> Path:
+        return self.root / RECIPES / f"{name}.toml"
+
+    def recipe(self, name: str) -> Recipe:
+        """Return a recipe. Raises UsageError if there is none, RecipeError if it has mistakes."""
+        if name not in self._recipes:
+            path = self.recipe_path(name)
+            check_name(name)
+            source = read_small(path, f"there is no recipe {name!r}", hint=self._guess(name))
+            file = f"{RECIPES}/{name}.toml"
+            self._recipes[name] = self.parsed(
+                "recipe", name, source, lambda: read_recipe(source, name, file), Recipe.dump, Recipe.load
+            )
+        return self._recipes[name]
+
+    def _guess(self, name: str) -> str:
+        guess = nearest(name, self.recipe_names())
+        return f"did you mean {guess!r}?" if guess else f"there are: {', '.join(self.recipe_names()) or 'none'}"
+
+    def expect(self, names: list[str]) -> None:
+        """Look several recipes up in the cache of what was read, in one go."""
+        ids = []
+        for name in names:
+            path = self.recipe_path(name)
+            if name not in self._recipes and path.is_file():
+                ids.append(_parsed_id("recipe", name, read_small(path, "")))
+        self._parsed |= self.index.read_keyed("parsed", "value", "id", ids)
+
+    def parsed(
+        self, kind: str, name: str, source: bytes, read: Callable[[], Any], dump: Callable[[Any], str],
+        load: Callable[[str], Any],
+    ) -> Any:  # fmt: skip
+        """Read a text, or take what was read from the same text with the same code before."""
+        identifier = _parsed_id(kind, name, source)
+        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", "value", "id", [identifier]).get(identifier)
+        if text is not None:
+            return load(text)
+        value = read()
+        self._parsed[identifier] = dump(value)
+        self.index.put("parsed", {identifier: self._parsed[identifier]})
+        return value
+
+
+def _parsed_id(kind: str, name: str, source: bytes) -> str:
+    return hashlib.sha256(f"{kind}\0{name}\0{code_fingerprint()}\0".encode() + source).hexdigest()
+
+
+def read_small(path: Path, missing: str, hint: str = "") -> bytes:
+    """Read a small text of the project. Raises UsageError if it is not there, or is no regular file."""
+    from sdforge.formats.safetensors import open_regular
+
+    if missing and not path.is_file():
+        raise UsageError(missing, hint)
+    fd = open_regular(path)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def find_root(start: Path) -> Path:
+    """Return the nearest folder with a `forge.toml`, from `start` upwards. Raises UsageError."""
+    for folder in (start, *start.parents):
+        if (folder / FILE).is_file():
+            return folder
+    raise UsageError(f"{start} is in no project: there is no {FILE} here or above", hint="`forge init` makes one")
+
+
+def open_project(root: Path, index: Index) -> Project:
+    """Read `forge.toml` and `forge.local.toml`. Raises RecipeError with all that is wrong in them."""
+    project = Project(root, index)
+    values = _read(project, FILE, "ForgeToml")
+    local = _read(project, LOCAL, "ForgeLocalToml") if (root / LOCAL).exists() else {}
+    project.default = values.get("default", [])
+    project.sources = values.get("source", {})
+    project.datasets = values.get("dataset", {})
+    project.run = values.get("run", {}) | {k: v for k, v in local.get("stated", {}).items() if v is not None}
+    project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
+    return project
+
+
+def _read(project: Project, name: str, model: str) -> dict[str, Any]:
+    source = read_small(project.root / name, f"there is no {name}")
+
+    def read() -> dict[str, Any]:
+        import sdforge.tables as tables
+
+        return _checked(source, name, getattr(tables, model))
+
+    found: dict[str, Any] = project.parsed("project", name, source, read, json.dumps, json.loads)
+    return found
+
+
+def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
+    import re
+
+    from pydantic import ValidationError
+
+    from sdforge.settings import NAME
+
+    document = read_toml(source, name)
+    try:
+        table = model.model_validate(document.values)
+    except ValidationError as error:
+        raise RecipeError(problems=list(explain(error, model, document, ()))) from None
+    found = table.model_dump(by_alias=True)
+    seen: dict[str, str] = {}
+    problems = []
+    for key in ("source", "dataset"):
+        for each in found.get(key, {}):
+            if not re.match(NAME, each) or each in seen:
+                reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
+                problems.append(Problem("name", reason, document.place(key, each),
+                                        "small letters, digits, - and _, at most 64"))  # fmt: skip
+            seen[each] = key
+    if problems:
+        raise RecipeError(problems=problems)
+    stated = document.values.get("run", {})
+    found["stated"] = {key: found["run"][key] for key in stated}  # what forge.local.toml itself says
+    return found

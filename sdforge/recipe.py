@@ -1,0 +1,432 @@
+"""A recipe file → `Recipe`: typed, complete, with every mistake found at its place.
+
+What is read here depends on the file alone, so it is kept in a cache by the file's digest and the fingerprint of our
+code. Names are linked across files in `graph`. A `[preset]` becomes targets of its own: `preset.insert`,
+`preset.bake`, `preset.cast`, `preset.export`, `preset.previews`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
+from sdforge.identity import canonical
+from sdforge.method import Role, Signature, method, method_groups
+from sdforge.syntax import Document, read_toml
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "variant", "sweep")
+LATER = ("variant", "sweep")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A name in a target's table. use: how it is used, for roles that say so of each name."""
+
+    role: str
+    reference: str
+    use: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A table of a recipe: something to have.
+
+    settings: canonical JSON of what enters the manifest. raw: the table as it was written. seed: None where none
+    is needed. path: where it stands in the file.
+    """
+
+    name: str
+    signature: Signature
+    settings: str
+    uses: tuple[Use, ...]
+    seed: int | None
+    raw: dict[str, Any]
+    path: tuple[str, ...]
+
+    @property
+    def implicit(self) -> bool:
+        """Whether `[preset]` made it."""
+        return self.name.startswith("preset.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that one recipe file says."""
+
+    name: str
+    file: str
+    family: str
+    description: str
+    targets: dict[str, Target]
+    sources: dict[str, dict[str, Any]]
+    datasets: dict[str, dict[str, Any]]
+    preset: dict[str, Any] | None = None
+    signatures: dict[str, Signature] = field(default_factory=dict)
+
+    def dump(self) -> str:
+        """Return the recipe as JSON, for the cache of what was read."""
+        targets = [
+            [t.name, t.signature.name, t.settings, [[u.role, u.reference, u.use] for u in t.uses], t.seed, t.raw, t.path]
+            for t in self.targets.values()
+        ]
+        signatures = {name: asdict(s) for name, s in self.signatures.items()}
+        rest = [self.name, self.file, self.family, self.description, self.sources, self.datasets, self.preset]
+        return json.dumps([signatures, targets, rest], separators=(",", ":"))
+
+    @staticmethod
+    def load(text: str) -> Recipe:
+        """Return the recipe that `dump` wrote."""
+        signatures_, targets_, (name, file, family, description, sources, datasets, preset) = json.loads(text)
+        signatures = {key: _signature(value) for key, value in signatures_.items()}
+        targets = {
+            row[0]: Target(row[0], signatures[row[1]], row[2], tuple(Use(*u) for u in row[3]), row[4], row[5],
+                           tuple(row[6]))
+            for row in targets_
+        }  # fmt: skip
+        return Recipe(name, file, family, description, targets, sources, datasets, preset, signatures)
+
+
+def _signature(value: dict[str, Any]) -> Signature:
+    roles = {
+        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"])
+        for name, r in value.pop("roles").items()
+    }
+    return Signature(roles=roles, **value)
+
+
+def read_recipe(source: bytes, name: str, file: str) -> Recipe:
+    """Read a recipe. Raises RecipeError with all that is wrong in the file, warnings included."""
+    return _Reading(read_toml(source, file), name).recipe()
+
+
+def place_in(source: bytes, file: str, *path: str | int, value: bool = False) -> Place:
+    """Return where something stands in a recipe that could be read."""
+    return read_toml(source, file).place(*path, value=value)
+
+
+class _Reading:
+    """One pass over a document, collecting problems."""
+
+    def __init__(self, document: Document, name: str) -> None:
+        self.document = document
+        self.name = name
+        self.problems: list[Problem] = []
+        self.targets: dict[str, Target] = {}
+        self.signatures: dict[str, Signature] = {}
+        self.seed = 0
+
+    def wrong(self, code: str, message: str, *path: str | int, hint: str = "", value: bool = False) -> None:
+        self.problems.append(Problem(code, message, self.document.place(*path, value=value), hint))
+
+    def recipe(self) -> Recipe:
+        from sdforge.families import family_names
+        from sdforge.tables import Dataset, Preset, Source
+
+        values = self.document.values
+        family = values.get("family")
+        if family is None:
+            self.wrong("missing", "the recipe does not say its `family`", hint=f"one of {', '.join(family_names())}")
+        elif family not in family_names():
+            guess = nearest(str(family), family_names()) or ", ".join(family_names())
+            self.wrong("family", f"there is no family {family!r}", "family", hint=f"known: {guess}", value=True)
+        seed = values.get("seed", 0)
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**53:
+            self.wrong("setting", "`seed` is a whole number from 0", "seed", value=True)
+        else:
+            self.seed = seed
+        description = values.get("description", "")
+        if not isinstance(description, str):
+            self.wrong("setting", "`description` is text", "description", value=True)
+        for key in LATER:
+            if key in values:
+                self.wrong("later", f"[{key}] comes with a later version of sdforge", key)
+        sources = self._named("source", Source)
+        datasets = self._named("dataset", Dataset)
+        self._methods()
+        preset = self._table(Preset, values["preset"], ("preset",)) if "preset" in values else None
+        self._names({"source": sources, "dataset": datasets})
+        if preset is not None:
+            self._expand(preset)
+        if self.problems:
+            raise RecipeError(problems=self.problems)
+        return Recipe(
+            self.name,
+            self.document.file,
+            str(family),
+            str(description),
+            self.targets,
+            {name: table.model_dump(by_alias=True) for name, table in sources.items()},
+            {name: table.model_dump(by_alias=True) for name, table in datasets.items()},
+            preset.model_dump() if preset is not None else None,
+            self.signatures,
+        )
+
+    def _named(self, key: str, model: type[BaseModel]) -> dict[str, Any]:
+        """Read `[key.name]` tables."""
+        tables = self.document.values.get(key, {})
+        if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+            self.wrong("setting", f"`{key}` is written as tables, [{key}.NAME]", key)
+            return {}
+        found = {name: self._table(model, table, (key, name)) for name, table in tables.items()}
+        return {name: table for name, table in found.items() if table is not None}
+
+    def _table(self, model: type[BaseModel], table: Any, path: tuple[str, ...]) -> Any:
+        """Check a table against its model; None (and problems) where it does not hold."""
+        from pydantic import ValidationError
+
+        if not isinstance(table, dict):
+            self.wrong("setting", f"`{'.'.join(path)}` is a table", *path)
+            return None
+        try:
+            return model.model_validate(table)
+        except ValidationError as error:
+            self.problems += list(explain(error, model, self.document, path))
+            return None
+
+    def _methods(self) -> None:
+        groups = method_groups()
+        for name, tables in self.document.values.items():
+            if name in RESERVED:
+                continue
+            if name not in groups:
+                kind = "method" if isinstance(tables, dict) else "setting"
+                guess = nearest(name, [*groups, *RESERVED])
+                hint = f"did you mean `{guess}`?" if guess else "`forge list --methods` names them"
+                self.wrong(f"unknown-{kind}", f"there is no {kind} `{name}`", name, hint=hint)
+                continue
+            if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+                self.wrong("setting", f"a target is written as a table, [{name}.NAME]", name)
+                continue
+            if name in ("export", "previews"):
+                self.wrong("setting", f"`{name}` belongs to [preset]", name)
+                continue
+            for target, table in tables.items():
+                if target in self.targets:
+                    self.wrong("name", f"two targets are called `{target}`", name, target)
+                self._target(target, name, table, (name, target))
+
+    def _target(self, name: str, method_name: str, raw: dict[str, Any], path: tuple[str, ...]) -> None:
+        found = method(method_name)
+        self.signatures[method_name] = found.signature
+        table = self._table(found.table, raw, path)
+        if table is None:
+            return
+        if found.group == "merges":
+            self._check_counts(table, path)
+        uses = []
+        for role, spec in found.signature.roles.items():
+            value = getattr(table, role)
+            if spec.many == "table":
+                uses += [Use(role, ref, use.model_dump(exclude_none=True)) for ref, use in value.items()]
+            elif spec.many == "list":
+                uses += [Use(role, ref) for ref in value]
+            elif value is not None:
+                uses.append(Use(role, value))
+        seed = None
+        if found.signature.seeded:
+            seed = self.seed if table.seed is None else table.seed
+        settings = canonical(table.settings())
+        self.targets[name] = Target(name, found.signature, settings, tuple(uses), seed, raw, path)
+
+    def _check_counts(self, table: Any, path: tuple[str, ...]) -> None:
+        """A merge that takes any number of checkpoints wants a number for each of them, everywhere."""
+        from sdforge.method import per_block
+
+        varies = per_block(table)
+        lists = {(varies,): getattr(table, varies, None)}
+        lists |= {("blocks", pattern): value for pattern, value in getattr(table, "blocks", {}).items()}
+        count = len(getattr(table, "checkpoints", ()))
+        for place, value in lists.items():
+            if isinstance(value, list) and len(value) != count:
+                self.wrong("setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True)
+
+    def _names(self, tables: dict[str, dict[str, Any]]) -> None:
+        """Names are well-formed, not reserved, and unique over targets, sources and data sets."""
+        import re
+
+        from sdforge.settings import NAME
+
+        seen: dict[str, tuple[str, ...]] = {}
+        paths = [target.path for target in self.targets.values()]
+        paths += [(key, name) for key, found in tables.items() for name in found]
+        for path in paths:
+            name = path[-1]
+            if not re.match(NAME, name):
+                self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
+            elif name in RESERVED:
+                self.wrong("name", f"`{name}` is a reserved word", *path)
+            elif name in seen:
+                other = self.document.place(*seen[name])
+                self.wrong("name", f"`{name}` is already the name of something in line {other.line}", *path)
+            seen[name] = path
+
+    def _expand(self, preset: Any) -> None:
+        """Turn `[preset]` into targets."""
+        checkpoint = preset.checkpoint
+        steps: list[tuple[str, dict[str, Any]]] = []
+        if preset.insert:
+            steps.append(("insert", {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}))
+            checkpoint = "preset.insert"
+        unbaked = checkpoint
+        if preset.bake:
+            loras = {name: {"strength": strength} for name, strength in preset.bake.items()}
+            steps.append(("bake", {"checkpoint": checkpoint, "loras": loras, "dtype": preset.dtype}))
+            checkpoint = "preset.bake"
+        if preset.dtype:
+            steps.append(("cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
+            checkpoint = "preset.cast"
+        loras, embeddings, bases = self._behind(preset)
+        export = {
+            "checkpoint": checkpoint,
+            "loras": {name: {} for name in loras},
+            "embeddings": {name: {} for name in embeddings},
+            "forms": sorted(set(preset.export)),
+            "title": preset.title or self.name,
+            "description": preset.description,
+            "licence": preset.licence,
+            "trigger": preset.trigger,
+            "negative_prompt": preset.negative_prompt,
+            "clip_skip": preset.clip_skip,
+        }
+        steps.append(("export", export))
+        if preset.previews.prompts:
+            beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
+            drawing = preset.previews.model_dump(exclude_unset=True)
+            drawing.setdefault("negative_prompt", preset.negative_prompt)
+            drawing.setdefault("clip_skip", preset.clip_skip)
+            steps.append(("previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
+        for name, raw in steps:
+            self._target(f"preset.{name}", name, raw, ("preset",))
+
+    def _behind(self, preset: Any) -> tuple[list[str], list[str], list[str]]:
+        """What lies behind the preset in this recipe: LoRAs that targets made, embeddings, and the bases it began with."""
+        loras, embeddings, bases = list(preset.bake), list(preset.insert), []
+        queue, seen = [preset.checkpoint], set()
+        while queue:
+            name = queue.pop(0)
+            if name in seen:
+                continue
+            seen.add(name)
+            target = self.targets.get(name)
+            if target is None:
+                bases.append(name)
+                continue
+            for use in target.uses:
+                kind = target.signature.roles[use.role].kind
+                if kind == "checkpoint":
+                    queue.append(use.reference)
+                elif kind == "lora":
+                    loras.append(use.reference)
+                elif kind == "embedding" and not (use.use or {}).get("over"):
+                    embeddings.append(use.reference)
+        made = [name for name in dict.fromkeys(loras) if name in self.targets or ":" in name]
+        return made, list(dict.fromkeys(embeddings)), bases[:4]
+
+
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], document: Document, path: tuple[str, ...]
+) -> Iterator[Problem]:
+    """Yield a problem for each complaint of pydantic, in the words of recipes."""
+    for fault in error.errors(include_url=False):
+        kind = fault["type"]
+        if kind == "none_required":  # the other half of an optional setting's complaint
+            continue
+        place = _walked(fault["loc"], document, path)
+        where = (*path, *place)
+        name = _spelled(place) or path[-1]
+        what = ".".join(map(str, path))
+        if kind == "extra_forbidden":
+            known = _known(model, place[:-1])
+            guess = nearest(str(place[-1]), known)
+            hint = f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
+            yield Problem("unknown-setting", f"`{name}` is no setting of {what}", document.place(*where), hint)
+        elif kind == "missing":
+            yield Problem("missing", f"{what} needs `{name}`", document.place(*path), "")
+        else:
+            message = _sentence(fault)
+            yield Problem("setting", f"`{name}` {message}", document.place(*where, value=True), "")
+
+
+def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
+    """Return pydantic's location without what stands in no document: names of unions' members and `[key]`."""
+    value: Any = document.values
+    for part in path:
+        value = value.get(part, {}) if isinstance(value, dict) else {}
+    kept: list[int | str] = []
+    for i, part in enumerate(location):
+        inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
+        if inside:
+            kept.append(part)
+            value = value[part]
+        elif i == len(location) - 1 and isinstance(value, dict) and part != "[key]":
+            kept.append(part)  # what is missing
+    return tuple(kept)
+
+
+def _spelled(place: tuple[int | str, ...]) -> str:
+    """Return a location as a person writes it: `blocks.unet.mid`, `weights[2]` (counted from 1)."""
+    text = ""
+    for part in place:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _known(model: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Return the settings of the (sub-)table in which an unknown one stands."""
+    from typing import get_args
+
+    for part in place:
+        if isinstance(part, str) and hasattr(model, "model_fields") and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")]
+            model = inner[0] if inner else model
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+
+
+def _sentence(fault: Any) -> str:
+    kind, context, given = fault["type"], fault.get("ctx", {}), fault.get("input")
+    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    if kind in ("int_type", "int_from_float"):
+        return f"is a whole number, not {shown}"
+    if kind in ("float_type", "finite_number"):
+        return f"is a number, not {shown}"
+    if kind == "bool_type":
+        return f"is true or false, not {shown}"
+    if kind == "string_type":
+        return f"is text, not {shown}"
+    if kind in ("list_type", "dict_type", "model_type"):
+        return f"is a {'list' if kind == 'list_type' else 'table'}, not {shown}"
+    if kind == "literal_error":
+        return f"is one of {context['expected'].replace(' or ', ', ')}, not {shown}"
+    if kind == "string_pattern_mismatch":
+        return f"is no name: {shown}"
+    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than"),
+              "less_than_equal": ("le", "at most"), "less_than": ("lt", "less than"),
+              "multiple_of": ("multiple_of", "a multiple of")}  # fmt: skip
+    if kind in bounds:
+        key, words = bounds[kind]
+        return f"is {words} {context[key]:g}, not {shown}"
+    if kind in ("too_short", "string_too_short"):
+        return f"has at least {context.get('min_length')} of its parts"
+    if kind in ("too_long", "string_too_long"):
+        return f"has at most {context.get('max_length')} of its parts"
+    return f"does not fit: {fault['msg'].lower()}"
+
+
+def check_name(name: str) -> None:
+    """Refuse a recipe's file name that no command line could name. Raises UsageError."""
+    import re
+
+    from sdforge.settings import NAME
+
+    if not re.match(NAME, name):
+        raise UsageError(f"{name!r} is no name for a recipe", hint="small letters, digits, - and _, at most 64")

@@ -1,0 +1,193 @@
+"""Every call to the operating system that the store makes: publish, lock, look at a file. One publish for everything.
+
+A file appears under its final name whole or not at all: it is written in `tmp/` of the same file system, flushed,
+made read-only, renamed, and the folder is flushed. An action's result is published last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from sdforge.errors import BrokenPromise, ForgeError, ResourceError
+
+CHUNK = 1 << 20
+FAULT = "FORGE_FAULT"  # tests: `kill:N` or `error:N` at the N-th publish of a process
+
+_published = 0
+
+
+class Stat(NamedTuple):
+    """What tells that a file is the one that was looked at: any write changes at least ctime."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+SETTLED = 2_000_000_000  # ns: a file changed less than that before it was looked at is looked at once more
+
+
+def stat_of(path: Path | str) -> Stat | None:
+    """Return a file's or folder's stat, or None if there is nothing."""
+    try:
+        s = os.stat(path)  # noqa: PTH116 -- thousands of times in a null build
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stat(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+def is_settled(stat: Stat, looked_ns: int) -> bool:
+    """Say whether a look at `looked_ns` can be trusted: the file had not been changed just before."""
+    return max(stat.mtime_ns, stat.ctime_ns) + SETTLED <= looked_ns
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def resources(what: str) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence with exit code 4."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
+            raise ResourceError(f"{what}: the disk is full", hint) from error
+        raise ResourceError(f"{what}: {error.strerror or error} ({error.filename or ''})") from error
+
+
+def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
+    """Move a written file to its final name, whole and flushed. What is there already is replaced."""
+    _fault()
+    with resources(f"{final.name} could not be kept"):
+        fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fchmod(fd, mode)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(final)
+        flush_folder(final.parent)
+
+
+def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 0o444) -> None:
+    """Publish a small file's content."""
+    with resources(f"{final.name} could not be written"):
+        temporary_folder.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(dir=temporary_folder)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+            publish(Path(name), final, mode)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a folder's names to the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _fault() -> None:
+    global _published  # noqa: PLW0603 -- a count for tests
+    _published += 1
+    kind, _, at = os.environ.get(FAULT, "").partition(":")
+    if kind and _published == int(at):
+        if kind == "kill":
+            os.kill(os.getpid(), 9)
+        raise OSError(errno.EIO, "planted fault")
+
+
+class Lock:
+    """An exclusive `flock` on a file that is never deleted; the kernel frees it when the last holder is gone.
+
+    A worker that gets the descriptor keeps the lock for as long as it works, even if the builder dies.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.held = False
+
+    def acquire(self, *, wait: bool) -> bool:
+        """Take the lock; without `wait` return at once. Returns whether it is held now."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        self.held = True
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        return True
+
+    def share(self, *, wait: bool) -> bool:
+        """Take the lock together with others who share it."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        self.held = True
+        return True
+
+    def holder(self) -> str:
+        """Return what is known of who holds it: a process id, or nothing."""
+        return os.pread(self.fd, 32, 0).decode(errors="replace").strip()
+
+    def release(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.held = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()
+
+
+def within(root: Path, relative: str) -> Path:
+    """Return `root / relative`, refusing every way out of the root. Raises ForgeError."""
+    from sdforge.errors import UsageError
+
+    parts = relative.replace("\\", "/").split("/")
+    odd = relative.startswith(("/", "~")) or ".." in parts or ":" in relative or "\0" in relative
+    if odd or not relative.strip():
+        raise UsageError(f"{relative!r} is no path within the project", hint="files elsewhere are found by name in "
+                         "the folders that forge.local.toml lists")  # fmt: skip
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{relative!r} leads out of the project through a link")
+    return path
+
+
+def damaged(path: Path, quarantine: Path, why: str) -> ForgeError:
+    """Set a damaged file aside and say so; the caller treats it as missing."""
+    quarantine.mkdir(parents=True, exist_ok=True)
+    place = quarantine / path.name
+    try:
+        path.replace(place)
+    except OSError:
+        return BrokenPromise(f"{path} is damaged ({why}) and cannot be moved aside")
+    return BrokenPromise(f"{path} was damaged ({why}); it lies in {place} now")

@@ -1,0 +1,99 @@
+"""The tables of recipes and `forge.toml` that are no targets: sources, data sets, the preset, and how to run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+
+from sdforge.edits.export import Form
+from sdforge.edits.previews import Drawing
+from sdforge.settings import Reference, Table, Weight
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@final
+class Source(Table):
+    """A file or folder that nobody makes. What it states of itself overrides what the file says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
+
+    from_: str = Field(alias="from", min_length=1, max_length=1024, description="a path within the project; elsewhere "
+                       "the name of a file in the folders of forge.local.toml")  # fmt: skip
+    sha256: Digest | SkipJsonSchema[None] = Field(None, description="of the file; it is then this file or none")
+    licence: str = Field("", description="reaches metadata and card of what is made from it")
+    trigger: list[str] = Field([], description="words that call what it knows")
+    prediction: Literal["", "epsilon", "v_prediction"] = Field("", description="what the U-Net predicts")
+
+
+@final
+class Dataset(Table):
+    """A folder of pictures with captions."""
+
+    path: str = Field(min_length=1, max_length=1024, description="a folder within the project")
+    captions: Literal["txt", "none"] = Field("txt", description="txt: a text file of the same name beside each picture")
+    caption: str = Field("", max_length=1000, description="for pictures without one; {trigger} is replaced")
+    trigger: str = Field("", max_length=64, description="what {trigger} stands for; empty: the token that is trained")
+    repeats: int = Field(1, ge=1, le=10_000, description="how often each picture is shown in a round")
+    validation: int = Field(0, ge=0, le=10_000, description="pictures held out, chosen by content")
+
+
+@final
+class PresetPreviews(Drawing):
+    """How the preset's previews are drawn; negative prompt and clip skip are the preset's unless stated."""
+
+
+@final
+class Preset(Table):
+    """The end of a recipe: what is exported for people to use. Order: insert, bake."""
+
+    checkpoint: Reference = Field(description="what the preset is made from")
+    insert: list[Reference] = Field([], description="embeddings that become words")
+    bake: dict[Reference, Weight] = Field({}, description="LoRA → strength")
+    dtype: Literal["", "fp16", "bf16", "fp32"] = Field("", description="type of the numbers; empty: as they are")
+    export: list[Form] = Field(["checkpoint"], description="the files that are written")
+    clip_skip: int = Field(0, ge=0, le=11, description="layers of the text encoder that are left out at the end")
+    negative_prompt: str = Field("", description="what is steered away from")
+    title: str = Field("", description="for metadata; empty: the recipe's name")
+    description: str = Field("", description="for metadata")
+    licence: str = Field("", description="for metadata")
+    trigger: list[str] = Field([], description="for metadata: words that call what was trained")
+    previews: PresetPreviews = Field(default_factory=PresetPreviews)
+
+
+@final
+class States(Table):
+    """How often a training's state is kept."""
+
+    steps: int = Field(0, ge=0, description="every so many steps; 0: only by time")
+    minutes: float = Field(1.0, gt=0, le=1440, description="at the latest after so many minutes")
+
+
+@final
+class Run(Table):
+    """How to run: never what comes out."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where trainings run")
+    jobs: int = Field(1, ge=1, le=64, description="actions side by side")
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of a training; recorded with its result")
+    states: States = Field(default_factory=lambda: States())
+
+
+@final
+class ForgeToml(Table):
+    """`forge.toml`: the project."""
+
+    default: list[str] = Field([], description="the recipes that `forge build` alone builds")
+    source: dict[str, Source] = {}
+    dataset: dict[str, Dataset] = {}
+    run: Run = Field(default_factory=lambda: Run())
+
+
+@final
+class ForgeLocalToml(Table):
+    """`forge.local.toml`: this machine; not in git."""
+
+    folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
+    run: Run = Field(default_factory=lambda: Run())

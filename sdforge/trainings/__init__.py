@@ -1,0 +1,44 @@
+"""Trainings: a folder is a training method, and holds only what is particular to it.
+
+`__init__.py` has `TABLE` (its settings, derived from `Training`), `VERSION` and `MAKES`; `adapter.py` has `begin(…)`,
+which returns what is trained: see `sdforge.run.train.Adapter`. One loop (`sdforge/run/train.py`) serves them all. No
+training names a family; what it needs to know of one it asks the loaded `Diffusion`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sdforge.settings import Reference, Seeded, Share, Takes
+
+On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
+Pictures = Annotated[Reference, Takes("dataset")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Training(Seeded):
+    """The settings that all trainings share."""
+
+    on: On = Field(description="the checkpoint that is trained on")
+    dataset: Pictures = Field(description="the pictures that are learned from")
+    steps: int = Field(1000, ge=1, le=1_000_000, description="updates of the weights")
+    batch: int = Field(4, ge=1, le=4096, description="pictures per step")
+    learning_rate: Positive = Field(1e-4, description="of AdamW, after the warm-up")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant, or falling to 2 % over the second half of the steps"
+    )
+    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises")
+    weight_decay: NotNegative = Field(0.0, description="of AdamW")
+    clip: NotNegative = Field(1.0, description="largest norm of the gradient; 0: no limit")
+    min_snr: NotNegative = Field(5.0, description="γ of min-SNR weighting (Hang et al. 2023); 0: none")
+    noise_from: int = Field(0, ge=0, le=999, description="first timestep that is trained, of 0 … 999")
+    caption_dropout: Share = Field(0.0, description="share of captions replaced by the empty one")
+    flip: bool = Field(False, description="show pictures mirrored half of the time")
+    resolution: int = Field(
+        0, ge=0, le=4096, multiple_of=64, description="edge in pixels of a square picture; 0: the checkpoint's own"
+    )
+    buckets: bool = Field(True, description="keep aspect ratios: pictures are grouped into shapes of equal area")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")

@@ -1,0 +1,35 @@
+"""Textual inversion: a new word is learned, all else stays (Gal et al. 2022, https://arxiv.org/abs/2208.01618)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+
+from sdforge.trainings import Positive, Training
+
+VERSION = 1
+MAKES = "embedding"
+
+Token = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s,()\[\]{}:|]+$")]
+
+
+@final
+class TextualInversion(Training):
+    """argmin over the rows v of E ‖target − f(z_t, t, c(caption with v))‖².
+
+    Captions name the token (a data set's `{trigger}` becomes it). The rows enter at the input of the text encoder;
+    the gradient flows through U-Net and text encoder, which do not change.
+    """
+
+    token: Token = Field(description="the new word, as prompts will write it")
+    vectors: int = Field(4, ge=1, le=64, description="rows of the embedding: that many of 75 prompt tokens")
+    init: str = Field("", max_length=256, description="words whose rows the new ones start from, cycled; empty: noise")
+    learning_rate: Positive = Field(5e-3, description="of AdamW, after the warm-up")
+    steps: int = Field(2000, ge=1, le=1_000_000, description="updates of the rows")
+    warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
+    polarity: Literal["positive", "negative"] = Field("positive", description="negative: for the negative prompt")
+    dtype: Literal["", "fp16", "bf16", "fp32"] = Field("fp32", description="type of the rows")
+
+
+TABLE = TextualInversion
