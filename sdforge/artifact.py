@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from sdforge.formats.safetensors import ITEM_SIZE
-from sdforge.identity import H, Json
+from sdforge.identity import H, Json, canonical
 
 KINDS = (
     "checkpoint", "lora", "embedding", "hypernetwork", "custom", "image_embedding", "null_text", "aesthetic",
@@ -101,12 +101,20 @@ class Artifact:
             return None
         return replace(self, components={n: c._replace(identity=c.content) for n, c in self.components.items()})
 
-    def named(self, components: list[str]) -> Json:
-        """Return what an action that reads `components` (and the facts) of this artifact puts in its manifest."""
+    def named(self, reads: tuple[str, ...], facts: tuple[str, ...]) -> str:
+        """Return, as canonical JSON, what an action that reads these of an artifact puts in its manifest.
+
+        reads: how the names of the components begin; facts: their names, `*` for all.
+        """
         if self.whole:
-            return self.whole
-        parts = {name: self.components[name].identity for name in components if name in self.components}
-        return {"components": parts, "facts": dict(self.facts)} if self.facts else {"components": parts}
+            return f'"{self.whole}"'
+        parts = ",".join(f'"{n}":"{self.components[n].identity}"' for n in sorted(self.components) if n.startswith(reads))
+        stated = self.facts if facts == ("*",) else {name: self.facts[name] for name in facts if name in self.facts}
+        if not reads:
+            parts = ""
+        if stated:
+            return f'{{"components":{{{parts}}},"facts":{canonical(stated)}}}'
+        return f'{{"components":{{{parts}}}}}'
 
 
 def artifact_identity(kind: str, components: dict[str, str], facts: dict[str, Json]) -> str:

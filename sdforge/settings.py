@@ -50,6 +50,8 @@ Reference = Annotated[str, Field(pattern=REFERENCE)]
 Dtype = Literal["", "fp16", "bf16", "fp32"]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**53)]
 Block = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -78,12 +80,12 @@ class Table(BaseModel):
 
 
 class Target(Table):
-    """A table `[method.name]`: what all targets may state besides their method's own settings."""
+    """A merge or edit of checkpoints: what all of them may state besides their own settings."""
 
     dtype: Dtype = Field("", description="type of the result's numbers; empty: as the first input has them")
 
 
-class Seeded(Target):
+class Seeded(Table):
     """A target whose result depends on random numbers."""
 
     FREE: ClassVar[tuple[str, ...]] = ("seed",)  # it stands beside the settings in the manifest

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from math import prod
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
+from sdforge.edits.insert import ROWS
+from sdforge.formats.diffusers_folder import folder_files, weight_file
+from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
+from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.safetensors import ITEM_SIZE, Written, header_bytes, write_file
+from sdforge.formats.single_file import MARKERS, layout_names, single_shape, stated_metadata
+from sdforge.formats.tokenizer import tokenizer_files
+from sdforge.identity import canonical
+from sdforge.order import Order, Outcome
 from sdforge.settings import Reference, Table, Takes
 
 VERSION = 1
 MAKES = "files"
 PINNED = False
+INLINE = True  # it only moves bytes, so it runs in the builder's process
+
+USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
 
 Form = Literal["checkpoint", "diffusers", "loras", "embeddings"]
 
@@ -40,3 +57,150 @@ class Export(Table):
 
 
 TABLE = Export
+
+
+def run(order: Order, report: Callable[..., None]) -> Outcome:
+    """Write the files into the work folder; they are named apart from people's names, which are no part of them."""
+    writing = _Writing(order)
+    forms = order.settings["forms"]
+    for done, form in enumerate(forms):
+        report(step=done, steps=len(forms), note=form)
+        {
+            "checkpoint": writing.single_file,
+            "diffusers": writing.diffusers,
+            "loras": writing.loras,
+            "embeddings": writing.embeddings,
+        }[form]()
+    return Outcome(files=writing.files)
+
+
+class _Writing:
+    """One export: the same bytes for the same order."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.family = order.architecture
+        self.checkpoint = order.the("checkpoint")
+        self.settings = order.settings
+        self.files: dict[str, list[Any]] = {}
+        self.manifest = canonical({"v": 1, "actions": order.closure})  # type: ignore[dict-item]
+
+    def _write(self, name: str, shapes: Any, content: Callable[[str], Iterable[bytes]], metadata: dict[str, str]) -> Written:
+        path = Path(self.order.work) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_file(path, shapes, content, metadata)
+        self.files[name] = [written.sha256, written.size, written.data_sha256]
+        return written
+
+    def _text(self, name: str, text: str) -> None:
+        path = Path(self.order.work) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+        self.files[name] = [hashlib.sha256(text.encode()).hexdigest(), len(text.encode())]
+
+    def _spec(self, architecture: str, resolution: int) -> dict[str, str]:
+        """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files."""
+        prediction = self.family.fact(self.checkpoint.facts, "prediction")
+        stated = {
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": architecture,
+            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+            "modelspec.title": self.settings["title"],
+            "modelspec.resolution": f"{resolution}x{resolution}",
+            "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
+            "modelspec.description": self.settings["description"],
+            "modelspec.license": self.settings["licence"],
+            "modelspec.trigger_phrase": ", ".join(self.settings["trigger"]),
+            "modelspec.encoder_layer": str(self.settings["clip_skip"] + 1) if self.settings["clip_skip"] else "",
+        }
+        return {key: value for key, value in stated.items() if value}
+
+    def single_file(self) -> None:
+        facts = {name: value for name, value in self.checkpoint.facts.items() if name != "tokens"}
+        refs = {(component, ref.name): ref for component, table in self.checkpoint.components.items() for ref in table}
+        names = layout_names(self.family, {key: ref.shape for key, ref in refs.items()})
+        words = len(self.checkpoint.vocabulary.get("vocab", {}))
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for single, key in names.items():
+            shape = single_shape(self.family, *key, refs[key].shape)
+            if key[1] == ROWS and words:
+                shape = (min(words, shape[0]), *shape[1:])  # a single file has no room for appended words
+            shapes[single] = (refs[key].dtype, shape)
+        for marker, (fact, value) in MARKERS.items():
+            if facts.get(fact) == value:
+                shapes[marker] = ("F32", (0,))
+
+        def content(single: str) -> Iterable[bytes]:
+            if single in MARKERS:
+                return []
+            dtype, shape = shapes[single]
+            return _first(refs[names[single]].chunks(), prod(shape) * ITEM_SIZE[dtype])
+
+        vocabulary = self.checkpoint.vocabulary if words != USUAL_WORDS else None
+        metadata = {
+            **self._spec(self.family.architecture, self.family.fact(facts, "resolution")),
+            **stated_metadata(facts, vocabulary),
+            "sdforge.manifest": self.manifest,
+        }
+        self._write("checkpoint.safetensors", shapes, content, metadata)
+
+    def diffusers(self) -> None:
+        facts, tokens = self.checkpoint.facts, self.checkpoint.facts.get("tokens", [])
+        shapes = self.checkpoint.shapes()
+        configs = self.family.configs(facts, shapes)
+        for name, value in folder_files(self.family, configs).items():
+            self._text(f"diffusers/{name}", json.dumps(value, indent=2, sort_keys=True) + "\n")
+        for name, text in tokenizer_files(self.checkpoint.vocabulary, tokens).items():
+            self._text(f"diffusers/tokenizer/{name}", text)
+        for component, refs in self.checkpoint.components.items():
+            if refs:
+                named = {ref.name: ref for ref in refs}
+                self._write(
+                    f"diffusers/{weight_file(component)}",
+                    {name: (ref.dtype, ref.shape) for name, ref in named.items()},
+                    lambda name, named=named: named[name].chunks(),
+                    {"format": "pt"},
+                )
+
+    def loras(self) -> None:
+        for lora in self.order.inputs.get("loras", []):
+            refs = {ref.name: ref for ref in lora.components["lora"]}
+            factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
+            shapes, origin, constant = kohya_tensors(self.family, factors, lora.facts)
+            rank = max(shape[0] for name, (_, shape) in factors.items() if name.endswith(".lora_down"))
+
+            def content(name: str, origin: Any = origin, constant: Any = constant, refs: Any = refs) -> Iterable[bytes]:
+                return [constant[name]] if name in constant else refs[origin[name]].chunks()
+
+            _, order = header_bytes(shapes, {})
+            body = b"".join(chunk for name in order for chunk in content(name))
+            metadata = {
+                **self._spec(f"{self.family.architecture}/lora", self.family.fact(self.checkpoint.facts, "resolution")),
+                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
+            }
+            metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
+            metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
+            self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
+
+    def embeddings(self) -> None:
+        for embedding in self.order.inputs.get("embeddings", []):
+            refs = {ref.name: ref for ref in embedding.components["embedding"]}
+            named = {KEY: refs["text_encoder"]} if len(refs) == 1 else {e: refs[c] for e, c in ENCODERS.items()}
+            metadata = {TOKEN: str(embedding.facts["token"])}
+            if "polarity" in embedding.facts:
+                metadata[POLARITY] = str(embedding.facts["polarity"])
+            self._write(
+                f"embeddings/{embedding.identity[:16]}.safetensors",
+                {name: (ref.dtype, ref.shape) for name, ref in named.items()},
+                lambda name, named=named: named[name].chunks(),
+                metadata,
+            )
+
+
+def _first(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:
+    """Yield the first bytes of a tensor whose bytes are all read, so that they are verified."""
+    left = size
+    for chunk in chunks:
+        if left:
+            yield chunk[:left]
+            left -= min(left, len(chunk))

@@ -11,12 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sdforge.settings import Reference, Seeded, Share, Takes
+from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
 Pictures = Annotated[Reference, Takes("dataset")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Training(Seeded):
@@ -41,4 +39,5 @@ class Training(Seeded):
         0, ge=0, le=4096, multiple_of=64, description="edge in pixels of a square picture; 0: the checkpoint's own"
     )
     buckets: bool = Field(True, description="keep aspect ratios: pictures are grouped into shapes of equal area")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="type in which the result is kept")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")

@@ -6,7 +6,8 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from sdforge.trainings import Positive, Training
+from sdforge.settings import Positive
+from sdforge.trainings import Training
 
 VERSION = 1
 MAKES = "embedding"
@@ -29,7 +30,7 @@ class TextualInversion(Training):
     steps: int = Field(2000, ge=1, le=1_000_000, description="updates of the rows")
     warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
     polarity: Literal["positive", "negative"] = Field("positive", description="negative: for the negative prompt")
-    dtype: Literal["", "fp16", "bf16", "fp32"] = Field("fp32", description="type of the rows")
+    dtype: Literal["fp16", "bf16", "fp32"] = Field("fp32", description="type in which the rows are kept")
 
 
 TABLE = TextualInversion

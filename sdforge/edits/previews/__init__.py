@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import Annotated, final
 
 from pydantic import Field
 
-from sdforge.settings import Reference, Seed, Table, Takes
-from sdforge.trainings import NotNegative
+from sdforge.order import Order, Outcome
+from sdforge.settings import NotNegative, Reference, Seed, Table, Takes
 
 VERSION = 1
 MAKES = "pictures"
@@ -42,3 +44,9 @@ class Previews(Drawing):
 
 
 TABLE = Previews
+
+
+def run(order: Order, report: Callable[..., None]) -> Outcome:
+    """Draw all pictures into the work folder."""
+    outcome: Outcome = importlib.import_module("sdforge.edits.previews.draw").draw(order, report)
+    return outcome

@@ -1,0 +1,112 @@
+"""Worker processes on this machine, kept alive between the actions of one build."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from sdforge.order import Order
+from sdforge.wire import Channel, pair
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONUNBUFFERED": "1",
+}
+PATIENCE = 5.0  # seconds for an idle worker to end
+
+
+class LocalHandle:
+    """One action on one worker."""
+
+    def __init__(self, worker: LocalWorker, order: Order, log: str, lock: int) -> None:
+        self.worker = worker
+        self.over = False
+        worker.channel.send({"order": order.to_json(), "log": log}, (lock,) if lock >= 0 else ())
+
+    def fileno(self) -> int:
+        return self.worker.channel.fileno()
+
+    def poll(self) -> list[dict[str, Any]]:
+        events = []
+        while not self.over and (received := self.worker.channel.receive(0)):
+            events.append(received[0])
+            if received[0]["event"] in ("done", "failed", "stopped", "damaged"):
+                self.over = True
+        if not self.over and self.worker.channel.closed:
+            self.over = True
+            code = self.worker.process.wait()
+            events.append({"event": "lost", "code": code})
+        return events
+
+    def stop(self) -> None:
+        try:
+            self.worker.channel.send({"stop": True})
+        except OSError:
+            return
+
+    def kill(self) -> None:
+        self.worker.process.kill()
+
+
+class LocalWorker:
+    """One worker process."""
+
+    def __init__(self, threads: int) -> None:
+        ours, theirs = pair()
+        environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
+        # a session of its own: Ctrl-C in the terminal reaches the builder alone, which tells the worker what to do
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sdforge.run", "--socket", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        theirs.close()
+        self.channel = Channel(ours)
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        self.channel.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class LocalExecutor:
+    """As many workers as actions run side by side."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self.workers: list[LocalWorker] = []
+        self.busy: list[LocalHandle] = []
+
+    def submit(self, order: Order, log: str, lock: int) -> LocalHandle:
+        self.busy = [handle for handle in self.busy if not handle.over]
+        taken = {id(handle.worker) for handle in self.busy}
+        self.workers = [worker for worker in self.workers if worker.alive() and not worker.channel.closed]
+        free = [worker for worker in self.workers if id(worker) not in taken]
+        worker = free[0] if free else LocalWorker(self.threads)
+        if not free:
+            self.workers.append(worker)
+        handle = LocalHandle(worker, order, log, lock)
+        self.busy.append(handle)
+        return handle
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.end()
+        self.workers = []

@@ -1,0 +1,213 @@
+"""`forge.lock`: the resolved sources, and what every target of every recipe came out as. Text, sorted, in git.
+
+    version = 1
+    [source.NAME]                 digest (identity), and sha256 of each file
+    [target."RECIPE:NAME"]        key, and the digest it came out as
+    [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
+
+Entries are independent of each other, so a merge in git keeps both sides' tables. It holds no path of a machine, no
+host, no user and no time. Only `build` and `lock` write it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdforge.artifact import Artifact, Component
+from sdforge.errors import UsageError
+from sdforge.store import Result
+from sdforge.store.files import Lock as FileLock
+from sdforge.store.files import publish_bytes
+
+VERSION = 1
+HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
+
+
+@dataclass
+class Pin:
+    """A content result as the lock holds it. components: name → content identity."""
+
+    key: str
+    digest: str
+    plans: list[str] = field(default_factory=list)
+    kind: str = ""
+    family: str = ""
+    method: str = ""
+    version: int = 1
+    components: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    grade: str = "B"
+    settings: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    sketch: str = ""
+    norm: float = 0.0
+
+    def artifact(self) -> Artifact:
+        """Return the artifact that is pinned; its tensors are not listed anywhere here."""
+        components = {name: Component(identity, identity, "", "") for name, identity in self.components.items()}
+        return Artifact(self.kind, self.family, components, self.facts)
+
+
+@dataclass
+class Lock:
+    """The lock's content. sources: id → {"digest", "files"}; targets: id → {"key", "digest"}."""
+
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    targets: dict[str, dict[str, str]] = field(default_factory=dict)
+    results: dict[str, dict[str, Pin]] = field(default_factory=dict)  # key → digest → pin
+    _by_plan: dict[str, str] | None = None
+
+    def content_key(self, plan_key: str) -> str:
+        """Return the content key under which a plan key's result is pinned, or ""."""
+        if self._by_plan is None:
+            self._by_plan = {plan: key for key, pins in self.results.items() for p in pins.values() for plan in p.plans}
+            self._by_plan |= {key: key for key in self.results}
+        return self._by_plan.get(plan_key, "")
+
+    def pins(self, content_key: str) -> dict[str, Pin]:
+        return self.results.get(content_key, {})
+
+    def pin(self, pin: Pin, *, replace: bool) -> None:
+        """Enter a result; with `replace` as the only one of its key."""
+        pins = {} if replace else dict(self.results.get(pin.key, {}))
+        pins[pin.digest] = pin
+        self.results[pin.key] = pins
+        self._by_plan = None
+
+    def dump(self) -> str:
+        """Return the lock as text."""
+        lines = [HEADER, f"version = {VERSION}\n"]
+        for name in sorted(self.sources):
+            lines.append(_table(("source", name), self.sources[name]))
+        for name in sorted(self.targets):
+            lines.append(_table(("target", name), self.targets[name]))
+        for key in sorted(self.results):
+            for digest in sorted(self.results[key]):
+                pin = self.results[key][digest]
+                rest = {n: getattr(pin, n) for n in pin.__dataclass_fields__ if n not in ("key", "digest")}
+                rest["plans"] = sorted(p for p in pin.plans if p != key)
+                lines.append(_table(("result", key, digest), rest))
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        results = [[p.__dict__ for p in pins.values()] for pins in self.results.values()]
+        return json.dumps([self.sources, self.targets, results], separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Lock:
+        sources, targets, results = json.loads(text)
+        return Lock(sources, targets, {rows[0]["key"]: {row["digest"]: Pin(**row) for row in rows} for rows in results})
+
+
+def read_lock(source: bytes, file: str) -> Lock:
+    """Read a lock. Raises UsageError for one that was not written by forge (or was left in the middle of a merge)."""
+    import tomli
+
+    try:
+        values = tomli.loads(source.decode())
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        merging = b"<<<<<<<" in source
+        hint = "keep both sides' tables between the conflict's marks, and delete the marks" if merging else ""
+        raise UsageError(f"{file} cannot be read: {error}", hint) from None
+    if values.get("version") != VERSION:
+        raise UsageError(f"{file} was written by another version of sdforge", hint="update sdforge")
+    try:
+        results = {
+            key: {digest: Pin(key=key, digest=digest, **row) for digest, row in rows.items()}
+            for key, rows in values.get("result", {}).items()
+        }
+        return Lock(values.get("source", {}), values.get("target", {}), results)
+    except TypeError as error:
+        raise UsageError(f"{file} holds a result that forge did not write: {error}") from None
+
+
+def pin_of(result: Result, plan_keys: list[str], manifest: dict[str, Any]) -> Pin:
+    """Return a result as the lock holds it."""
+    return Pin(
+        key=result.key,
+        digest=result.digest,
+        plans=sorted(set(plan_keys) - {result.key}),
+        kind=result.kind,
+        family=result.family,
+        method=manifest["method"],
+        version=manifest["version"],
+        components={name: c.content for name, c in result.components.items()},
+        facts=result.facts,
+        grade=result.grade,
+        settings=manifest["settings"] | ({"seed": manifest["seed"]} if "seed" in manifest else {}),
+        inputs=manifest["inputs"],
+        fingerprint=result.fingerprint,
+        sketch=result.record.get("sketch", ""),
+        norm=result.record.get("norm", 0.0),
+    )
+
+
+def update_lock(path: Path, guard: FileLock, temporary: Path, changes: Lock, replace: set[str], known: set[str]) -> None:
+    """Merge entries into the lock on the disk, one writer at a time; write it only if it changes.
+
+    replace: content keys whose pins are replaced. known: (RECIPE, …) whose targets are all in `changes`; others of
+    these recipes are dropped. Results stay.
+    """
+    guard.acquire(wait=True)
+    try:
+        before = path.read_bytes() if path.exists() else b""
+        lock = read_lock(before, path.name) if before else Lock()
+        lock.sources |= changes.sources
+        lock.targets = {
+            name: row for name, row in lock.targets.items() if name in changes.targets or name.split(":")[0] not in known
+        } | {name: merged(lock.targets.get(name), row) for name, row in changes.targets.items()}
+        for key, pins in changes.results.items():
+            for pin in pins.values():
+                old = lock.results.get(key, {}).get(pin.digest)
+                entry = deepcopy(pin)
+                if old:
+                    entry.plans = sorted({*old.plans, *pin.plans})
+                lock.pin(entry, replace=key in replace)
+        after = lock.dump().encode()
+        if after != before:
+            publish_bytes(after, path, temporary, 0o644)
+    finally:
+        guard.release()
+
+
+def merged(old: dict[str, str] | None, new: dict[str, str]) -> dict[str, str]:
+    """Return a target's row: what it came out as stays known while its key is the same."""
+    if old and old.get("key") == new.get("key") and "digest" not in new and "digest" in old:
+        return new | {"digest": old["digest"]}
+    return new
+
+
+def _table(path: tuple[str, ...], values: dict[str, Any]) -> str:
+    rows = "".join(f"{_key(name)} = {_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, ""))
+    return f"[{'.'.join(map(_key, path))}]\n{rows}"
+
+
+def _key(name: str) -> str:
+    plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if plain and name else _value(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no place in the lock")
+        return repr(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(value[k])}" for k in sorted(value)) + " }" if value else "{}"
+    if value is None:
+        return '""'
+    raise TypeError(f"{type(value).__name__} has no place in the lock")

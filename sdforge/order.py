@@ -1,0 +1,170 @@
+"""One action as it is handed to whoever runs it: settings, where every input byte lies, where results go.
+
+An order is JSON. It names files and offsets, never artifacts: the runner needs no recipe, no store and no lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from sdforge.errors import BrokenPromise
+from sdforge.families import Family, family
+from sdforge.formats.safetensors import ITEM_SIZE, open_regular, read_range
+
+
+class Ref(NamedTuple):
+    """A tensor that is read: what it is, and in which file it lies from which byte on. xxh3 tells damage."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: str
+    offset: int
+    xxh3: str
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the tensor's bytes, verified at the end. Raises Damaged."""
+        fast = xxhash.xxh3_128()
+        fd = open_regular(Path(self.path))
+        try:
+            for chunk in read_range(fd, self.offset, self.size):
+                fast.update(chunk)
+                yield chunk
+        finally:
+            os.close(fd)
+        if fast.hexdigest() != self.xxh3:
+            raise Damaged(self)
+
+    def bytes(self) -> bytearray:
+        """Return the tensor's bytes, verified. Raises Damaged."""
+        data = bytearray()
+        for chunk in self.chunks():
+            data += chunk
+        return data
+
+
+class Damaged(BrokenPromise):
+    """Bytes that were read are not those that were planned with."""
+
+    def __init__(self, ref: Ref) -> None:
+        super().__init__(f"{ref.path} does not hold the {ref.name} that was planned with")
+        self.path = ref.path
+
+
+@dataclass(frozen=True)
+class Given:
+    """An input of an action. For a data set, `pictures` are [path, sha256, caption, repeats] and `held_out` a count.
+
+    identities: component → identity, the names of what is derived from them; use: how the recipe uses this input.
+    """
+
+    kind: str
+    identity: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, list[Ref]] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+    vocabulary: dict[str, Any] = field(default_factory=dict)
+    use: dict[str, Any] = field(default_factory=dict)
+    pictures: list[list[Any]] = field(default_factory=list)
+    held_out: int = 0
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return component → name → shape."""
+        return {name: {ref.name: ref.shape for ref in refs} for name, refs in self.components.items()}
+
+
+class Computation(NamedTuple):
+    """One tensor that a formula makes: its component, name, dtype and shape, by what method, with what, from what."""
+
+    component: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    method: str
+    parameters: dict[str, Any]
+    inputs: tuple[Ref, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """An action to run.
+
+    work: an empty folder for results; states, derived: folders of the store for train states and derived caches.
+    state_key: under which this training's states are found. how: what does not decide the result (device, threads,
+    how often a state is kept).
+    """
+
+    key: str
+    target: str
+    method: str
+    group: str
+    family: str
+    settings: dict[str, Any]
+    work: str
+    inputs: dict[str, list[Given]] = field(default_factory=dict)
+    compute: list[Computation] = field(default_factory=list)
+    states: str = ""
+    state_key: str = ""
+    derived: str = ""
+    how: dict[str, Any] = field(default_factory=dict)
+    closure: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> Family:
+        return family(self.family)
+
+    def the(self, role: str) -> Given:
+        """Return the one input of a role."""
+        (given,) = self.inputs[role]
+        return given
+
+    def to_json(self) -> dict[str, Any]:
+        found = dict(self.__dict__)
+        found["inputs"] = {role: [dict(g.__dict__) for g in givens] for role, givens in self.inputs.items()}
+        return found
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Order:
+        inputs = {role: [_given(g) for g in givens] for role, givens in value["inputs"].items()}
+        compute = [
+            Computation(c[0], c[1], c[2], tuple(c[3]), c[4], c[5], tuple(_ref(r) for r in c[6])) for c in value["compute"]
+        ]
+        return Order(**(value | {"inputs": inputs, "compute": compute}))
+
+
+def _ref(row: list[Any]) -> Ref:
+    return Ref(row[0], row[1], tuple(row[2]), row[3], row[4], row[5])
+
+
+def _given(value: dict[str, Any]) -> Given:
+    components = {name: [_ref(r) for r in refs] for name, refs in value["components"].items()}
+    return Given(**(value | {"components": components}))
+
+
+@dataclass
+class Outcome:
+    """What a runner made.
+
+    components: component → rows [name, dtype, shape, sha256, xxh3, offset in the pack]; pack: the file in the work
+    folder with their bytes, and its sha256. files: path in the work folder → what `Result.files` keeps of it.
+    """
+
+    components: dict[str, list[list[Any]]] = field(default_factory=dict)
+    pack: str = ""
+    sha256: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    grade: str = "A"
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,144 @@
+"""What lies in `out/`: which files a preset has there, whether they are whole, and how they get there.
+
+What lies at an output path and is not what was written there last is moved to `out/.replaced/` and named, never
+overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdforge.plan import Step
+from sdforge.project import Project
+from sdforge.store import Store
+from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_of
+
+REPLACED = ".replaced"
+
+
+class Outputs:
+    """The output folders of a project."""
+
+    def __init__(self, project: Project, store: Store) -> None:
+        self.project, self.store = project, store
+        self._seen: dict[str, Any] = {}
+        self._memo: dict[str, tuple[str, int, str]] = {}
+
+    def folder(self, step: Step) -> Path:
+        return self.project.out / step.node.recipe.name
+
+    def names(self, step: Step) -> dict[str, str]:
+        """Return the files of a step's result → their names within the preset's folder."""
+        assert step.result is not None
+        preset = step.node.recipe.name
+        called = {}
+        for link, artifact in step.inputs:
+            if artifact is not None and link.use.role in ("loras", "embeddings"):
+                called[f"{link.use.role}/{artifact.digest[:16]}"] = f"{link.use.role}/{link.use.reference.split(':')[-1]}"
+        names = {}
+        for file in step.result.files:
+            head, dot, end = file.rpartition(".")
+            names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
+        return names
+
+    def expect(self, recipes: list[str]) -> None:
+        """Look up, in one go, what is known of the files of several presets."""
+        prefix = [f"out:{self.project.out / name}/" for name in recipes]
+        for start in prefix:
+            rows = self.store.index.read(
+                "SELECT id, stats, settled, value FROM seen WHERE id >= ? AND id < ?", [start, start + "\U0010ffff"]
+            )
+            self._memo |= {row[0]: row[1:] for row in rows}
+
+    def whole(self, step: Step) -> bool:
+        """Say whether all files of a preset's export or previews lie in `out/` as they were made."""
+        assert step.result is not None
+        folder = self.folder(step)
+        found = [self._is(folder / name, step.result.files[file][0]) for file, name in self.names(step).items()]
+        return all(found) and all(self._is(folder / name, text) for name, text in self.composed(step))
+
+    def composed(self, step: Step) -> Iterator[tuple[str, str]]:
+        """What is put together from results and names when it is written: the file, and what it was made from."""
+        if step.node.target.signature.makes == "pictures":
+            yield "previews/sheet.png", "made from " + self.sheet_source(step)
+        else:
+            yield "preset.json", "made from " + self.sheet_source(step)
+
+    def sheet_source(self, step: Step) -> str:
+        """Name what a composed file is made from: the files, and the names that are written on it."""
+        assert step.result is not None
+        labels = [link.use.reference for link, _ in step.inputs]
+        return json.dumps([step.node.recipe.name, labels, sorted(step.result.files.items())], sort_keys=True)
+
+    def _is(self, path: Path, expected: str) -> bool:
+        """Say whether a file is what it should be: of these bytes, or (`made from …`) untouched since it was made."""
+        stat = stat_of(path)
+        if stat is None:
+            return False
+        row = self._row(path)
+        if row and row[1] and tuple(json.loads(row[0])) == stat:
+            return row[2] == expected or row[2].startswith(f"{expected}\n")
+        looked, sha256 = time.time_ns(), sha256_of(path)
+        if expected.startswith("made from "):
+            fits = bool(row) and row[2] == f"{expected}\n{sha256}"
+            value = f"{expected}\n{sha256}"
+        else:
+            fits, value = sha256 == expected, expected
+        if fits:
+            self.store.index.put("seen", {f"out:{path}": (json.dumps(stat), int(is_settled(stat, looked)), value)})
+        return fits
+
+    def _row(self, path: Path) -> Any:
+        identifier = f"out:{path}"
+        if identifier not in self._memo:
+            found = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier])
+            self._memo[identifier] = found.get(identifier, ())
+        return self._memo[identifier]
+
+    def place(self, path: Path, made: Path, expected: str) -> str:
+        """Move a written file to its place in `out/`; return where what was there before has been moved, if it was."""
+        moved = ""
+        with resources(f"{path} cannot be written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() or path.is_symlink():
+                moved = self._clear(path)
+            sha256 = sha256_of(made)
+            beside = path.with_name(f".{path.name}.part")
+            _move(made, beside)
+            publish(beside, path, 0o644)
+        value = f"{expected}\n{sha256}" if expected.startswith("made from ") else sha256
+        self._note(path, value)
+        return moved
+
+    def _note(self, path: Path, value: str) -> None:
+        stat, now = stat_of(path), time.time_ns()
+        assert stat is not None
+        row = (json.dumps(stat), int(is_settled(stat, now)), value)
+        self._memo[f"out:{path}"] = row
+        self.store.index.put("seen", {f"out:{path}": row})
+
+    def _clear(self, path: Path) -> str:
+        """Make room for a file: what we wrote there last may go, anything else is moved aside."""
+        row = self._row(path)
+        if path.is_file() and not path.is_symlink() and row and sha256_of(path) == row[2].rpartition("\n")[2]:
+            return ""
+        aside = self.project.out / REPLACED / path.relative_to(self.project.out)
+        place, n = aside, 1
+        while place.exists():
+            place, n = aside.with_name(f"{aside.name}.{n}"), n + 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(place)
+        return str(place.relative_to(self.project.root))
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move a file, also across file systems."""
+    import shutil
+
+    shutil.move(source, target)
+
+

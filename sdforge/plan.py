@@ -1,0 +1,469 @@
+"""What has to be done, in what order, and why: a pure function of recipes, sources, lock and what the store has.
+
+An action's *manifest* is all that decides its result, as one value: it is hashed to the key, and `why` is the
+difference of two of them. A content action (a training) has two keys: the plan key over the identities of its inputs,
+which for what formulas make is how they are made, and the content key over the inputs' bytes. When the plan key is
+unknown but the content key is, the result is kept: that is the early cut-off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+from sdforge.artifact import Artifact, Component, Tensor
+from sdforge.errors import BrokenPromise, Problem, RecipeError, UsageError
+from sdforge.families import Family, family
+from sdforge.formula import Input, Made
+from sdforge.formula import Plan as FormulaPlan
+from sdforge.graph import Graph, Link, Node, Taken
+from sdforge.identity import canonical, digest_of_text
+from sdforge.lock import Lock, Pin
+from sdforge.method import method
+from sdforge.recipe import Use
+from sdforge.store import Known, Result
+
+STATES = ("reuse", "fetch", "build", "maybe", "unneeded")
+
+
+class View(Protocol):
+    """What planning asks of the store."""
+
+    def known(self, key: str) -> Known: ...
+    def table(self, component: Component) -> list[Tensor]: ...
+    def vocabulary(self, component: Component) -> dict[str, Any]: ...
+    def holds(self, result: Result) -> bool: ...
+
+
+@dataclass(eq=False)
+class Step:
+    """A target as the plan sees it: one action, or a mere moving of components.
+
+    manifest, key: over the identities of its inputs; "" while an input is not known yet.
+    content_manifest, content_key: over their bytes; "" while those are not known.
+    artifact: what it is, as far as can be told; result: what the store has of it; pin: what the lock wants.
+    makers: component → id of the step that made it (a source's id for what passes from there).
+    """
+
+    node: Node
+    inputs: tuple[tuple[Link, Artifact | None], ...] = ()
+    manifest: str = ""
+    key: str = ""
+    content_manifest: str = ""
+    content_key: str = ""
+    artifact: Artifact | None = None
+    result: Result | None = None
+    pin: Pin | None = None
+    state: str = "unneeded"
+    reason: str = ""
+    makers: dict[str, str] = field(default_factory=dict)
+    differs: bool = False  # from the pin
+    idle: bool = False  # a formula that changes nothing here
+    restore: bool = False  # the result is known, the files in `out/` are not whole
+
+    @property
+    def id(self) -> str:
+        return self.node.id
+
+    @property
+    def kind(self) -> str:
+        return self.node.target.signature.kind
+
+    @property
+    def to_do(self) -> bool:
+        return self.state in ("build", "maybe", "fetch")
+
+
+@dataclass
+class Plan:
+    """The steps behind what is wanted, inputs first.
+
+    notes: plan key → what a formula makes, to be remembered. aliases: (plan key, content key, manifest).
+    """
+
+    steps: dict[str, Step]
+    wanted: list[str]
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    aliases: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def to_do(self) -> list[Step]:
+        """The steps that must (or may have to) run, and those whose files must be written again."""
+        return [step for step in self.steps.values() if step.to_do or step.restore]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a command asks of the plan. retrain: ids whose results are made again; locked: nothing may differ."""
+
+    retrain: frozenset[str] = frozenset()
+    locked: bool = False
+
+
+class Planner:
+    """Evaluates nodes one after the other. Raises RecipeError for inputs of a wrong kind or family."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        sources: Callable[[Taken], Artifact],
+        lock: Lock,
+        view: View,
+        whole: Callable[[Step], bool] = lambda _: True,
+        wishes: Wishes = Wishes(),  # noqa: B008 -- frozen
+    ) -> None:
+        self.graph, self.sources, self.lock, self.view, self.whole, self.wishes = (
+            graph, sources, lock, view, whole, wishes,
+        )  # fmt: skip
+        self.steps: dict[str, Step] = {}
+        self.plan = Plan(self.steps, [])
+        self.problems: list[tuple[Node, Use | None, Problem]] = []
+        self._frames: dict[tuple[int, str, int | None], tuple[str, str]] = {}
+
+    def make(self, wanted: list[str]) -> Plan:
+        """Plan what is needed for the wanted nodes."""
+        for node in self.graph.behind(wanted):
+            self.steps[node.id] = self._evaluate(node)
+        if self.problems:
+            raise Misfits(self.problems)
+        self.plan.wanted = wanted
+        for identifier in wanted:
+            self._want(self.steps[identifier])
+        self._state_the_rest()
+        return self.plan
+
+    # -- forwards: what is everything? -----------------------------------------------------------------------------
+
+    def _evaluate(self, node: Node) -> Step:
+        found: list[tuple[Link, Artifact | None]] = []
+        for link in node.links:
+            if link.id in self.graph.sources:
+                try:
+                    found.append((link, self.sources(self.graph.sources[link.id])))
+                except UsageError as error:
+                    self.problems.append((node, link.use, Problem("source", error.message, None, error.hint)))
+                    return Step(node)
+            else:
+                found.append((link, self.steps[link.id].artifact))
+        step = Step(node, tuple(found))
+        if not self._fits(step) or any(artifact is None for _, artifact in found):
+            return step
+        signature = node.target.signature
+        if signature.kind == "moves":
+            self._move(step)
+            return step
+        step.manifest = self._manifest(step, content=False)
+        step.key = digest_of_text("action", step.manifest)
+        if signature.kind == "formula":
+            self._evaluate_formula(step)
+        else:
+            self._evaluate_content(step)
+        return step
+
+    def _fits(self, step: Step) -> bool:
+        """Check kinds, families and widths of the inputs."""
+        before = len(self.problems)
+        widths: dict[str, tuple[Any, str]] = {}
+        recipe = step.node.recipe
+        for link, artifact in step.inputs:
+            wanted = step.node.target.signature.roles[link.use.role].kind
+            if artifact is None:
+                continue
+            name = link.use.reference
+            if artifact.kind != wanted:
+                self._misfit(step, link.use, "kind", f"`{name}` is a {artifact.kind}, and a {wanted} belongs here")
+            elif artifact.family and artifact.family != recipe.family:
+                theirs, ours = family(artifact.family).title, family(recipe.family).title
+                self._misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours}")
+            for key, value in artifact.notes.get("widths", {}).items():
+                other, whose = widths.setdefault(key, (value, name))
+                if other != value:
+                    message = f"`{name}` does not fit `{whose}`: its {key} is {value} wide, the other's {other}"
+                    self._misfit(step, link.use, "family", message)
+        return len(self.problems) == before
+
+    def _misfit(self, step: Step, use: Use | None, code: str, message: str, hint: str = "") -> None:
+        self.problems.append((step.node, use, Problem(code, message, None, hint)))
+
+    def _manifest(self, step: Step, *, content: bool) -> str:
+        """Return all that decides an action's result, as canonical JSON."""
+        target = step.node.target
+        roles: dict[str, list[str]] = {}
+        for link, artifact in step.inputs:
+            role = target.signature.roles[link.use.role]
+            if role.moves:
+                continue
+            assert artifact is not None
+            taken = artifact.by_content() if content else artifact
+            assert taken is not None
+            text = taken.named(role.reads, role.facts)
+            if role.many == "table":
+                text = f'{{"artifact":{text},"use":{canonical(link.use.use or {})}}}'
+            roles.setdefault(link.use.role, []).append(text)
+        parts = []
+        for role_name in sorted(roles):
+            many = target.signature.roles[role_name].many
+            texts = sorted(roles[role_name]) if many == "table" else roles[role_name]
+            parts.append(f'"{role_name}":' + (f"[{','.join(texts)}]" if many else texts[0]))
+        before, after = self._frame(step)
+        return f'{before}{{{",".join(parts)}}}{after}{target.settings},"version":{target.signature.version}}}'
+
+    def _frame(self, step: Step) -> tuple[str, str]:
+        """The parts of a manifest around inputs and settings."""
+        target = step.node.target
+        recipe = step.node.recipe
+        key = (id(target.signature), recipe.family, target.seed)
+        if (frame := self._frames.get(key)) is None:
+            code = target.signature.code | {"family": family(recipe.family).version}
+            seed = "" if target.seed is None else f'"seed":{target.seed},'
+            frame = (
+                f'{{"code":{canonical(dict(code))},"family":"{recipe.family}","inputs":',
+                f',"method":"{target.signature.name}",{seed}"settings":',
+            )
+            self._frames[key] = frame
+        return frame
+
+    def _base(self, step: Step) -> Artifact:
+        """The input from which passes what the action does not change: the first one."""
+        artifact = step.inputs[0][1]
+        assert artifact is not None
+        return artifact
+
+    def _pass_makers(self, step: Step) -> None:
+        link, base = step.inputs[0]
+        assert base is not None
+        source = link.id in self.graph.sources
+        makers = {name: link.id for name in base.components} if source else self.steps[link.id].makers
+        step.makers = dict(makers)
+
+    def _move(self, step: Step) -> None:
+        base = self._base(step)
+        self._pass_makers(step)
+        components, facts = dict(base.components), dict(base.facts)
+        owners = family(step.node.recipe.family).owners
+        for link, artifact in step.inputs[1:]:
+            moved = step.node.target.signature.roles[link.use.role].moves
+            assert artifact is not None
+            taken = [name for name in artifact.components if name.startswith(moved)]
+            if not taken:
+                self._misfit(step, link.use, "component", f"`{link.use.reference}` has no {moved[0]}")
+            for name in [name for name in components if name.startswith(moved)]:
+                del components[name]
+            for name in taken:
+                components[name] = artifact.components[name]
+                step.makers[name] = link.id if link.id in self.graph.sources else self.steps[link.id].makers[name]
+            for fact, owner in owners.items():
+                if owner in moved:
+                    facts.pop(fact, None)
+                    if fact in artifact.facts:
+                        facts[fact] = artifact.facts[fact]
+        step.artifact = replace(base, components=components, facts=facts)
+        step.idle = True
+
+    def _evaluate_formula(self, step: Step) -> None:
+        base = self._base(step)
+        known = self.view.known(step.key)
+        made = known.formula
+        if made is None:
+            try:
+                plan = self.formula(step)
+            except UsageError as error:
+                self._misfit(step, None, "formula", error.message, error.hint)
+                return
+            dtypes = plan.dtypes()
+            made = {
+                "components": {name: [identity, dtypes[name]] for name, identity in plan.identities().items()},
+                "facts": plan.facts,
+            }
+            self.plan.notes[step.key] = made
+        # all results of a formula's key are the same bytes, or building it would have failed
+        step.result = known.results[0] if known.results else None
+        self._pass_makers(step)
+        components = dict(base.components)
+        step.idle = True
+        for name, (identity, dtype) in made["components"].items():
+            if name in components and components[name].identity == identity:
+                continue
+            step.idle = False
+            step.makers[name] = step.id
+            done = step.result.components[name] if step.result else None
+            components[name] = done or Component(identity, "", f"plan:{step.key}:{name}", dtype)
+        facts = {**base.facts, **made["facts"]}
+        step.artifact = replace(base, components=components, facts={k: v for k, v in facts.items() if v is not None})
+
+    def _evaluate_content(self, step: Step) -> None:
+        known = self.view.known(step.key)
+        key = known.alias or (step.key if known.results else "") or self.lock.content_key(step.key)
+        if not key and all(a.by_content() is not None for _, a in step.inputs if a is not None and not a.whole):
+            step.content_manifest = self._manifest(step, content=True)
+            key = digest_of_text("action", step.content_manifest)
+        step.content_key = key
+        if not key:
+            return
+        results = {result.digest: result for result in (known if key == step.key else self.view.known(key)).results}
+        pins = self.lock.pins(key) if step.node.target.signature.pinned else {}
+        if len(pins) > 1 and step.id not in self.wishes.retrain:
+            names = " and ".join(digest[:12] for digest in sorted(pins))
+            raise BrokenPromise(f"{step.id}: the lock pins two results for the same inputs, {names}",
+                                hint="`forge lock --take DIGEST` chooses one")  # fmt: skip
+        step.pin = next(iter(pins.values()), None)
+        if step.id in self.wishes.retrain:
+            return
+        if step.pin and step.pin.digest in results:
+            step.result = results[step.pin.digest]
+        elif results:
+            step.result = next(iter(results.values()))
+            step.differs = step.pin is not None
+        if step.result and not known.alias and key != step.key:
+            self.plan.aliases.append((step.key, key, step.manifest))
+        made = step.result.artifact() if step.result else step.pin.artifact() if step.pin else None
+        if made is None:
+            return
+        step.artifact = self._completed(step, made)
+
+    def _completed(self, step: Step, made: Artifact) -> Artifact:
+        """Add what passes from the first input: a trained checkpoint's other components, and widths."""
+        base = self._base(step)
+        own = dict.fromkeys(made.components, step.id)
+        if made.kind == "checkpoint":
+            self._pass_makers(step)
+            made = replace(made, components=base.components | made.components, facts=base.facts | made.facts)
+        step.makers |= own
+        return replace(made, notes={"widths": base.notes.get("widths", {})})
+
+    # -- formulas, tensor by tensor, behind a miss -----------------------------------------------------------------
+
+    def formula(self, step: Step) -> FormulaPlan:
+        """List what a formula makes. Raises UsageError for inputs that do not fit together."""
+        target = step.node.target
+        inputs: dict[str, list[Input]] = {}
+        for link, artifact in step.inputs:
+            assert artifact is not None
+            each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
+            inputs.setdefault(link.use.role, []).append(each)
+        found = method(target.signature.name)
+        return found.plan(found.table.model_validate(target.raw), inputs, family(step.node.recipe.family))
+
+    def _tensors(self, component: Component) -> list[Tensor]:
+        """Tensors of a component, planned ones included."""
+        if not component.table.startswith("plan:"):
+            return self.view.table(component)
+        _, key, name = component.table.split(":")
+        maker = next(step for step in self.steps.values() if step.key == key)
+        rows: list[Made] = self.formula(maker).components[name]
+        return [made.tensor for made in rows]
+
+    # -- backwards: whose bytes are needed? ------------------------------------------------------------------------
+
+    def _want(self, step: Step) -> None:
+        """Mark what is needed for a wanted target: all its bytes, and for a preset its files."""
+        makes = step.node.target.signature.makes
+        if makes in ("files", "pictures"):
+            kept = step.result is not None and (makes == "files" or self.view.holds(step.result))
+            step.state = "reuse" if kept else self._how(step)
+            step.restore = kept and not self.whole(step)
+            if not kept or (step.restore and makes == "files"):
+                self._need_inputs(step)
+            return
+        if step.artifact is None:
+            self._need(step)
+            return
+        for maker in dict.fromkeys(step.makers.values()):
+            self._need_maker(maker)
+        if step.state == "unneeded":
+            step.state = "reuse"
+
+    def _need(self, step: Step) -> None:
+        """Mark a step whose bytes are needed."""
+        if step.state != "unneeded":
+            return
+        if step.result and self.view.holds(step.result):
+            step.state = "reuse"
+            return
+        if step.idle:
+            step.state = "reuse"
+            self._need_inputs(step)
+            return
+        step.state = self._how(step)
+        self._need_inputs(step)
+
+    def _need_inputs(self, step: Step) -> None:
+        for link, artifact in step.inputs:
+            if link.id in self.graph.sources:
+                continue
+            other = self.steps[link.id]
+            if artifact is None:
+                self._need(other)
+                continue
+            reads = step.node.target.signature.roles[link.use.role].reads
+            for name, maker in other.makers.items():
+                if name.startswith(reads or ("\0",)):
+                    self._need_maker(maker)
+
+    def _need_maker(self, identifier: str) -> None:
+        if identifier in self.steps:
+            self._need(self.steps[identifier])
+
+    def _how(self, step: Step) -> str:
+        """Say whether a step that is needed must run, or may turn out not to."""
+        if step.pin and not step.result and step.id not in self.wishes.retrain:
+            step.reason = "the pinned result is not to be had"
+            return "build"
+        waiting = any(artifact is None for _, artifact in step.inputs) or (step.kind == "content" and not step.content_key)
+        return "maybe" if waiting and self._seen_alike(step) else "build"
+
+    def _seen_alike(self, step: Step) -> bool:
+        """Say whether store or lock hold a result whose manifest is equal apart from the identities of its inputs."""
+        if step.id in self.wishes.retrain:
+            return False
+        if self.view.known(likeness(step)).alias:
+            return True
+        target = step.node.target
+        settings = json.loads(target.settings) | ({"seed": target.seed} if target.seed is not None else {})
+        wanted = (target.signature.name, target.signature.version, canonical(settings))
+        pins = (pin for found in self.lock.results.values() for pin in found.values())
+        return any((pin.method, pin.version, canonical(pin.settings)) == wanted for pin in pins)
+
+    def _state_the_rest(self) -> None:
+        for step in self.steps.values():
+            if step.state == "unneeded" and (step.result or (step.idle and step.artifact)):
+                step.state = "reuse"
+
+
+def likeness(step: Step) -> str:
+    """Name an action apart from its inputs: by it the store remembers that something alike was made."""
+    target = step.node.target
+    return digest_of_text(
+        "alike", f"{target.signature.name}/{target.signature.version}/{target.seed}/{target.settings}"
+    )
+
+
+class Misfits(RecipeError):
+    """Inputs that do not fit, not yet with the places where they are named."""
+
+    def __init__(self, found: list[tuple[Node, Use | None, Problem]]) -> None:
+        super().__init__(problems=[problem for _, _, problem in found])
+        self.found = found
+
+
+class Change(NamedTuple):
+    """A difference of two manifests: where, and both values (None: not there)."""
+
+    path: tuple[str, ...]
+    old: Any
+    new: Any
+
+
+def changes(old: Any, new: Any, path: tuple[str, ...] = ()) -> Iterator[Change]:
+    """Yield where two manifests differ, leaf by leaf."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if key not in old or key not in new or old[key] != new[key]:
+                yield from changes(old.get(key), new.get(key), (*path, key))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and path[:1] == ("inputs",):
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from changes(a, b, (*path, str(i)))
+    elif old != new:
+        yield Change(path, old, new)

@@ -1,0 +1,150 @@
+"""`python -m sdforge.run`: one worker process. With `--socket FD` it takes orders there; with a file it runs one order.
+
+A worker does one order at a time. When its builder is gone it stops at the next step of a training, after the state is
+published; the lock's descriptor that came with the order keeps others out until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import ForgeError, ResourceError
+from sdforge.method import module_of
+from sdforge.order import Damaged, Order, Outcome
+from sdforge.wire import Channel
+
+
+class Worker:
+    """Runs orders that come over a channel."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.stopping = False
+        self.locks: list[int] = []
+
+    def serve(self) -> None:
+        """Take orders until the channel closes."""
+        while received := self.channel.receive(None):
+            message, files = received
+            if "order" in message:
+                self.locks = files
+                self.stopping = False
+                self._serve_one(message)
+                for fd in self.locks:
+                    os.close(fd)
+                self.locks = []
+
+    def _serve_one(self, message: dict[str, Any]) -> None:
+        log = os.open(message["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        order = Order.from_json(message["order"])
+        self.say(run_reporting(order, self.report, self.stopped))
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def report(self, **event: Any) -> None:
+        """Say how it goes."""
+        self.say({"event": "progress", **event})
+
+    def say(self, message: dict[str, Any]) -> None:
+        try:
+            self.channel.send(message)
+        except OSError:  # the builder is gone; `stopped` will notice
+            self.stopping = True
+
+    def stopped(self) -> bool:
+        """Say whether to stop at this step: we were asked to, or nobody is there any more."""
+        received = self.channel.receive(0)
+        if received and received[0].get("stop"):
+            self.stopping = True
+        return self.stopping or self.channel.closed
+
+
+def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
+    """Run an order; return what to say of its end."""
+    try:
+        outcome = run(order, report, stopped)
+    except Damaged as error:
+        return {"event": "damaged", "path": error.path, "message": error.message}
+    except ForgeError as error:
+        return {"event": "failed", "code": error.exit_code, "message": error.message, "hint": error.hint}
+    except MemoryError:
+        return {"event": "failed", "code": 4, "message": "there is not enough memory", "hint": "a smaller batch"}
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the builder must hear of it
+        if type(error).__name__ == "Stopped":
+            return {"event": "stopped"}
+        traceback.print_exc()
+        return _unforeseen(error)
+    return {"event": "done", "outcome": outcome.__dict__}
+
+
+def _unforeseen(error: Exception) -> dict[str, Any]:
+    memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
+    if isinstance(error, OSError) or memory:
+        hint = "a smaller batch or resolution" if memory else ""
+        sentence = "the device is out of memory" if memory else f"{error.strerror} ({error.filename or ''})"
+        return {"event": "failed", "code": 4, "message": sentence, "hint": hint}
+    first = str(error).splitlines()[0] if str(error) else ""
+    return {"event": "failed", "code": 1, "message": f"{type(error).__name__}: {first}", "hint": ""}
+
+
+def run(order: Order, report: Any, stopped: Any) -> Outcome:
+    """Run an order: a training by the shared loop (or its own), a formula tensor by tensor, an edit by its `run`."""
+    if order.compute:
+        prepare("cpu", os.cpu_count() or 1)  # what formulas compute does not depend on the number of threads
+        made: Outcome = importlib.import_module("sdforge.run.formula").run_formula(order, report)
+        return made
+    own = getattr(module_of(order.group, order.method), "run", None)
+    if own and order.group == "trainings":  # a method that needs no torch
+        made = own(order, report, stopped)
+        return made
+    prepare(order.how["device"], order.how["threads"])
+    made = own(order, report) if own else importlib.import_module("sdforge.run.train").run_training(order, report, stopped)
+    return made
+
+
+def prepare(device: str, threads: int) -> None:
+    """Set what must be set before torch computes: threads, determinism, quiet libraries. Raises ResourceError."""
+    import warnings
+
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            reason = "this torch was built without CUDA" if torch.version.cuda is None else "no CUDA device answers"
+            raise ResourceError(f"the device {device} is not to be had: {reason}", hint="--device cpu serves too")
+        torch.cuda.set_device(torch.device(device))
+        torch.backends.cudnn.benchmark = False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m sdforge.run")
+    parser.add_argument("order", nargs="?", help="a file with one order")
+    parser.add_argument("--socket", type=int, help="a descriptor over which orders come")
+    arguments = parser.parse_args()
+    if arguments.socket is None:
+        order = Order.from_json(json.loads(Path(arguments.order).read_bytes()))
+        print(json.dumps(run_reporting(order, lambda **e: print(json.dumps(e)), lambda: False)))
+        return 0
+    # a Ctrl-C in the terminal is the builder's to hear; it says what to do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(Channel(socket.socket(fileno=arguments.socket))).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

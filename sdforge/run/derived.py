@@ -1,0 +1,68 @@
+"""Derived caches: latents, text encodings. Named by what they are made from, never pinned, made again when missing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from sdforge.errors import UsageError
+from sdforge.formats.safetensors import read_header, write_file
+from sdforge.run.tensors import DTYPES, NAMES, raw
+from sdforge.store.files import publish
+
+CHECK = "xxh3"  # metadata: of names and bytes
+
+
+class Derived:
+    """A folder of small tensors; a damaged or missing one is made again."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder) if folder else None
+        self.reused: Counter[str] = Counter()
+        self.made: Counter[str] = Counter()
+
+    def get(self, what: str, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the tensors called `name` (64 hexadecimal digits), making and keeping them if need be; on the CPU."""
+        path = self.folder / name[:2] / f"{name}.safetensors" if self.folder else None
+        found = _read(path) if path else None
+        if found is not None:
+            self.reused[what] += 1
+            return found
+        self.made[what] += 1
+        tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as place:
+                shapes = {key: (NAMES[t.dtype], tuple(t.shape)) for key, t in tensors.items()}
+                check = {CHECK: _checksum({key: raw(t) for key, t in tensors.items()})}
+                write_file(Path(place) / "made", shapes, lambda key: [raw(tensors[key])], check)
+                publish(Path(place) / "made", path)
+        return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    try:
+        header, data = read_header(path), bytearray(path.read_bytes())
+    except (OSError, UsageError):
+        return None
+    if header.metadata.get(CHECK) != _checksum({n: data[e.offset : e.offset + e.size] for n, e in header.tensors.items()}):
+        return None
+    return {
+        name: torch.frombuffer(data, dtype=DTYPES[e.dtype], count=e.size // DTYPES[e.dtype].itemsize,
+                               offset=e.offset).reshape(e.shape).clone()
+        for name, e in header.tensors.items()
+    }  # fmt: skip
+
+
+def _checksum(parts: Mapping[str, bytes | bytearray | memoryview]) -> str:
+    fast = xxhash.xxh3_128()
+    for name in sorted(parts):
+        fast.update(name.encode())
+        fast.update(parts[name])
+    return fast.hexdigest()

@@ -1,0 +1,72 @@
+"""Train states: what is needed to go on as if nothing had happened, published like everything else.
+
+`STEP.safetensors` is published first, `STEP.json` last: a state is there whole or not at all. Two are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+from sdforge.formats.safetensors import ITEM_SIZE, read_header, write_file
+from sdforge.store.files import publish, publish_bytes, sha256_of
+
+KEPT = 2
+Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after `step` steps. notes: what is remembered beside the tensors (losses, fingerprint)."""
+
+    step: int
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]]
+    notes: dict[str, Any]
+
+
+def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
+    """Publish a state, then remove all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
+        written = write_file(
+            Path(place) / "state",
+            {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()},
+            lambda name: [tensors[name][2]],
+        )
+        publish(Path(place) / "state", folder / f"{step}.safetensors")
+        text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
+        publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
+    for old in sorted(_steps(folder))[:-KEPT]:
+        (folder / f"{old}.json").unlink(missing_ok=True)
+        (folder / f"{old}.safetensors").unlink(missing_ok=True)
+
+
+def load_state(folder: Path, most: int) -> State | None:
+    """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over."""
+    for step in sorted(_steps(folder), reverse=True):
+        if step > most:
+            continue
+        path = folder / f"{step}.safetensors"
+        try:
+            described = json.loads((folder / f"{step}.json").read_bytes())
+            if described["v"] != 1 or sha256_of(path) != described["sha256"]:
+                continue
+            header = read_header(path)
+        except (OSError, ValueError, KeyError, UsageError):
+            continue
+        data = path.read_bytes()
+        tensors = {
+            name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])
+            for name, e in header.tensors.items()
+        }
+        return State(step, tensors, described["notes"])
+    return None
+
+
+def _steps(folder: Path) -> list[int]:
+    return [int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()] if folder.is_dir() else []

@@ -1,0 +1,52 @@
+"""Prompts → token numbers, with words that were added to a vocabulary or are being learned."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sdforge.formats.tokenizer import END, LENGTH, START, tokenizer_files
+
+
+class Words:
+    """CLIP's tokenizer and the words behind its vocabulary.
+
+    added: [word, rows] in the order of the rows, which follow the vocabulary's.
+    """
+
+    def __init__(self, vocabulary: dict[str, Any], added: list[list[Any]]) -> None:
+        from transformers import CLIPTokenizer
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in tokenizer_files(vocabulary, []).items():
+                (Path(folder) / name).write_text(text, encoding="utf-8")
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder)
+        self.size = len(vocabulary["vocab"])
+        self._start, self._end = vocabulary["vocab"][START], vocabulary["vocab"][END]
+        self._rows: dict[str, list[int]] = {}
+        for word, count in added:
+            self.add(word, count)
+
+    def add(self, word: str, count: int) -> None:
+        """Append a word of `count` rows."""
+        first = self.size + sum(map(len, self._rows.values()))
+        self._rows[word] = list(range(first, first + count))
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return 77 token numbers: start, at most 75 tokens, end, and ends to fill."""
+        ids: list[int] = []
+        words = sorted(self._rows, key=len, reverse=True)
+        pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
+        parts = re.split(f"({pattern})", prompt) if words else [prompt]
+        for part in parts:
+            ids += self._rows.get(part) or self._tokenizer(part, add_special_tokens=False).input_ids
+        ids = [self._start, *ids[: LENGTH - 2], self._end]
+        return ids + [self._end] * (LENGTH - len(ids))
+
+    def plain(self, text: str) -> list[int]:
+        """Return the numbers of a text's tokens, without start and end."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+

@@ -1,0 +1,302 @@
+"""What nobody makes: a file or folder on the disk → an `Artifact`, looked at once and remembered by its stat.
+
+Every byte of a source is read once, when it is first seen, for the sha256 of the file and of every tensor. After that
+a null build only compares stats; anything changed within two seconds of the look is looked at once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from sdforge.artifact import Artifact, Component, Spot, Tensor
+from sdforge.errors import BrokenPromise, UsageError
+from sdforge.families import family
+from sdforge.formats import READER_VERSION, Found, Layout, read_layout
+from sdforge.formats.safetensors import CHUNK, open_regular
+from sdforge.formats.tokenizer import tokenizer_identity
+from sdforge.formula import common_dtype
+from sdforge.graph import Taken
+from sdforge.identity import H, component_identity, tensor_identity
+from sdforge.project import Project
+from sdforge.store import Store
+from sdforge.store.files import SETTLED, Stat, stat_of, within
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
+REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass
+class Sources:
+    """The sources of a project, as artifacts."""
+
+    project: Project
+    store: Store
+    progress: Progress = _silent
+    _artifacts: dict[str, Artifact] = field(default_factory=dict)
+    _seen: dict[str, Any] = field(default_factory=dict)
+    _stats: dict[str, dict[str, Stat]] = field(default_factory=dict)  # of the files, when they were last looked at
+
+    def expect(self, taken: list[Taken]) -> None:
+        """Look many sources up in the stat cache, in one go."""
+        ids = [self._id(each, path) for each in taken if (path := self._path(each, search=False))]
+        self._seen |= self.store.index.read_keyed("seen", "stats, settled, value", "id", ids)
+
+    def artifact(self, taken: Taken) -> Artifact:
+        """Return a source as an artifact. Raises UsageError for what cannot be used, BrokenPromise for another file."""
+        if taken.id not in self._artifacts:
+            path = self._path(taken, search=True)
+            assert path is not None
+            value = self._look(taken, path)
+            self._artifacts[taken.id] = _stated(taken, value)
+        return self._artifacts[taken.id]
+
+    def forget(self, taken: Taken) -> None:
+        """Look at a source again when it is next asked for."""
+        self._artifacts.pop(taken.id, None)
+
+    def changed(self, taken: Taken) -> bool:
+        """Say whether a source has changed since it was looked at: asked after the action that read it."""
+        before = self._stats.get(taken.id)
+        return before is not None and any(stat_of(path) != stat for path, stat in before.items())
+
+    # -- where it lies ---------------------------------------------------------------------------------------------
+
+    def _path(self, taken: Taken, *, search: bool) -> Path | None:
+        """Return where a source lies: in the project, or in the folders of this machine."""
+        name = taken.table["path" if taken.kind == "dataset" else "from"]
+        if name.startswith(REMOTE):
+            if not search:
+                return None
+            raise UsageError(f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
+                             hint="download it, and name the file")  # fmt: skip
+        path = within(self.project.root, name)
+        if path.exists() or not search:
+            return path
+        if taken.kind == "source":
+            found = list(self._elsewhere(name, taken.table.get("sha256")))
+            if found:
+                return found[0]
+        where = f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
+        raise UsageError(f"{taken.id}: there is no {name} in the project{where}",
+                         hint="put it there, or name its folder in forge.local.toml: folders = [\"…\"]")  # fmt: skip
+
+    def _elsewhere(self, name: str, sha256: str | None) -> Iterator[Path]:
+        """Find a source in this machine's folders: by its digest where one is declared, else by its name."""
+        if sha256 and (known := self.store.find(sha256)) and known != self.store.object(sha256):
+            yield known
+        for folder in self.project.folders:
+            for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
+                if not sha256 or path.is_dir() or self.store.digest(path) == sha256:
+                    yield path
+        if sha256:
+            for folder in self.project.folders:
+                yield from (p for p in sorted(folder.rglob("*.safetensors")) if self.store.digest(p) == sha256)
+
+    # -- what it is ------------------------------------------------------------------------------------------------
+
+    def _id(self, taken: Taken, path: Path) -> str:
+        if taken.kind == "dataset":
+            text = json.dumps([taken.table[k] for k in ("captions", "caption", "trigger", "repeats", "validation")])
+            return f"dataset:{READER_VERSION}:{path}:{text}"
+        return f"source:{READER_VERSION}:{path}"
+
+    def _look(self, taken: Taken, path: Path) -> dict[str, Any]:
+        """Return what is known of a source, reading it if it is new or has changed."""
+        identifier = self._id(taken, path)
+        row = self._seen.get(identifier)
+        if row is None:
+            row = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier]).get(identifier)
+        if row and row[1]:
+            before = {place: Stat(*stat) for place, stat in json.loads(row[0]).items()}
+            if all(stat_of(place) == stat for place, stat in before.items()):
+                self._stats[taken.id] = before
+                value: dict[str, Any] = json.loads(row[2])
+                return value
+        for _ in range(3):
+            looked = time.time_ns()
+            value, places = self._read_dataset(taken, path) if taken.kind == "dataset" else self._read(taken, path)
+            stats = {str(place): stat for place in places if (stat := stat_of(place))}
+            newest = max(max(stat.mtime_ns, stat.ctime_ns) for stat in stats.values())
+            if newest <= looked:
+                break
+        else:
+            raise BrokenPromise(f"{path} keeps changing while it is read")
+        text = json.dumps(value, separators=(",", ":"))
+        settled = int(newest + SETTLED <= looked)
+        if not row or (row[1], row[2]) != (settled, text) or json.loads(row[0]) != {k: list(v) for k, v in stats.items()}:
+            self.store.index.put("seen", {identifier: (json.dumps(stats), settled, text)})
+        self._stats[taken.id] = stats
+        return value
+
+    def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        try:
+            layout = read_layout(path)
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        digests, tensors = self._hash(taken, layout)
+        components: dict[str, Any] = {}
+        rows: dict[str, list[Tensor]] = {}
+        for tensor in layout.tensors:
+            sha256, xxh3 = tensors[tensor]
+            identity = tensor_identity(tensor.dtype, tensor.shape, sha256)
+            spot = Spot(digests[tensor.file], tensor.offset)
+            rows.setdefault(tensor.component, []).append(
+                Tensor(tensor.name, tensor.dtype, tensor.shape, identity, sha256, xxh3, spot)
+            )
+        for name, table in rows.items():
+            identity = component_identity((t.name, t.identity) for t in table)
+            components[name] = [identity, identity, self.store.put_table(table), common_dtype(t.dtype for t in table)]
+        if layout.tokenizer:
+            identity = tokenizer_identity(layout.tokenizer)
+            text = json.dumps(layout.tokenizer, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            components["tokenizer"] = [identity, identity, self.store.put_bytes(text.encode()), ""]
+        value = {
+            "kind": layout.kind,
+            "family": layout.family,
+            "components": components,
+            "facts": layout.facts,
+            "notes": layout.notes,
+            "passed": dict(layout.passed),
+            "files": {str(file.relative_to(path)) if path.is_dir() else file.name: digest
+                      for file, digest in zip(layout.files, digests, strict=True)},
+            "size": sum(file.stat().st_size for file in layout.files),
+        }  # fmt: skip
+        folders = {file.parent for file in layout.files} | {path} if path.is_dir() else set()
+        return value, [*layout.files, *sorted(folders)]
+
+    def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]]]:
+        """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
+        total = sum(file.stat().st_size for file in layout.files)
+        digests, tensors, done = [], {}, 0
+        for i, file in enumerate(layout.files):
+            mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
+            stat, looked = stat_of(file), time.time_ns()
+            whole = hashlib.sha256()
+            fd = open_regular(file)
+            try:
+                place = 0
+                for tensor in mine:
+                    for chunk in _chunks(fd, place, tensor.offset):
+                        whole.update(chunk)
+                        done += len(chunk)
+                    one, fast = hashlib.sha256(), xxhash.xxh3_128()
+                    for chunk in _chunks(fd, tensor.offset, tensor.offset + tensor.size):
+                        whole.update(chunk)
+                        one.update(chunk)
+                        fast.update(chunk)
+                        done += len(chunk)
+                        self.progress(taken.id, done, total)
+                    tensors[tensor] = (one.hexdigest(), fast.hexdigest())
+                    place = tensor.offset + tensor.size
+                for chunk in _chunks(fd, place, None):
+                    whole.update(chunk)
+                    done += len(chunk)
+            finally:
+                os.close(fd)
+            digests.append(whole.hexdigest())
+            if stat is not None:
+                self.store.remember(file.absolute(), stat, digests[-1], looked)
+        return digests, tensors
+
+    def _read_dataset(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Name a folder of pictures: the multiset of (picture, caption, repeats), and how many are held out."""
+        if not path.is_dir():
+            raise UsageError(f"{taken.id}: {path} is no folder")
+        table, rows, places, names = taken.table, [], [path], {}
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
+        if not pictures:
+            raise UsageError(f"{taken.id}: {path} holds no pictures", hint=f"they end in {', '.join(PICTURES)}")
+        without = []
+        for picture in pictures:
+            caption, text = table["caption"], picture.with_suffix(".txt")
+            if table["captions"] == "txt" and text.is_file():
+                places.append(text)
+                try:
+                    caption = text.read_text(encoding="utf-8").strip()
+                except UnicodeDecodeError:
+                    raise UsageError(f"{taken.id}: {text} is not UTF-8") from None
+            elif not caption:
+                without.append(picture.name)
+            if "{trigger}" in caption and not table["trigger"]:
+                raise UsageError(f"{taken.id}: a caption names {{trigger}}, and the data set has no `trigger`")
+            caption = caption.replace("{trigger}", table["trigger"])
+            places.append(picture)
+            sha256 = self.store.digest(picture.absolute())
+            rows.append([sha256, caption, table["repeats"]])
+            names.setdefault(sha256, []).append(picture.name)
+        if table["validation"] >= len(rows):
+            raise UsageError(f"{taken.id}: {table['validation']} of {len(rows)} pictures are held out, so none is learned from")
+        rows.sort()
+        value = {
+            "kind": "dataset",
+            "identity": dataset_identity(rows, table["validation"]),
+            "rows": rows,
+            "names": {sha256: sorted(found) for sha256, found in names.items()},
+            "without": without,
+        }
+        return value, places
+
+    def picture_files(self, taken: Taken) -> dict[str, str]:
+        """Return sha256 → path of a data set's pictures."""
+        path = self._path(taken, search=True)
+        assert path is not None
+        value = self._look(taken, path)
+        return {sha256: str(path / names[0]) for sha256, names in value["names"].items()}
+
+
+def dataset_identity(rows: list[list[Any]], validation: int) -> str:
+    """Name a data set: rows of [sha256 of the picture, caption as it is used, repeats], in any order."""
+    return H("dataset", {"pictures": sorted(rows), "validation": validation})
+
+
+def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
+    place = start
+    while end is None or place < end:
+        chunk = os.pread(fd, CHUNK if end is None else min(CHUNK, end - place), place)
+        if not chunk:
+            if end is None:
+                return
+            raise UsageError("a file became shorter while it was read")
+        yield chunk
+        place += len(chunk)
+
+
+def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
+    """Turn what was read into an artifact, with what the recipe or forge.toml states of it."""
+    table = taken.table
+    if taken.kind == "dataset":
+        notes = {key: value[key] for key in ("rows", "names", "without")} | {"trigger": table["trigger"],
+                                                                           "validation": table["validation"]}  # fmt: skip
+        return Artifact("dataset", whole=value["identity"], notes=notes)
+    declared = table.get("sha256")
+    if declared and declared not in value["files"].values():
+        found = next(iter(value["files"].values()))
+        raise BrokenPromise(
+            f"{taken.id} is not the file that its sha256 declares: {found} instead of {declared}",
+            hint="get the declared file, or change the sha256 if you trust this one",
+        )
+    facts = dict(value["facts"])
+    if table.get("prediction"):
+        facts["prediction"] = table["prediction"]
+        facts = family(value["family"]).stated(facts)
+    notes = value["notes"] | {key: table[key] for key in ("licence", "trigger") if table.get(key)}
+    notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
+    components = {name: Component(*row) for name, row in value["components"].items()}
+    return Artifact(value["kind"], value["family"], components, facts, notes)
+
+

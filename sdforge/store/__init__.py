@@ -1,0 +1,386 @@
+"""The store: key → results, digest → bytes. The only writer in the cache.
+
+    cache/v1/
+      objects/ab/SHA256          packs (safetensors), tables of tensors, vocabularies, pictures, logs: immutable
+      results/ab/KEY/DIGEST.json what an action made, written last
+      aliases/ab/KEY             another key under which the same result is found (same input bytes)
+      preimages/ab/KEY           the manifest behind a key, for `why`
+      states/ab/KEY/STEP.json    train states, as objects and their description
+      derived/ab/NAME            latents and the like: rebuilt when missing
+      locks/KEY.lock             flock; never deleted
+      roots/NAME                 projects that use this cache
+      quarantine/  tmp/  index.db
+
+The index only repeats what the folders hold. A result's tensors are listed in tables; a row says in which pack of the
+store, or in which source file, a tensor's bytes lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdforge.artifact import Artifact, Component, Spot, Tensor
+from sdforge.errors import BrokenPromise
+from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
+from sdforge.store.index import Index
+
+LAYOUT = "v1"
+TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an action made.
+
+    components: those that the action made (others pass from its first input). files: path → [sha256, bytes] for
+    exports and pictures. packs: files in which its bytes lie, by sha256. record: what happened: device, versions, …
+    """
+
+    key: str
+    digest: str
+    kind: str
+    family: str = ""
+    components: dict[str, Component] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, list[Any]] = field(default_factory=dict)
+    packs: tuple[str, ...] = ()
+    grade: str = "A"
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    made: float = 0.0  # seconds since 1970
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self, *, record: bool = True) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if record or name != "record"}
+        return found | {"components": {name: list(c) for name, c in self.components.items()}, "packs": list(self.packs)}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Result:
+        components = {name: Component(*row) for name, row in value["components"].items()}
+        return Result(**(value | {"components": components, "packs": tuple(value["packs"])}))
+
+    def artifact(self) -> Artifact:
+        """Return the artifact, as far as the action made it."""
+        return Artifact(self.kind, self.family, self.components, self.facts)
+
+
+@dataclass
+class Known:
+    """What the store knows under one key: results, where an alias leads, and what a formula would make."""
+
+    results: list[Result] = field(default_factory=list)
+    alias: str = ""
+    formula: dict[str, Any] | None = None  # {"components": name → [identity, dtype], "facts": …}
+
+    def dump(self) -> str:
+        results = [result.to_json(record=False) for result in self.results]
+        return json.dumps([results, self.alias, self.formula], separators=(",", ":"))
+
+    @staticmethod
+    def load(text: str) -> Known:
+        results, alias, formula = json.loads(text)
+        return Known([Result.from_json(value) for value in results], alias, formula)
+
+
+class Store:
+    """One cache folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / LAYOUT
+        self.index = Index(self.root / "index.db")
+        self._known: dict[str, Known] = {}
+        self._tables: dict[str, list[Tensor]] = {}
+        self._ready = False
+
+    # -- folders ---------------------------------------------------------------------------------------------------
+
+    def object(self, sha256: str) -> Path:
+        return self.root / "objects" / sha256[:2] / sha256
+
+    def _keyed(self, kind: str, key: str) -> Path:
+        return self.root / kind / key[:2] / key
+
+    @property
+    def temporary(self) -> Path:
+        return self.root / "tmp"
+
+    def prepare(self) -> None:
+        """Make the folders, and sweep what dead processes left behind. Raises ResourceError."""
+        if self._ready:
+            return
+        with resources(f"the cache {self.root} cannot be used"):
+            self.temporary.mkdir(parents=True, exist_ok=True)
+            tag = self.root.parent / "CACHEDIR.TAG"
+            if not tag.exists():
+                tag.write_text(TAG)
+        self.sweep()
+        self._ready = True
+
+    def workplace(self) -> Path:
+        """Return a new folder in `tmp/`; a lock in it tells that somebody is at work there."""
+        self.prepare()
+        folder = self.temporary / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        with resources("a workplace cannot be made"):
+            folder.mkdir()
+        return folder
+
+    def sweep(self) -> None:
+        """Remove workplaces whose process is gone."""
+        import shutil
+
+        for path in self.temporary.iterdir():
+            pid = path.name.partition("-")[0]
+            if path.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and time.time() - path.stat().st_mtime > 86_400:
+                path.unlink(missing_ok=True)
+
+    def lock(self, key: str) -> Lock:
+        """Return the lock of a key (not yet held)."""
+        self.prepare()
+        return Lock(self.root / "locks" / f"{key}.lock")
+
+    # -- bytes -----------------------------------------------------------------------------------------------------
+
+    def put_bytes(self, data: bytes) -> str:
+        """Keep bytes as an object; return their sha256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self.object(sha256).exists():
+            publish_bytes(data, self.object(sha256), self.temporary)
+        return sha256
+
+    def put_file(self, path: Path, sha256: str) -> None:
+        """Keep a written file as an object."""
+        if self.object(sha256).exists():
+            path.unlink()
+        else:
+            publish(path, self.object(sha256))
+
+    def read_object(self, sha256: str) -> bytes:
+        """Return an object's bytes, verified. Raises BrokenPromise if it is missing or damaged."""
+        path = self.object(sha256)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise BrokenPromise(f"the store has no object {sha256[:12]}") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise damaged(path, self.root / "quarantine", "its bytes are not what its name says")
+        return data
+
+    def put_table(self, tensors: Iterable[Tensor]) -> str:
+        """Keep a table of tensors; return how `Component.table` names it."""
+        rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
+        return self.put_bytes(json.dumps(rows, separators=(",", ":")).encode())
+
+    def table(self, component: Component) -> list[Tensor]:
+        """Return the tensors of a component whose bytes have been seen."""
+        if component.table not in self._tables:
+            rows = json.loads(self.read_object(component.table))
+            self._tables[component.table] = [
+                Tensor(name, dtype, tuple(shape), identity, sha256, xxh3, Spot(*spot) if spot else None)
+                for name, dtype, shape, identity, sha256, xxh3, spot in rows
+            ]
+        return self._tables[component.table]
+
+    def vocabulary(self, component: Component) -> dict[str, Any]:
+        """Return the words of a tokenizer component."""
+        found: dict[str, Any] = json.loads(self.read_object(component.table))
+        return found
+
+    def find(self, sha256: str) -> Path | None:
+        """Return a file with these bytes: an object, or a source that has not changed since it was looked at."""
+        path = self.object(sha256)
+        if path.exists():
+            return path
+        for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256]):
+            if self.stat_cache(Path(place)) == sha256:
+                return Path(place)
+        return None
+
+    def holds(self, result: Result) -> bool:
+        """Say whether all files in which a result's bytes lie are there."""
+        return all(self.find(pack) for pack in result.packs)
+
+    # -- files that are not ours -----------------------------------------------------------------------------------
+
+    def stat_cache(self, path: Path) -> str:
+        """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else ""."""
+        row = self.index.read_keyed("seen", "stats, settled, value", "id", [f"file:{path}"]).get(f"file:{path}")
+        stat = stat_of(path)
+        if row and stat and row[1] and tuple(json.loads(row[0])) == stat:
+            return str(row[2])
+        return ""
+
+    def digest(self, path: Path) -> str:
+        """Return a file's sha256, from the stat cache if it can be trusted."""
+        known = self.stat_cache(path)
+        return known or self.look(path)
+
+    def look(self, path: Path) -> str:
+        """Hash a file now, and remember it."""
+        while True:
+            before, looked = stat_of(path), time.time_ns()
+            sha256 = sha256_of(path)
+            if before is not None and stat_of(path) == before:
+                self.remember(path, before, sha256, looked)
+                return sha256
+
+    def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
+        """Note what a file's bytes were at a look."""
+        row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
+        self.index.put("seen", {f"file:{path}": row})
+        self.index.write("INSERT OR REPLACE INTO digests VALUES (?, ?)", [(sha256, str(path))])
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def expect(self, recipes: list[str]) -> None:
+        """Look up, in one go, all keys that these recipes had when they were last built."""
+        rows = self.index.read_keyed("expected", "keys", "recipe", recipes)
+        keys = [key for text in rows.values() for key in text.split()]
+        values = self.index.read_keyed("known", "value", "key", keys)
+        self._known |= {key: Known.load(value) for key, value in values.items() if key not in self._known}
+
+    def will_expect(self, recipe: str, keys: Iterable[str]) -> None:
+        """Note the keys of a recipe for the next time."""
+        text = " ".join(sorted(set(keys)))
+        if self.index.read_keyed("expected", "keys", "recipe", [recipe]).get(recipe) != text:
+            self.index.put("expected", {recipe: text})
+
+    def known(self, key: str) -> Known:
+        """Return what the store knows under a key."""
+        if key not in self._known:
+            row = self.index.read_keyed("known", "value", "key", [key]).get(key)
+            self._known[key] = Known.load(row) if row else self.fresh(key)
+        return self._known[key]
+
+    def fresh(self, key: str) -> Known:
+        """Look into the folders themselves, past the index."""
+        old = self._known.get(key)
+        found = Known(formula=old.formula if old else None)
+        alias = self._keyed("aliases", key)
+        if alias.is_file():
+            found.alias = alias.read_text().strip()
+        folder = self._keyed("results", key)
+        if folder.is_dir():
+            found.results = sorted(self._read_results(folder), key=lambda result: (result.made, result.digest))
+        self._known[key] = found
+        return found
+
+    def _read_results(self, folder: Path) -> Iterator[Result]:
+        for path in folder.glob("*.json"):
+            try:
+                result = Result.from_json(json.loads(path.read_bytes()))
+                if (result.key, result.digest) != (folder.name, path.stem):
+                    raise ValueError("it stands under another name")
+            except (ValueError, KeyError, TypeError) as error:
+                damaged(path, self.root / "quarantine", str(error))
+                continue
+            yield result
+
+    def record(self, result: Result) -> dict[str, Any]:
+        """Return all that is recorded of a result."""
+        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        try:
+            record: dict[str, Any] = json.loads(path.read_bytes())["record"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        return record
+
+    def note_formula(self, key: str, formula: dict[str, Any]) -> None:
+        """Remember what a formula makes, so that its tensors need not be listed again."""
+        found = self.known(key)
+        found.formula = formula
+        self._dirty(key)
+
+    def _dirty(self, key: str) -> None:
+        self.index.put("known", {key: self._known[key].dump()})
+
+    def keep(self, result: Result, manifest: str) -> None:
+        """Publish an action's result, last of all that belongs to it."""
+        self.note_preimage(result.key, manifest)
+        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        text = json.dumps(result.to_json(), indent=1, sort_keys=True)
+        publish_bytes(text.encode(), path, self.temporary)
+        self.fresh(result.key)
+        self._dirty(result.key)
+
+    def add_alias(self, key: str, content_key: str, manifest: str = "") -> None:
+        """Let a key lead to another one: the inputs had the same bytes, or (without manifest) something alike is there."""
+        if manifest:
+            self.note_preimage(key, manifest)
+        path = self._keyed("aliases", key)
+        publish_bytes(content_key.encode(), path, self.temporary)
+        self.fresh(key)
+        self._dirty(key)
+
+    def drop(self, result: Result, why: str) -> None:
+        """Set a result aside whose bytes are missing or damaged."""
+        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        if path.exists():
+            damaged(path, self.root / "quarantine", why)
+        self.fresh(result.key)
+        self._dirty(result.key)
+
+    def note_preimage(self, key: str, manifest: str) -> None:
+        """Keep the manifest behind a key."""
+        path = self._keyed("preimages", key)
+        if not path.exists():
+            publish_bytes(manifest.encode(), path, self.temporary)
+
+    def preimage(self, key: str) -> dict[str, Any] | None:
+        """Return the manifest behind a key, if it was ever kept here."""
+        try:
+            found: dict[str, Any] = json.loads(self._keyed("preimages", key).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found
+
+    # -- what is kept of runs --------------------------------------------------------------------------------------
+
+    def states(self, key: str) -> Path:
+        """Return the folder of a training's states."""
+        return self._keyed("states", key)
+
+    def derived(self) -> Path:
+        return self.root / "derived"
+
+    def note_run(self, what: str, value: Any) -> None:
+        """Remember how long something took, for estimates."""
+        self.index.put("history", {what: json.dumps(value)})
+
+    def run_noted(self, what: str) -> Any:
+        row = self.index.read_keyed("history", "value", "id", [what]).get(what)
+        return json.loads(row) if row else None
+
+    def register(self, project: Path) -> None:
+        """Note a project as a root: what its recipes need is not removed by `clean`."""
+        name = hashlib.sha256(str(project).encode()).hexdigest()[:16]
+        path = self.root / "roots" / name
+        if not path.exists():
+            publish_bytes(str(project).encode(), path, self.temporary, 0o644)
+
+    def roots(self) -> list[Path]:
+        """Return the projects that use this cache and are still there."""
+        folder = self.root / "roots"
+        paths = [Path(p.read_text()) for p in folder.glob("*")] if folder.is_dir() else []
+        return sorted(p for p in paths if (p / "forge.toml").is_file())
+
+    def close(self) -> None:
+        self.index.close()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
