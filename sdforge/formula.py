@@ -18,11 +18,12 @@ from sdforge.identity import H, Json, component_identity
 
 
 class Made(NamedTuple):
-    """One tensor of a result: what it will be, and what from. Without parameters the bytes of `inputs[0]` pass."""
+    """One tensor of a result: what it will be, what from, by what. Without a method the bytes of `inputs[0]` pass."""
 
     tensor: Tensor
     inputs: tuple[Tensor, ...]
-    parameters: dict[str, Any] | None = None
+    method: str = ""
+    parameters: dict[str, Any] = {}  # noqa: RUF012 -- never written to
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Plan:
         """Return component → the dtype its floats have in common, or `mixed`."""
         return {name: common_dtype(made.tensor.dtype for made in table) for name, table in self.components.items()}
 
-    def computed(self) -> int:
+    def size(self) -> int:
         """Return how many bytes are computed (and not passed through)."""
-        return sum(made.tensor.size for t in self.components.values() for made in t if made.parameters is not None)
+        return sum(made.tensor.size for t in self.components.values() for made in t if made.method)
 
 
 def common_dtype(dtypes: Iterable[str]) -> str:
@@ -99,7 +100,7 @@ def computed(
             "version": version,
         },
     )
-    return Made(Tensor(name, dtype, shape, identity), tuple(inputs), parameters)
+    return Made(Tensor(name, dtype, shape, identity), tuple(inputs), method, parameters)
 
 
 def target_dtype(setting: str, first: Tensor) -> str:

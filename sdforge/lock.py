@@ -38,7 +38,7 @@ class Pin:
     kind: str = ""
     family: str = ""
     method: str = ""
-    version: int = 1
+    method_version: int = 1
     components: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     grade: str = "B"
@@ -136,7 +136,7 @@ def pin_of(result: Result, plan_keys: list[str], manifest: dict[str, Any]) -> Pi
         kind=result.kind,
         family=result.family,
         method=manifest["method"],
-        version=manifest["version"],
+        method_version=manifest["version"],
         components={name: c.content for name, c in result.components.items()},
         facts=result.facts,
         grade=result.grade,
@@ -148,20 +148,19 @@ def pin_of(result: Result, plan_keys: list[str], manifest: dict[str, Any]) -> Pi
     )
 
 
-def update_lock(path: Path, guard: FileLock, temporary: Path, changes: Lock, replace: set[str], known: set[str]) -> None:
+def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], known: set[str]) -> None:
     """Merge entries into the lock on the disk, one writer at a time; write it only if it changes.
 
-    replace: content keys whose pins are replaced. known: (RECIPE, …) whose targets are all in `changes`; others of
-    these recipes are dropped. Results stay.
+    replace: content keys whose pins are replaced. known: recipes whose targets are all in `changes`; others of these
+    recipes are dropped. Results stay.
     """
     guard.acquire(wait=True)
     try:
         before = path.read_bytes() if path.exists() else b""
         lock = read_lock(before, path.name) if before else Lock()
         lock.sources |= changes.sources
-        lock.targets = {
-            name: row for name, row in lock.targets.items() if name in changes.targets or name.split(":")[0] not in known
-        } | {name: merged(lock.targets.get(name), row) for name, row in changes.targets.items()}
+        kept = {name: row for name, row in lock.targets.items() if name in changes.targets or name.split(":")[0] not in known}
+        lock.targets = kept | changes.targets
         for key, pins in changes.results.items():
             for pin in pins.values():
                 old = lock.results.get(key, {}).get(pin.digest)
@@ -171,16 +170,9 @@ def update_lock(path: Path, guard: FileLock, temporary: Path, changes: Lock, rep
                 lock.pin(entry, replace=key in replace)
         after = lock.dump().encode()
         if after != before:
-            publish_bytes(after, path, temporary, 0o644)
+            publish_bytes(after, path, path.parent, 0o644)
     finally:
         guard.release()
-
-
-def merged(old: dict[str, str] | None, new: dict[str, str]) -> dict[str, str]:
-    """Return a target's row: what it came out as stays known while its key is the same."""
-    if old and old.get("key") == new.get("key") and "digest" not in new and "digest" in old:
-        return new | {"digest": old["digest"]}
-    return new
 
 
 def _table(path: tuple[str, ...], values: dict[str, Any]) -> str:

@@ -39,11 +39,24 @@ class Outputs:
         for link, artifact in step.inputs:
             if artifact is not None and link.use.role in ("loras", "embeddings"):
                 called[f"{link.use.role}/{artifact.digest[:16]}"] = f"{link.use.role}/{link.use.reference.split(':')[-1]}"
+        if step.node.target.signature.makes == "pictures":
+            return dict(self._picture_names(step))
         names = {}
         for file in step.result.files:
             head, dot, end = file.rpartition(".")
             names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
         return names
+
+    def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
+        assert step.result is not None
+        labels: dict[str, str] = {}
+        for link, artifact in step.inputs:
+            if artifact is not None:
+                label = step.node.recipe.name if link.use.role == "checkpoint" else link.use.reference
+                labels.setdefault((artifact.digest or artifact.identity)[:16], label.replace(":", ".").removeprefix("preset."))
+        for file in step.result.files:
+            column, _, rest = file.partition("/")
+            yield file, f"previews/{rest.removesuffix('.png')}-{labels.get(column, column)}.png"
 
     def expect(self, recipes: list[str]) -> None:
         """Look up, in one go, what is known of the files of several presets."""
@@ -98,6 +111,10 @@ class Outputs:
             found = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier])
             self._memo[identifier] = found.get(identifier, ())
         return self._memo[identifier]
+
+    def lies(self, path: Path, expected: str) -> bool:
+        """Say whether a file lies at its place already."""
+        return self._is(path, expected)
 
     def place(self, path: Path, made: Path, expected: str) -> str:
         """Move a written file to its place in `out/`; return where what was there before has been moved, if it was."""

@@ -424,7 +424,7 @@ class Planner:
         settings = json.loads(target.settings) | ({"seed": target.seed} if target.seed is not None else {})
         wanted = (target.signature.name, target.signature.version, canonical(settings))
         pins = (pin for found in self.lock.results.values() for pin in found.values())
-        return any((pin.method, pin.version, canonical(pin.settings)) == wanted for pin in pins)
+        return any((pin.method, pin.method_version, canonical(pin.settings)) == wanted for pin in pins)
 
     def _state_the_rest(self) -> None:
         for step in self.steps.values():

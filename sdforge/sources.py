@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from sdforge.artifact import Artifact, Component, Spot, Tensor
+from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION, Found, Layout, read_layout
@@ -170,6 +170,7 @@ class Sources:
             "family": layout.family,
             "components": components,
             "facts": layout.facts,
+            "digest": artifact_identity(layout.kind, {name: row[0] for name, row in components.items()}, layout.facts),
             "notes": layout.notes,
             "passed": dict(layout.passed),
             "files": {str(file.relative_to(path)) if path.is_dir() else file.name: digest
@@ -296,6 +297,8 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
         facts = family(value["family"]).stated(facts)
     notes = value["notes"] | {key: table[key] for key in ("licence", "trigger") if table.get(key)}
     notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
+    if facts == value["facts"]:
+        notes["digest"] = value["digest"]
     components = {name: Component(*row) for name, row in value["components"].items()}
     return Artifact(value["kind"], value["family"], components, facts, notes)
 

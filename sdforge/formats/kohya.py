@@ -15,6 +15,18 @@ from sdforge.formats.lora import Pair, alpha_of, family_with, lora_layout, read_
 from sdforge.formats.safetensors import Entry, Header, header_bytes
 from sdforge.identity import Json
 
+# our settings → what kohya's metadata calls them
+SETTINGS = {
+    "learning_rate": "learning_rate",
+    "steps": "steps",
+    "batch": "total_batch_size",
+    "warmup": "lr_warmup_steps",
+    "schedule": "lr_scheduler",
+    "min_snr": "min_snr_gamma",
+    "clip": "max_grad_norm",
+    "caption_dropout": "caption_dropout_rate",
+    "seed": "seed",
+}
 SUFFIXES = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
 
 

@@ -22,6 +22,8 @@ from sdforge.method import module_of
 from sdforge.order import Damaged, Order, Outcome
 from sdforge.wire import Channel
 
+LARGE = 8 << 20  # bytes of a tensor from which on several threads help
+
 
 class Worker:
     """Runs orders that come over a channel."""
@@ -102,7 +104,9 @@ def _unforeseen(error: Exception) -> dict[str, Any]:
 def run(order: Order, report: Any, stopped: Any) -> Outcome:
     """Run an order: a training by the shared loop (or its own), a formula tensor by tensor, an edit by its `run`."""
     if order.compute:
-        prepare("cpu", os.cpu_count() or 1)  # what formulas compute does not depend on the number of threads
+        # what formulas compute does not depend on the number of threads, and many small tensors want one
+        large = any(ref.size > LARGE for computation in order.compute for ref in computation.inputs)
+        prepare("cpu", (os.cpu_count() or 1) if large else 1)
         made: Outcome = importlib.import_module("sdforge.run.formula").run_formula(order, report)
         return made
     own = getattr(module_of(order.group, order.method), "run", None)

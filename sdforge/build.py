@@ -1,0 +1,562 @@
+"""The loop with effects: plan, run what must run, keep the results, write the lock, until nothing is left to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from sdforge.artifact import Component, Spot, Tensor, artifact_identity
+from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
+from sdforge.executors import Executor, Handle
+from sdforge.identity import component_identity, digest_of_text, tensor_identity
+from sdforge.lockfile import LockFile
+from sdforge.method import method
+from sdforge.order import Order, Outcome
+from sdforge.orders import make_order
+
+from sdforge.plan import Plan, Step, likeness
+from sdforge.session import Session
+from sdforge.store import Result
+from sdforge.store.files import Lock, sha256_of
+
+TICK = 0.2  # seconds between looks at locks that others hold
+GRACE = 10.0  # seconds for workers to keep their state after an interrupt
+
+
+class Reporter(Protocol):
+    """Who tells a person (or a program) how it goes."""
+
+    def planned(self, plan: Plan) -> None: ...
+    def started(self, step: Step, device: str) -> None: ...
+    def progress(self, step: Step, event: dict[str, Any]) -> None: ...
+    def waiting(self, step: Step, holder: str) -> None: ...
+    def finished(self, step: Step, result: Result | None, seconds: float) -> None: ...
+    def failed(self, step: Step, error: ForgeError) -> None: ...
+    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Options:
+    """How to build. jobs: actions side by side; device: `auto`, `cpu`, `cuda`, `cuda:N`."""
+
+    jobs: int = 1
+    device: str = "auto"
+    keep_going: bool = False
+    wait: bool = True
+    threads: int = 1
+    states: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Running:
+    """An action at work. key: the one that is locked; read: files it reads, to be looked at again afterwards."""
+
+    step: Step
+    handle: Handle
+    lock: Lock
+    device: Lock | None
+    work: Path
+    key: str
+    manifest: str
+    began: float
+
+
+@dataclass
+class Summary:
+    """What a build did, by the ids of the targets."""
+
+    built: list[str] = field(default_factory=list)
+    failed: dict[str, ForgeError] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+
+
+class Build:
+    """One build: from a plan to nothing left to do."""
+
+    def __init__(self, session: Session, executor: Executor, reporter: Reporter, options: Options) -> None:
+        self.session, self.executor, self.reporter, self.options = session, executor, reporter, options
+        self.store, self.outputs = session.store, session.outputs
+        self.lockfile = LockFile(session)
+        self.running: list[Running] = []
+        self.waiting: dict[str, Lock] = {}
+        self.summary = Summary()
+        self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
+        self.retrained: set[str] = set()
+        self.signals: list[int] = []
+
+    def run(self, wanted: list[str]) -> Summary:
+        """Build what is wanted. Raises Interrupted, and ForgeError for what concerns the whole build."""
+        plan = self.session.plan(wanted)
+        self.reporter.planned(plan)
+        self.lockfile.check(plan)
+        self._keep_notes(plan)
+        self._check_room(plan)
+        with self._listening():
+            try:
+                plan = self._loop(plan, wanted)
+            finally:
+                self._end()
+        self.lockfile.write(plan)
+        self._remember(plan)
+        self.summary.plan = plan
+        return self.summary
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def _loop(self, plan: Plan, wanted: list[str]) -> Plan:
+        while True:
+            if self.signals:
+                self._interrupt()
+            if self.summary.failed and not self.options.keep_going:
+                self._stop_all()
+                if not self.running:
+                    self._skip(plan)
+                    return plan
+            else:
+                self._start_ready(plan)
+            if not self.running and not self.waiting:
+                if not self._left(plan):
+                    return plan
+                self._skip(plan)
+                return plan
+            if self._poll():
+                plan = self._replan(wanted)
+
+    def _replan(self, wanted: list[str]) -> Plan:
+        plan = self.session.plan(wanted)
+        self._keep_notes(plan)
+        return plan
+
+    def _left(self, plan: Plan) -> list[Step]:
+        return [step for step in plan.to_do if step.id not in self.summary.failed]
+
+    def _skip(self, plan: Plan) -> None:
+        self.summary.skipped = [step.id for step in self._left(plan)]
+
+    def _start_ready(self, plan: Plan) -> None:
+        busy = {running.step.id for running in self.running}
+        keys = {running.key for running in self.running}
+        for step in plan.to_do:
+            if len(self.running) >= self.options.jobs:
+                return
+            if step.id in busy or step.id in self.summary.failed or not self._is_ready(plan, step):
+                continue
+            if self._locking_key(step) in keys:  # a twin under another name is at work
+                continue
+            if self._start(step):
+                return  # what was found or done changes the plan
+
+    def _is_ready(self, plan: Plan, step: Step) -> bool:
+        """Say whether all bytes that a step reads are there."""
+        if any(artifact is None for _, artifact in step.inputs):
+            return False
+        reads = step.node.target.signature.roles
+        for link, artifact in step.inputs:
+            other = plan.steps.get(link.id)
+            if other is None or artifact is None:
+                continue
+            if other.state in ("build", "maybe"):
+                return False
+            needed = [maker for name, maker in other.makers.items() if name.startswith(reads[link.use.role].reads or ("\0",))]
+            if any(maker in plan.steps and plan.steps[maker].to_do for maker in needed):
+                return False
+        return True
+
+    def _locking_key(self, step: Step) -> str:
+        return step.content_key or step.key
+
+    def _start(self, step: Step) -> bool:
+        """Start a step. Returns whether the plan has to be made anew instead of waiting for it."""
+        key, manifest = self._locking_key(step), step.content_manifest or step.manifest
+        lock = self.waiting.get(step.id) or self.store.lock(key)
+        if not lock.acquire(wait=False):
+            if not self.options.wait:
+                raise BusyError(f"{step.id} is being made by process {lock.holder()}", hint="without --no-wait it is waited for")
+            if step.id not in self.waiting:
+                self.waiting[step.id] = lock
+                self.reporter.waiting(step, lock.holder())
+            return False
+        waited = self.waiting.pop(step.id, None) is not None
+        if not step.restore and step.id not in self.session.retrain and self._found(step, key, waited):
+            lock.release()
+            return True
+        if step.restore and self._restored(step):
+            lock.release()
+            return True
+        self._submit(step, lock, key, manifest)
+        return False
+
+    def _found(self, step: Step, key: str, waited: bool) -> bool:  # noqa: FBT001 -- an observation
+        """Say whether somebody else has made a step's result since the plan was made."""
+        before = len(self.store.known(key).results)
+        found = self.store.fresh(key)
+        if len(found.results) <= before:
+            return False
+        if waited:
+            self.reporter.finished(step, found.results[0], 0.0)
+        return True
+
+    def _submit(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
+        device, guard = self._device(step)
+        work = self.store.workplace()
+        how = {"device": device, "threads": self.options.threads, "states": self.options.states}
+        order = make_order(self.session, step, key, manifest, work, how)
+        step.state = "running"
+        self.reporter.started(step, device)
+        bytes_only = step.kind == "formula" and not order.compute  # all tensors pass: there is an index to write, no more
+        if bytes_only or getattr(method(order.method).module, "INLINE", False):
+            handle: Handle = _Inline(None if bytes_only else order)
+        else:
+            handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
+        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic()))
+
+    def _device(self, step: Step) -> tuple[str, Lock | None]:
+        """Choose where an action computes. Formulas and what only moves bytes need no device."""
+        signature = step.node.target.signature
+        if signature.kind == "formula" or signature.makes == "files":
+            return "cpu", None
+        for name in self.session.devices(self.options.device):
+            if name == "cpu":
+                return name, None
+            guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")
+            if guard.acquire(wait=False):
+                return name, guard
+            guard.release()
+        name = self.session.devices(self.options.device)[0]
+        guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")
+        self.reporter.waiting(step, f"{name}, which {guard.holder()} uses")
+        guard.acquire(wait=True)
+        return name, guard
+
+    def _restored(self, step: Step) -> bool:
+        """Write files again whose bytes the store has as they are (pictures); exports are written by their action."""
+        if step.node.target.signature.makes != "pictures":
+            return False
+        assert step.result is not None
+        self._place(step, step.result, None)
+        self.reporter.finished(step, step.result, 0.0)
+        return True
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def _poll(self) -> bool:
+        """Wait for events, and take them in. Returns whether the plan has to be made anew."""
+        if self.running:
+            files = [running.handle.fileno() for running in self.running]
+            select.select([fd for fd in files if fd >= 0], [], [], TICK if min(files) >= 0 else 0)
+        elif self.waiting:
+            time.sleep(TICK)
+        anew = not self.running
+        for running in list(self.running):
+            for event in running.handle.poll():
+                if event["event"] == "progress":
+                    self.reporter.progress(running.step, event)
+                else:
+                    self.running.remove(running)
+                    self._take(running, event)
+                    anew = True
+        return anew
+
+    def _take(self, running: Running, event: dict[str, Any]) -> None:
+        """Take in how an action ended."""
+        step = running.step
+        try:
+            if event["event"] == "done":
+                self._keep(running, Outcome(**event["outcome"]))
+            elif event["event"] == "stopped":
+                self.summary.stopped.append(step.id)
+            elif event["event"] == "damaged":
+                self._heal(step, event)
+            elif event["event"] == "lost":
+                raise ActionFailed(f"the worker of {step.id} died ({_death(event['code'])})", "what it had kept of its "
+                                   "state is there: the same command goes on from it", self._kept_log(running))  # fmt: skip
+            else:
+                raise _error_of(event, self._kept_log(running))
+        except ForgeError as error:
+            self.summary.failed[step.id] = error
+            self.reporter.failed(step, error)
+        finally:
+            shutil.rmtree(running.work, ignore_errors=True)
+            running.lock.release()
+            if running.device:
+                running.device.release()
+
+    def _kept_log(self, running: Running) -> str:
+        log = running.work / "log.txt"
+        if not log.is_file() or not log.stat().st_size:
+            return ""
+        folder = self.session.project.root / ".forge" / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / f"{running.step.id.replace(':', '-')}-{running.key[:12]}.txt"
+        shutil.copyfile(log, place)
+        return str(place.relative_to(self.session.project.root))
+
+    def _heal(self, step: Step, event: dict[str, Any]) -> None:
+        """Bytes were not what they should be: a source has changed, or an object of the store is damaged."""
+        path = Path(event["path"])
+        if path.is_relative_to(self.store.root):
+            found = self.session.quarantine(path, step)
+            if found:
+                raise found
+            self.reporter.note(f"{event['message']}: set aside, and made again")
+            return
+        self._count_change(step, event["message"])
+
+    def _count_change(self, step: Step, what: str) -> None:
+        """An input changed while an action read it: throw the result away and plan anew, once."""
+        self.changed[step.id] = self.changed.get(step.id, 0) + 1
+        if self.changed[step.id] > 1:
+            raise ActionFailed(f"{step.id}: an input keeps changing while it is read ({what})",
+                               hint="build again when nothing writes to it")  # fmt: skip
+        self.reporter.note(f"an input of {step.id} changed while it was read; planning anew")
+        self.session.look_again()
+
+    def _keep(self, running: Running, outcome: Outcome) -> None:
+        """Publish what an action made."""
+        step = running.step
+        if self.session.inputs_changed(step):
+            self._count_change(step, "a source was written to")
+            return
+        seconds = time.monotonic() - running.began
+        result = self._published(running, outcome, seconds)
+        self.summary.built.append(step.id)
+        self.store.note_run(f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds))
+        if step.id in self.session.retrain:
+            self.session.retrain.discard(step.id)
+            self.lockfile.replace.add(result.key)
+            self.session.lock.pin(self.lockfile.pin(step, result, running.manifest), replace=True)
+        elif step.node.target.signature.pinned and step.kind == "content":
+            self.lockfile.pin_new(step, result, running.manifest)
+        if step.node.target.signature.makes in ("files", "pictures"):
+            self._place(step, result, running.work)
+        self.reporter.finished(step, result, seconds)
+
+    def _published(self, running: Running, outcome: Outcome, seconds: float) -> Result:
+        """Move the outcome's files into the store, its result last."""
+        step, work = running.step, running.work
+        if outcome.pack:
+            self.store.put_file(work / outcome.pack, outcome.sha256)
+        components, packs = self._components(step, outcome)
+        facts = outcome.facts
+        kind = step.node.target.signature.makes
+        contents = {name: component.content for name, component in components.items()}
+        digest = artifact_identity(kind, contents, facts)
+        if kind in ("files", "pictures"):
+            digest = digest_of_text(kind, json.dumps(outcome.files, sort_keys=True))
+        if step.restore and step.result and step.result.digest != digest:
+            raise BrokenPromise(f"{step.id} came out differently from what was exported before",
+                                hint="`forge verify` tells which file")  # fmt: skip
+        if kind == "pictures":
+            packs = tuple(sorted({self._keep_file(work / name) for name in outcome.files}))
+        if step.kind == "formula":
+            self.lockfile.compare(step, components)
+        record = dict(outcome.record)
+        if losses := record.pop("losses", None):
+            lines = "".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses))
+            record |= {"losses": self.store.put_bytes(lines.encode()), "loss": losses[-1]}
+        if (work / "log.txt").is_file() and (text := (work / "log.txt").read_bytes()):
+            record["log"] = self.store.put_bytes(text)
+        record |= {"target": step.id, "seconds": round(seconds, 3)}
+        result = Result(
+            running.key, digest, kind, step.node.recipe.family, components, facts, outcome.files, packs, outcome.grade,
+            outcome.fingerprint, time.time(), record,
+        )  # fmt: skip
+        self.store.keep(result, running.manifest)
+        if running.key != step.key:
+            self.store.add_alias(step.key, running.key, step.manifest)
+        if step.kind == "content":
+            self.store.add_alias(likeness(step), running.key)
+        return replace(result)
+
+    def _keep_file(self, path: Path) -> str:
+        sha256 = sha256_of(path)
+        if not self.store.object(sha256).exists():
+            copy = path.with_name(path.name + ".object")
+            shutil.copyfile(path, copy)
+            self.store.put_file(copy, sha256)
+        return sha256
+
+    def _components(self, step: Step, outcome: Outcome) -> tuple[dict[str, Component], tuple[str, ...]]:
+        """Return the components that an action made, their tables kept, and the files in which their bytes lie."""
+        made = {name: {row[0]: row for row in rows} for name, rows in outcome.components.items()}
+        tables: dict[str, list[Tensor]] = {}
+        if step.kind == "formula":
+            plan = self.session.planner().formula(step)
+            for name, rows in plan.components.items():
+                tables[name] = [
+                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome.sha256)
+                    if row.method else row.inputs[0]._replace(name=row.tensor.name)
+                    for row in rows
+                ]  # fmt: skip
+        else:
+            for name, found in made.items():
+                tables[name] = [_from_row(row, outcome.sha256) for row in found.values()]
+        components, packs = {}, set()
+        for name, table in tables.items():
+            contents = [(t.name, tensor_identity(t.dtype, t.shape, t.sha256)) for t in table]
+            content = component_identity(contents)
+            identity = component_identity((t.name, t.identity) for t in table) if step.kind == "formula" else content
+            dtypes = {t.dtype for t in table if not t.dtype.startswith(("I", "U", "BOOL"))}
+            dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
+            components[name] = Component(identity, content, self.store.put_table(table), dtype)
+            packs |= {t.spot.file for t in table if t.spot}
+        return components, tuple(sorted(packs))
+
+    def _place(self, step: Step, result: Result, work: Path | None) -> None:
+        """Put a preset's files into `out/`."""
+        step = replace(step, result=result)
+        moved, paths = self.session.place(step, work)
+        self.reporter.wrote(step, paths, moved)
+
+    # -- interrupts ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- what signal handlers get
+            self.signals.append(number)
+            if len(self.signals) > 1:
+                for running in self.running:
+                    running.handle.kill()
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self) -> None:
+        """Let trainings keep their state, then leave."""
+        self.reporter.note("stopping: trainings keep their state (once more: at once)")
+        self._stop_all()
+        until = time.monotonic() + GRACE
+        while self.running and time.monotonic() < until and len(self.signals) == 1:
+            self._poll()
+        kept = ", ".join(self.summary.stopped)
+        raise Interrupted(
+            f"interrupted; the state of {kept} is kept" if kept else "interrupted",
+            hint="the same command goes on from there", signal=self.signals[0],
+        )  # fmt: skip
+
+    def _stop_all(self) -> None:
+        for running in self.running:
+            if not running.step.restore:
+                running.handle.stop()
+
+    def _end(self) -> None:
+        for running in self.running:
+            running.handle.kill()
+            shutil.rmtree(running.work, ignore_errors=True)
+            running.lock.release()
+        for lock in self.waiting.values():
+            lock.release()
+        self.executor.close()
+
+    # -- around it -------------------------------------------------------------------------------------------------
+
+    def _keep_notes(self, plan: Plan) -> None:
+        for key, formula in plan.notes.items():
+            self.store.note_formula(key, formula)
+        for key, content_key, manifest in plan.aliases:
+            self.store.add_alias(key, content_key, manifest)
+
+    def _remember(self, plan: Plan) -> None:
+        """Note the keys of every recipe for the next null build, and the project as a root of the cache."""
+        keys: dict[str, set[str]] = {}
+        for step in plan.steps.values():
+            keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
+        for recipe, found in keys.items():
+            self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
+        if self.summary.built:
+            self.store.register(self.session.project.root)
+
+    def _check_room(self, plan: Plan) -> None:
+        """Refuse a build that the disk has no room for."""
+        needed = sum(self.session.bytes_needed(step) for step in plan.to_do)
+        if not needed:
+            return
+        self.store.prepare()
+        free = shutil.disk_usage(self.store.root).free
+        if needed > free:
+            raise ResourceError(
+                f"the build needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+                hint="`forge clean --dry-run` shows what could go; FORGE_CACHE names another place",
+            )
+
+
+class _Inline:
+    """An action that runs in this process, since it only moves bytes."""
+
+    def __init__(self, order: Order | None) -> None:
+        from sdforge.run.__main__ import run_reporting
+
+        self.events: list[dict[str, Any]] = []
+        if order is None:
+            end: dict[str, Any] = {"event": "done", "outcome": {}}
+        else:
+            end = run_reporting(order, lambda **event: self.events.append({"event": "progress", **event}), lambda: False)
+        self.events.append(end)
+
+    def fileno(self) -> int:
+        return -1
+
+    def poll(self) -> list[dict[str, Any]]:
+        events, self.events = self.events, []
+        return events
+
+    def stop(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
+def _with_bytes(tensor: Tensor, row: list[Any], pack: str) -> Tensor:
+    _, _, _, sha256, xxh3, offset = row
+    return tensor._replace(sha256=sha256, xxh3=xxh3, spot=Spot(pack, offset))
+
+
+def _from_row(row: list[Any], pack: str) -> Tensor:
+    name, dtype, shape, sha256, xxh3, offset = row
+    return Tensor(name, dtype, tuple(shape), tensor_identity(dtype, shape, sha256), sha256, xxh3, Spot(pack, offset))
+
+
+def _error_of(event: dict[str, Any], log: str) -> ForgeError:
+    if event["code"] == 4:
+        return ResourceError(event["message"], event["hint"])
+    if event["code"] == 3:
+        return BrokenPromise(event["message"], event["hint"])
+    return ActionFailed(event["message"], event["hint"], log)
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}: the system may have been out of memory" if name == "SIGKILL" else name
+    return f"exit code {code}"
+
+
+def _pace(step: Step, outcome: Outcome, seconds: float) -> list[float]:
+    """Return [seconds that do not depend on size, seconds per unit], a unit being a step, a picture or a megabyte."""
+    units = outcome.record.get("steps") or len(outcome.files) or 1
+    inner = float(outcome.record.get("seconds", seconds))
+    return [max(0.0, seconds - inner), inner / units] if step.kind == "content" else [0.0, seconds]
+
+
+def device_locks() -> Path:
+    """Return the folder of the devices' locks: outside any cache, since a device is the machine's."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/sdforge-{os.getuid()}"  # noqa: S108 -- locks, no data
+    return Path(base) / "sdforge"

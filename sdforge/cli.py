@@ -1,0 +1,127 @@
+"""`forge`: arguments → one function per command. Errors end here, as one sentence with its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdforge import __version__
+from sdforge.errors import ForgeError, Interrupted, RecipeError
+
+if TYPE_CHECKING:
+    from sdforge.session import Session
+
+SOMETHING_TO_DO = 10
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="for programs: JSON")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models")
+    top.add_argument("--version", action="version", version=f"forge {__version__}")
+    top.add_argument("-C", dest="folder", metavar="DIR", default=".", help="work in this folder")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, parents=[common])
+
+    build = command("build", "bring targets up to date, and write a preset's files")
+    build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
+    build.add_argument("-j", "--jobs", type=int, default=0, help="actions side by side")
+    build.add_argument("--device", default="", help="auto, cpu, cuda or cuda:N")
+    build.add_argument("-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it")
+    build.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done (as `plan`)")
+    build.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    build.add_argument("--retrain", action="append", default=[], metavar="TARGET", help="make a result again, and pin it")
+    build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
+    build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
+    plan = command("plan", "say what a build would do, and why")
+    plan.add_argument("targets", nargs="*", metavar="TARGET")
+    plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    plan.add_argument("--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code."""
+    wishes = parser().parse_args(arguments)
+    if getattr(wishes, "debug", False):
+        return run(wishes)
+    try:
+        return run(wishes)
+    except RecipeError as error:
+        from sdforge.report.problems import show_problems
+
+        show_problems(error.problems, as_json=wishes.json)
+        return error.exit_code
+    except ForgeError as error:
+        return complain(error, as_json=wishes.json)
+    except KeyboardInterrupt:
+        return complain(Interrupted("interrupted"), as_json=wishes.json)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def complain(error: ForgeError, *, as_json: bool = False) -> int:
+    """Say what went wrong; return the exit code."""
+    code = error.code if isinstance(error, Interrupted) else error.exit_code
+    if as_json:
+        import json
+
+        print(json.dumps({"v": 1, "event": "error", "code": code, "message": error.message, "hint": error.hint}))
+        return code
+    from sdforge.report.words import safe
+
+    print(safe(f"error: {error.message}", sys.stderr), file=sys.stderr)
+    if error.hint:
+        print(safe(f"hint: {error.hint}", sys.stderr), file=sys.stderr)
+    return code
+
+
+def run(wishes: argparse.Namespace) -> int:
+    """Call the command's function."""
+    functions = {"build": build, "plan": plan}
+    return functions[wishes.command](wishes)
+
+
+def _open(wishes: argparse.Namespace) -> Session:
+    from sdforge.session import open_session
+
+    return open_session(Path(wishes.folder))
+
+
+def build(wishes: argparse.Namespace) -> int:
+    """`forge build`: plan; where there is something to do, do it."""
+    if wishes.dry_run:
+        wishes.exit_code = False
+        return plan(wishes)
+    session = _open(wishes)
+    session.locked = wishes.locked
+    wanted = session.resolve(wishes.targets)
+    session.retrain = set(session.resolve_targets(wishes.retrain))
+    made = session.plan(wanted)
+    if not made.to_do and not session.retrain and session.is_settled(made):
+        from sdforge.report.table import nothing_to_do
+
+        nothing_to_do(made, as_json=wishes.json)
+        return 0
+    from sdforge.commands import build_for_real
+
+    return build_for_real(session, wanted, wishes)
+
+
+def plan(wishes: argparse.Namespace) -> int:
+    """`forge plan`: say what a build would do."""
+    session = _open(wishes)
+    session.locked = wishes.locked
+    wanted = session.resolve(wishes.targets)
+    made = session.plan(wanted)
+    from sdforge.commands import show_plan
+
+    show_plan(session, made, as_json=wishes.json)
+    return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0

@@ -1,0 +1,191 @@
+"""The plan ↔ `forge.lock`: what is pinned, what differs from it, and when it is written."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sdforge.artifact import Artifact, Component
+from sdforge.errors import BrokenPromise
+from sdforge.lock import Lock, Pin, pin_of, update_lock
+from sdforge.plan import Plan, Step
+from sdforge.project import LOCK
+from sdforge.store import Result
+
+if TYPE_CHECKING:
+    from sdforge.session import Session
+
+
+class LockFile:
+    """The lock of a session's project. replace: content keys whose pins are replaced when it is written."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.replace: set[str] = set()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def check(self, plan: Plan) -> None:
+        """With `--locked`: refuse everything that the lock does not hold. Raises BrokenPromise naming all of it."""
+        if not self.session.locked:
+            return
+        found = self.differences(plan)
+        if found:
+            raise BrokenPromise("the lock does not hold what is asked for:\n  " + "\n  ".join(found),
+                                hint="`forge build` without --locked brings it up to date")  # fmt: skip
+
+    def differences(self, plan: Plan) -> list[str]:
+        """Return, sentence by sentence, in what sources and targets differ from the lock."""
+        lock, found = self.session.lock, []
+        for name, row in self._source_rows(plan).items():
+            if name not in lock.sources:
+                found.append(f"source {name} is not in the lock")
+            elif lock.sources[name]["digest"] != row["digest"]:
+                found.append(f"source {name} is not the one that is pinned ({row['digest'][:12]} instead of "
+                             f"{lock.sources[name]['digest'][:12]})")  # fmt: skip
+        for step in plan.steps.values():
+            signature = step.node.target.signature
+            if not signature.pinned or signature.kind == "moves":
+                continue
+            if signature.kind == "content":
+                if not step.pin:
+                    found.append(f"{step.id} is not in the lock" if step.content_key else
+                                 f"{step.id} is not in the lock, or what it is made from has changed")  # fmt: skip
+                elif step.differs:
+                    found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had, only another one")
+                elif step.to_do:
+                    found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
+            elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
+                found.append(f"{step.id} has changed since the lock was written")
+        return found
+
+    def compare(self, step: Step, components: dict[str, Component]) -> None:
+        """Refuse a formula's result that is not what the lock says of the same inputs. Raises BrokenPromise."""
+        row = self.session.lock.targets.get(step.id, {})
+        if row.get("key") != step.key or "digest" not in row or step.artifact is None:
+            return
+        made = replace(step.artifact, components=step.artifact.components | components)
+        if made.digest and made.digest != row["digest"]:
+            raise BrokenPromise(
+                f"{step.id} came out as {made.digest[:12]}, and the lock says {row['digest'][:12]} for the same inputs",
+                hint="one of the two machines computes wrongly, or a method changed without its version; "
+                "nothing was kept",
+            )
+
+    # -- pinning ---------------------------------------------------------------------------------------------------
+
+    def pin(self, step: Step, result: Result, manifest: str) -> Pin:
+        """Return a result as the lock holds it."""
+        record = self.session.store.record(result)
+        return pin_of(replace(result, record=record), [step.key], json.loads(manifest))
+
+    def pin_new(self, step: Step, result: Result, manifest: str) -> None:
+        """Pin a result if its key has no pin yet, and write that down at once."""
+        if not self.session.lock.pins(result.key):
+            pin = self.pin(step, result, manifest)
+            self.session.lock.pin(pin, replace=False)
+            changes = Lock()
+            changes.pin(pin, replace=False)
+            self._update(changes, set())
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def changes(self, plan: Plan) -> Lock:
+        """Return the entries of the lock that a finished (or idle) plan changes."""
+        lock, changes = self.session.lock, Lock()
+        for name, row in self._source_rows(plan).items():
+            if lock.sources.get(name) != row:
+                changes.sources[name] = row
+        tainted: set[str] = set()
+        for step in plan.steps.values():
+            if step.differs or any(link.id in tainted for link, _ in step.inputs):
+                tainted.add(step.id)
+            signature = step.node.target.signature
+            if step.artifact is None and not step.result:
+                continue
+            if signature.kind == "content" and signature.pinned:
+                self._pin_chosen(step, changes)
+            if step.id not in tainted and signature.makes != "pictures":
+                row = self._target_row(step)
+                if row and lock.targets.get(step.id) != row:
+                    changes.targets[step.id] = row
+        return changes
+
+    def _pin_chosen(self, step: Step, changes: Lock) -> None:
+        """A result that is used and not pinned gets its pin; a new plan key is added to the pin it leads to."""
+        if not step.result:
+            return
+        pins = self.session.lock.pins(step.content_key)
+        known = pins.get(step.result.digest)
+        if self.replace and step.content_key in self.replace:
+            changes.pin(self.session.lock.pins(step.content_key)[step.result.digest], replace=True)
+        elif not pins:
+            manifest = self.session.store.preimage(step.content_key) or json.loads(step.manifest)
+            changes.pin(self.pin(step, step.result, json.dumps(manifest)), replace=False)
+        elif known and step.key != step.content_key and step.key not in known.plans:
+            changes.pin(replace(known, plans=sorted({*known.plans, step.key})), replace=False)
+
+    def _target_row(self, step: Step) -> dict[str, str]:
+        key = (step.content_key or step.key) if step.kind == "content" else step.key
+        row = {"key": key} if key else {}
+        old = self.session.lock.targets.get(step.id, {})
+        if key and old.get("key") == key and "digest" in old:
+            return old
+        digest = step.result.digest if step.result and step.kind == "content" else ""
+        digest = digest or (step.artifact.digest if step.artifact else "")
+        return row | ({"digest": digest} if digest else {})
+
+    def _source_rows(self, plan: Plan) -> dict[str, dict[str, Any]]:
+        rows = {}
+        for step in plan.steps.values():
+            for link, artifact in step.inputs:
+                if artifact is not None and link.id in self.session.graph.sources and link.id not in rows:
+                    rows[link.id] = _source_row(artifact)
+        return rows
+
+    def write(self, plan: Plan) -> list[str]:
+        """Bring the lock up to date; return what was pinned anew among the sources."""
+        changes = self.changes(plan)
+        known = self._known_targets(plan)
+        gone = {name for name in self.session.lock.targets if name.split(":")[0] in known and name not in known[name.split(":")[0]]}
+        anew = sorted(name for name in changes.sources if name in self.session.lock.sources)
+        if changes.sources or changes.targets or changes.results or gone:
+            changes.targets |= {name: row for name, row in self.session.lock.targets.items()
+                                if name.split(":")[0] in known and name not in gone and name not in changes.targets}  # fmt: skip
+            self._update(changes, set(known))
+        return anew
+
+    def _known_targets(self, plan: Plan) -> dict[str, set[str]]:
+        """The recipes of a plan → the ids of all their targets."""
+        recipes = {step.node.recipe.name: step.node.recipe for step in plan.steps.values()}
+        return {name: {f"{name}:{target}" for target in recipe.targets} for name, recipe in recipes.items()}
+
+    def _update(self, changes: Lock, known: set[str]) -> None:
+        project = self.session.project
+        name = hashlib.sha256(str(project.root).encode()).hexdigest()[:16]
+        guard = self.session.store.lock(f"lock-{name}")
+        update_lock(project.root / LOCK, guard, changes, self.replace, known)
+        self.session.read_lock()
+
+
+def _source_row(artifact: Artifact) -> dict[str, Any]:
+    row: dict[str, Any] = {"digest": artifact.notes.get("digest") or artifact.identity}
+    if "files" in artifact.notes:
+        row |= {"files": artifact.notes["files"], "size": artifact.notes["size"]}
+    return row
+
+
+def distance(a: Pin, b: dict[str, Any]) -> float | None:
+    """Return how far another result is from a pinned one, as a share of the pinned update's norm (None: unknown).
+
+    Estimated from 64 projections: the standard error is about an eleventh of the distance itself.
+    """
+    if not a.sketch or not b.get("sketch") or not a.norm:
+        return None
+    one, two = (struct.unpack("<64f", base64.b64decode(text)) for text in (a.sketch, b["sketch"]))
+    squares = sum((x - y) ** 2 for x, y in zip(one, two, strict=True)) / 64
+    return float(squares**0.5 / a.norm)

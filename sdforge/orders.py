@@ -1,0 +1,179 @@
+"""A step of the plan → the order that is handed to a runner: every input's bytes by file and offset."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdforge.artifact import Artifact, Component, Tensor
+from sdforge.errors import BrokenPromise
+from sdforge.formats.kohya import SETTINGS
+from sdforge.graph import Link
+from sdforge.identity import digest_of_text
+from sdforge.order import Computation, Given, Order, Ref
+from sdforge.plan import Step
+
+if TYPE_CHECKING:
+    from sdforge.session import Session
+
+
+def make_order(session: Session, step: Step, key: str, manifest: str, work: Path, how: dict[str, Any]) -> Order:
+    """Return the order for a step whose inputs are all there. Raises BrokenPromise if a file has gone."""
+    target = step.node.target
+    stated = json.loads(manifest)
+    settings = stated["settings"] | ({"seed": stated["seed"]} if "seed" in stated else {})
+    inputs: dict[str, list[Given]] = {}
+    compute: list[Computation] = []
+    if step.kind == "formula":
+        compute = _computations(session, step)
+    else:
+        for link, artifact in step.inputs:
+            assert artifact is not None
+            inputs.setdefault(link.use.role, []).append(_given(session, step, link, artifact))
+        for role, spec in target.signature.roles.items():
+            if spec.many == "table" and role in inputs:
+                inputs[role].sort(key=lambda given: (given.identity, json.dumps(given.use, sort_keys=True)))
+    return Order(
+        key=key,
+        target=step.id,
+        method=target.signature.name,
+        group=target.signature.group,
+        family=step.node.recipe.family,
+        settings=settings,
+        work=str(work),
+        inputs=inputs,
+        compute=compute,
+        states=str(session.store.states(state_key(stated))) if target.signature.group == "trainings" else "",
+        derived=str(session.store.derived()),
+        how=how,
+        closure=closure(session, step) if target.signature.makes == "files" else [],
+    )
+
+
+def state_key(manifest: dict[str, Any]) -> str:
+    """Name a training's states: without `steps` where nothing computed depends on the total."""
+    settings = dict(manifest["settings"])
+    if settings.get("schedule", "constant") == "constant":
+        settings.pop("steps", None)
+    text = json.dumps(manifest | {"settings": settings}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return digest_of_text("state", text)
+
+
+def _ref(session: Session, tensor: Tensor) -> Ref:
+    assert tensor.spot is not None
+    path = session.find(tensor.spot.file)
+    if path is None:
+        raise BrokenPromise(f"the file with {tensor.name} ({tensor.spot.file[:12]}) is not there any more",
+                            hint="was a source changed or removed? `forge plan` looks again")  # fmt: skip
+    return Ref(tensor.name, tensor.dtype, tensor.shape, str(path), tensor.spot.offset, tensor.xxh3)
+
+
+def _computations(session: Session, step: Step) -> list[Computation]:
+    plan = session.planner().formula(step)
+    return [
+        Computation(
+            component, row.tensor.name, row.tensor.dtype, row.tensor.shape, row.method, row.parameters,
+            tuple(_ref(session, tensor) for tensor in row.inputs),
+        )
+        for component, rows in plan.components.items() for row in rows if row.method
+    ]  # fmt: skip
+
+
+def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Given:
+    if artifact.kind == "dataset":
+        taken = session.graph.sources[link.id]
+        files = session.sources.picture_files(taken)
+        pictures = [[files[row[0]], *row] for row in artifact.notes["rows"]]
+        return Given("dataset", artifact.identity, pictures=pictures, held_out=artifact.notes["validation"])
+    reads = step.node.target.signature.roles[link.use.role].reads
+    components: dict[str, list[Ref]] = {}
+    vocabulary: dict[str, Any] = {}
+    for name, component in artifact.components.items():
+        if not name.startswith(reads or ("\0",)):
+            continue
+        if name.startswith("tokenizer"):
+            vocabulary = session.store.vocabulary(component)
+        else:
+            components[name] = [_ref(session, tensor) for tensor in session.store.table(_made(session, component))]
+    use = dict(link.use.use or {})
+    if artifact.kind == "lora" and step.node.target.signature.makes == "files":
+        use["settings"] = _trained_with(session, link)
+    return Given(
+        artifact.kind,
+        artifact.digest or artifact.identity,
+        artifact.facts,
+        components,
+        {name: component.identity for name, component in artifact.components.items()},
+        vocabulary,
+        use,
+    )
+
+
+def _made(session: Session, component: Component) -> Component:
+    if component.table.startswith("plan:"):
+        raise BrokenPromise(f"component {component.identity[:12]} was to be made first")
+    return component
+
+
+def _trained_with(session: Session, link: Link) -> dict[str, Any]:
+    """What kohya's metadata wants to know of a LoRA that a target trained."""
+    manifest = json.loads(session.planner().steps[link.id].manifest or "{}")
+    settings = manifest.get("settings", {}) | {"seed": manifest.get("seed", 0)}
+    return {theirs: settings[ours] for ours, theirs in SETTINGS.items() if ours in settings}
+
+
+def closure(session: Session, step: Step) -> list[dict[str, Any]]:
+    """Return everything behind a step, sources first, without a name: equal presets have equal closures.
+
+    Numbered in topological order, ties by key. A source is its digest and those of its files; an action is its
+    manifest, the digest of its result where it was trained, and the numbers of its inputs.
+    """
+    steps = session.planner().steps
+    entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {}
+    stack: list[Step] = [step]
+    while stack:
+        current = stack.pop()
+        for link, artifact in current.inputs:
+            if artifact is None or link.id in entries:
+                continue
+            if link.id in session.graph.sources:
+                files = sorted(artifact.notes.get("files", {}).values())
+                entries[link.id] = (artifact.identity, {"source": artifact.identity, "kind": artifact.kind, "files": files}, [])
+            else:
+                stack.append(steps[link.id])
+        if current is not step and current.id not in entries:
+            inputs = [(link.use.role, link.id) for link, _ in current.inputs]
+            described: dict[str, Any] = {"method": current.node.target.signature.name}
+            if current.manifest:
+                described = {"manifest": json.loads(current.manifest)}
+            if current.kind == "content" and current.artifact:
+                described["digest"] = current.artifact.digest
+            entries[current.id] = (current.key or f"moves {current.id}", described, inputs)
+    return _numbered(entries)
+
+
+def _numbered(entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]]) -> list[dict[str, Any]]:
+    waiting = {name: {other for _, other in inputs} for name, (_, _, inputs) in entries.items()}
+    ready = [(entries[name][0], name) for name, inputs in waiting.items() if not inputs]
+    heapq.heapify(ready)
+    numbers: dict[str, int] = {}
+    result: list[dict[str, Any]] = []
+    by_key: dict[str, int] = {}
+    while ready:
+        key, name = heapq.heappop(ready)
+        if key in by_key:  # two names of one thing
+            numbers[name] = by_key[key]
+        else:
+            numbers[name] = by_key[key] = len(result)
+            inputs: dict[str, list[int]] = {}
+            for role, other in entries[name][2]:
+                inputs.setdefault(role, []).append(numbers[other])
+            result.append(entries[name][1] | ({"inputs": inputs} if inputs else {}))
+        for other, left in waiting.items():
+            if name in left:
+                left.discard(name)
+                if not left:
+                    heapq.heappush(ready, (entries[other][0], other))
+    return result

@@ -1,0 +1,1 @@
+"""What a person sees: terminal, contact sheets, the description that lies beside a preset."""

@@ -1,0 +1,49 @@
+"""Mistakes in recipes, each with file, line, the line itself and a caret."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from sdforge.errors import Problem
+from sdforge.report.words import safe
+
+
+def show_problems(problems: list[Problem], *, as_json: bool = False) -> None:
+    """Print problems in the order of their places, errors and warnings counted at the end."""
+    ordered = sorted(problems, key=lambda p: (p.place.file, p.place.line, p.place.column) if p.place else ("", 0, 0))
+    if as_json:
+        print(json.dumps({"v": 1, "event": "problems", "problems": [asdict(problem) for problem in ordered]}))
+        return
+    for problem in ordered:
+        print(safe(rendered(problem), sys.stderr), file=sys.stderr)
+    warnings = sum(problem.warning for problem in ordered)
+    errors = len(ordered) - warnings
+    counts = [_count(errors, "error")] if errors else []
+    counts += [_count(warnings, "warning")] if warnings else []
+    print(", ".join(counts), file=sys.stderr)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def rendered(problem: Problem) -> str:
+    """Return a problem as text: place, kind, sentence; the line with a caret; what to do."""
+    kind = "warning" if problem.warning else "error"
+    place = f"{problem.place}: " if problem.place else ""
+    lines = [f"{place}{kind}[{problem.code}]: {problem.message}"]
+    if problem.place and problem.place.line and problem.place.text.strip():
+        number = str(problem.place.line)
+        text = problem.place.text.replace("\t", " ")
+        room = max(0, min(problem.place.length, len(text) - problem.place.column + 1))
+        caret = " " * (problem.place.column - 1) + "^" * max(1, room)
+        if len(text) > 160:
+            text = text[:157] + "…"
+        lines += [f"  {number} | {text}", f"  {' ' * len(number)} | {caret}"]
+        if problem.hint:
+            lines[-1] += f" {problem.hint}"
+    elif problem.hint:
+        lines.append(f"  hint: {problem.hint}")
+    return "\n".join(lines)

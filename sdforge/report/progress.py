@@ -1,0 +1,222 @@
+"""Reporters of a build: plain lines, a live view on a terminal, JSON Lines for programs."""
+
+from __future__ import annotations
+
+import json
+
+import time
+from typing import Any, TextIO
+
+from sdforge.errors import ActionFailed, ForgeError
+from sdforge.plan import Plan, Step
+from sdforge.report.words import glyphs, safe, seconds
+from sdforge.store import Result
+
+EVERY = 2.0  # seconds between plain progress lines
+
+
+def short(step: Step) -> str:
+    """Return a target's name as it is shown: without its recipe where the recipe is clear."""
+    return step.id.partition(":")[2]
+
+
+class Plain:
+    """One line per event, no cursor moves."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.signs = glyphs(stream)
+        self._last: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
+        self._seen: set[str] = set()
+
+    def line(self, text: str) -> None:
+        print(safe(text, self.stream), file=self.stream, flush=True)
+
+    def planned(self, plan: Plan) -> None:
+        for step in plan.steps.values():
+            if step.state == "reuse" and not step.restore and not step.idle:
+                self.line(f"  {self.signs['reuse']} {short(step):<18} {step.node.target.signature.name:<18} reused")
+
+    def started(self, step: Step, device: str) -> None:
+        where = f" on {device}" if step.kind == "content" and step.node.target.signature.makes != "files" else ""
+        verb = "restoring" if step.restore else "running"
+        self.line(f"  {self.signs['build']} {short(step):<18} {step.node.target.signature.name:<18} {verb}{where}")
+
+    def progress(self, step: Step, event: dict[str, Any]) -> None:
+        if "resumed" in event:
+            same = "" if event["same"] else ", begun on another machine or version"
+            self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
+        if "derived" in event:
+            self.line(f"    {short(step)}: {self.caches(event)}")
+        if "step" not in event:
+            return
+        now = time.monotonic()
+        if step.id not in self._began:
+            self._began[step.id] = (now, event["step"])
+        if event["step"] < event["steps"] and now - self._last.get(step.id, 0) < EVERY:
+            return
+        self._last[step.id] = now
+        self.line(f"    {short(step)}: {self.pace(step, event)}")
+
+    @staticmethod
+    def caches(event: dict[str, Any]) -> str:
+        """Say what was encoded and what was there already."""
+        made, reused = event["derived"]["made"], event["derived"]["reused"]
+        parts = [f"{what}: {made.get(what, 0)} encoded, {reused.get(what, 0)} reused" for what in sorted({*made, *reused})]
+        return "; ".join(parts) or "nothing to encode"
+
+    def pace(self, step: Step, event: dict[str, Any]) -> str:
+        """Say how far an action is: step N/M, loss, steps a second, time left."""
+        began, first = self._began.get(step.id, (time.monotonic(), 0))
+        done, spent = event["step"] - first, time.monotonic() - began
+        text = f"step {event['step']}/{event['steps']}"
+        if "loss" in event:
+            text += f"  loss {event['loss']:.4f}"
+        if done > 0 and spent > 0.5:
+            rate = done / spent
+            text += f"  {rate:.1f} steps/s  {seconds((event['steps'] - event['step']) / rate)} left"
+        return text
+
+    def waiting(self, step: Step, holder: str) -> None:
+        self.line(f"    {short(step)}: waiting for process {holder}" if holder.isdigit() else f"    {short(step)}: waiting for {holder}")
+
+    def finished(self, step: Step, result: Result | None, spent: float) -> None:
+        self.line("  " + self.ending(step, result, spent))
+
+    def ending(self, step: Step, result: Result | None, spent: float) -> str:
+        """Say what came out of an action."""
+        loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
+        name = result.digest[:8] if result else ""
+        done = "restored" if step.restore else "built"
+        return f"{self.signs['reuse']} {short(step):<18} {step.node.target.signature.name:<18} {done:<8} {name}  {seconds(spent)}{loss}"
+
+    def failed(self, step: Step, error: ForgeError) -> None:
+        self.line(f"  {self.signs['failed']} {short(step):<18} {step.node.target.signature.name:<18} {error.message}")
+        if error.hint:
+            self.line(f"      try   {error.hint}")
+        if isinstance(error, ActionFailed) and error.log:
+            self.line(f"      log   {error.log}")
+
+    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None:
+        for name in moved:
+            self.line(f"  {self.signs['warning']} what lay in the way was not ours: it is in {name} now")
+        if step.node.target.signature.makes == "files":
+            self.line(f"    out/{step.node.recipe.name}/: {', '.join(_folded(paths))}")
+        else:
+            self.line(f"    out/{step.node.recipe.name}/previews/sheet.png and {len(paths) - 1} pictures")
+
+    def note(self, text: str) -> None:
+        self.line(f"  {text}")
+
+    def close(self) -> None:
+        """End the view."""
+
+
+def _folded(paths: list[str]) -> list[str]:
+    """Name folders of many files once."""
+    return list(dict.fromkeys(f"{p.split('/')[0]}/" if "/" in p and p.startswith("diffusers/") else p for p in paths))
+
+
+class Live(Plain):
+    """The same on a terminal, with one moving line for each running action."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        self.view = Progress(
+            TextColumn("  {task.fields[sign]} {task.fields[name]:<18}"), BarColumn(24), TextColumn("{task.fields[text]}"),
+            console=self.console, transient=True,
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+        self.view.start()
+
+    def line(self, text: str) -> None:
+        style = "red" if self.signs["failed"] in text[:6] else "green" if self.signs["reuse"] in text[:6] else None
+        self.console.print(safe(text, self.stream), style=style, markup=False)
+
+    def started(self, step: Step, device: str) -> None:
+        text = f"{step.node.target.signature.name} on {device}" if step.kind == "content" else step.node.target.signature.name
+        self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=short(step), text=text)
+
+    def progress(self, step: Step, event: dict[str, Any]) -> None:
+        task = self._tasks.get(step.id)
+        if "note" in event and task is not None:
+            self.view.update(task, text=event["note"])
+        if "step" in event and task is not None:
+            if step.id not in self._began:
+                self._began[step.id] = (time.monotonic(), event["step"])
+            self.view.update(task, total=event["steps"], completed=event["step"], text=self.pace(step, event))
+        elif "step" not in event:
+            super().progress(step, event)
+
+    def finished(self, step: Step, result: Result | None, spent: float) -> None:
+        self._drop(step)
+        super().finished(step, result, spent)
+
+    def failed(self, step: Step, error: ForgeError) -> None:
+        self._drop(step)
+        super().failed(step, error)
+
+    def _drop(self, step: Step) -> None:
+        task = self._tasks.pop(step.id, None)
+        if task is not None:
+            self.view.remove_task(task)
+
+    def close(self) -> None:
+        self.view.stop()
+
+
+class JsonLines:
+    """Events as JSON Lines; unknown fields may be added, `v` changes when one is removed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def say(self, event: str, step: Step | None = None, **fields: Any) -> None:
+        message: dict[str, Any] = {"v": 1, "event": event}
+        if step is not None:
+            message |= {"target": step.id, "method": step.node.target.signature.name, "key": step.content_key or step.key}
+        print(json.dumps(message | fields), file=self.stream, flush=True)
+
+    def planned(self, plan: Plan) -> None:
+        for step in plan.steps.values():
+            reason = [step.reason] if step.reason else []
+            self.say("action", step, state=step.state, reason=reason, restore=step.restore, differs=step.differs)
+
+    def started(self, step: Step, device: str) -> None:
+        self.say("action", step, state="running", device=device, reason=[])
+
+    def progress(self, step: Step, event: dict[str, Any]) -> None:
+        self.say("progress", step, **{k: v for k, v in event.items() if k != "event"})
+
+    def waiting(self, step: Step, holder: str) -> None:
+        self.say("action", step, state="waiting", holder=holder, reason=[])
+
+    def finished(self, step: Step, result: Result | None, spent: float) -> None:
+        digest = result.digest if result else ""
+        self.say("action", step, state="built", digest=digest, seconds=round(spent, 3), reason=[])
+
+    def failed(self, step: Step, error: ForgeError) -> None:
+        self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
+
+    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None:
+        self.say("result", step, files=paths, moved=moved)
+
+    def note(self, text: str) -> None:
+        self.say("note", text=text)
+
+    def close(self) -> None:
+        """End the stream."""
+
+
+def reporter(stream: TextIO, *, as_json: bool, plain: bool) -> Plain | JsonLines:
+    """Choose how to tell: JSON where asked for, a live view on a terminal, plain lines elsewhere."""
+    if as_json:
+        return JsonLines(stream)
+    if plain or not stream.isatty():
+        return Plain(stream)
+    return Live(stream)

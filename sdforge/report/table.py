@@ -1,0 +1,37 @@
+"""The plan as a table: one row per target, in the order in which they are made."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from sdforge.plan import Plan, Step
+from sdforge.report.words import glyphs, safe
+
+MOST_ROWS = 60
+
+
+def nothing_to_do(plan: Plan, *, as_json: bool) -> None:
+    """Say that everything is reused."""
+    steps = [step for step in plan.steps.values() if not step.idle]
+    if as_json:
+        for step in steps:
+            print(json.dumps({"v": 1, "event": "action", "target": step.id, "method": step.node.target.signature.name,
+                              "key": step.content_key or step.key, "state": step.state, "reason": []}))  # fmt: skip
+        print(json.dumps({"v": 1, "event": "result", "built": 0, "reused": len(steps), "failed": 0, "skipped": 0}))
+        return
+    rows = [row(step) for step in steps] if len(steps) <= MOST_ROWS else []
+    recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
+    rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
+    print(safe("\n".join(rows), sys.stdout))
+
+
+def row(step: Step, text: str = "") -> str:
+    """Return one line of a plan."""
+    sign = glyphs()[step.state if step.state in glyphs() else "build"]
+    name = step.id.partition(":")[2]
+    state = "restore" if step.restore else step.state
+    if step.differs:
+        text = "differs from the pin" + (f"; {text}" if text else "")
+    key = (step.result.digest if step.result else step.key)[:8]
+    return f"  {sign} {name:<18} {step.node.target.signature.name:<18} {state:<9} {key:<9} {text}".rstrip()

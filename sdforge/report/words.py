@@ -1,0 +1,55 @@
+"""Durations, sizes and glyphs as people read them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+GLYPHS = {"reuse": "✓", "build": "●", "maybe": "○", "fetch": "↓", "unneeded": "·", "failed": "✗", "warning": "▲"}
+ASCII = {"reuse": "ok", "build": "*", "maybe": "?", "fetch": "get", "unneeded": "-", "failed": "FAIL", "warning": "!"}
+
+
+def glyphs(stream: TextIO | None = None) -> dict[str, str]:
+    """Return the signs for states, in letters that the stream can carry."""
+    encoding = getattr(stream or sys.stdout, "encoding", None) or "ascii"
+    try:
+        "".join(GLYPHS.values()).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return GLYPHS
+
+
+def safe(text: str, stream: TextIO) -> str:
+    """Return text in letters that a stream can carry, without control characters that a file may have brought."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    table = {"→": "->", "×": "x", "–": "-", "…": "...", "·": "-", "✓": "ok", "●": "*", "○": "?"}
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        for sign, plain in table.items():
+            text = text.replace(sign, plain)
+        text = text.encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def seconds(value: float) -> str:
+    """Return a duration: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if value < 10:
+        return f"{value:.1f} s"
+    if value < 60:
+        return f"{value:.0f} s"
+    minutes, rest = divmod(int(value + 0.5), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def size(value: float) -> str:
+    """Return bytes in decimal units: 812 B, 4.1 MB, 2.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return ""

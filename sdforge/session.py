@@ -1,0 +1,292 @@
+"""One command's view of a project: its graph, sources, store, lock and outputs, and the plan they give."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sdforge.artifact import Artifact
+from sdforge.errors import BrokenPromise, ForgeError, RecipeError, UsageError, nearest
+from sdforge.formats.safetensors import ITEM_SIZE
+from sdforge.graph import Graph, link, problem_at
+from sdforge.lock import Lock, read_lock
+
+from sdforge.outputs import Outputs
+from sdforge.plan import Misfits, Plan, Planner, Step, Wishes
+from sdforge.project import LOCK, Project, find_root, open_project
+from sdforge.sources import Progress, Sources, _silent
+from sdforge.store import Store
+
+
+CACHE = "FORGE_CACHE"
+
+
+@dataclass
+class Session:
+    """A project that is open. retrain: ids whose results are to be made again; locked: nothing may differ."""
+
+    project: Project
+    store: Store
+    sources: Sources
+    outputs: Outputs
+    lock: Lock = field(default_factory=Lock)
+    graph: Graph = field(default_factory=Graph)
+    retrain: set[str] = field(default_factory=set)
+    locked: bool = False
+    _planner: Planner | None = None
+
+    def read_lock(self) -> None:
+        """Read `forge.lock` as it is now."""
+        path = self.project.root / LOCK
+        if not path.is_file():
+            self.lock = Lock()
+            return
+        source = path.read_bytes()
+        self.lock = self.project.parsed("lock", LOCK, source, lambda: read_lock(source, LOCK), Lock.to_json, Lock.from_json)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def open_recipes(self, names: list[str]) -> None:
+        """Link recipes, and look up in one go what is known of them."""
+        self.project.expect(names)
+        self.graph = link(self.project, names)
+        recipes = list(dict.fromkeys(node.recipe.name for node in self.graph.nodes.values()))
+        self.store.expect([f"{self.project.root}:{name}" for name in recipes])
+        self.sources.expect(list(self.graph.sources.values()))
+        self.outputs.expect(recipes)
+
+    def resolve(self, names: list[str]) -> list[str]:
+        """Turn names of the command line into ids of targets, with their recipes linked.
+
+        NAME is a recipe, RECIPE:NAME a target, and a bare target name serves where it is the only one of it.
+        Raises UsageError with a guess at what was meant.
+        """
+        names = names or self.project.default
+        if not names:
+            raise UsageError("nothing to build: no recipe was named, and forge.toml has no `default`",
+                             hint=f"there are: {', '.join(self.project.recipe_names()) or 'none'}")  # fmt: skip
+        recipes = self.project.recipe_names()
+        asked: list[tuple[str, str]] = []
+        for name in names:
+            recipe, _, target = name.partition(":")
+            if recipe not in recipes and not target:
+                recipe, target = self._owner(name, recipes)
+            asked.append((recipe, target))
+        self.open_recipes(list(dict.fromkeys(recipe for recipe, _ in asked)))
+        wanted: list[str] = []
+        for recipe, target in asked:
+            wanted += [f"{recipe}:{target}"] if target else self._ends(recipe)
+        for identifier in wanted:
+            if identifier not in self.graph.nodes:
+                recipe, _, target = identifier.partition(":")
+                known = list(self.project.recipe(recipe).targets)
+                guess = nearest(target, known)
+                raise UsageError(f"recipe {recipe!r} has no target {target!r}",
+                                 hint=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}")  # fmt: skip
+        return list(dict.fromkeys(wanted))
+
+    def resolve_targets(self, names: list[str]) -> list[str]:
+        """Turn names into ids of targets of the recipes that are open. Raises UsageError."""
+        found = []
+        for name in names:
+            matches = [i for i in self.graph.nodes if i == name or i.partition(":")[2] == name]
+            if len(matches) != 1:
+                known = [i.partition(":")[2] for i in self.graph.nodes]
+                guess = nearest(name, known)
+                raise UsageError(f"{name!r} is {'no' if not matches else 'more than one'} target of what is built",
+                                 hint=f"did you mean {guess!r}?" if guess else "")  # fmt: skip
+            found += matches
+        return found
+
+    def is_settled(self, plan: Plan) -> bool:
+        """Say whether there is nothing to note beside the plan: no alias, no row of the lock."""
+        from sdforge.lockfile import LockFile
+
+        file = LockFile(self)
+        file.check(plan)
+        changes = file.changes(plan)
+        return not (plan.aliases or plan.notes or changes.sources or changes.targets or changes.results)
+
+    def _owner(self, name: str, recipes: list[str]) -> tuple[str, str]:
+        """Find the one recipe that has a target of this name."""
+        owners = []
+        for recipe in recipes:
+            try:
+                if name in self.project.recipe(recipe).targets:
+                    owners.append(recipe)
+            except RecipeError:
+                continue
+        if len(owners) == 1:
+            return owners[0], name
+        if owners:
+            raise UsageError(f"{name!r} is a target of several recipes", hint=" or ".join(f"{r}:{name}" for r in owners))
+        guess = nearest(name, recipes)
+        raise UsageError(f"there is no recipe and no target {name!r}",
+                         hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}")  # fmt: skip
+
+    def _ends(self, recipe: str) -> list[str]:
+        """What is wanted of a whole recipe: the preset's files, or all targets that no other one of it takes."""
+        targets = self.project.recipe(recipe).targets
+        files = [f"{recipe}:{name}" for name in ("preset.export", "preset.previews") if name in targets]
+        if files:
+            return files
+        return [f"{recipe}:{name}" for name in targets
+                if not any(user.startswith(f"{recipe}:") for user in self.graph.users.get(f"{recipe}:{name}", []))]  # fmt: skip
+
+    # -- planning --------------------------------------------------------------------------------------------------
+
+    def planner(self) -> Planner:
+        """Return the planner of the last plan."""
+        assert self._planner is not None
+        return self._planner
+
+    def plan(self, wanted: list[str]) -> Plan:
+        """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
+        wishes = Wishes(frozenset(self.retrain), self.locked)
+        self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
+        try:
+            return self._planner.make(wanted)
+        except Misfits as error:
+            raise RecipeError(
+                problems=[
+                    problem_at(self.project, node.recipe, node.target, use, found.code, found.message, found.hint)
+                    for node, use, found in error.found
+                ]
+            ) from None
+
+    # what planning asks of the store
+    def known(self, key: str) -> Any:
+        return self.store.known(key)
+
+    def table(self, component: Any) -> Any:
+        return self.store.table(component)
+
+    def vocabulary(self, component: Any) -> Any:
+        return self.store.vocabulary(component)
+
+    def holds(self, result: Any) -> bool:
+        return all(self.find(pack) for pack in result.packs)
+
+    def find(self, sha256: str) -> Path | None:
+        """Return a file with these bytes, in the store or among the sources."""
+        return self.store.find(sha256)
+
+    # -- while building --------------------------------------------------------------------------------------------
+
+    def inputs_changed(self, step: Step) -> bool:
+        """Look once more at the sources that an action has read, directly or through indices over their files."""
+        names = {link_.id for link_, _ in step.inputs if link_.id in self.graph.sources}
+        for link_, _ in step.inputs:
+            other = self.planner().steps.get(link_.id)
+            names |= {maker for maker in (other.makers.values() if other else ()) if maker in self.graph.sources}
+        return any(self.sources.changed(self.graph.sources[name]) for name in names)
+
+    def look_again(self) -> None:
+        """Forget what sources were, so that the next plan looks at them."""
+        for taken in self.graph.sources.values():
+            self.sources.forget(taken)
+
+    def quarantine(self, path: Path, step: Step) -> ForgeError | None:
+        """Set a damaged object aside, and drop the results that lie in it.
+
+        Returns the error to stop with if a pinned result was among them: those are made again only when asked for.
+        """
+        from sdforge.store.files import damaged
+
+        error = damaged(path, self.store.root / "quarantine", "its bytes are not what they were")
+        lost = [s for s in self.planner().steps.values() if s.result and path.name in s.result.packs]
+        for each in lost:
+            assert each.result is not None
+            self.store.drop(each.result, "its bytes are damaged")
+        pinned = [each.id for each in lost if each.pin]
+        if pinned:
+            return BrokenPromise(
+                f"{step.id}: {error.message}; with it the pinned result of {', '.join(pinned)} is lost",
+                hint=f"`forge build --retrain {pinned[0]}` trains it again, and replaces the pin",
+            )
+        return None
+
+    def devices(self, wish: str) -> list[str]:
+        """Return the devices that a wish means here, by what the system shows of them."""
+        if wish not in ("auto", "cuda"):
+            return [wish]
+        found = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        count = len(found) if visible is None else len([v for v in visible.split(",") if v.strip()])
+        if wish == "cuda":
+            return [f"cuda:{i}" for i in range(max(1, count))]
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+
+    def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
+        """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""
+        assert step.result is not None
+        folder, moved, paths = self.outputs.folder(step), [], []
+        staging = work or self.store.workplace()
+        names = self.outputs.names(step)
+        if work is None:
+            for file in names:
+                (staging / file).parent.mkdir(parents=True, exist_ok=True)
+                (staging / file).write_bytes(self.store.read_object(step.result.files[file][0]))
+        places = []
+        for name, source in self.outputs.composed(step):
+            made = staging / Path(name).name
+            made.write_bytes(self._compose(step, staging))
+            places.append((made, name, source))
+        places += [(staging / file, name, step.result.files[file][0]) for file, name in names.items()]
+        for made, name, source in places:
+            if not self.outputs.lies(folder / name, source):
+                moved.append(self.outputs.place(folder / name, made, source))
+            paths.append(name)
+        if work is None:
+            shutil.rmtree(staging, ignore_errors=True)
+        return [name for name in moved if name], paths
+
+    def _compose(self, step: Step, staging: Path) -> bytes:
+        from sdforge.report.preset import describe_preset
+        from sdforge.report.sheet import contact_sheet
+
+        if step.node.target.signature.makes == "pictures":
+            return contact_sheet(step, staging)
+        return describe_preset(step, self.outputs.names(step))
+
+    # -- what it will cost -----------------------------------------------------------------------------------------
+
+    def bytes_needed(self, step: Step) -> int:
+        """Estimate how many bytes a step writes."""
+        if any(artifact is None for _, artifact in step.inputs):
+            return 0
+        if step.kind == "formula":
+            try:
+                return self.planner().formula(step).size()
+            except UsageError:
+                return 0
+        if step.node.target.signature.makes == "files":
+            forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
+            checkpoint = step.inputs[0][1]
+            return forms * self.size(checkpoint) if checkpoint else 0
+        return 0
+
+    def size(self, artifact: Artifact) -> int:
+        """Return the bytes of an artifact's tensors."""
+        total = 0
+        for component in artifact.components.values():
+            if not component.table.startswith("plan:") and component.dtype:
+                total += sum(prod(t.shape) * ITEM_SIZE[t.dtype] for t in self.store.table(component))
+        return total
+
+
+def open_session(start: Path, progress: Progress = _silent) -> Session:
+    """Open the project in or above a folder. Raises UsageError, RecipeError."""
+    root = find_root(start.resolve())
+    cache = os.environ.get(CACHE)
+    store = Store(Path(cache).expanduser().resolve() if cache else root / "cache")
+    project = open_project(root, store.index)
+    sources = Sources(project, store, progress)
+    session = Session(project, store, sources, Outputs(project, store))
+    session.read_lock()
+    return session
