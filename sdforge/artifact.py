@@ -11,16 +11,13 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
 
-from sdforge.formats.safetensors import ITEM_SIZE
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.identity import H, Json, canonical
 
 KINDS = (
     "checkpoint", "lora", "embedding", "hypernetwork", "custom", "image_embedding", "null_text", "aesthetic",
     "dataset", "pictures", "files",
 )  # fmt: skip
-
-FLOATS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64", "F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2"}
-DTYPES = {name: dtype for dtype, name in FLOATS.items()}  # as recipes write them → as safetensors does
 
 
 class Spot(NamedTuple):

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sdforge.artifact import Component, Spot, Tensor, artifact_identity
+from sdforge.dtypes import NOT_FLOAT
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.identity import component_identity, digest_of_text, tensor_identity
@@ -23,7 +24,6 @@ from sdforge.lockfile import LockFile
 from sdforge.method import method
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order
-
 from sdforge.plan import Plan, Step, likeness
 from sdforge.session import Session
 from sdforge.store import Result
@@ -409,7 +409,7 @@ class Build:
             contents = [(t.name, tensor_identity(t.dtype, t.shape, t.sha256)) for t in table]
             content = component_identity(contents)
             identity = component_identity((t.name, t.identity) for t in table) if step.kind == "formula" else content
-            dtypes = {t.dtype for t in table if not t.dtype.startswith(("I", "U", "BOOL"))}
+            dtypes = {t.dtype for t in table if not t.dtype.startswith(NOT_FLOAT)}
             dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
             components[name] = Component(identity, content, self.store.put_table(table), dtype)
             packs |= {t.spot.file for t in table if t.spot}

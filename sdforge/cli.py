@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge import __version__
-from sdforge.errors import ForgeError, Interrupted, RecipeError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
 
 if TYPE_CHECKING:
     from sdforge.session import Session
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models")
     top.add_argument("--version", action="version", version=f"forge {__version__}")
     top.add_argument("-C", dest="folder", metavar="DIR", default=".", help="work in this folder")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="forge")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Exception as error:  # noqa: BLE001 -- the one boundary: whatever it is, a person gets a sentence
+        return complain(unforeseen(error, Path(wishes.folder)), as_json=wishes.json)
 
 
 def complain(error: ForgeError, *, as_json: bool = False) -> int:
@@ -81,6 +83,24 @@ def complain(error: ForgeError, *, as_json: bool = False) -> int:
     if error.hint:
         print(safe(f"hint: {error.hint}", sys.stderr), file=sys.stderr)
     return code
+
+
+def unforeseen(error: Exception, folder: Path) -> ForgeError:
+    """Keep what is needed to mend a mistake of ours, and say where."""
+    import traceback
+
+    if isinstance(error, OSError) and error.errno is not None:
+        from sdforge.errors import ResourceError
+
+        return ResourceError(f"{error.strerror} ({error.filename or 'no file'})")
+    place = folder / ".forge" / "log" / "unforeseen.txt"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(traceback.format_exc())
+        hint = f"this is a mistake in forge; {place} says where"
+    except OSError:
+        hint = "this is a mistake in forge; --debug shows where"
+    return ActionFailed(f"{type(error).__name__}: {error}", hint)
 
 
 def run(wishes: argparse.Namespace) -> int:

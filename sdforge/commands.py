@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from sdforge.build import Build, Options, Summary
 from sdforge.errors import exit_code
@@ -13,7 +12,7 @@ from sdforge.executors.local import LocalExecutor
 from sdforge.plan import Plan
 from sdforge.report.progress import Plain, reporter
 from sdforge.report.table import row
-from sdforge.report.words import safe, seconds, size
+from sdforge.report.words import safe
 from sdforge.session import Session
 
 

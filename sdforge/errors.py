@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -35,71 +35,65 @@ class Problem:
     warning: bool = False
 
 
-@dataclass
 class ForgeError(Exception):
-    """Base of every failure that a person may see. Raised where the mistake is known, printed once, in `cli`."""
+    """Base of every failure that a person may see. Raised where the mistake is known, printed once, in `cli`.
 
-    message: str
-    hint: str = ""
+    message: one sentence that names the thing and the place; hint: the way out.
+    """
+
     exit_code: ClassVar[int] = 1
 
-    def __str__(self) -> str:
-        return self.message
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
 
 
-@dataclass
 class ActionFailed(ForgeError):
-    """An action did not end well: an error in it, NaN or Inf, an input that keeps changing."""
+    """An action did not end well: an error in it, NaN or Inf, an input that keeps changing. log: path of its log."""
 
-    log: str = ""  # path of the action's log, if there is one
-    exit_code: ClassVar[int] = 1
+    def __init__(self, message: str, hint: str = "", log: str = "") -> None:
+        super().__init__(message, hint)
+        self.log = log
 
 
-@dataclass
 class UsageError(ForgeError):
     """Text, names, kinds or files that can never work as they are; the command line itself."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code = 2
 
 
-@dataclass
 class RecipeError(UsageError):
     """All that is wrong in recipes and `forge.toml`, together."""
 
-    message: str = "the recipe has mistakes"
-    problems: list[Problem] = field(default_factory=list)
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = problems
 
 
-@dataclass
 class BrokenPromise(ForgeError):
     """Something differs from what a hash, the lock or the store promised, or a pinned result is not to be had."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code = 3
 
 
-@dataclass
 class ResourceError(ForgeError):
     """Disk, memory, device or network is missing or full."""
 
-    exit_code: ClassVar[int] = 4
+    exit_code = 4
 
 
-@dataclass
 class BusyError(ForgeError):
     """Somebody else is at work, and we were asked not to wait."""
 
-    exit_code: ClassVar[int] = 5
+    exit_code = 5
 
 
-@dataclass
 class Interrupted(ForgeError):
     """Stopped by a signal; what was done is kept."""
 
-    signal: int = 2
-
-    @property
-    def code(self) -> int:
-        return 128 + self.signal
+    def __init__(self, message: str, hint: str = "", signal: int = 2) -> None:
+        super().__init__(message, hint)
+        self.code = 128 + signal
 
 
 def exit_code(errors: list[ForgeError]) -> int:

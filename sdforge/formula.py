@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sdforge.artifact import DTYPES, Artifact, Component, Tensor
+from sdforge.artifact import Artifact, Component, Tensor
+from sdforge.dtypes import NOT_FLOAT, SAFETENSORS
 from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.identity import H, Json, component_identity
@@ -74,7 +75,7 @@ class Plan:
 
 def common_dtype(dtypes: Iterable[str]) -> str:
     """Return the one float type of these, or `mixed`."""
-    found = {dtype for dtype in dtypes if not dtype.startswith(("I", "U", "BOOL"))}
+    found = {dtype for dtype in dtypes if not dtype.startswith(NOT_FLOAT)}
     return found.pop() if len(found) == 1 else "mixed"
 
 
@@ -105,9 +106,9 @@ def computed(
 
 def target_dtype(setting: str, first: Tensor) -> str:
     """Return the dtype a tensor of the result has: the target's, or the first input's. Integers stay what they are."""
-    if not setting or first.dtype.startswith(("I", "U", "BOOL")):
+    if not setting or first.dtype.startswith(NOT_FLOAT):
         return first.dtype
-    return DTYPES[setting]
+    return SAFETENSORS[setting]
 
 
 def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
@@ -160,7 +161,7 @@ def _merged(
     tensors: list[Tensor],
     parameters: dict[str, Any],
 ) -> Made:
-    if tensors[0].dtype.startswith(("I", "U", "BOOL")):
+    if tensors[0].dtype.startswith(NOT_FLOAT):
         return passes(tensors[0])
     by_identity = {tensor.identity: tensor for tensor in tensors}
     left = simplify([tensor.identity for tensor in tensors], parameters)

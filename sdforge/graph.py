@@ -61,7 +61,7 @@ def link(project: Project, names: list[str]) -> Graph:
         linking.add(name)
     linking.check_shadows()
     if linking.problems:
-        raise RecipeError(problems=linking.problems)
+        raise RecipeError(linking.problems)
     return linking.sorted()
 
 
@@ -169,7 +169,7 @@ class _Linking:
                 if not waiting[user]:
                     ready.append(user)
         if len(graph.nodes) < len(self.nodes):
-            raise RecipeError(problems=[self._cycle({i: w for i, w in waiting.items() if w})])
+            raise RecipeError([self._cycle({i: w for i, w in waiting.items() if w})])
         return graph
 
     def _cycle(self, waiting: dict[str, set[str]]) -> Problem:

@@ -48,7 +48,8 @@ def canonical(value: Json) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(canonical, value)) + "]"
     if isinstance(value, dict):
-        keys = sorted(value, key=_utf16)
+        # ASCII sorts alike in UTF-16 and by code points
+        keys = sorted(value) if "".join(value).isascii() else sorted(value, key=_utf16)
         return "{" + ",".join(json.dumps(k, ensure_ascii=False) + ":" + canonical(value[k]) for k in keys) + "}"
     raise TypeError(f"{type(value).__name__} is no JSON value")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,6 +182,9 @@ def distance(a: Pin, b: dict[str, Any]) -> float | None:
 
     Estimated from 64 projections: the standard error is about an eleventh of the distance itself.
     """
+    import base64
+    import struct
+
     if not a.sketch or not b.get("sketch") or not a.norm:
         return None
     one, two = (struct.unpack("<64f", base64.b64decode(text)) for text in (a.sketch, b["sketch"]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,15 +133,15 @@ def method_groups() -> dict[str, str]:
 @cache
 def code_fingerprint() -> str:
     """Name the code that reads recipes: what was read with other code is read again."""
-    rows = []
-    for root in _roots():
-        folders = [root, *(p for p in root.rglob("*") if p.is_dir() and p.name not in ("__pycache__", "demo", "run"))]
-        for folder in folders:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".py"):
-                        info = entry.stat()
-                        rows.append((str(folder), entry.name, info.st_size, info.st_mtime_ns))
+    rows, folders = [], [str(root) for root in _roots()]
+    for folder in folders:  # grows while it is walked
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    info = entry.stat()
+                    rows.append((folder, entry.name, info.st_size, info.st_mtime_ns))
+                elif entry.name not in ("__pycache__", "demo", "run", "report") and entry.is_dir():
+                    folders.append(entry.path)
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
 
 
@@ -172,6 +171,8 @@ def method(name: str) -> Method:
 
 def _merge_table(function: Callable[..., Any]) -> type[Table]:
     """Derive a merge's table from its signature: parameters are inputs, keyword-only ones are settings."""
+    import inspect
+
     from pydantic import Field, create_model
 
     from sdforge.settings import Block, PerBlock, Reference, Takes, Target

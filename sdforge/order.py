@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise
 from sdforge.families import Family, family
-from sdforge.formats.safetensors import ITEM_SIZE, open_regular, read_range
+from sdforge.formats.safetensors import read_range
+from sdforge.store.files import open_regular
 
 
 class Ref(NamedTuple):

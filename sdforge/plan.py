@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, Problem, RecipeError, UsageError
-from sdforge.families import Family, family
-from sdforge.formula import Input, Made
-from sdforge.formula import Plan as FormulaPlan
+from sdforge.families import family
 from sdforge.graph import Graph, Link, Node, Taken
 from sdforge.identity import canonical, digest_of_text
 from sdforge.lock import Lock, Pin
@@ -26,6 +24,11 @@ from sdforge.recipe import Use
 from sdforge.store import Known, Result
 
 STATES = ("reuse", "fetch", "build", "maybe", "unneeded")
+
+
+if TYPE_CHECKING:
+    from sdforge.formula import Made
+    from sdforge.formula import Plan as FormulaPlan
 
 
 class View(Protocol):
@@ -337,6 +340,8 @@ class Planner:
 
     def formula(self, step: Step) -> FormulaPlan:
         """List what a formula makes. Raises UsageError for inputs that do not fit together."""
+        from sdforge.formula import Input
+
         target = step.node.target
         inputs: dict[str, list[Input]] = {}
         for link, artifact in step.inputs:
@@ -444,7 +449,7 @@ class Misfits(RecipeError):
     """Inputs that do not fit, not yet with the places where they are named."""
 
     def __init__(self, found: list[tuple[Node, Use | None, Problem]]) -> None:
-        super().__init__(problems=[problem for _, _, problem in found])
+        super().__init__([problem for _, _, problem in found])
         self.found = found
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
 from sdforge.method import code_fingerprint
+from sdforge.names import is_name
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
+from sdforge.store.files import open_regular
 from sdforge.syntax import MOST_BYTES, read_toml
 
 if TYPE_CHECKING:
@@ -98,8 +100,6 @@ def _parsed_id(kind: str, name: str, source: bytes) -> str:
 
 def read_small(path: Path, missing: str, hint: str = "") -> bytes:
     """Read a small text of the project. Raises UsageError if it is not there, or is no regular file."""
-    from sdforge.formats.safetensors import open_regular
-
     if missing and not path.is_file():
         raise UsageError(missing, hint)
     fd = open_regular(path)
@@ -141,29 +141,25 @@ def _read(project: Project, name: str, model: str) -> dict[str, Any]:
 
 
 def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
-    import re
-
     from pydantic import ValidationError
-
-    from sdforge.settings import NAME
 
     document = read_toml(source, name)
     try:
         table = model.model_validate(document.values)
     except ValidationError as error:
-        raise RecipeError(problems=list(explain(error, model, document, ()))) from None
+        raise RecipeError(list(explain(error, model, document, ()))) from None
     found = table.model_dump(by_alias=True)
     seen: dict[str, str] = {}
     problems = []
     for key in ("source", "dataset"):
         for each in found.get(key, {}):
-            if not re.match(NAME, each) or each in seen:
+            if not is_name(each) or each in seen:
                 reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
                 problems.append(Problem("name", reason, document.place(key, each),
                                         "small letters, digits, - and _, at most 64"))  # fmt: skip
             seen[each] = key
     if problems:
-        raise RecipeError(problems=problems)
+        raise RecipeError(problems)
     stated = document.values.get("run", {})
     found["stated"] = {key: found["run"][key] for key in stated}  # what forge.local.toml itself says
     return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.identity import canonical
 from sdforge.method import Role, Signature, method, method_groups
+from sdforge.names import is_name
 from sdforge.syntax import Document, read_toml
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class _Reading:
         if preset is not None:
             self._expand(preset)
         if self.problems:
-            raise RecipeError(problems=self.problems)
+            raise RecipeError(self.problems)
         return Recipe(
             self.name,
             self.document.file,
@@ -248,16 +249,12 @@ class _Reading:
 
     def _names(self, tables: dict[str, dict[str, Any]]) -> None:
         """Names are well-formed, not reserved, and unique over targets, sources and data sets."""
-        import re
-
-        from sdforge.settings import NAME
-
         seen: dict[str, tuple[str, ...]] = {}
         paths = [target.path for target in self.targets.values()]
         paths += [(key, name) for key, found in tables.items() for name in found]
         for path in paths:
             name = path[-1]
-            if not re.match(NAME, name):
+            if not is_name(name):
                 self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
             elif name in RESERVED:
                 self.wrong("name", f"`{name}` is a reserved word", *path)
@@ -424,9 +421,5 @@ def _sentence(fault: Any) -> str:
 
 def check_name(name: str) -> None:
     """Refuse a recipe's file name that no command line could name. Raises UsageError."""
-    import re
-
-    from sdforge.settings import NAME
-
-    if not re.match(NAME, name):
+    if not is_name(name):
         raise UsageError(f"{name!r} is no name for a recipe", hint="small letters, digits, - and _, at most 64")

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import Artifact
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, ForgeError, RecipeError, UsageError, nearest
-from sdforge.formats.safetensors import ITEM_SIZE
 from sdforge.graph import Graph, link, problem_at
 from sdforge.lock import Lock, read_lock
-
 from sdforge.outputs import Outputs
 from sdforge.plan import Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import LOCK, Project, find_root, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
-
 
 CACHE = "FORGE_CACHE"
 
@@ -225,6 +222,8 @@ class Session:
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""
         assert step.result is not None
+        import shutil
+
         folder, moved, paths = self.outputs.folder(step), [], []
         staging = work or self.store.workplace()
         names = self.outputs.names(step)

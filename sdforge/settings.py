@@ -12,8 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-NAME = r"^[a-z][a-z0-9_-]{0,63}$"
-REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.)?[a-z][a-z0-9_-]{0,63}$"
+from sdforge.names import REFERENCE
 
 ALL = ("*",)  # of facts: every one
 

@@ -13,22 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import xxhash
+from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
-from sdforge.formats import READER_VERSION, Found, Layout, read_layout
-from sdforge.formats.safetensors import CHUNK, open_regular
-from sdforge.formats.tokenizer import tokenizer_identity
-from sdforge.formula import common_dtype
+from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import SETTLED, Stat, stat_of, within
+from sdforge.store.files import CHUNK, SETTLED, Stat, open_regular, stat_of, within
+
+if TYPE_CHECKING:
+    from sdforge.formats.layout import Found, Layout
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
@@ -144,6 +142,10 @@ class Sources:
         return value
 
     def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        from sdforge.formats.layout import read_layout
+        from sdforge.formats.tokenizer import tokenizer_identity
+        from sdforge.formula import common_dtype
+
         try:
             layout = read_layout(path)
         except UsageError as error:
@@ -182,6 +184,8 @@ class Sources:
 
     def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]]]:
         """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
+        import xxhash
+
         total = sum(file.stat().st_size for file in layout.files)
         digests, tensors, done = [], {}, 0
         for i, file in enumerate(layout.files):

@@ -64,7 +64,7 @@ def read_toml(source: bytes, file: str) -> Document:
     """Read TOML 1.0 within the limits of this module. Raises RecipeError with the place and the reason."""
 
     def refuse(message: str, place: Place | None = None, hint: str = "") -> RecipeError:
-        return RecipeError(problems=[Problem("syntax", message, place or Place(file), hint)])
+        return RecipeError([Problem("syntax", message, place or Place(file), hint)])
 
     if len(source) > MOST_BYTES:
         raise refuse(f"is {len(source):,} bytes long; the most is {MOST_BYTES:,}")

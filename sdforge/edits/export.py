@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
 from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
-from sdforge.formats.safetensors import ITEM_SIZE, Written, header_bytes, write_file
+from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, layout_names, single_shape, stated_metadata
 from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.identity import canonical

@@ -9,7 +9,7 @@ from typing import Any
 from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
 from sdforge.families.naming import VAE_ATTENTION_OLD
-from sdforge.formats import Found, Layout
+from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.formats.tokenizer import read_tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.formats import Layout
+from sdforge.formats.layout import Layout
 from sdforge.formats.lora import Pair, family_with, lora_layout
 from sdforge.formats.safetensors import Entry, Header
 

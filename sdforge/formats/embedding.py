@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sdforge.errors import UsageError
-from sdforge.formats import Found, Layout
+from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Header
 
 KEY = "emb_params"

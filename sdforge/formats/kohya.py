@@ -10,7 +10,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families import Family
-from sdforge.formats import Layout
+from sdforge.formats.layout import Layout
 from sdforge.formats.lora import Pair, alpha_of, family_with, lora_layout, read_scalar
 from sdforge.formats.safetensors import Entry, Header, header_bytes
 from sdforge.identity import Json

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
-from sdforge.formats import Found, Layout
+from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry
 from sdforge.identity import Json
 

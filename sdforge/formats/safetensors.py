@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -20,18 +19,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
+from sdforge.store.files import CHUNK, open_regular
 
 MOST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 65_536
 MOST_NAME = 512  # bytes
 MOST_RANK = 16
-CHUNK = 1 << 20
-
-ITEM_SIZE = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +50,6 @@ class Header:
     metadata: dict[str, str]
     data: int
     size: int
-
-
-def open_regular(path: Path) -> int:
-    """Open a file for reading; refuse all that is no regular file. Returns a descriptor; raises UsageError."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be opened: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise UsageError(f"{path} is no regular file")
-    return fd
 
 
 def read_header(path: Path) -> Header:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, family_of
-from sdforge.formats import Found, Layout
+from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Header
 from sdforge.identity import Json, canonical
 

@@ -12,8 +12,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
-from sdforge.formats.safetensors import ITEM_SIZE, read_header, write_file
+from sdforge.formats.safetensors import read_header, write_file
 from sdforge.store.files import publish, publish_bytes, sha256_of
 
 KEPT = 2

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdforge.artifact import DTYPES as SAFETENSORS
+from sdforge.dtypes import SAFETENSORS
 from sdforge.errors import ActionFailed
 from sdforge.identity import H
 from sdforge.method import module_of

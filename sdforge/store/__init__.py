@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +125,7 @@ class Store:
     def workplace(self) -> Path:
         """Return a new folder in `tmp/`; a lock in it tells that somebody is at work there."""
         self.prepare()
-        folder = self.temporary / f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        folder = self.temporary / f"{os.getpid()}-{os.urandom(6).hex()}"
         with resources("a workplace cannot be made"):
             folder.mkdir()
         return folder

@@ -10,14 +10,14 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from sdforge.errors import BrokenPromise, ForgeError, ResourceError
+from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 
 CHUNK = 1 << 20
 FAULT = "FORGE_FAULT"  # tests: `kill:N` or `error:N` at the N-th publish of a process
@@ -47,15 +47,29 @@ def stat_of(path: Path | str) -> Stat | None:
     return Stat(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
-def is_settled(stat: Stat, looked_ns: int) -> bool:
+def is_settled(found: Stat, looked_ns: int) -> bool:
     """Say whether a look at `looked_ns` can be trusted: the file had not been changed just before."""
-    return max(stat.mtime_ns, stat.ctime_ns) + SETTLED <= looked_ns
+    return max(found.mtime_ns, found.ctime_ns) + SETTLED <= looked_ns
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading; refuse all that is no regular file. Returns a descriptor; raises UsageError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be opened: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise UsageError(f"{path} is no regular file")
+    return fd
 
 
 @contextmanager
@@ -89,13 +103,13 @@ def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 
     """Publish a small file's content."""
     with resources(f"{final.name} could not be written"):
         temporary_folder.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=temporary_folder)
+        temporary = temporary_folder / f".{os.getpid()}-{os.urandom(6).hex()}"
         try:
-            with os.fdopen(fd, "wb") as file:
+            with temporary.open("xb") as file:
                 file.write(data)
-            publish(Path(name), final, mode)
+            publish(temporary, final, mode)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -169,8 +183,6 @@ class Lock:
 
 def within(root: Path, relative: str) -> Path:
     """Return `root / relative`, refusing every way out of the root. Raises ForgeError."""
-    from sdforge.errors import UsageError
-
     parts = relative.replace("\\", "/").split("/")
     odd = relative.startswith(("/", "~")) or ".." in parts or ":" in relative or "\0" in relative
     if odd or not relative.strip():

@@ -114,6 +114,4 @@ class Index:
 
 
 def _quoted(path: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
+    return "".join(c if c.isalnum() or c in "/-_." else "".join(f"%{b:02X}" for b in c.encode()) for c in str(path.absolute()))

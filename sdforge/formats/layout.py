@@ -1,0 +1,106 @@
+"""What a reader of a foreign file finds, and which reader is asked.
+
+A reader is a module with `recognises(header or folder)` and `read(path)`; it brings what it finds to our canonical
+names, splits and shapes, and says what it read over. READERS lists them in the order in which they are asked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sdforge.dtypes import ITEM_SIZE
+from sdforge.errors import UsageError
+from sdforge.formats.safetensors import Header, read_header
+from sdforge.identity import Json
+
+READERS = ("diffusers_folder", "single_file", "kohya", "diffusers_lora", "embedding")
+
+
+class Found(NamedTuple):
+    """A tensor in a file, under its canonical name: `file` is an index into `Layout.files`, `offset` in bytes."""
+
+    component: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        total = ITEM_SIZE[self.dtype]
+        for n in self.shape:
+            total *= n
+        return total
+
+
+@dataclass
+class Layout:
+    """What a reader found: where every tensor lies, and what the file states beside them.
+
+    files: all files whose bytes count, the path of a folder source included as its files.
+    tokenizer: {"vocab": word → id, "merges": […]} where the source carries one.
+    passed: reason → number of tensors that were read over for it.
+    """
+
+    kind: str
+    family: str
+    files: list[Path]
+    tensors: list[Found] = field(default_factory=list)
+    facts: dict[str, Json] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] | None = None
+    passed: Counter[str] = field(default_factory=Counter)
+
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return component → name → shape."""
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for tensor in self.tensors:
+            found.setdefault(tensor.component, {})[tensor.name] = tensor.shape
+        return found
+
+
+class Reader(Protocol):
+    """What a module of READERS offers."""
+
+    def recognises(self, path: Path, header: Header | None) -> bool:
+        """Say whether this is the reader for a file (with its header) or a folder (without)."""
+        ...
+
+    def read(self, path: Path, header: Header | None) -> Layout:
+        """Return where everything lies. Raises UsageError for what can never be used."""
+        ...
+
+
+@cache
+def _readers() -> tuple[Reader, ...]:
+    return tuple(importlib.import_module(f"sdforge.formats.{name}") for name in READERS)
+
+
+def read_layout(path: Path) -> Layout:
+    """Read a source: recognise its format from header or folder, and say where everything lies.
+
+    Raises UsageError with one sentence that names the path.
+    """
+    header = None
+    if not path.is_dir():
+        if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+            raise UsageError(
+                f"{path} is a pickle, which could run code when it is opened",
+                hint="convert it to safetensors, and name that file",
+            )
+        header = read_header(path)
+    for reader in _readers():
+        if reader.recognises(path, header):
+            return reader.read(path, header)
+    what = "folder" if header is None else "safetensors file"
+    names = ", ".join(sorted(header.tensors)[:3]) if header else ""
+    raise UsageError(
+        f"{path} is a {what} of no kind that is known here" + (f" (it holds {names}, …)" if names else ""),
+        hint="a checkpoint, a LoRA or an embedding of a family that `forge list --families` names",
+    )

@@ -1,0 +1,16 @@
+"""What a name looks like: of recipes, targets, sources and data sets."""
+
+from __future__ import annotations
+
+NAME = r"^[a-z][a-z0-9_-]{0,63}$"
+REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.)?[a-z][a-z0-9_-]{0,63}$"  # NAME, RECIPE:NAME, preset.STEP
+
+
+def is_name(text: str) -> bool:
+    """Say whether a text is a name: small letters, digits, - and _, at most 64, beginning with a letter."""
+    return (
+        0 < len(text) <= 64
+        and text[0].isascii()
+        and text[0].islower()
+        and all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in text)
+    )
