@@ -104,7 +104,9 @@ class Build:
         self.lockfile.check(plan)
         self._keep_notes(plan)
         self._check_room(plan)
-        with self._listening():
+        self.store.prepare()
+        with self._listening(), self.store.guard() as guard:
+            guard.share(wait=True)
             try:
                 plan = self._loop(plan, wanted)
             finally:
@@ -478,6 +480,14 @@ class Build:
         keys: dict[str, set[str]] = {}
         for step in plan.steps.values():
             keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
+        for step in plan.steps.values():
+            if step.key and self.session.last_key(step) != step.key:
+                self.store.note_run(f"last:{self.session.project.root}:{step.id}", step.key)
+                self.store.note_preimage(step.key, step.manifest)
+                for _, artifact in step.inputs:
+                    if artifact is not None and artifact.whole:
+                        named = {"rows": artifact.notes["rows"], "names": artifact.notes["names"]}
+                        self.store.note_preimage(artifact.whole, json.dumps(named))
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         if self.summary.built:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models")
     top.add_argument("--version", action="version", version=f"forge {__version__}")
-    top.add_argument("-C", dest="folder", metavar="DIR", default=".", help="work in this folder")
+    top.add_argument("-C", dest="at", metavar="DIR", default=".", help="work in this folder")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="forge")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -43,6 +44,33 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
     plan.add_argument("--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do")
+    why = command("why", "say why a target would be made, or is reused")
+    why.add_argument("targets", nargs="+", metavar="TARGET")
+    check = command("check", "find mistakes in recipes; nothing runs")
+    check.add_argument("recipes", nargs="*", metavar="RECIPE")
+    lock = command("lock", "pin sources and results that are there")
+    lock.add_argument("--take", metavar="DIGEST", help="of two results of the same inputs, pin this one")
+    lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
+    listing = command("list", "recipes and the states of their targets")
+    listing.add_argument("--methods", action="store_true", help="what targets can be made by")
+    listing.add_argument("--families", action="store_true", help="architectures that are known")
+    listing.add_argument("--sources", action="store_true", help="what forge.toml declares")
+    show = command("show", "an artifact's record, or what a safetensors file says of itself")
+    show.add_argument("target", metavar="TARGET|FILE")
+    log = command("log", "the last run of a target, and its losses")
+    log.add_argument("target", nargs="?", default="", metavar="TARGET")
+    graph = command("graph", "what is made from what")
+    graph.add_argument("targets", nargs="*", metavar="TARGET")
+    graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
+    clean = command("clean", "remove from the cache what no recipe reaches")
+    clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
+    clean.add_argument("--trained", action="store_true", help="trained results and train states too")
+    schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
+    schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    init = command("init", "make a new project with the demo recipe")
+    init.add_argument("folder", nargs="?", default=".", metavar="DIR")
+    completion = command("completion", "print a script that completes commands")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
 
@@ -66,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:  # noqa: BLE001 -- the one boundary: whatever it is, a person gets a sentence
-        return complain(unforeseen(error, Path(wishes.folder)), as_json=wishes.json)
+        return complain(unforeseen(error, Path(wishes.at)), as_json=wishes.json)
 
 
 def complain(error: ForgeError, *, as_json: bool = False) -> int:
@@ -105,14 +133,14 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
 
 def run(wishes: argparse.Namespace) -> int:
     """Call the command's function."""
-    functions = {"build": build, "plan": plan}
-    return functions[wishes.command](wishes)
+    functions: dict[str, Callable[[argparse.Namespace], int]] = {"build": build, "plan": plan}
+    return functions.get(wishes.command, other)(wishes)
 
 
 def _open(wishes: argparse.Namespace) -> Session:
     from sdforge.session import open_session
 
-    return open_session(Path(wishes.folder))
+    return open_session(Path(wishes.at))
 
 
 def build(wishes: argparse.Namespace) -> int:
@@ -145,3 +173,53 @@ def plan(wishes: argparse.Namespace) -> int:
 
     show_plan(session, made, as_json=wishes.json)
     return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0
+
+
+def other(wishes: argparse.Namespace) -> int:
+    """The commands that are not called a hundred times a day."""
+    name = wishes.command
+    if name in ("schema", "init", "completion"):
+        return _without_project(wishes)
+    if name == "show" and Path(wishes.target).exists():
+        import sdforge.looking
+
+        sdforge.looking.show(None, wishes.target, as_json=wishes.json)
+        return 0
+    session = _open(wishes)
+    if name in ("why", "check", "lock"):
+        import sdforge.commands as found
+
+        if name == "check":
+            return found.check(session, wishes.recipes, as_json=wishes.json)
+        return found.lock(session, wishes) if name == "lock" else found.why(session, wishes.targets, as_json=wishes.json)
+    if name == "clean":
+        from sdforge.housekeeping import clean
+
+        clean(session, wishes)
+        return 0
+    import sdforge.looking as looking
+
+    if name == "list":
+        looking.show_list(session, wishes)
+    elif name == "show":
+        looking.show(session, wishes.target, as_json=wishes.json)
+    elif name == "log":
+        looking.log(session, wishes.target, as_json=wishes.json)
+    else:
+        looking.graph(session, wishes.targets, wishes.format)
+    return 0
+
+
+def _without_project(wishes: argparse.Namespace) -> int:
+    from sdforge.housekeeping import completion, init, write_schemas
+
+    if wishes.command == "schema":
+        from sdforge.project import find_root
+
+        return write_schemas(find_root(Path(wishes.at).resolve()), check=wishes.check)
+    if wishes.command == "init":
+        init(Path(wishes.at) / wishes.folder)
+    else:
+        actions = next(action for action in parser()._actions if action.dest == "command")
+        completion(wishes.shell, sorted(actions.choices or ()))
+    return 0

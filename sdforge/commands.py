@@ -1,19 +1,35 @@
-"""The commands that do more than plan: kept apart, so that a null build does not import them."""
+"""The commands that do more than plan a build: kept apart, so that a null build does not import them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
+import time
+from typing import Any
 
 from sdforge.build import Build, Options, Summary
-from sdforge.errors import exit_code
+from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
-from sdforge.plan import Plan
-from sdforge.report.progress import Plain, reporter
+from sdforge.explain import Cause, Explainer, in_short
+from sdforge.lock import Lock, read_lock
+from sdforge.lockfile import LockFile, distance
+from sdforge.plan import Plan, Step
+from sdforge.project import LOCK
+from sdforge.report.cost import estimate, total
+from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
-from sdforge.report.words import safe
+from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
+
+
+def say(text: str) -> None:
+    """Print to a person."""
+    print(safe(text, sys.stdout))
+
+
+# -- build and plan ----------------------------------------------------------------------------------------------------
 
 
 def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespace) -> int:
@@ -28,38 +44,240 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         states=run.get("states", {}),
     )
     view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
-    session.sources.progress = hashing(view) if isinstance(view, Plain) else session.sources.progress
+    session.refuse_mistakes(wanted)
     build = Build(session, LocalExecutor(options.threads), view, options)
+    began = time.monotonic()
     try:
         summary = build.run(wanted)
     finally:
         view.close()
-    conclude(session, summary, as_json=wishes.json)
+    conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
 
 
-def hashing(view: Plain) -> object:
-    """Return a progress function for sources that are being read for the first time."""
-    return lambda what, done, total: None
-
-
-def conclude(session: Session, summary: Summary, *, as_json: bool) -> None:
-    """Say what a build did."""
+def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool) -> None:
+    """Say what a build did, and what of it is not what the lock says."""
     plan = summary.plan
     assert plan is not None
     reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in summary.built and not s.idle]
     counts = {"built": len(summary.built), "reused": len(reused), "failed": len(summary.failed),
               "skipped": len(summary.skipped)}  # fmt: skip
+    strange = [against_pin(session, step) for step in plan.steps.values() if step.differs or step.id in summary.built]
     if as_json:
-        print(json.dumps({"v": 1, "event": "result", **counts}))
+        for found in filter(None, strange):
+            print(json.dumps({"v": 1, "event": "pin", **found}))
+        print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
         return
+    for identifier in summary.skipped:
+        say(f"  – {identifier.partition(':')[2]:<18} not built: needs what failed")
+    for found in filter(None, strange):
+        say(f"  {found['text']}")
     text = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    print(safe(f"  {text or 'nothing to do'}", sys.stdout))
+    say(f"  {text or 'nothing to do'} in {seconds(spent)}")
+    if summary.failed:
+        say("  what was built is kept; the same command goes on from there")
+
+
+def against_pin(session: Session, step: Step) -> dict[str, Any]:
+    """Say whether a trained result equals its pin, and if not, how far it is and what differs in the fingerprint."""
+    if not step.pin or not step.result:
+        return {}
+    if not step.differs:
+        return {"target": step.id, "equal": True, "text": f"{short(step)} equals its pin {step.pin.digest[:8]}"}
+    record = session.store.record(step.result)
+    far = distance(step.pin, record)
+    names = sorted({*step.pin.fingerprint, *step.result.fingerprint})
+    other = {n: [step.pin.fingerprint.get(n), step.result.fingerprint.get(n)] for n in names}
+    other = {name: pair for name, pair in other.items() if pair[0] != pair[1]}
+    text = f"{short(step)} differs from its pin: {step.result.digest[:8]} instead of {step.pin.digest[:8]}"
+    if far is not None:
+        text += f", about {far:.2g} of its update away"
+    differences = ", ".join(f"{name} {pair[0]} → {pair[1]}" for name, pair in other.items())
+    text += f" (made elsewhere: {differences})" if differences else " (the fingerprint is the same)"
+    text += "; what follows from it differs too, and the lock stays as it is"
+    return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
 
 
 def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
-    """Print the plan."""
+    """Print the plan: states, reasons, time from history, disk needed and free."""
+    explainer = Explainer(session, plan)
+    needed = sum(session.bytes_needed(step) for step in plan.to_do)
+    folder = session.store.root if session.store.root.exists() else session.project.root
+    free = shutil.disk_usage(folder).free
+    spent, complete = total(session, plan)
+    rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
+    if as_json:
+        actions = [
+            {"target": step.id, "method": step.node.target.signature.name, "key": step.content_key or step.key,
+             "state": step.state, "restore": step.restore, "differs": step.differs,
+             "reason": [cause.text for cause in causes], "seconds": estimate(session, step) if step.to_do else 0}
+            for step, causes in rows
+        ]  # fmt: skip
+        print(json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent}))
+        return
+    for step, causes in rows:
+        say(row(step, plan_text(session, step, causes)))
+    for identifier in plan.wanted:
+        for text in weights_off(plan, identifier):
+            say(f"  note: {text}")
+    counts = [f"{sum(s.state == state for s, _ in rows)} {word}" for state, word in
+              (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
+              if any(s.state == state for s, _ in rows)]  # fmt: skip
+    counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
+    cost = ""
+    if plan.to_do:
+        cost = f" · about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
+    say(f"  {', '.join(counts)}{cost}. Nothing was done.")
+
+
+def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
+    """Return what stands behind a step in the plan: time, and the reason in short."""
+    if not step.to_do:
+        return ""
+    guess = estimate(session, step)
+    clock = "" if guess is None else f"~{seconds(guess)}"
+    if step.state == "maybe":
+        clock = f"0 or {clock or 'as long as it takes'}"
+    verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
+    reason = f"{verb}{in_short(causes)}"
+    return f"{clock:<10} {reason}" if clock else reason
+
+
+def weights_off(plan: Plan, wanted: str) -> list[str]:
+    """Say which merges have weights that do not sum to 1."""
+    from sdforge.identity import decimal
+
+    found = []
+    if wanted != plan.wanted[0]:
+        return found
     for step in plan.steps.values():
-        print(row(step, step.reason))
+        weights = json.loads(step.node.target.settings).get("weights")
+        if isinstance(weights, list) and sum(map(decimal, weights)) != 1:
+            found.append(f"the weights of {short(step)} sum to {float(sum(map(decimal, weights))):g}, not to 1")
+    return found
 
 
+def why(session: Session, names: list[str], *, as_json: bool) -> int:
+    """`forge why`: say why a target would be made, or that it is reused."""
+    wanted = session.resolve(names)
+    plan = session.plan(session.ends(wanted))
+    explainer = Explainer(session, plan)
+    for identifier in wanted:
+        step = plan.steps[identifier]
+        causes = explainer.causes(step)
+        if as_json:
+            print(json.dumps({"v": 1, "event": "why", "target": step.id, "state": step.state, "key": step.content_key or step.key,
+                              "reason": [_cause_json(cause) for cause in causes]}))  # fmt: skip
+        else:
+            _tell(session, step, causes)
+    return 0
+
+
+def _cause_json(cause: Cause) -> dict[str, Any]:
+    place = {"place": str(cause.place)} if cause.place else {}
+    return {"text": cause.text, **place, "behind": [_cause_json(inner) for inner in cause.behind]}
+
+
+def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
+    name = short(step)
+    if not step.to_do and not step.restore:
+        digest = step.result.digest[:8] if step.result else ""
+        if step.state == "unneeded":
+            say(f"{name} is not needed: nothing that is wanted reads its bytes")
+        elif step.result and step.key != step.result.key:
+            say(f"{name} is reused: {digest} (same input bytes as when it was made: result kept)")
+        else:
+            say(f"{name} is reused: {digest}, all its inputs and settings are equal")
+    elif step.restore:
+        say(f"{name} is restored: what it is made from has not changed, its files in out/ are not whole")
+    else:
+        say(f"{name} would be made{' again' if session.last_key(step) else ''} because" if step.state == "build"
+            else f"{name} may have to be made again, after what it is made from:")  # fmt: skip
+    _tell_causes(causes, 1)
+    if step.result:
+        record = session.store.record(step.result)
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))
+        device = step.result.fingerprint.get("device", "")
+        where = f" on {device}" if device else ""
+        say(f"  last made {made}{where}, {seconds(record.get('seconds', 0))} → {step.result.digest[:8]}")
+
+
+def _tell_causes(causes: list[Cause], depth: int) -> None:
+    for cause in causes:
+        place = f"    {cause.place.file}:{cause.place.line}" if cause.place and cause.place.line else ""
+        say(f"{'  ' * depth}{cause.text}{place}")
+        _tell_causes(cause.behind, depth + 1)
+
+
+# -- check and lock ----------------------------------------------------------------------------------------------------
+
+
+def check(session: Session, names: list[str], *, as_json: bool) -> int:
+    """`forge check`: find every mistake that headers and texts can show; nothing is hashed and nothing runs."""
+    session.sources.quick = True
+    recipes = names or session.project.recipe_names()
+    problems: list[Problem] = []
+    for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
+        try:
+            session.open_recipes([name])
+            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name == name])
+            problems += session.advice(plan)
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        from sdforge.report.problems import show_problems
+
+        show_problems(problems, as_json=as_json)
+    errors = [problem for problem in problems if not problem.warning]
+    if not errors:
+        if as_json:
+            print(json.dumps({"v": 1, "event": "result", "recipes": len(recipes), "errors": 0}))
+        else:
+            say(f"{len(recipes)} recipe{'' if len(recipes) == 1 else 's'}: no mistakes found")
+    return 2 if errors else 0
+
+
+def lock(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge lock`: pin sources and what is in the store; choose between results; drop results no recipe reaches."""
+    path = session.project.root / LOCK
+    if wishes.take:
+        return take(session, wishes.take)
+    names = session.project.recipe_names()
+    session.open_recipes(names)
+    plan = session.plan(list(session.graph.nodes))
+    if wishes.prune:
+        used = {step.content_key for step in plan.steps.values() if step.content_key}
+        text = read_lock(path.read_bytes(), LOCK) if path.is_file() else Lock()
+        gone = sorted(set(text.results) - used)
+        text.results = {key: pins for key, pins in text.results.items() if key in used}
+        _write_lock(session, text)
+        say(f"{len(gone)} result{'' if len(gone) == 1 else 's'} dropped")
+        return 0
+    file = LockFile(session)
+    before = path.read_bytes() if path.is_file() else b""
+    anew = file.write(plan)
+    for name in anew:
+        say(f"source {name} is pinned anew: it is not the one it was")
+    say("the lock was up to date" if path.is_file() and path.read_bytes() == before else f"{LOCK} is written")
+    return 0
+
+
+def take(session: Session, digest: str) -> int:
+    """Let one of two results of the same inputs be the pinned one."""
+    lock_ = session.lock
+    for key, pins in lock_.results.items():
+        chosen = [d for d in pins if d.startswith(digest)]
+        if len(chosen) == 1:
+            lock_.results[key] = {chosen[0]: pins[chosen[0]]}
+            _write_lock(session, lock_)
+            say(f"{chosen[0][:12]} is the pinned result of {key[:12]} now")
+            return 0
+    raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+
+
+def _write_lock(session: Session, text: Lock) -> None:
+    from sdforge.store.files import publish_bytes
+
+    path = session.project.root / LOCK
+    publish_bytes(text.dump().encode(), path, path.parent, 0o644)

@@ -54,7 +54,7 @@ class Graph:
         return [node for identifier, node in self.nodes.items() if identifier in keep]
 
 
-def link(project: Project, names: list[str]) -> Graph:
+def link_recipes(project: Project, names: list[str]) -> Graph:
     """Link recipes, and those that they name. Raises RecipeError with every name that means nothing, and every cycle."""
     linking = _Linking(project)
     for name in names:

@@ -172,9 +172,12 @@ class Planner:
         recipe = step.node.recipe
         for link, artifact in step.inputs:
             wanted = step.node.target.signature.roles[link.use.role].kind
-            if artifact is None:
-                continue
             name = link.use.reference
+            if artifact is None:
+                makes = self.steps[link.id].node.target.signature.makes
+                if makes != wanted:
+                    self._misfit(step, link.use, "kind", f"`{name}` is a {makes}, and a {wanted} belongs here")
+                continue
             if artifact.kind != wanted:
                 self._misfit(step, link.use, "kind", f"`{name}` is a {artifact.kind}, and a {wanted} belongs here")
             elif artifact.family and artifact.family != recipe.family:

@@ -11,9 +11,10 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, ForgeError, RecipeError, UsageError, nearest
-from sdforge.graph import Graph, link, problem_at
+from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, UsageError, nearest
+from sdforge.graph import Graph, Link, link_recipes, problem_at
 from sdforge.lock import Lock, read_lock
+from sdforge.method import method
 from sdforge.outputs import Outputs
 from sdforge.plan import Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import LOCK, Project, find_root, open_project
@@ -51,7 +52,7 @@ class Session:
     def open_recipes(self, names: list[str]) -> None:
         """Link recipes, and look up in one go what is known of them."""
         self.project.expect(names)
-        self.graph = link(self.project, names)
+        self.graph = link_recipes(self.project, names)
         recipes = list(dict.fromkeys(node.recipe.name for node in self.graph.nodes.values()))
         self.store.expect([f"{self.project.root}:{name}" for name in recipes])
         self.sources.expect(list(self.graph.sources.values()))
@@ -126,6 +127,13 @@ class Session:
         raise UsageError(f"there is no recipe and no target {name!r}",
                          hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}")  # fmt: skip
 
+    def ends(self, wanted: list[str]) -> list[str]:
+        """Return what a build of the recipes of these targets would want, and the targets themselves."""
+        recipes = dict.fromkeys(identifier.partition(":")[0] for identifier in wanted)
+        found = [end for recipe in recipes for end in self._ends(recipe)]
+        behind = {node.id for node in self.graph.behind(found)}
+        return found + [identifier for identifier in wanted if identifier not in behind]
+
     def _ends(self, recipe: str) -> list[str]:
         """What is wanted of a whole recipe: the preset's files, or all targets that no other one of it takes."""
         targets = self.project.recipe(recipe).targets
@@ -161,10 +169,10 @@ class Session:
         return self.store.known(key)
 
     def table(self, component: Any) -> Any:
-        return self.store.table(component)
+        return self.sources.glances.get(component.table) or self.store.table(component)
 
     def vocabulary(self, component: Any) -> Any:
-        return self.store.vocabulary(component)
+        return self.sources.glances.get(component.table) or self.store.vocabulary(component)
 
     def holds(self, result: Any) -> bool:
         return all(self.find(pack) for pack in result.packs)
@@ -173,13 +181,44 @@ class Session:
         """Return a file with these bytes, in the store or among the sources."""
         return self.store.find(sha256)
 
+    def last_key(self, step: Step) -> str:
+        """Return the plan key with which a target was last built here, or ""."""
+        found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
+        return str(found or "")
+
+    def advice(self, plan: Plan) -> list[Problem]:
+        """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
+        found: list[Problem] = []
+        for step in plan.steps.values():
+            if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
+                continue
+            inputs: dict[str, list[Artifact | None]] = {}
+            for link, artifact in step.inputs:
+                inputs.setdefault(link.use.role, []).append(artifact)
+            target = step.node.target
+            advise = getattr(method(target.signature.name).module, "advise", None)
+            rows = advise(method(target.signature.name).table.model_validate(target.raw), inputs) if advise else []
+            rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
+            for role, code, message, hint, warning in rows:
+                use = next((link.use for link, _ in step.inputs if link.use.role == (role or "dataset")), None)
+                place = (self.project, step.node.recipe, target, use, code, message, hint)
+                found.append(problem_at(*place, warning=warning))
+        return found
+
+    def refuse_mistakes(self, wanted: list[str]) -> None:
+        """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""
+        plan = self.plan(wanted)
+        mistakes = [problem for problem in self.advice(plan) if not problem.warning]
+        if mistakes and plan.to_do:
+            raise RecipeError(mistakes)
+
     # -- while building --------------------------------------------------------------------------------------------
 
     def inputs_changed(self, step: Step) -> bool:
         """Look once more at the sources that an action has read, directly or through indices over their files."""
-        names = {link_.id for link_, _ in step.inputs if link_.id in self.graph.sources}
-        for link_, _ in step.inputs:
-            other = self.planner().steps.get(link_.id)
+        names = {link.id for link, _ in step.inputs if link.id in self.graph.sources}
+        for link, _ in step.inputs:
+            other = self.planner().steps.get(link.id)
             names |= {maker for maker in (other.makers.values() if other else ()) if maker in self.graph.sources}
         return any(self.sources.changed(self.graph.sources[name]) for name in names)
 
@@ -277,6 +316,16 @@ class Session:
             if not component.table.startswith("plan:") and component.dtype:
                 total += sum(prod(t.shape) * ITEM_SIZE[t.dtype] for t in self.store.table(component))
         return total
+
+
+def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:
+    """Say which pictures of a data set have no caption."""
+    without = artifact.notes.get("without", []) if artifact is not None else []
+    if not without:
+        return []
+    rows, shown = len(artifact.notes["rows"]) if artifact else 0, ", ".join(without[:3])
+    text = f"{len(without)} of {rows} pictures of `{link.use.reference}` have no caption: {shown}{', …' if len(without) > 3 else ''}"
+    return [("captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)]
 
 
 def open_session(start: Path, progress: Progress = _silent) -> Session:

@@ -146,6 +146,23 @@ class Store:
         self.prepare()
         return Lock(self.root / "locks" / f"{key}.lock")
 
+    def guard(self) -> Lock:
+        """Return the lock that builds share and `clean` takes alone."""
+        return Lock(self.root / "locks" / "store.lock")
+
+    def source_tables(self) -> set[str]:
+        """Return the objects in which the tensors of sources are listed, for all sources that were ever looked at."""
+        found = set()
+        for (text,) in self.index.read("SELECT value FROM seen WHERE id LIKE 'source:%'"):
+            found |= {row[2] for row in json.loads(text)["components"].values()}
+        return found
+
+    def forget(self, keep: set[str]) -> None:
+        """Drop from the index what was removed from the folders."""
+        rows = self.index.read("SELECT key FROM known")
+        self.index.write("DELETE FROM known WHERE key = ?", [(key,) for (key,) in rows if key not in keep])
+        self._known.clear()
+
     # -- bytes -----------------------------------------------------------------------------------------------------
 
     def put_bytes(self, data: bytes) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
+from sdforge.artifact import Artifact
 from sdforge.settings import Positive
 from sdforge.trainings import Training
 
@@ -34,3 +35,13 @@ class TextualInversion(Training):
 
 
 TABLE = TextualInversion
+
+
+def advise(table: TextualInversion, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Captions that never name the token teach it nothing; (role, code, sentence, hint, whether it is a warning)."""
+    (dataset,) = inputs["dataset"]
+    captions = [row[1] for row in dataset.notes["rows"]] if dataset else []
+    if any(table.token in caption for caption in captions):
+        return []
+    name = f"no caption of `{table.dataset}` names the token {table.token!r}"
+    return [("dataset", "token", name, f'write {{trigger}} in the captions, and trigger = "{table.token}" in the data set', False)]

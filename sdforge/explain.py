@@ -1,0 +1,174 @@
+"""Why a target would be made, or is reused: the difference of two manifests, in words and with places."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdforge.artifact import Artifact
+from sdforge.errors import Place
+from sdforge.graph import Link
+from sdforge.identity import number
+from sdforge.plan import Change, Plan, Step, changes
+from sdforge.project import read_small
+from sdforge.recipe import place_in
+from sdforge.session import Session
+
+
+@dataclass
+class Cause:
+    """One reason. place: where it was written; behind: the reasons of what changed it."""
+
+    text: str
+    place: Place | None = None
+    behind: list[Cause] = field(default_factory=list)
+
+
+class Explainer:
+    """Explains the steps of one plan."""
+
+    def __init__(self, session: Session, plan: Plan) -> None:
+        self.session, self.plan = session, plan
+        self._known: dict[str, list[Cause]] = {}
+
+    def causes(self, step: Step) -> list[Cause]:
+        """Return why a step is what it is: nothing if it is reused as it was."""
+        if step.id not in self._known:
+            self._known[step.id] = []  # no circles
+            self._known[step.id] = list(self._causes(step))
+        return self._known[step.id]
+
+    def _causes(self, step: Step) -> list[Cause]:
+        if step.id in self.session.retrain:
+            return [Cause("it was asked for (--retrain)")]
+        if step.reason:
+            return [Cause(step.reason)]
+        if not step.to_do and self.session.last_key(step) in ("", step.key):
+            return []
+        unknown = [link for link, artifact in step.inputs if artifact is None]
+        if unknown:
+            return [self._behind(step, link, "is made first") for link in unknown]
+        old = self._before(step)
+        if old is None:
+            return [Cause("it has never been made here")] if step.to_do else []
+        new = json.loads(step.manifest) if step.manifest else {}
+        found = self._differences(step, old, new)
+        if not found and step.to_do:
+            return [Cause("its bytes are needed, and are not in the store")]
+        return found
+
+    def _before(self, step: Step) -> dict[str, Any] | None:
+        """The manifest with which a target was last made, as far as store or lock remember it."""
+        last = self.session.last_key(step)
+        if last and (manifest := self.session.store.preimage(last)):
+            return manifest
+        row = self.session.lock.targets.get(step.id, {})
+        if manifest := self.session.store.preimage(row.get("key", "")):
+            return manifest
+        for pin in self.session.lock.pins(row.get("key", "")).values():
+            settings = dict(pin.settings)
+            seed = {"seed": settings.pop("seed")} if "seed" in settings else {}
+            return {"method": pin.method, "version": pin.method_version, "settings": settings, "inputs": pin.inputs} | seed
+        return None
+
+    def _differences(self, step: Step, old: dict[str, Any], new: dict[str, Any]) -> list[Cause]:
+        found: list[Cause] = []
+        roles: set[str] = set()
+        for change in changes(old, new):
+            head = change.path[0]
+            if head in ("settings", "seed"):
+                found.append(self._setting(step, change))
+            elif head == "inputs":
+                roles.add(change.path[1])
+            elif head == "code" and change.old is None:
+                continue  # the lock does not hold it
+            elif head in ("version", "code", "method"):
+                what = {"version": step.node.target.signature.name, "method": "method"}.get(head, change.path[-1])
+                found.append(Cause(f"{what} {shown(change.old)} → {shown(change.new)}"))
+        for role in sorted(roles):
+            found += self._inputs(step, role, old["inputs"].get(role), new["inputs"].get(role))
+        return found
+
+    def _setting(self, step: Step, change: Change) -> Cause:
+        name = ".".join(change.path[1:]) or change.path[0]
+        target = step.node.target
+        recipe = step.node.recipe
+        source = read_small(self.session.project.recipe_path(recipe.name), "")
+        path = (*target.path, *change.path[1:]) if len(change.path) > 1 else (*target.path, change.path[0])
+        return Cause(f"{name} {shown(change.old)} → {shown(change.new)}", place_in(source, recipe.file, *path))
+
+    def _inputs(self, step: Step, role: str, old: Any, new: Any) -> list[Cause]:
+        """What changed among the inputs of a role."""
+        links = [(link, artifact) for link, artifact in step.inputs if link.use.role == role]
+        before = [json.dumps(item, sort_keys=True) for item in (old if isinstance(old, list) else [old])]
+        found = []
+        for link, artifact in links:
+            assert artifact is not None
+            spec = step.node.target.signature.roles[role]
+            named = json.loads(artifact.named(spec.reads, spec.facts))
+            item = {"artifact": named, "use": link.use.use or {}} if spec.many == "table" else named
+            if json.dumps(item, sort_keys=True) not in before:
+                found.append(self._input(step, link, artifact, old, item))
+        if not found:
+            count_old, count_new = len(before), len(links)
+            text = "their order" if count_old == count_new else f"their number, {count_old} → {count_new}"
+            found.append(Cause(f"{role}: {text}"))
+        return found
+
+    def _input(self, step: Step, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
+        name = link.use.reference
+        if artifact.whole:
+            return Cause(f"data set `{name}` changed", None, self._pictures(artifact, old))
+        candidates = old if isinstance(old, list) else [old]
+        parts: list[str] = []
+        if len(candidates) == 1 and isinstance(candidates[0], dict):
+            inner_old = candidates[0].get("artifact", candidates[0])
+            inner_new = new.get("artifact", new)
+            for change in changes(inner_old, inner_new):
+                kind, what = change.path[0], ".".join(change.path[1:])
+                parts.append(what if kind == "components" else f"{what} {shown(change.old)} → {shown(change.new)}")
+            for change in changes(candidates[0].get("use", {}), new.get("use", {})):
+                parts.append(f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}")
+        return self._behind(step, link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}")
+
+    def _behind(self, step: Step, link: Link, text: str) -> Cause:
+        if link.id in self.session.graph.sources:
+            return Cause(f"source `{link.use.reference}` {text}")
+        other = self.plan.steps[link.id]
+        return Cause(f"`{link.use.reference}` {text}", None, self.causes(other))
+
+    def _pictures(self, artifact: Artifact, old: Any) -> list[Cause]:
+        """Which pictures and captions of a data set changed."""
+        before = self.session.store.preimage(old) if isinstance(old, str) else None
+        if not before:
+            return []
+        was = {row[0]: row[1:] for row in before["rows"]}
+        now = {row[0]: row[1:] for row in artifact.notes["rows"]}
+        names = {sha: found[0] for sha, found in {**before["names"], **artifact.notes["names"]}.items()}
+        gone, come = sorted(names[s] for s in was.keys() - now.keys()), sorted(names[s] for s in now.keys() - was.keys())
+        lines = [f"~ {name} (its pixels)" for name in come if name in gone]
+        lines += [f"+ {name}" for name in come if name not in gone] + [f"- {name}" for name in gone if name not in come]
+        for sha in sorted(was.keys() & now.keys(), key=lambda s: names[s]):
+            if was[sha] != now[sha]:
+                lines.append(f"~ {names[sha]}: {shown(was[sha][0])} → {shown(now[sha][0])}")
+        return [Cause(line) for line in lines]
+
+
+def shown(value: Any) -> str:
+    """Return a value as a person reads it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, float):
+        return number(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def in_short(causes: list[Cause]) -> str:
+    """Return the first reasons in one line."""
+    texts = []
+    for cause in causes[:3]:
+        inner = in_short(cause.behind) if cause.behind and len(causes) == 1 else ""
+        texts.append(f"{cause.text} ({inner})" if inner and len(inner) < 60 else cause.text)
+    return "; ".join(texts) + ("; …" if len(causes) > 3 else "")

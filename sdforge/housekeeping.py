@@ -1,0 +1,248 @@
+"""Keeping house: `clean`, `schema`, `init`, completion."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import BusyError, ForgeError, UsageError
+from sdforge.method import method, method_groups
+from sdforge.project import FILE, RECIPES
+from sdforge.report.words import safe, size
+from sdforge.session import Session, open_session
+from sdforge.store import Result, Store
+from sdforge.store.files import publish_bytes
+
+
+def say(text: str) -> None:
+    print(safe(text, sys.stdout))
+
+
+# -- clean -------------------------------------------------------------------------------------------------------------
+
+
+def clean(session: Session, wishes: argparse.Namespace) -> None:
+    """`forge clean`: remove what no recipe of any project reaches. Trained results and states only with --trained."""
+    store = session.store
+    store.prepare()
+    guard = store.guard()
+    if not guard.acquire(wait=False):
+        raise BusyError("a build is using the cache", hint="clean when it is done")
+    try:
+        keep = _reached(session, wishes)
+        doomed = _doomed(store, keep, trained=wishes.trained)
+        freed = sum(_size(path) for path in doomed)
+        if not wishes.dry_run:
+            for path in doomed:
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            store.forget(keep)
+    finally:
+        guard.release()
+    if wishes.json:
+        print(json.dumps({"v": 1, "event": "clean", "files": len(doomed), "bytes": freed, "dry_run": wishes.dry_run}))
+        return
+    verb = "would be freed" if wishes.dry_run else "freed"
+    say(f"  {len(doomed)} files, {size(freed)} ({freed} bytes) {verb}")
+
+
+def _reached(session: Session, wishes: argparse.Namespace) -> set[str]:
+    """The keys that any recipe of any project that uses this cache reaches. Raises UsageError for unreadable ones."""
+    keys: set[str] = set()
+    for root in {session.project.root, *session.store.roots()}:
+        try:
+            other = session if root == session.project.root else open_session(root)
+            names = other.project.recipe_names()
+            other.open_recipes(names)
+            plan = other.plan(list(other.graph.nodes))
+        except ForgeError as error:
+            raise UsageError(f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
+                             hint="mend them first, or delete the project's folder") from None  # fmt: skip
+        for step in plan.steps.values():
+            keys |= {step.key, step.content_key}
+        keys |= set(other.lock.results)
+    return keys - {""}
+
+
+def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
+    """The files of the store that may go: unreached results with the packs that only they use, and leftovers."""
+    doomed: list[Path] = []
+    objects: set[str] = set()
+    for folder in sorted((store.root / "results").glob("*/*")):
+        for path in sorted(folder.glob("*.json")):
+            value = json.loads(path.read_bytes())
+            result = Result.from_json(value)
+            pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
+            if folder.name in keep or (pinned_kind and not trained):
+                objects |= _objects(store, result)
+            else:
+                doomed.append(path)
+    objects |= {row for row in store.source_tables()}
+    doomed += [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in objects]
+    for kind in ("aliases", "preimages"):
+        doomed += [p for p in sorted((store.root / kind).glob("*/*")) if kind == "aliases" and _leads_nowhere(p, keep)]
+    if trained:
+        doomed += [p for p in sorted((store.root / "states").glob("*/*"))]
+    doomed += sorted((store.root / "quarantine").glob("*"))
+    return doomed
+
+
+def _leads_nowhere(path: Path, keep: set[str]) -> bool:
+    return path.name not in keep and path.read_text().strip() not in keep
+
+
+def _objects(store: Store, result: Result) -> set[str]:
+    """The objects that a result needs: packs, tables, log, losses."""
+    found = set(result.packs) | {component.table for component in result.components.values()}
+    found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}
+    return found
+
+
+def _size(path: Path) -> int:
+    if path.is_dir():
+        return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return path.stat().st_size if path.exists() else 0
+
+
+# -- schema ------------------------------------------------------------------------------------------------------------
+
+
+def schemas() -> dict[str, str]:
+    """Return the JSON Schemas of recipes and of forge.toml: file name → text."""
+    from sdforge.families import family_names
+    from sdforge.tables import Dataset, ForgeLocalToml, ForgeToml, Preset, Source
+
+    definitions: dict[str, Any] = {}
+    properties: dict[str, Any] = {
+        "family": {"type": "string", "enum": list(family_names()), "description": "the architecture of its checkpoints"},
+        "description": {"type": "string"},
+        "seed": {"type": "integer", "minimum": 0, "description": "of everything random in this recipe"},
+        "source": _tables(Source, definitions, "files and folders that nobody makes"),
+        "dataset": _tables(Dataset, definitions, "folders of pictures"),
+        "preset": _model(Preset, definitions),
+    }
+    for name in method_groups():
+        if name not in ("export", "previews"):
+            about = (method(name).module.__doc__ or "").strip().splitlines()[0]
+            properties[name] = _tables(method(name).table, definitions, about)
+    recipe = {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "sdforge recipe",
+        "type": "object",
+        "properties": properties,
+        "required": ["family"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+    return {
+        "recipe.schema.json": _text(recipe),
+        "forge.schema.json": _text(_whole(ForgeToml, "sdforge project")),
+        "forge.local.schema.json": _text(_whole(ForgeLocalToml, "sdforge on this machine")),
+    }
+
+
+def _tables(model: Any, definitions: dict[str, Any], about: str) -> dict[str, Any]:
+    return {"type": "object", "description": about, "additionalProperties": _model(model, definitions),
+            "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,63}$"}}  # fmt: skip
+
+
+def _model(model: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    found = model.model_json_schema(by_alias=True)
+    definitions |= {name: _plain(value) for name, value in found.pop("$defs", {}).items()}
+    result: dict[str, Any] = _plain(found)
+    return result
+
+
+def _whole(model: Any, title: str) -> dict[str, Any]:
+    definitions: dict[str, Any] = {}
+    found = _model(model, definitions)
+    return {"$schema": "http://json-schema.org/draft-07/schema#"} | found | {"title": title, "$defs": definitions}
+
+
+def _plain(value: Any) -> Any:
+    """Leave out pydantic's titles and the defaults that only mean «not there»."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if not (k == "title" and isinstance(v, str)) and not (k == "default" and v is None)}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_schemas(root: Path, *, check: bool) -> int:
+    """`forge schema`: write `.forge/*.schema.json`; with `check` only say whether they are up to date."""
+    stale = []
+    for name, text in schemas().items():
+        path = root / ".forge" / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            stale.append(f".forge/{name}")
+            if not check:
+                path.parent.mkdir(exist_ok=True)
+                publish_bytes(text.encode(), path, path.parent, 0o644)
+    if check and stale:
+        say(f"out of date: {', '.join(stale)}")
+        return 2
+    say(f"written: {', '.join(stale)}" if stale else "the schemas are up to date")
+    return 0
+
+
+# -- init --------------------------------------------------------------------------------------------------------------
+
+IGNORED = "/cache/*\n!/cache/.gitignore\n/out/\n/.forge/log/\nforge.local.toml\n"
+
+
+def demo() -> Path:
+    """Return where the demo lies: in the installed package, or in the repository that this code runs from."""
+    installed = Path(__file__).parent / "demo"
+    return installed if (installed / FILE).is_file() else Path(__file__).parents[1]
+
+
+def init(folder: Path) -> None:
+    """`forge init`: a new project with the demo's recipes, bases and pictures. Nothing is overwritten."""
+    if (folder / FILE).exists():
+        raise UsageError(f"{folder} is a project already", hint="`forge build` builds it")
+    for name in (RECIPES, "cache", ".gitignore"):
+        if (folder / name).exists() and (name == RECIPES or name == ".gitignore"):
+            raise UsageError(f"{folder / name} is there already", hint="name another folder: forge init DIR")
+    origin = demo()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(origin / RECIPES, folder / RECIPES)
+    shutil.copyfile(origin / FILE, folder / FILE)
+    (folder / "cache").mkdir(exist_ok=True)
+    (folder / "cache" / ".gitignore").write_text("*\n!.gitignore\n")
+    (folder / ".gitignore").write_text(IGNORED)
+    for name, text in schemas().items():
+        (folder / ".forge").mkdir(exist_ok=True)
+        (folder / ".forge" / name).write_text(text, encoding="utf-8")
+    where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
+    say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset\n  next: {where}forge build anime-preset")
+
+
+# -- completion --------------------------------------------------------------------------------------------------------
+
+BASH = """_forge() {
+  local word="${COMP_WORDS[COMP_CWORD]}"
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "%(commands)s" -- "$word"))
+  else
+    local recipes; recipes=$(for f in recipes/*.toml; do [ -e "$f" ] && basename "$f" .toml; done)
+    COMPREPLY=($(compgen -W "$recipes --json --help" -- "$word"))
+  fi
+}
+complete -F _forge forge
+"""
+ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + BASH
+FISH = """complete -c forge -f
+complete -c forge -n __fish_use_subcommand -a "%(commands)s"
+complete -c forge -n "not __fish_use_subcommand" -a "(for f in recipes/*.toml; basename \\$f .toml; end 2>/dev/null)"
+"""
+
+
+def completion(shell: str, commands: list[str]) -> None:
+    """`forge completion`: print a script that completes commands and recipes."""
+    print({"bash": BASH, "zsh": ZSH, "fish": FISH}[shell] % {"commands": " ".join(commands)}, end="")

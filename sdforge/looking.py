@@ -1,0 +1,267 @@
+"""Looking around: `list`, `show`, `log`, `graph`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import RecipeError, UsageError
+from sdforge.families import family, family_names
+from sdforge.formats.layout import Layout, read_layout
+from sdforge.formats.safetensors import read_header
+from sdforge.method import method, method_groups
+from sdforge.plan import Plan, Step
+from sdforge.report.progress import short
+from sdforge.report.table import row
+from sdforge.report.words import safe, seconds, size
+from sdforge.session import Session
+from sdforge.store import Result
+
+MOST_TENSORS = 12  # that `show` prints of a file
+
+
+def say(text: str) -> None:
+    print(safe(text, sys.stdout))
+
+
+# -- list --------------------------------------------------------------------------------------------------------------
+
+
+def show_list(session: Session, wishes: argparse.Namespace) -> None:
+    """`forge list`: recipes with the states of their targets, or methods, families, sources."""
+    if wishes.methods:
+        _list_methods(as_json=wishes.json)
+    elif wishes.families:
+        found = {name: family(name).title for name in family_names()}
+        say(json.dumps(found) if wishes.json else "\n".join(f"  {name:<8} {title}" for name, title in found.items()))
+    elif wishes.sources:
+        _list_sources(session, as_json=wishes.json)
+    else:
+        _list_recipes(session, as_json=wishes.json)
+
+
+def _list_methods(*, as_json: bool) -> None:
+    found = {name: {"group": group, "makes": method(name).makes, "says": _first_line(name)}
+             for name, group in method_groups().items() if name not in ("export", "previews")}  # fmt: skip
+    if as_json:
+        print(json.dumps(found))
+        return
+    for group in ("merges", "trainings", "edits"):
+        say(group)
+        for name, about in found.items():
+            if about["group"] == group:
+                say(f"  {name:<20} {about['makes']:<11} {about['says']}")
+
+
+def _first_line(name: str) -> str:
+    return (method(name).module.__doc__ or "").strip().splitlines()[0]
+
+
+def _list_sources(session: Session, *, as_json: bool) -> None:
+    rows = {**session.project.sources, **session.project.datasets}
+    found = {name: table.get("from") or table.get("path") for name, table in rows.items()}
+    say(json.dumps(found) if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
+
+
+def _list_recipes(session: Session, *, as_json: bool) -> None:
+    found = []
+    for name in session.project.recipe_names():
+        try:
+            session.open_recipes([name])
+            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name == name])
+        except (RecipeError, UsageError) as error:
+            found.append({"recipe": name, "mistake": error.message})
+            continue
+        steps = [step for step in plan.steps.values() if step.node.recipe.name == name and not step.idle]
+        about = session.project.recipe(name)
+        found.append({"recipe": name, "family": about.family, "description": about.description,
+                      "targets": [{"target": short(s), "method": s.node.target.signature.name, "state": s.state,
+                                   "digest": s.result.digest if s.result else ""} for s in steps]})  # fmt: skip
+        if not as_json:
+            say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
+            for step in steps:
+                say(row(step))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for entry in found:
+        if "mistake" in entry:
+            say(f"{entry['recipe']}  has mistakes; `forge check {entry['recipe']}` shows them")
+
+
+# -- show --------------------------------------------------------------------------------------------------------------
+
+
+def show(session: Session | None, name: str, *, as_json: bool) -> None:
+    """`forge show`: an artifact's record, or what any safetensors file says of itself."""
+    path = Path(name)
+    if path.exists():
+        _show_file(path, as_json=as_json)
+        return
+    if session is None:
+        raise UsageError(f"{name} does not exist, and there is no project here whose target it could be")
+    (identifier,) = session.resolve([name])[:1]
+    step = session.plan([identifier]).steps[identifier]
+    if step.result is None:
+        raise UsageError(f"{identifier} has not been made yet", hint=f"forge build {identifier}")
+    record = session.store.record(step.result)
+    if as_json:
+        print(json.dumps(step.result.to_json() | {"record": record, "manifest": json.loads(step.manifest)}))
+        return
+    _show_result(session, step, step.result, record)
+
+
+def _show_result(session: Session, step: Step, result: Result, record: dict[str, Any]) -> None:
+    say(f"{step.id}  {step.node.target.signature.name} → {result.kind}")
+    say(f"  key      {result.key}")
+    say(f"  digest   {result.digest}   class {result.grade}")
+    say(f"  made     {time.strftime('%Y-%m-%d %H:%M', time.localtime(result.made))} in {seconds(record.get('seconds', 0))}")
+    for name, value in sorted(result.fingerprint.items()):
+        say(f"  {name:<8} {value}")
+    for name, component in result.components.items():
+        table = session.store.table(component)
+        say(f"  {name:<8} {len(table)} tensors, {component.dtype}, {size(sum(t.size for t in table))}")
+    for name, fact in sorted(result.facts.items()):
+        say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
+    for setting, value in sorted(json.loads(step.node.target.settings).items()):
+        say(f"  {setting} = {json.dumps(value, ensure_ascii=False)}")
+    for name, found in sorted(result.files.items()):
+        say(f"  {name}  {size(found[1])}  sha256 {found[0][:16]}…")
+    if "loss" in record:
+        say(f"  loss     {record['loss']:.4f} at the end; `forge log {step.id}` shows more")
+
+
+def _show_file(path: Path, *, as_json: bool) -> None:
+    import hashlib
+
+    layout = _layout(path)
+    described: dict[str, Any] = {"path": str(path)}
+    if layout:
+        shapes = {n: len(t) for n, t in layout.shapes().items()}
+        described |= {"kind": layout.kind, "family": layout.family, "facts": layout.facts, "tensors": shapes,
+                      "passed": dict(layout.passed)} | layout.notes  # fmt: skip
+    if path.is_file():
+        header = read_header(path)
+        whole, body = hashlib.sha256(), hashlib.sha256()
+        with path.open("rb") as file:
+            whole.update(file.read(header.data))
+            while chunk := file.read(1 << 20):
+                whole.update(chunk)
+                body.update(chunk)
+        described |= {"bytes": header.size, "sha256": whole.hexdigest(), "autov2": whole.hexdigest()[:10].upper(),
+                      "autov3": body.hexdigest()[:12].upper(), "metadata": header.metadata,
+                      "dtypes": sorted({e.dtype for e in header.tensors.values()})}  # fmt: skip
+        if not layout:
+            described["tensors"] = {name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]}
+    if as_json:
+        print(json.dumps(described))
+        return
+    for key, value in described.items():
+        if key == "metadata":
+            for name, text in sorted(value.items()):
+                say(f"  {name}: {text if len(text) <= 100 else f'{text[:97]}… ({len(text):,} characters)'}")
+        else:
+            say(f"  {key:<8} {size(value) if key == 'bytes' else value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _layout(path: Path) -> Layout | None:
+    try:
+        return read_layout(path)
+    except UsageError:
+        if path.is_dir():
+            raise
+        return None
+
+
+# -- log ---------------------------------------------------------------------------------------------------------------
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def log(session: Session, name: str, *, as_json: bool) -> None:
+    """`forge log`: the last run of a target, or of all targets of the default recipes; its losses, its output."""
+    wanted = session.resolve([name] if name else [])
+    plan = session.plan(wanted)
+    steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
+    steps = steps or [step for step in plan.steps.values() if step.result]
+    for step in steps:
+        if not step.result:
+            raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
+        record = session.store.record(step.result)
+        losses = [json.loads(line)["loss"] for line in _text(session, record.get("losses")).splitlines()]
+        if as_json:
+            print(json.dumps({"v": 1, "event": "log", "target": step.id, "made": step.result.made, "seconds": record.get("seconds"),
+                              "losses": losses, "log": _text(session, record.get("log"))}))  # fmt: skip
+            continue
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))
+        say(f"  {short(step):<18} {step.node.target.signature.name:<18} {made}  {seconds(record.get('seconds', 0))}")
+        if losses:
+            say(f"    {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}  {curve(losses, 48)}")
+        if len(steps) == 1:
+            for resumed in record.get("resumed", []):
+                say(f"    went on from step {resumed['step']}")
+            say(_text(session, record.get("log")) or "    (it printed nothing)")
+
+
+def _text(session: Session, sha256: str | None) -> str:
+    if not sha256 or not session.store.object(sha256).is_file():
+        return ""
+    return session.store.read_object(sha256).decode(errors="replace")
+
+
+def curve(values: list[float], width: int) -> str:
+    """Return a line of bars, each the mean of its share of the values."""
+    count = min(width, len(values))
+    means = [sum(part) / len(part) for i in range(count)
+             if (part := values[i * len(values) // count : (i + 1) * len(values) // count])]  # fmt: skip
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join(BARS[min(7, int((value - low) / span * 8))] for value in means)
+
+
+# -- graph -------------------------------------------------------------------------------------------------------------
+
+
+def graph(session: Session, names: list[str], form: str) -> None:
+    """`forge graph`: what is made from what, as mermaid, dot or JSON, with states."""
+    wanted = session.resolve(names)
+    plan = session.plan(wanted)
+    edges = [(link.id, step.id) for step in plan.steps.values() for link, _ in step.inputs]
+    sources = sorted({a for a, _ in edges if a not in plan.steps})
+    if form == "json":
+        nodes = [{"id": step.id, "method": step.node.target.signature.name, "state": step.state} for step in plan.steps.values()]
+        nodes += [{"id": name, "method": "", "state": "source"} for name in sources]
+        print(json.dumps({"v": 1, "nodes": nodes, "edges": [list(edge) for edge in edges]}))
+    elif form == "dot":
+        _dot(plan, sources, edges)
+    else:
+        _mermaid(plan, sources, edges)
+
+
+def _mermaid(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
+    number = {name: f"n{i}" for i, name in enumerate([*sources, *plan.steps])}
+    print("flowchart LR")
+    for name in sources:
+        print(f'  {number[name]}(["{name}"])')
+    for step in plan.steps.values():
+        print(f'  {number[step.id]}["{short(step)}<br/><i>{step.node.target.signature.name}</i>"]:::{step.state}')
+    for a, b in edges:
+        print(f"  {number[a]} --> {number[b]}")
+    print("  classDef build fill:#fde2c8,stroke:#b35900\n  classDef maybe fill:#fff4cc,stroke:#a08000")
+    print("  classDef reuse fill:#e2f1e3,stroke:#3c7a44\n  classDef unneeded fill:#eeeeee,stroke:#999999")
+
+
+def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
+    print("digraph forge {\n  rankdir=LR; node [shape=box, fontname=sans];")
+    for name in sources:
+        print(f'  "{name}" [shape=ellipse];')
+    for step in plan.steps.values():
+        style = ', style=filled, fillcolor="#fde2c8"' if step.to_do else ""
+        print(f'  "{step.id}" [label="{short(step)}\\n{step.node.target.signature.name}"{style}];')
+    for a, b in edges:
+        print(f'  "{a}" -> "{b}";')
+    print("}")

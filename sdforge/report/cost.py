@@ -1,0 +1,28 @@
+"""What a plan will cost: time from what similar actions took before, and disk."""
+
+from __future__ import annotations
+
+import json
+
+from sdforge.plan import Plan, Step
+from sdforge.session import Session
+
+
+def estimate(session: Session, step: Step) -> float | None:
+    """Return the seconds a step will take, from the last time its method ran here; None if it never did."""
+    pace = session.store.run_noted(f"{step.node.target.signature.name}:{step.node.recipe.family}")
+    if not pace:
+        return None
+    fixed, each = pace
+    settings = json.loads(step.node.target.settings)
+    if step.node.target.signature.makes == "pictures":
+        units = len(settings["prompts"]) * len(settings["seeds"]) * (1 + sum(l.use.role == "beside" for l, _ in step.inputs))
+    else:
+        units = settings.get("steps", 1)
+    return float(fixed + each * units)
+
+
+def total(session: Session, plan: Plan) -> tuple[float, bool]:
+    """Return (seconds of all that is known, whether everything is)."""
+    found = [estimate(session, step) for step in plan.to_do if not step.restore]
+    return sum(value for value in found if value is not None), None not in found
