@@ -15,9 +15,18 @@ from sdforge.dtypes import ITEM_SIZE
 from sdforge.identity import H, Json, canonical
 
 KINDS = (
-    "checkpoint", "lora", "embedding", "hypernetwork", "custom", "image_embedding", "null_text", "aesthetic",
-    "dataset", "pictures", "files",
-)  # fmt: skip
+    "checkpoint",
+    "lora",
+    "embedding",
+    "hypernetwork",
+    "custom",
+    "image_embedding",
+    "null_text",
+    "aesthetic",
+    "dataset",
+    "pictures",
+    "files",
+)
 
 
 class Spot(NamedTuple):
@@ -105,7 +114,9 @@ class Artifact:
         """
         if self.whole:
             return f'"{self.whole}"'
-        parts = ",".join(f'"{n}":"{self.components[n].identity}"' for n in sorted(self.components) if n.startswith(reads))
+        parts = ",".join(
+            f'"{n}":"{self.components[n].identity}"' for n in sorted(self.components) if n.startswith(reads)
+        )
         stated = self.facts if facts == ("*",) else {name: self.facts[name] for name in facts if name in self.facts}
         if not reads:
             parts = ""

@@ -172,7 +172,9 @@ class Build:
                 continue
             if other.state in ("build", "maybe"):
                 return False
-            needed = [maker for name, maker in other.makers.items() if name.startswith(reads[link.use.role].reads or ("\0",))]
+            needed = [
+                maker for name, maker in other.makers.items() if name.startswith(reads[link.use.role].reads or ("\0",))
+            ]
             if any(maker in plan.steps and plan.steps[maker].to_do for maker in needed):
                 return False
         return True
@@ -186,7 +188,9 @@ class Build:
         lock = self.waiting.get(step.id) or self.store.lock(key)
         if not lock.acquire(wait=False):
             if not self.options.wait:
-                raise BusyError(f"{step.id} is being made by process {lock.holder()}", hint="without --no-wait it is waited for")
+                raise BusyError(
+                    f"{step.id} is being made by process {lock.holder()}", hint="without --no-wait it is waited for"
+                )
             if step.id not in self.waiting:
                 self.waiting[step.id] = lock
                 self.reporter.waiting(step, lock.holder())
@@ -201,7 +205,7 @@ class Build:
         self._submit(step, lock, key, manifest)
         return False
 
-    def _found(self, step: Step, key: str, waited: bool) -> bool:  # noqa: FBT001 -- an observation
+    def _found(self, step: Step, key: str, waited: bool) -> bool:
         """Say whether somebody else has made a step's result since the plan was made."""
         before = len(self.store.known(key).results)
         found = self.store.fresh(key)
@@ -218,7 +222,9 @@ class Build:
         order = make_order(self.session, step, key, manifest, work, how)
         step.state = "running"
         self.reporter.started(step, device)
-        bytes_only = step.kind == "formula" and not order.compute  # all tensors pass: there is an index to write, no more
+        bytes_only = (
+            step.kind == "formula" and not order.compute
+        )  # all tensors pass: there is an index to write, no more
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
             handle: Handle = _Inline(None if bytes_only else order)
         else:
@@ -283,8 +289,11 @@ class Build:
             elif event["event"] == "damaged":
                 self._heal(step, event)
             elif event["event"] == "lost":
-                raise ActionFailed(f"the worker of {step.id} died ({_death(event['code'])})", "what it had kept of its "
-                                   "state is there: the same command goes on from it", self._kept_log(running))  # fmt: skip
+                raise ActionFailed(
+                    f"the worker of {step.id} died ({_death(event['code'])})",
+                    "what it had kept of its state is there: the same command goes on from it",
+                    self._kept_log(running),
+                )
             else:
                 raise _error_of(event, self._kept_log(running))
         except ForgeError as error:
@@ -321,8 +330,10 @@ class Build:
         """An input changed while an action read it: throw the result away and plan anew, once."""
         self.changed[step.id] = self.changed.get(step.id, 0) + 1
         if self.changed[step.id] > 1:
-            raise ActionFailed(f"{step.id}: an input keeps changing while it is read ({what})",
-                               hint="build again when nothing writes to it")  # fmt: skip
+            raise ActionFailed(
+                f"{step.id}: an input keeps changing while it is read ({what})",
+                hint="build again when nothing writes to it",
+            )
         self.reporter.note(f"an input of {step.id} changed while it was read; planning anew")
         self.session.look_again()
 
@@ -335,7 +346,9 @@ class Build:
         seconds = time.monotonic() - running.began
         result = self._published(running, outcome, seconds)
         self.summary.built.append(step.id)
-        self.store.note_run(f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds))
+        self.store.note_run(
+            f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)
+        )
         if step.id in self.session.retrain:
             self.session.retrain.discard(step.id)
             self.lockfile.replace.add(result.key)
@@ -359,8 +372,9 @@ class Build:
         if kind in ("files", "pictures"):
             digest = digest_of_text(kind, json.dumps(outcome.files, sort_keys=True))
         if step.restore and step.result and step.result.digest != digest:
-            raise BrokenPromise(f"{step.id} came out differently from what was exported before",
-                                hint="`forge verify` tells which file")  # fmt: skip
+            raise BrokenPromise(
+                f"{step.id} came out differently from what was exported before", hint="`forge verify` tells which file"
+            )
         if kind == "pictures":
             packs = tuple(sorted({self._keep_file(work / name) for name in outcome.files}))
         if step.kind == "formula":
@@ -373,9 +387,19 @@ class Build:
             record["log"] = self.store.put_bytes(text)
         record |= {"target": step.id, "seconds": round(seconds, 3)}
         result = Result(
-            running.key, digest, kind, step.node.recipe.family, components, facts, outcome.files, packs, outcome.grade,
-            outcome.fingerprint, time.time(), record,
-        )  # fmt: skip
+            running.key,
+            digest,
+            kind,
+            step.node.recipe.family,
+            components,
+            facts,
+            outcome.files,
+            packs,
+            outcome.grade,
+            outcome.fingerprint,
+            time.time(),
+            record,
+        )
         self.store.keep(result, running.manifest)
         if running.key != step.key:
             self.store.add_alias(step.key, running.key, step.manifest)
@@ -400,9 +424,10 @@ class Build:
             for name, rows in plan.components.items():
                 tables[name] = [
                     _with_bytes(row.tensor, made[name][row.tensor.name], outcome.sha256)
-                    if row.method else row.inputs[0]._replace(name=row.tensor.name)
+                    if row.method
+                    else row.inputs[0]._replace(name=row.tensor.name)
                     for row in rows
-                ]  # fmt: skip
+                ]
         else:
             for name, found in made.items():
                 tables[name] = [_from_row(row, outcome.sha256) for row in found.values()]
@@ -450,8 +475,9 @@ class Build:
         kept = ", ".join(self.summary.stopped)
         raise Interrupted(
             f"interrupted; the state of {kept} is kept" if kept else "interrupted",
-            hint="the same command goes on from there", signal=self.signals[0],
-        )  # fmt: skip
+            hint="the same command goes on from there",
+            signal=self.signals[0],
+        )
 
     def _stop_all(self) -> None:
         for running in self.running:
@@ -517,7 +543,9 @@ class _Inline:
         if order is None:
             end: dict[str, Any] = {"event": "done", "outcome": {}}
         else:
-            end = run_reporting(order, lambda **event: self.events.append({"event": "progress", **event}), lambda: False)
+            end = run_reporting(
+                order, lambda **event: self.events.append({"event": "progress", **event}), lambda: False
+            )
         self.events.append(end)
 
     def fileno(self) -> int:
@@ -568,5 +596,5 @@ def _pace(step: Step, outcome: Outcome, seconds: float) -> list[float]:
 
 def device_locks() -> Path:
     """Return the folder of the devices' locks: outside any cache, since a device is the machine's."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/sdforge-{os.getuid()}"  # noqa: S108 -- locks, no data
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/sdforge-{os.getuid()}"
     return Path(base) / "sdforge"

@@ -34,16 +34,22 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
     build.add_argument("-j", "--jobs", type=int, default=0, help="actions side by side")
     build.add_argument("--device", default="", help="auto, cpu, cuda or cuda:N")
-    build.add_argument("-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it")
+    build.add_argument(
+        "-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it"
+    )
     build.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done (as `plan`)")
     build.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
-    build.add_argument("--retrain", action="append", default=[], metavar="TARGET", help="make a result again, and pin it")
+    build.add_argument(
+        "--retrain", action="append", default=[], metavar="TARGET", help="make a result again, and pin it"
+    )
     build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
-    plan.add_argument("--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do")
+    plan.add_argument(
+        "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
+    )
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
@@ -93,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except Exception as error:  # noqa: BLE001 -- the one boundary: whatever it is, a person gets a sentence
+    except Exception as error:
         return complain(unforeseen(error, Path(wishes.at)), as_json=wishes.json)
 
 
@@ -191,7 +197,9 @@ def other(wishes: argparse.Namespace) -> int:
 
         if name == "check":
             return found.check(session, wishes.recipes, as_json=wishes.json)
-        return found.lock(session, wishes) if name == "lock" else found.why(session, wishes.targets, as_json=wishes.json)
+        return (
+            found.lock(session, wishes) if name == "lock" else found.why(session, wishes.targets, as_json=wishes.json)
+        )
     if name == "clean":
         from sdforge.housekeeping import clean
 

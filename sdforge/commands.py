@@ -60,8 +60,12 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     plan = summary.plan
     assert plan is not None
     reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in summary.built and not s.idle]
-    counts = {"built": len(summary.built), "reused": len(reused), "failed": len(summary.failed),
-              "skipped": len(summary.skipped)}  # fmt: skip
+    counts = {
+        "built": len(summary.built),
+        "reused": len(reused),
+        "failed": len(summary.failed),
+        "skipped": len(summary.skipped),
+    }
     strange = [against_pin(session, step) for step in plan.steps.values() if step.differs or step.id in summary.built]
     if as_json:
         for found in filter(None, strange):
@@ -108,21 +112,32 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
         actions = [
-            {"target": step.id, "method": step.node.target.signature.name, "key": step.content_key or step.key,
-             "state": step.state, "restore": step.restore, "differs": step.differs,
-             "reason": [cause.text for cause in causes], "seconds": estimate(session, step) if step.to_do else 0}
+            {
+                "target": step.id,
+                "method": step.node.target.signature.name,
+                "key": step.content_key or step.key,
+                "state": step.state,
+                "restore": step.restore,
+                "differs": step.differs,
+                "reason": [cause.text for cause in causes],
+                "seconds": estimate(session, step) if step.to_do else 0,
+            }
             for step, causes in rows
-        ]  # fmt: skip
-        print(json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent}))
+        ]
+        print(
+            json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
+        )
         return
     for step, causes in rows:
         say(row(step, plan_text(session, step, causes)))
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")
-    counts = [f"{sum(s.state == state for s, _ in rows)} {word}" for state, word in
-              (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
-              if any(s.state == state for s, _ in rows)]  # fmt: skip
+    counts = [
+        f"{sum(s.state == state for s, _ in rows)} {word}"
+        for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
+        if any(s.state == state for s, _ in rows)
+    ]
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:
@@ -148,7 +163,7 @@ def weights_off(plan: Plan, wanted: str) -> list[str]:
     """Say which merges have weights that do not sum to 1."""
     from sdforge.identity import decimal
 
-    found = []
+    found: list[str] = []
     if wanted != plan.wanted[0]:
         return found
     for step in plan.steps.values():
@@ -167,8 +182,18 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
         step = plan.steps[identifier]
         causes = explainer.causes(step)
         if as_json:
-            print(json.dumps({"v": 1, "event": "why", "target": step.id, "state": step.state, "key": step.content_key or step.key,
-                              "reason": [_cause_json(cause) for cause in causes]}))  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "v": 1,
+                        "event": "why",
+                        "target": step.id,
+                        "state": step.state,
+                        "key": step.content_key or step.key,
+                        "reason": [_cause_json(cause) for cause in causes],
+                    }
+                )
+            )
         else:
             _tell(session, step, causes)
     return 0
@@ -192,8 +217,11 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
     elif step.restore:
         say(f"{name} is restored: what it is made from has not changed, its files in out/ are not whole")
     else:
-        say(f"{name} would be made{' again' if session.last_key(step) else ''} because" if step.state == "build"
-            else f"{name} may have to be made again, after what it is made from:")  # fmt: skip
+        say(
+            f"{name} would be made{' again' if session.last_key(step) else ''} because"
+            if step.state == "build"
+            else f"{name} may have to be made again, after what it is made from:"
+        )
     _tell_causes(causes, 1)
     if step.result:
         record = session.store.record(step.result)

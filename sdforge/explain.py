@@ -48,7 +48,7 @@ class Explainer:
             return []
         unknown = [link for link, artifact in step.inputs if artifact is None]
         if unknown:
-            return [self._behind(step, link, "is made first") for link in unknown]
+            return [self._behind(link, "is made first") for link in unknown]
         old = self._before(step)
         if old is None:
             return [Cause("it has never been made here")] if step.to_do else []
@@ -69,7 +69,12 @@ class Explainer:
         for pin in self.session.lock.pins(row.get("key", "")).values():
             settings = dict(pin.settings)
             seed = {"seed": settings.pop("seed")} if "seed" in settings else {}
-            return {"method": pin.method, "version": pin.method_version, "settings": settings, "inputs": pin.inputs} | seed
+            return {
+                "method": pin.method,
+                "version": pin.method_version,
+                "settings": settings,
+                "inputs": pin.inputs,
+            } | seed
         return None
 
     def _differences(self, step: Step, old: dict[str, Any], new: dict[str, Any]) -> list[Cause]:
@@ -87,7 +92,7 @@ class Explainer:
                 what = {"version": step.node.target.signature.name, "method": "method"}.get(head, change.path[-1])
                 found.append(Cause(f"{what} {shown(change.old)} → {shown(change.new)}"))
         for role in sorted(roles):
-            found += self._inputs(step, role, old["inputs"].get(role), new["inputs"].get(role))
+            found += self._inputs(step, role, old["inputs"].get(role))
         return found
 
     def _setting(self, step: Step, change: Change) -> Cause:
@@ -98,7 +103,7 @@ class Explainer:
         path = (*target.path, *change.path[1:]) if len(change.path) > 1 else (*target.path, change.path[0])
         return Cause(f"{name} {shown(change.old)} → {shown(change.new)}", place_in(source, recipe.file, *path))
 
-    def _inputs(self, step: Step, role: str, old: Any, new: Any) -> list[Cause]:
+    def _inputs(self, step: Step, role: str, old: Any) -> list[Cause]:
         """What changed among the inputs of a role."""
         links = [(link, artifact) for link, artifact in step.inputs if link.use.role == role]
         before = [json.dumps(item, sort_keys=True) for item in (old if isinstance(old, list) else [old])]
@@ -109,14 +114,14 @@ class Explainer:
             named = json.loads(artifact.named(spec.reads, spec.facts))
             item = {"artifact": named, "use": link.use.use or {}} if spec.many == "table" else named
             if json.dumps(item, sort_keys=True) not in before:
-                found.append(self._input(step, link, artifact, old, item))
+                found.append(self._input(link, artifact, old, item))
         if not found:
             count_old, count_new = len(before), len(links)
             text = "their order" if count_old == count_new else f"their number, {count_old} → {count_new}"
             found.append(Cause(f"{role}: {text}"))
         return found
 
-    def _input(self, step: Step, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
+    def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
         name = link.use.reference
         if artifact.whole:
             return Cause(f"data set `{name}` changed", None, self._pictures(artifact, old))
@@ -128,11 +133,11 @@ class Explainer:
             for change in changes(inner_old, inner_new):
                 kind, what = change.path[0], ".".join(change.path[1:])
                 parts.append(what if kind == "components" else f"{what} {shown(change.old)} → {shown(change.new)}")
-            for change in changes(candidates[0].get("use", {}), new.get("use", {})):
-                parts.append(f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}")
-        return self._behind(step, link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}")
+            used = changes(candidates[0].get("use", {}), new.get("use", {}))
+            parts += [f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}" for change in used]
+        return self._behind(link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}")
 
-    def _behind(self, step: Step, link: Link, text: str) -> Cause:
+    def _behind(self, link: Link, text: str) -> Cause:
         if link.id in self.session.graph.sources:
             return Cause(f"source `{link.use.reference}` {text}")
         other = self.plan.steps[link.id]
@@ -146,7 +151,10 @@ class Explainer:
         was = {row[0]: row[1:] for row in before["rows"]}
         now = {row[0]: row[1:] for row in artifact.notes["rows"]}
         names = {sha: found[0] for sha, found in {**before["names"], **artifact.notes["names"]}.items()}
-        gone, come = sorted(names[s] for s in was.keys() - now.keys()), sorted(names[s] for s in now.keys() - was.keys())
+        gone, come = (
+            sorted(names[s] for s in was.keys() - now.keys()),
+            sorted(names[s] for s in now.keys() - was.keys()),
+        )
         lines = [f"~ {name} (its pixels)" for name in come if name in gone]
         lines += [f"+ {name}" for name in come if name not in gone] + [f"- {name}" for name in gone if name not in come]
         for sha in sorted(was.keys() & now.keys(), key=lambda s: names[s]):

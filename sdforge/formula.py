@@ -115,7 +115,9 @@ def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
     """Refuse tensors of different shapes. Raises UsageError naming both."""
     for other in inputs[1:]:
         if other.shape != inputs[0].shape:
-            raise UsageError(f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}")
+            raise UsageError(
+                f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}"
+            )
 
 
 def merge_plan(
@@ -146,8 +148,11 @@ def merge_plan(
             tensors = [table[name] for table in tables]
             same_shapes(method, f"{component}.{name}", tensors)
             target = target_dtype(dtype, first)
-            rows.append(_merged(method, version, simplify, name, target, tensors,
-                                parameters(component, blocks[component, name])))  # fmt: skip
+            rows.append(
+                _merged(
+                    method, version, simplify, name, target, tensors, parameters(component, blocks[component, name])
+                )
+            )
         plan.components[component] = rows
     return plan
 

@@ -55,7 +55,7 @@ class Graph:
 
 
 def link_recipes(project: Project, names: list[str]) -> Graph:
-    """Link recipes, and those that they name. Raises RecipeError with every name that means nothing, and every cycle."""
+    """Link recipes, and those that they name. Raises RecipeError with every name that means nothing, or a cycle."""
     linking = _Linking(project)
     for name in names:
         linking.add(name)
@@ -117,7 +117,11 @@ class _Linking:
                 return identifier
         known = [*recipe.targets, *recipe.sources, *recipe.datasets, *self.project.sources, *self.project.datasets]
         guess = nearest(name, known)
-        hint = f"did you mean `{guess}`?" if guess else f"declare it: [{'dataset' if wants == 'dataset' else 'source'}.{name}]"
+        hint = (
+            f"did you mean `{guess}`?"
+            if guess
+            else f"declare it: [{'dataset' if wants == 'dataset' else 'source'}.{name}]"
+        )
         self._problem(recipe, target, use, "unknown-name", f"`{name}` is neither a target nor a source", hint)
         return ""
 
@@ -187,9 +191,16 @@ class _Linking:
 
 
 def problem_at(
-    project: Project, recipe: Recipe, target: Target, use: Use | None, code: str, message: str, hint: str = "",
-    *, warning: bool = False,
-) -> Problem:  # fmt: skip
+    project: Project,
+    recipe: Recipe,
+    target: Target,
+    use: Use | None,
+    code: str,
+    message: str,
+    hint: str = "",
+    *,
+    warning: bool = False,
+) -> Problem:
     """Return a problem at the place where a target's table stands, or a name in it."""
     source = read_small(project.root / RECIPES / f"{recipe.name}.toml", "")
     path: tuple[str | int, ...] = target.path
@@ -197,7 +208,7 @@ def problem_at(
     if use is None:
         value = False
     elif target.implicit:
-        path, value = _preset_path(target, use)
+        path, value = _preset_path(use)
     elif target.signature.roles[use.role].many == "table":
         path, value = (*target.path, use.role, use.reference), False
     elif target.signature.roles[use.role].many == "list":
@@ -208,7 +219,7 @@ def problem_at(
     return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
 
 
-def _preset_path(target: Target, use: Use) -> tuple[tuple[str | int, ...], bool]:
+def _preset_path(use: Use) -> tuple[tuple[str | int, ...], bool]:
     if use.role == "loras":
         return ("preset", "bake", use.reference), False
     if use.role == "embeddings":

@@ -34,7 +34,7 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
     if not guard.acquire(wait=False):
         raise BusyError("a build is using the cache", hint="clean when it is done")
     try:
-        keep = _reached(session, wishes)
+        keep = _reached(session)
         doomed = _doomed(store, keep, trained=wishes.trained)
         freed = sum(_size(path) for path in doomed)
         if not wishes.dry_run:
@@ -50,7 +50,7 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
     say(f"  {len(doomed)} files, {size(freed)} ({freed} bytes) {verb}")
 
 
-def _reached(session: Session, wishes: argparse.Namespace) -> set[str]:
+def _reached(session: Session) -> set[str]:
     """The keys that any recipe of any project that uses this cache reaches. Raises UsageError for unreadable ones."""
     keys: set[str] = set()
     for root in {session.project.root, *session.store.roots()}:
@@ -60,8 +60,10 @@ def _reached(session: Session, wishes: argparse.Namespace) -> set[str]:
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
         except ForgeError as error:
-            raise UsageError(f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
-                             hint="mend them first, or delete the project's folder") from None  # fmt: skip
+            raise UsageError(
+                f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
+                hint="mend them first, or delete the project's folder",
+            ) from None
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
@@ -78,15 +80,15 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
             result = Result.from_json(value)
             pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
             if folder.name in keep or (pinned_kind and not trained):
-                objects |= _objects(store, result)
+                objects |= _objects(result)
             else:
                 doomed.append(path)
-    objects |= {row for row in store.source_tables()}
+    objects |= store.source_tables()
     doomed += [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in objects]
     for kind in ("aliases", "preimages"):
         doomed += [p for p in sorted((store.root / kind).glob("*/*")) if kind == "aliases" and _leads_nowhere(p, keep)]
     if trained:
-        doomed += [p for p in sorted((store.root / "states").glob("*/*"))]
+        doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
     return doomed
 
@@ -95,7 +97,7 @@ def _leads_nowhere(path: Path, keep: set[str]) -> bool:
     return path.name not in keep and path.read_text().strip() not in keep
 
 
-def _objects(store: Store, result: Result) -> set[str]:
+def _objects(result: Result) -> set[str]:
     """The objects that a result needs: packs, tables, log, losses."""
     found = set(result.packs) | {component.table for component in result.components.values()}
     found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}
@@ -118,7 +120,11 @@ def schemas() -> dict[str, str]:
 
     definitions: dict[str, Any] = {}
     properties: dict[str, Any] = {
-        "family": {"type": "string", "enum": list(family_names()), "description": "the architecture of its checkpoints"},
+        "family": {
+            "type": "string",
+            "enum": list(family_names()),
+            "description": "the architecture of its checkpoints",
+        },
         "description": {"type": "string"},
         "seed": {"type": "integer", "minimum": 0, "description": "of everything random in this recipe"},
         "source": _tables(Source, definitions, "files and folders that nobody makes"),
@@ -146,8 +152,12 @@ def schemas() -> dict[str, str]:
 
 
 def _tables(model: Any, definitions: dict[str, Any], about: str) -> dict[str, Any]:
-    return {"type": "object", "description": about, "additionalProperties": _model(model, definitions),
-            "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,63}$"}}  # fmt: skip
+    return {
+        "type": "object",
+        "description": about,
+        "additionalProperties": _model(model, definitions),
+        "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,63}$"},
+    }
 
 
 def _model(model: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +176,11 @@ def _whole(model: Any, title: str) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Leave out pydantic's titles and the defaults that only mean «not there»."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if not (k == "title" and isinstance(v, str)) and not (k == "default" and v is None)}
+        return {
+            k: _plain(v)
+            for k, v in value.items()
+            if not (k == "title" and isinstance(v, str)) and not (k == "default" and v is None)
+        }
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
@@ -220,7 +234,8 @@ def init(folder: Path) -> None:
         (folder / ".forge").mkdir(exist_ok=True)
         (folder / ".forge" / name).write_text(text, encoding="utf-8")
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
-    say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset\n  next: {where}forge build anime-preset")
+    say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
+    say(f"  next: {where}forge build anime-preset")
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

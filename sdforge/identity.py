@@ -14,7 +14,7 @@ from decimal import Decimal
 from math import isfinite
 from typing import TypeAlias
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 PREFIX = b"sdforge/1/"
 LARGEST_INTEGER = 2**53  # beyond it a JSON number is not exact everywhere

@@ -83,10 +83,8 @@ class Lock:
     def dump(self) -> str:
         """Return the lock as text."""
         lines = [HEADER, f"version = {VERSION}\n"]
-        for name in sorted(self.sources):
-            lines.append(_table(("source", name), self.sources[name]))
-        for name in sorted(self.targets):
-            lines.append(_table(("target", name), self.targets[name]))
+        lines += [_table(("source", name), self.sources[name]) for name in sorted(self.sources)]
+        lines += [_table(("target", name), self.targets[name]) for name in sorted(self.targets)]
         for key in sorted(self.results):
             for digest in sorted(self.results[key]):
                 pin = self.results[key][digest]
@@ -159,7 +157,11 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
         before = path.read_bytes() if path.exists() else b""
         lock = read_lock(before, path.name) if before else Lock()
         lock.sources |= changes.sources
-        kept = {name: row for name, row in lock.targets.items() if name in changes.targets or name.split(":")[0] not in known}
+        kept = {
+            name: row
+            for name, row in lock.targets.items()
+            if name in changes.targets or name.split(":")[0] not in known
+        }
         lock.targets = kept | changes.targets
         for key, pins in changes.results.items():
             for pin in pins.values():
@@ -176,7 +178,9 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
 
 
 def _table(path: tuple[str, ...], values: dict[str, Any]) -> str:
-    rows = "".join(f"{_key(name)} = {_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, ""))
+    rows = "".join(
+        f"{_key(name)} = {_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, "")
+    )
     return f"[{'.'.join(map(_key, path))}]\n{rows}"
 
 

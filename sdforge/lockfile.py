@@ -33,8 +33,10 @@ class LockFile:
             return
         found = self.differences(plan)
         if found:
-            raise BrokenPromise("the lock does not hold what is asked for:\n  " + "\n  ".join(found),
-                                hint="`forge build` without --locked brings it up to date")  # fmt: skip
+            raise BrokenPromise(
+                "the lock does not hold what is asked for:\n  " + "\n  ".join(found),
+                hint="`forge build` without --locked brings it up to date",
+            )
 
     def differences(self, plan: Plan) -> list[str]:
         """Return, sentence by sentence, in what sources and targets differ from the lock."""
@@ -43,18 +45,25 @@ class LockFile:
             if name not in lock.sources:
                 found.append(f"source {name} is not in the lock")
             elif lock.sources[name]["digest"] != row["digest"]:
-                found.append(f"source {name} is not the one that is pinned ({row['digest'][:12]} instead of "
-                             f"{lock.sources[name]['digest'][:12]})")  # fmt: skip
+                found.append(
+                    f"source {name} is not the one that is pinned ({row['digest'][:12]} instead of "
+                    f"{lock.sources[name]['digest'][:12]})"
+                )
         for step in plan.steps.values():
             signature = step.node.target.signature
             if not signature.pinned or signature.kind == "moves":
                 continue
             if signature.kind == "content":
                 if not step.pin:
-                    found.append(f"{step.id} is not in the lock" if step.content_key else
-                                 f"{step.id} is not in the lock, or what it is made from has changed")  # fmt: skip
+                    found.append(
+                        f"{step.id} is not in the lock"
+                        if step.content_key
+                        else f"{step.id} is not in the lock, or what it is made from has changed"
+                    )
                 elif step.differs:
-                    found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had, only another one")
+                    found.append(
+                        f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had, only another one"
+                    )
                 elif step.to_do:
                     found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
             elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
@@ -149,11 +158,18 @@ class LockFile:
         """Bring the lock up to date; return what was pinned anew among the sources."""
         changes = self.changes(plan)
         known = self._known_targets(plan)
-        gone = {name for name in self.session.lock.targets if name.split(":")[0] in known and name not in known[name.split(":")[0]]}
+        gone = {
+            name
+            for name in self.session.lock.targets
+            if name.split(":")[0] in known and name not in known[name.split(":")[0]]
+        }
         anew = sorted(name for name in changes.sources if name in self.session.lock.sources)
         if changes.sources or changes.targets or changes.results or gone:
-            changes.targets |= {name: row for name, row in self.session.lock.targets.items()
-                                if name.split(":")[0] in known and name not in gone and name not in changes.targets}  # fmt: skip
+            changes.targets |= {
+                name: row
+                for name, row in self.session.lock.targets.items()
+                if name.split(":")[0] in known and name not in gone and name not in changes.targets
+            }
             self._update(changes, set(known))
         return anew
 

@@ -45,8 +45,11 @@ def show_list(session: Session, wishes: argparse.Namespace) -> None:
 
 
 def _list_methods(*, as_json: bool) -> None:
-    found = {name: {"group": group, "makes": method(name).makes, "says": _first_line(name)}
-             for name, group in method_groups().items() if name not in ("export", "previews")}  # fmt: skip
+    found: dict[str, dict[str, Any]] = {
+        name: {"group": group, "makes": method(name).makes, "says": _first_line(name)}
+        for name, group in method_groups().items()
+        if name not in ("export", "previews")
+    }
     if as_json:
         print(json.dumps(found))
         return
@@ -68,7 +71,7 @@ def _list_sources(session: Session, *, as_json: bool) -> None:
 
 
 def _list_recipes(session: Session, *, as_json: bool) -> None:
-    found = []
+    found: list[dict[str, Any]] = []
     for name in session.project.recipe_names():
         try:
             session.open_recipes([name])
@@ -78,9 +81,22 @@ def _list_recipes(session: Session, *, as_json: bool) -> None:
             continue
         steps = [step for step in plan.steps.values() if step.node.recipe.name == name and not step.idle]
         about = session.project.recipe(name)
-        found.append({"recipe": name, "family": about.family, "description": about.description,
-                      "targets": [{"target": short(s), "method": s.node.target.signature.name, "state": s.state,
-                                   "digest": s.result.digest if s.result else ""} for s in steps]})  # fmt: skip
+        found.append(
+            {
+                "recipe": name,
+                "family": about.family,
+                "description": about.description,
+                "targets": [
+                    {
+                        "target": short(s),
+                        "method": s.node.target.signature.name,
+                        "state": s.state,
+                        "digest": s.result.digest if s.result else "",
+                    }
+                    for s in steps
+                ],
+            }
+        )
         if not as_json:
             say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
             for step in steps:
@@ -119,7 +135,8 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
     say(f"{step.id}  {step.node.target.signature.name} → {result.kind}")
     say(f"  key      {result.key}")
     say(f"  digest   {result.digest}   class {result.grade}")
-    say(f"  made     {time.strftime('%Y-%m-%d %H:%M', time.localtime(result.made))} in {seconds(record.get('seconds', 0))}")
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
+    say(f"  made     {made} in {seconds(record.get('seconds', 0))}")
     for name, value in sorted(result.fingerprint.items()):
         say(f"  {name:<8} {value}")
     for name, component in result.components.items():
@@ -142,8 +159,13 @@ def _show_file(path: Path, *, as_json: bool) -> None:
     described: dict[str, Any] = {"path": str(path)}
     if layout:
         shapes = {n: len(t) for n, t in layout.shapes().items()}
-        described |= {"kind": layout.kind, "family": layout.family, "facts": layout.facts, "tensors": shapes,
-                      "passed": dict(layout.passed)} | layout.notes  # fmt: skip
+        described |= {
+            "kind": layout.kind,
+            "family": layout.family,
+            "facts": layout.facts,
+            "tensors": shapes,
+            "passed": dict(layout.passed),
+        } | layout.notes
     if path.is_file():
         header = read_header(path)
         whole, body = hashlib.sha256(), hashlib.sha256()
@@ -152,11 +174,18 @@ def _show_file(path: Path, *, as_json: bool) -> None:
             while chunk := file.read(1 << 20):
                 whole.update(chunk)
                 body.update(chunk)
-        described |= {"bytes": header.size, "sha256": whole.hexdigest(), "autov2": whole.hexdigest()[:10].upper(),
-                      "autov3": body.hexdigest()[:12].upper(), "metadata": header.metadata,
-                      "dtypes": sorted({e.dtype for e in header.tensors.values()})}  # fmt: skip
+        described |= {
+            "bytes": header.size,
+            "sha256": whole.hexdigest(),
+            "autov2": whole.hexdigest()[:10].upper(),
+            "autov3": body.hexdigest()[:12].upper(),
+            "metadata": header.metadata,
+            "dtypes": sorted({e.dtype for e in header.tensors.values()}),
+        }
         if not layout:
-            described["tensors"] = {name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]}
+            described["tensors"] = {
+                name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]
+            }
     if as_json:
         print(json.dumps(described))
         return
@@ -165,7 +194,8 @@ def _show_file(path: Path, *, as_json: bool) -> None:
             for name, text in sorted(value.items()):
                 say(f"  {name}: {text if len(text) <= 100 else f'{text[:97]}… ({len(text):,} characters)'}")
         else:
-            say(f"  {key:<8} {size(value) if key == 'bytes' else value if isinstance(value, str) else json.dumps(value)}")
+            text = value if isinstance(value, str) else size(value) if key == "bytes" else json.dumps(value)
+            say(f"  {key:<8} {text}")
 
 
 def _layout(path: Path) -> Layout | None:
@@ -194,8 +224,19 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
         record = session.store.record(step.result)
         losses = [json.loads(line)["loss"] for line in _text(session, record.get("losses")).splitlines()]
         if as_json:
-            print(json.dumps({"v": 1, "event": "log", "target": step.id, "made": step.result.made, "seconds": record.get("seconds"),
-                              "losses": losses, "log": _text(session, record.get("log"))}))  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "v": 1,
+                        "event": "log",
+                        "target": step.id,
+                        "made": step.result.made,
+                        "seconds": record.get("seconds"),
+                        "losses": losses,
+                        "log": _text(session, record.get("log")),
+                    }
+                )
+            )
             continue
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))
         say(f"  {short(step):<18} {step.node.target.signature.name:<18} {made}  {seconds(record.get('seconds', 0))}")
@@ -216,8 +257,11 @@ def _text(session: Session, sha256: str | None) -> str:
 def curve(values: list[float], width: int) -> str:
     """Return a line of bars, each the mean of its share of the values."""
     count = min(width, len(values))
-    means = [sum(part) / len(part) for i in range(count)
-             if (part := values[i * len(values) // count : (i + 1) * len(values) // count])]  # fmt: skip
+    means = [
+        sum(part) / len(part)
+        for i in range(count)
+        if (part := values[i * len(values) // count : (i + 1) * len(values) // count])
+    ]
     low, high = min(means), max(means)
     span = (high - low) or 1.0
     return "".join(BARS[min(7, int((value - low) / span * 8))] for value in means)
@@ -233,7 +277,10 @@ def graph(session: Session, names: list[str], form: str) -> None:
     edges = [(link.id, step.id) for step in plan.steps.values() for link, _ in step.inputs]
     sources = sorted({a for a, _ in edges if a not in plan.steps})
     if form == "json":
-        nodes = [{"id": step.id, "method": step.node.target.signature.name, "state": step.state} for step in plan.steps.values()]
+        nodes = [
+            {"id": step.id, "method": step.node.target.signature.name, "state": step.state}
+            for step in plan.steps.values()
+        ]
         nodes += [{"id": name, "method": "", "state": "source"} for name in sources]
         print(json.dumps({"v": 1, "nodes": nodes, "edges": [list(edge) for edge in edges]}))
     elif form == "dot":

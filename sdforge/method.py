@@ -94,7 +94,7 @@ class Method:
             roles=roles,
         )
 
-    def plan(self, table: Table, inputs: dict[str, list[Input]], family: Family) -> Plan:
+    def plan(self, table: Any, inputs: dict[str, list[Input]], family: Family) -> Plan:
         """Return what the formula makes, tensor by tensor. Raises UsageError for inputs that do not fit."""
         if self.group != "merges":
             found: Plan = self.module.plan(table, inputs, family)
@@ -104,7 +104,7 @@ class Method:
         flat = [each for role in inputs.values() for each in role]
         return merge_plan(
             self.name, self.version, self.module.simplify, flat, family, block_parameters(table, family), table.dtype
-        )  # fmt: skip
+        )
 
 
 def _many(annotation: Any) -> str:

@@ -140,7 +140,8 @@ class Order:
     def from_json(value: dict[str, Any]) -> Order:
         inputs = {role: [_given(g) for g in givens] for role, givens in value["inputs"].items()}
         compute = [
-            Computation(c[0], c[1], c[2], tuple(c[3]), c[4], c[5], tuple(_ref(r) for r in c[6])) for c in value["compute"]
+            Computation(c[0], c[1], c[2], tuple(c[3]), c[4], c[5], tuple(_ref(r) for r in c[6]))
+            for c in value["compute"]
         ]
         return Order(**(value | {"inputs": inputs, "compute": compute}))
 

@@ -65,8 +65,10 @@ def _ref(session: Session, tensor: Tensor) -> Ref:
     assert tensor.spot is not None
     path = session.find(tensor.spot.file)
     if path is None:
-        raise BrokenPromise(f"the file with {tensor.name} ({tensor.spot.file[:12]}) is not there any more",
-                            hint="was a source changed or removed? `forge plan` looks again")  # fmt: skip
+        raise BrokenPromise(
+            f"the file with {tensor.name} ({tensor.spot.file[:12]}) is not there any more",
+            hint="was a source changed or removed? `forge plan` looks again",
+        )
     return Ref(tensor.name, tensor.dtype, tensor.shape, str(path), tensor.spot.offset, tensor.xxh3)
 
 
@@ -74,11 +76,18 @@ def _computations(session: Session, step: Step) -> list[Computation]:
     plan = session.planner().formula(step)
     return [
         Computation(
-            component, row.tensor.name, row.tensor.dtype, row.tensor.shape, row.method, row.parameters,
+            component,
+            row.tensor.name,
+            row.tensor.dtype,
+            row.tensor.shape,
+            row.method,
+            row.parameters,
             tuple(_ref(session, tensor) for tensor in row.inputs),
         )
-        for component, rows in plan.components.items() for row in rows if row.method
-    ]  # fmt: skip
+        for component, rows in plan.components.items()
+        for row in rows
+        if row.method
+    ]
 
 
 def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Given:
@@ -96,7 +105,7 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
         if name.startswith("tokenizer"):
             vocabulary = session.store.vocabulary(component)
         else:
-            components[name] = [_ref(session, tensor) for tensor in session.store.table(_made(session, component))]
+            components[name] = [_ref(session, tensor) for tensor in session.store.table(_made(component))]
     use = dict(link.use.use or {})
     if artifact.kind == "lora" and step.node.target.signature.makes == "files":
         use["settings"] = _trained_with(session, link)
@@ -111,7 +120,7 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
     )
 
 
-def _made(session: Session, component: Component) -> Component:
+def _made(component: Component) -> Component:
     if component.table.startswith("plan:"):
         raise BrokenPromise(f"component {component.identity[:12]} was to be made first")
     return component
@@ -140,7 +149,11 @@ def closure(session: Session, step: Step) -> list[dict[str, Any]]:
                 continue
             if link.id in session.graph.sources:
                 files = sorted(artifact.notes.get("files", {}).values())
-                entries[link.id] = (artifact.identity, {"source": artifact.identity, "kind": artifact.kind, "files": files}, [])
+                entries[link.id] = (
+                    artifact.identity,
+                    {"source": artifact.identity, "kind": artifact.kind, "files": files},
+                    [],
+                )
             else:
                 stack.append(steps[link.id])
         if current is not step and current.id not in entries:

@@ -38,7 +38,9 @@ class Outputs:
         called = {}
         for link, artifact in step.inputs:
             if artifact is not None and link.use.role in ("loras", "embeddings"):
-                called[f"{link.use.role}/{artifact.digest[:16]}"] = f"{link.use.role}/{link.use.reference.split(':')[-1]}"
+                called[f"{link.use.role}/{artifact.digest[:16]}"] = (
+                    f"{link.use.role}/{link.use.reference.split(':')[-1]}"
+                )
         if step.node.target.signature.makes == "pictures":
             return dict(self._picture_names(step))
         names = {}
@@ -53,7 +55,9 @@ class Outputs:
         for link, artifact in step.inputs:
             if artifact is not None:
                 label = step.node.recipe.name if link.use.role == "checkpoint" else link.use.reference
-                labels.setdefault((artifact.digest or artifact.identity)[:16], label.replace(":", ".").removeprefix("preset."))
+                labels.setdefault(
+                    (artifact.digest or artifact.identity)[:16], label.replace(":", ".").removeprefix("preset.")
+                )
         for file in step.result.files:
             column, _, rest = file.partition("/")
             yield file, f"previews/{rest.removesuffix('.png')}-{labels.get(column, column)}.png"
@@ -94,7 +98,7 @@ class Outputs:
             return False
         row = self._row(path)
         if row and row[1] and tuple(json.loads(row[0])) == stat:
-            return row[2] == expected or row[2].startswith(f"{expected}\n")
+            return str(row[2]) == expected or str(row[2]).startswith(f"{expected}\n")
         looked, sha256 = time.time_ns(), sha256_of(path)
         if expected.startswith("made from "):
             fits = bool(row) and row[2] == f"{expected}\n{sha256}"
@@ -157,5 +161,3 @@ def _move(source: Path, target: Path) -> None:
     import shutil
 
     shutil.move(source, target)
-
-

@@ -115,11 +115,16 @@ class Planner:
         lock: Lock,
         view: View,
         whole: Callable[[Step], bool] = lambda _: True,
-        wishes: Wishes = Wishes(),  # noqa: B008 -- frozen
+        wishes: Wishes = Wishes(),
     ) -> None:
         self.graph, self.sources, self.lock, self.view, self.whole, self.wishes = (
-            graph, sources, lock, view, whole, wishes,
-        )  # fmt: skip
+            graph,
+            sources,
+            lock,
+            view,
+            whole,
+            wishes,
+        )
         self.steps: dict[str, Step] = {}
         self.plan = Plan(self.steps, [])
         self.problems: list[tuple[Node, Use | None, Problem]] = []
@@ -241,7 +246,7 @@ class Planner:
         link, base = step.inputs[0]
         assert base is not None
         source = link.id in self.graph.sources
-        makers = {name: link.id for name in base.components} if source else self.steps[link.id].makers
+        makers = dict.fromkeys(base.components, link.id) if source else self.steps[link.id].makers
         step.makers = dict(makers)
 
     def _move(self, step: Step) -> None:
@@ -312,8 +317,10 @@ class Planner:
         pins = self.lock.pins(key) if step.node.target.signature.pinned else {}
         if len(pins) > 1 and step.id not in self.wishes.retrain:
             names = " and ".join(digest[:12] for digest in sorted(pins))
-            raise BrokenPromise(f"{step.id}: the lock pins two results for the same inputs, {names}",
-                                hint="`forge lock --take DIGEST` chooses one")  # fmt: skip
+            raise BrokenPromise(
+                f"{step.id}: the lock pins two results for the same inputs, {names}",
+                hint="`forge lock --take DIGEST` chooses one",
+            )
         step.pin = next(iter(pins.values()), None)
         if step.id in self.wishes.retrain:
             return
@@ -419,7 +426,9 @@ class Planner:
         if step.pin and not step.result and step.id not in self.wishes.retrain:
             step.reason = "the pinned result is not to be had"
             return "build"
-        waiting = any(artifact is None for _, artifact in step.inputs) or (step.kind == "content" and not step.content_key)
+        waiting = any(artifact is None for _, artifact in step.inputs) or (
+            step.kind == "content" and not step.content_key
+        )
         return "maybe" if waiting and self._seen_alike(step) else "build"
 
     def _seen_alike(self, step: Step) -> bool:

@@ -80,12 +80,19 @@ class Project:
         self._parsed |= self.index.read_keyed("parsed", "value", "id", ids)
 
     def parsed(
-        self, kind: str, name: str, source: bytes, read: Callable[[], Any], dump: Callable[[Any], str],
+        self,
+        kind: str,
+        name: str,
+        source: bytes,
+        read: Callable[[], Any],
+        dump: Callable[[Any], str],
         load: Callable[[str], Any],
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """Read a text, or take what was read from the same text with the same code before."""
         identifier = _parsed_id(kind, name, source)
-        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", "value", "id", [identifier]).get(identifier)
+        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", "value", "id", [identifier]).get(
+            identifier
+        )
         if text is not None:
             return load(text)
         value = read()
@@ -155,8 +162,9 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
         for each in found.get(key, {}):
             if not is_name(each) or each in seen:
                 reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
-                problems.append(Problem("name", reason, document.place(key, each),
-                                        "small letters, digits, - and _, at most 64"))  # fmt: skip
+                problems.append(
+                    Problem("name", reason, document.place(key, each), "small letters, digits, - and _, at most 64")
+                )
             seen[each] = key
     if problems:
         raise RecipeError(problems)

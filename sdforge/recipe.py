@@ -73,7 +73,15 @@ class Recipe:
     def dump(self) -> str:
         """Return the recipe as JSON, for the cache of what was read."""
         targets = [
-            [t.name, t.signature.name, t.settings, [[u.role, u.reference, u.use] for u in t.uses], t.seed, t.raw, t.path]
+            [
+                t.name,
+                t.signature.name,
+                t.settings,
+                [[u.role, u.reference, u.use] for u in t.uses],
+                t.seed,
+                t.raw,
+                t.path,
+            ]
             for t in self.targets.values()
         ]
         signatures = {name: asdict(s) for name, s in self.signatures.items()}
@@ -86,10 +94,11 @@ class Recipe:
         signatures_, targets_, (name, file, family, description, sources, datasets, preset) = json.loads(text)
         signatures = {key: _signature(value) for key, value in signatures_.items()}
         targets = {
-            row[0]: Target(row[0], signatures[row[1]], row[2], tuple(Use(*u) for u in row[3]), row[4], row[5],
-                           tuple(row[6]))
+            row[0]: Target(
+                row[0], signatures[row[1]], row[2], tuple(Use(*u) for u in row[3]), row[4], row[5], tuple(row[6])
+            )
             for row in targets_
-        }  # fmt: skip
+        }
         return Recipe(name, file, family, description, targets, sources, datasets, preset, signatures)
 
 
@@ -240,12 +249,14 @@ class _Reading:
         from sdforge.method import per_block
 
         varies = per_block(table)
-        lists = {(varies,): getattr(table, varies, None)}
+        lists: dict[tuple[str, ...], Any] = {(varies,): getattr(table, varies, None)}
         lists |= {("blocks", pattern): value for pattern, value in getattr(table, "blocks", {}).items()}
         count = len(getattr(table, "checkpoints", ()))
         for place, value in lists.items():
             if isinstance(value, list) and len(value) != count:
-                self.wrong("setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True)
+                self.wrong(
+                    "setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True
+                )
 
     def _names(self, tables: dict[str, dict[str, Any]]) -> None:
         """Names are well-formed, not reserved, and unique over targets, sources and data sets."""
@@ -272,8 +283,8 @@ class _Reading:
             checkpoint = "preset.insert"
         unbaked = checkpoint
         if preset.bake:
-            loras = {name: {"strength": strength} for name, strength in preset.bake.items()}
-            steps.append(("bake", {"checkpoint": checkpoint, "loras": loras, "dtype": preset.dtype}))
+            strengths = {name: {"strength": strength} for name, strength in preset.bake.items()}
+            steps.append(("bake", {"checkpoint": checkpoint, "loras": strengths, "dtype": preset.dtype}))
             checkpoint = "preset.bake"
         if preset.dtype:
             steps.append(("cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
@@ -302,7 +313,7 @@ class _Reading:
             self._target(f"preset.{name}", name, raw, ("preset",))
 
     def _behind(self, preset: Any) -> tuple[list[str], list[str], list[str]]:
-        """What lies behind the preset in this recipe: LoRAs that targets made, embeddings, and the bases it began with."""
+        """What lies behind the preset in this recipe: LoRAs that targets made, embeddings, bases."""
         loras, embeddings, bases = list(preset.bake), list(preset.insert), []
         queue, seen = [preset.checkpoint], set()
         while queue:
@@ -324,8 +335,6 @@ class _Reading:
                     embeddings.append(use.reference)
         made = [name for name in dict.fromkeys(loras) if name in self.targets or ":" in name]
         return made, list(dict.fromkeys(embeddings)), bases[:4]
-
-
 
 
 def explain(
@@ -355,8 +364,8 @@ def explain(
 def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
     """Return pydantic's location without what stands in no document: names of unions' members and `[key]`."""
     value: Any = document.values
-    for part in path:
-        value = value.get(part, {}) if isinstance(value, dict) else {}
+    for table in path:
+        value = value.get(table, {}) if isinstance(value, dict) else {}
     kept: list[int | str] = []
     for i, part in enumerate(location):
         inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
@@ -406,9 +415,13 @@ def _sentence(fault: Any) -> str:
         return f"is one of {context['expected'].replace(' or ', ', ')}, not {shown}"
     if kind == "string_pattern_mismatch":
         return f"is no name: {shown}"
-    bounds = {"greater_than_equal": ("ge", "at least"), "greater_than": ("gt", "more than"),
-              "less_than_equal": ("le", "at most"), "less_than": ("lt", "less than"),
-              "multiple_of": ("multiple_of", "a multiple of")}  # fmt: skip
+    bounds = {
+        "greater_than_equal": ("ge", "at least"),
+        "greater_than": ("gt", "more than"),
+        "less_than_equal": ("le", "at most"),
+        "less_than": ("lt", "less than"),
+        "multiple_of": ("multiple_of", "a multiple of"),
+    }
     if kind in bounds:
         key, words = bounds[kind]
         return f"is {words} {context[key]:g}, not {shown}"

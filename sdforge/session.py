@@ -45,7 +45,9 @@ class Session:
             self.lock = Lock()
             return
         source = path.read_bytes()
-        self.lock = self.project.parsed("lock", LOCK, source, lambda: read_lock(source, LOCK), Lock.to_json, Lock.from_json)
+        self.lock = self.project.parsed(
+            "lock", LOCK, source, lambda: read_lock(source, LOCK), Lock.to_json, Lock.from_json
+        )
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -66,8 +68,10 @@ class Session:
         """
         names = names or self.project.default
         if not names:
-            raise UsageError("nothing to build: no recipe was named, and forge.toml has no `default`",
-                             hint=f"there are: {', '.join(self.project.recipe_names()) or 'none'}")  # fmt: skip
+            raise UsageError(
+                "nothing to build: no recipe was named, and forge.toml has no `default`",
+                hint=f"there are: {', '.join(self.project.recipe_names()) or 'none'}",
+            )
         recipes = self.project.recipe_names()
         asked: list[tuple[str, str]] = []
         for name in names:
@@ -84,8 +88,10 @@ class Session:
                 recipe, _, target = identifier.partition(":")
                 known = list(self.project.recipe(recipe).targets)
                 guess = nearest(target, known)
-                raise UsageError(f"recipe {recipe!r} has no target {target!r}",
-                                 hint=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}")  # fmt: skip
+                raise UsageError(
+                    f"recipe {recipe!r} has no target {target!r}",
+                    hint=f"did you mean {guess!r}?" if guess else f"it has {', '.join(known)}",
+                )
         return list(dict.fromkeys(wanted))
 
     def resolve_targets(self, names: list[str]) -> list[str]:
@@ -96,8 +102,10 @@ class Session:
             if len(matches) != 1:
                 known = [i.partition(":")[2] for i in self.graph.nodes]
                 guess = nearest(name, known)
-                raise UsageError(f"{name!r} is {'no' if not matches else 'more than one'} target of what is built",
-                                 hint=f"did you mean {guess!r}?" if guess else "")  # fmt: skip
+                raise UsageError(
+                    f"{name!r} is {'no' if not matches else 'more than one'} target of what is built",
+                    hint=f"did you mean {guess!r}?" if guess else "",
+                )
             found += matches
         return found
 
@@ -122,10 +130,14 @@ class Session:
         if len(owners) == 1:
             return owners[0], name
         if owners:
-            raise UsageError(f"{name!r} is a target of several recipes", hint=" or ".join(f"{r}:{name}" for r in owners))
+            raise UsageError(
+                f"{name!r} is a target of several recipes", hint=" or ".join(f"{r}:{name}" for r in owners)
+            )
         guess = nearest(name, recipes)
-        raise UsageError(f"there is no recipe and no target {name!r}",
-                         hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}")  # fmt: skip
+        raise UsageError(
+            f"there is no recipe and no target {name!r}",
+            hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}",
+        )
 
     def ends(self, wanted: list[str]) -> list[str]:
         """Return what a build of the recipes of these targets would want, and the targets themselves."""
@@ -140,8 +152,11 @@ class Session:
         files = [f"{recipe}:{name}" for name in ("preset.export", "preset.previews") if name in targets]
         if files:
             return files
-        return [f"{recipe}:{name}" for name in targets
-                if not any(user.startswith(f"{recipe}:") for user in self.graph.users.get(f"{recipe}:{name}", []))]  # fmt: skip
+        return [
+            f"{recipe}:{name}"
+            for name in targets
+            if not any(user.startswith(f"{recipe}:") for user in self.graph.users.get(f"{recipe}:{name}", []))
+        ]
 
     # -- planning --------------------------------------------------------------------------------------------------
 
@@ -323,8 +338,11 @@ def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, 
     without = artifact.notes.get("without", []) if artifact is not None else []
     if not without:
         return []
-    rows, shown = len(artifact.notes["rows"]) if artifact else 0, ", ".join(without[:3])
-    text = f"{len(without)} of {rows} pictures of `{link.use.reference}` have no caption: {shown}{', …' if len(without) > 3 else ''}"
+    rows, shown = (
+        len(artifact.notes["rows"]) if artifact else 0,
+        ", ".join([*without[:3], *(["…"] * (len(without) > 3))]),
+    )
+    text = f"{len(without)} of {rows} pictures of `{link.use.reference}` have no caption: {shown}"
     return [("captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)]
 
 

@@ -20,7 +20,7 @@ from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
-from sdforge.identity import H, component_identity, tensor_identity
+from sdforge.identity import H, Json, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.store import Store
 from sdforge.store.files import CHUNK, SETTLED, Stat, open_regular, stat_of, within
@@ -82,8 +82,10 @@ class Sources:
         if name.startswith(REMOTE):
             if not search:
                 return None
-            raise UsageError(f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
-                             hint="download it, and name the file")  # fmt: skip
+            raise UsageError(
+                f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
+                hint="download it, and name the file",
+            )
         path = within(self.project.root, name)
         if path.exists() or not search:
             return path
@@ -91,9 +93,13 @@ class Sources:
             found = list(self._elsewhere(name, taken.table.get("sha256")))
             if found:
                 return found[0]
-        where = f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
-        raise UsageError(f"{taken.id}: there is no {name} in the project{where}",
-                         hint="put it there, or name its folder in forge.local.toml: folders = [\"…\"]")  # fmt: skip
+        where = (
+            f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
+        )
+        raise UsageError(
+            f"{taken.id}: there is no {name} in the project{where}",
+            hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
+        )
 
     def _elsewhere(self, name: str, sha256: str | None) -> Iterator[Path]:
         """Find a source in this machine's folders: by its digest where one is declared, else by its name."""
@@ -140,7 +146,11 @@ class Sources:
             raise BrokenPromise(f"{path} keeps changing while it is read")
         text = json.dumps(value, separators=(",", ":"))
         settled = int(newest + SETTLED <= looked)
-        if not row or (row[1], row[2]) != (settled, text) or json.loads(row[0]) != {k: list(v) for k, v in stats.items()}:
+        if (
+            not row
+            or (row[1], row[2]) != (settled, text)
+            or json.loads(row[0]) != {k: list(v) for k, v in stats.items()}
+        ):
             self.store.index.put("seen", {identifier: (json.dumps(stats), settled, text)})
         self._stats[taken.id] = stats
         return value
@@ -179,10 +189,12 @@ class Sources:
             "digest": artifact_identity(layout.kind, {name: row[0] for name, row in components.items()}, layout.facts),
             "notes": layout.notes,
             "passed": dict(layout.passed),
-            "files": {str(file.relative_to(path)) if path.is_dir() else file.name: digest
-                      for file, digest in zip(layout.files, digests, strict=True)},
+            "files": {
+                str(file.relative_to(path)) if path.is_dir() else file.name: digest
+                for file, digest in zip(layout.files, digests, strict=True)
+            },
             "size": sum(file.stat().st_size for file in layout.files),
-        }  # fmt: skip
+        }
         folders = {file.parent for file in layout.files} | {path} if path.is_dir() else set()
         return value, [*layout.files, *sorted(folders)]
 
@@ -200,15 +212,25 @@ class Sources:
             place = f"glance:{path}:{name}"
             self.glances[place] = [
                 Tensor(t.name, t.dtype, t.shape, H("glance", [str(path), name, t.name]))
-                for t in layout.tensors if t.component == name
-            ]  # fmt: skip
+                for t in layout.tensors
+                if t.component == name
+            ]
             components[name] = [H("glance", place), "", place, common_dtype(t.dtype for t in self.glances[place])]
         if layout.tokenizer:
             place = f"glance:{path}:tokenizer"
             self.glances[place] = layout.tokenizer
             components["tokenizer"] = [H("glance", place), "", place, ""]
-        return {"kind": layout.kind, "family": layout.family, "components": components, "facts": layout.facts,
-                "digest": "", "notes": layout.notes, "passed": {}, "files": {}, "size": 0}  # fmt: skip
+        return {
+            "kind": layout.kind,
+            "family": layout.family,
+            "components": components,
+            "facts": layout.facts,
+            "digest": "",
+            "notes": layout.notes,
+            "passed": {},
+            "files": {},
+            "size": 0,
+        }
 
     def _glance_dataset(self, taken: Taken, path: Path) -> dict[str, Any]:
         value, _ = self._read_dataset(taken, path)
@@ -254,7 +276,8 @@ class Sources:
         """Name a folder of pictures: the multiset of (picture, caption, repeats), and how many are held out."""
         if not path.is_dir():
             raise UsageError(f"{taken.id}: {path} is no folder")
-        table, rows, places, names = taken.table, [], [path], {}
+        table, rows, places = taken.table, [], [path]
+        names: dict[str, list[str]] = {}
         pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
         if not pictures:
             raise UsageError(f"{taken.id}: {path} holds no pictures", hint=f"they end in {', '.join(PICTURES)}")
@@ -277,7 +300,9 @@ class Sources:
             rows.append([sha256, caption, table["repeats"]])
             names.setdefault(sha256, []).append(picture.name)
         if table["validation"] >= len(rows):
-            raise UsageError(f"{taken.id}: {table['validation']} of {len(rows)} pictures are held out, so none is learned from")
+            raise UsageError(
+                f"{taken.id}: {table['validation']} of {len(rows)} pictures are held out, so none is learned from"
+            )
         rows.sort()
         value = {
             "kind": "dataset",
@@ -298,7 +323,8 @@ class Sources:
 
 def dataset_identity(rows: list[list[Any]], validation: int) -> str:
     """Name a data set: rows of [sha256 of the picture, caption as it is used, repeats], in any order."""
-    return H("dataset", {"pictures": sorted(rows), "validation": validation})
+    pictures: Json = sorted(rows)  # type: ignore[assignment]
+    return H("dataset", {"pictures": pictures, "validation": validation})
 
 
 def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -317,8 +343,10 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
     """Turn what was read into an artifact, with what the recipe or forge.toml states of it."""
     table = taken.table
     if taken.kind == "dataset":
-        notes = {key: value[key] for key in ("rows", "names", "without")} | {"trigger": table["trigger"],
-                                                                           "validation": table["validation"]}  # fmt: skip
+        notes = {key: value[key] for key in ("rows", "names", "without")} | {
+            "trigger": table["trigger"],
+            "validation": table["validation"],
+        }
         return Artifact("dataset", whole=value["identity"], notes=notes)
     declared = table.get("sha256")
     if declared and value["files"] and declared not in value["files"].values():
@@ -337,5 +365,3 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
         notes["digest"] = value["digest"]
     components = {name: Component(*row) for name, row in value["components"].items()}
     return Artifact(value["kind"], value["family"], components, facts, notes)
-
-

@@ -84,9 +84,9 @@ def read_toml(source: bytes, file: str) -> Document:
         message, node = excess
         raise refuse(message, document._place(node.start_point[0], node.start_point[1], 1))
     fault = _first_fault(tree)
-    values, message = _values(text) if fault is None or len(source) <= 1 << 16 else (None, None)
-    if message is not None:
-        sentence, line, column = message
+    values, complaint = _values(text) if fault is None or len(source) <= 1 << 16 else (None, None)
+    if complaint is not None:
+        sentence, line, column = complaint
         lines = text.splitlines() or [""]
         raise refuse(sentence, Place(file, line, column, 1, lines[min(line, len(lines)) - 1] if line else ""))
     if fault is not None or values is None:

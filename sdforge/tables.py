@@ -20,8 +20,12 @@ class Source(Table):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, populate_by_name=True)
 
-    from_: str = Field(alias="from", min_length=1, max_length=1024, description="a path within the project; elsewhere "
-                       "the name of a file in the folders of forge.local.toml")  # fmt: skip
+    from_: str = Field(
+        alias="from",
+        min_length=1,
+        max_length=1024,
+        description="a path within the project; elsewhere the name of a file in the folders of forge.local.toml",
+    )
     sha256: Digest | SkipJsonSchema[None] = Field(None, description="of the file; it is then this file or none")
     licence: str = Field("", description="reaches metadata and card of what is made from it")
     trigger: list[str] = Field([], description="words that call what it knows")
@@ -78,7 +82,7 @@ class Run(Table):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where trainings run")
     jobs: int = Field(1, ge=1, le=64, description="actions side by side")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a training; recorded with its result")
-    states: States = Field(default_factory=lambda: States())
+    states: States = Field(default_factory=States)
 
 
 @final
@@ -86,9 +90,9 @@ class ForgeToml(Table):
     """`forge.toml`: the project."""
 
     default: list[str] = Field([], description="the recipes that `forge build` alone builds")
-    source: dict[str, Source] = {}
-    dataset: dict[str, Dataset] = {}
-    run: Run = Field(default_factory=lambda: Run())
+    source: dict[str, Source] = Field({})
+    dataset: dict[str, Dataset] = Field({})
+    run: Run = Field(default_factory=Run)
 
 
 @final
@@ -96,4 +100,4 @@ class ForgeLocalToml(Table):
     """`forge.local.toml`: this machine; not in git."""
 
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
-    run: Run = Field(default_factory=lambda: Run())
+    run: Run = Field(default_factory=Run)

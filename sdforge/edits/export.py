@@ -20,7 +20,7 @@ from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, layout_names, single_shape, stated_metadata
 from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.identity import canonical
-from sdforge.order import Order, Outcome
+from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
 
 VERSION = 1
@@ -86,7 +86,9 @@ class _Writing:
         self.files: dict[str, list[Any]] = {}
         self.manifest = canonical({"v": 1, "actions": order.closure})  # type: ignore[dict-item]
 
-    def _write(self, name: str, shapes: Any, content: Callable[[str], Iterable[bytes]], metadata: dict[str, str]) -> Written:
+    def _write(
+        self, name: str, shapes: Any, content: Callable[[str], Iterable[bytes]], metadata: dict[str, str]
+    ) -> Written:
         path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         written = write_file(path, shapes, content, metadata)
@@ -159,7 +161,7 @@ class _Writing:
                 self._write(
                     f"diffusers/{weight_file(component)}",
                     {name: (ref.dtype, ref.shape) for name, ref in named.items()},
-                    lambda name, named=named: named[name].chunks(),
+                    _from(named),
                     {"format": "pt"},
                 )
 
@@ -193,9 +195,13 @@ class _Writing:
             self._write(
                 f"embeddings/{embedding.identity[:16]}.safetensors",
                 {name: (ref.dtype, ref.shape) for name, ref in named.items()},
-                lambda name, named=named: named[name].chunks(),
+                _from(named),
                 metadata,
             )
+
+
+def _from(refs: dict[str, Ref]) -> Callable[[str], Iterable[bytes]]:
+    return lambda name: refs[name].chunks()
 
 
 def _first(chunks: Iterable[bytes], size: int) -> Iterable[bytes]:

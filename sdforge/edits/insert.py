@@ -41,11 +41,12 @@ class Insert(Target):
 TABLE = Insert
 
 
-def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
+def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:  # noqa: ARG001 -- the widths say it
     """Return the new token tables. Raises UsageError for widths or words that do not fit."""
     (checkpoint,) = inputs["checkpoint"]
     embeddings = sorted(inputs["embeddings"], key=lambda each: str(each.artifact.facts["token"]))
-    known = [word for word, _ in checkpoint.artifact.facts.get("tokens", [])]  # type: ignore[union-attr,misc]
+    tokens: Any = checkpoint.artifact.facts.get("tokens", [])
+    known = [word for word, _ in tokens]
     appended: list[Any] = []
     for each in embeddings:
         word = str(each.artifact.facts["token"])
@@ -59,13 +60,12 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     result = Plan()
     encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
     for encoder in encoders:
-        rows = []
-        for tensor in checkpoint.tensors(encoder).values():
-            rows.append(_inserted(table, checkpoint, encoder, tensor, embeddings) if tensor.name == ROWS
-                        else passes(tensor))  # fmt: skip
-        result.components[encoder] = rows
+        result.components[encoder] = [
+            _inserted(table, checkpoint, encoder, tensor, embeddings) if tensor.name == ROWS else passes(tensor)
+            for tensor in checkpoint.tensors(encoder).values()
+        ]
     if appended:
-        result.facts["tokens"] = [*checkpoint.artifact.facts.get("tokens", []), *appended]  # type: ignore[misc,list-item]
+        result.facts["tokens"] = [*tokens, *appended]
     return result
 
 

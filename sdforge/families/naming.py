@@ -26,7 +26,9 @@ def unet_names(depths: tuple[int, ...], *, layers: int = 2) -> Iterator[Name]:
     """Names of a U-Net with one level per entry of `depths`: transformer blocks at that level (0: no attention)."""
     single = "model.diffusion_model."
 
-    def both(canonical: str, ldm: str, block: str, parts: str = "weight bias", optional: bool = False) -> Iterator[Name]:
+    def both(
+        canonical: str, ldm: str, block: str, parts: str = "weight bias", optional: bool = False
+    ) -> Iterator[Name]:
         for part in parts.split():
             yield Name("unet", f"{canonical}.{part}", f"{single}{ldm}.{part}", block, optional)
 

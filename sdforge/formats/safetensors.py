@@ -117,7 +117,7 @@ def _checked(path: Path, header: dict[str, Any], data: int, size: int) -> Header
 
 def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:
     if not name.isprintable() or len(name.encode(errors="replace")) > MOST_NAME or not _is_nfc(name):
-        raise _unsound(path, f"has a tensor whose name is no plain text: {ascii(name[:60])}")
+        raise _unsound(path, f"has a tensor whose name is no plain text: {name[:60]!a}")
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise _unsound(path, f"describes {name!r} with other fields than dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]

@@ -1,4 +1,4 @@
-"""CLIP's byte-pair vocabularies: read from a folder, named by content, written so that every transformers reads them."""
+"""CLIP's byte-pair vocabularies: read from a folder, named by content, written for every transformers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def tokenizer_identity(tokenizer: dict[str, Any]) -> str:
 
 
 def row_words(added: list[list[Any]]) -> list[str]:
-    """Return the words of the appended rows in their order, as diffusers spells them: `<x>`, `<x>_1`, …"""
+    """Return the words of the appended rows in their order, as diffusers spells them (`<x>`, `<x>_1`, …)."""
     return [word if i == 0 else f"{word}_{i}" for word, count in added for i in range(count)]
 
 
@@ -82,26 +82,29 @@ def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]]) -> dict[s
     files = {
         "vocab.json": json.dumps(tokenizer["vocab"], ensure_ascii=False, separators=(",", ":")),
         "merges.txt": "\n".join(["#version: 0.2", *tokenizer["merges"], ""]),
-        "special_tokens_map.json": _text({"bos_token": _special(START), "eos_token": _special(END),
-                                          "pad_token": END, "unk_token": _special(END)}),  # fmt: skip
-        "tokenizer_config.json": _text({
-            "add_prefix_space": False,
-            "added_tokens_decoder": {
-                str(tokenizer["vocab"][START]): _decoder(START, special=True, normalized=True),
-                str(tokenizer["vocab"][END]): _decoder(END, special=True, normalized=True),
-                **{str(size + i): _decoder(word, single_word=True) for i, word in enumerate(rows)},
-            },
-            "bos_token": START,
-            "clean_up_tokenization_spaces": True,
-            "do_lower_case": True,
-            "eos_token": END,
-            "errors": "replace",
-            "model_max_length": LENGTH,
-            "pad_token": END,
-            "tokenizer_class": "CLIPTokenizer",
-            "unk_token": END,
-        }),
-    }  # fmt: skip
+        "special_tokens_map.json": _text(
+            {"bos_token": _special(START), "eos_token": _special(END), "pad_token": END, "unk_token": _special(END)}
+        ),
+        "tokenizer_config.json": _text(
+            {
+                "add_prefix_space": False,
+                "added_tokens_decoder": {
+                    str(tokenizer["vocab"][START]): _decoder(START, special=True, normalized=True),
+                    str(tokenizer["vocab"][END]): _decoder(END, special=True, normalized=True),
+                    **{str(size + i): _decoder(word, single_word=True) for i, word in enumerate(rows)},
+                },
+                "bos_token": START,
+                "clean_up_tokenization_spaces": True,
+                "do_lower_case": True,
+                "eos_token": END,
+                "errors": "replace",
+                "model_max_length": LENGTH,
+                "pad_token": END,
+                "tokenizer_class": "CLIPTokenizer",
+                "unk_token": END,
+            }
+        ),
+    }
     if rows:
         files["added_tokens.json"] = _text({word: size + i for i, word in enumerate(rows)})
     return files
@@ -115,6 +118,14 @@ def _special(word: str) -> dict[str, Any]:
     return {"content": word, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
 
 
-def _decoder(word: str, *, special: bool = False, normalized: bool = False, single_word: bool = False) -> dict[str, Any]:
-    return {"content": word, "lstrip": False, "normalized": normalized, "rstrip": False, "single_word": single_word,
-            "special": special}  # fmt: skip
+def _decoder(
+    word: str, *, special: bool = False, normalized: bool = False, single_word: bool = False
+) -> dict[str, Any]:
+    return {
+        "content": word,
+        "lstrip": False,
+        "normalized": normalized,
+        "rstrip": False,
+        "single_word": single_word,
+        "special": special,
+    }

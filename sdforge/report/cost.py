@@ -16,7 +16,11 @@ def estimate(session: Session, step: Step) -> float | None:
     fixed, each = pace
     settings = json.loads(step.node.target.settings)
     if step.node.target.signature.makes == "pictures":
-        units = len(settings["prompts"]) * len(settings["seeds"]) * (1 + sum(l.use.role == "beside" for l, _ in step.inputs))
+        units = (
+            len(settings["prompts"])
+            * len(settings["seeds"])
+            * (1 + sum(link.use.role == "beside" for link, _ in step.inputs))
+        )
     else:
         units = settings.get("steps", 1)
     return float(fixed + each * units)

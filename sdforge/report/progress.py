@@ -35,12 +35,12 @@ class Plain:
     def planned(self, plan: Plan) -> None:
         for step in plan.steps.values():
             if step.state == "reuse" and not step.restore and not step.idle:
-                self.line(f"  {self.signs['reuse']} {short(step):<18} {step.node.target.signature.name:<18} reused")
+                self.line(f"  {self.signs['reuse']} {self.head(step)} reused")
 
     def started(self, step: Step, device: str) -> None:
         where = f" on {device}" if step.kind == "content" and step.node.target.signature.makes != "files" else ""
         verb = "restoring" if step.restore else "running"
-        self.line(f"  {self.signs['build']} {short(step):<18} {step.node.target.signature.name:<18} {verb}{where}")
+        self.line(f"  {self.signs['build']} {self.head(step)} {verb}{where}")
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         if "resumed" in event:
@@ -62,7 +62,9 @@ class Plain:
     def caches(event: dict[str, Any]) -> str:
         """Say what was encoded and what was there already."""
         made, reused = event["derived"]["made"], event["derived"]["reused"]
-        parts = [f"{what}: {made.get(what, 0)} encoded, {reused.get(what, 0)} reused" for what in sorted({*made, *reused})]
+        parts = [
+            f"{what}: {made.get(what, 0)} encoded, {reused.get(what, 0)} reused" for what in sorted({*made, *reused})
+        ]
         return "; ".join(parts) or "nothing to encode"
 
     def pace(self, step: Step, event: dict[str, Any]) -> str:
@@ -78,7 +80,11 @@ class Plain:
         return text
 
     def waiting(self, step: Step, holder: str) -> None:
-        self.line(f"    {short(step)}: waiting for process {holder}" if holder.isdigit() else f"    {short(step)}: waiting for {holder}")
+        self.line(
+            f"    {short(step)}: waiting for process {holder}"
+            if holder.isdigit()
+            else f"    {short(step)}: waiting for {holder}"
+        )
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         self.line("  " + self.ending(step, result, spent))
@@ -88,10 +94,15 @@ class Plain:
         loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
         name = result.digest[:8] if result else ""
         done = "restored" if step.restore else "built"
-        return f"{self.signs['reuse']} {short(step):<18} {step.node.target.signature.name:<18} {done:<8} {name}  {seconds(spent)}{loss}"
+        return f"{self.signs['reuse']} {self.head(step)} {done:<8} {name}  {seconds(spent)}{loss}"
+
+    @staticmethod
+    def head(step: Step) -> str:
+        """Return a target and its method, in columns."""
+        return f"{short(step):<18} {step.node.target.signature.name:<18}"
 
     def failed(self, step: Step, error: ForgeError) -> None:
-        self.line(f"  {self.signs['failed']} {short(step):<18} {step.node.target.signature.name:<18} {error.message}")
+        self.line(f"  {self.signs['failed']} {self.head(step)} {error.message}")
         if error.hint:
             self.line(f"      try   {error.hint}")
         if isinstance(error, ActionFailed) and error.log:
@@ -127,9 +138,12 @@ class Live(Plain):
 
         self.console = Console(file=stream, highlight=False, soft_wrap=True)
         self.view = Progress(
-            TextColumn("  {task.fields[sign]} {task.fields[name]:<18}"), BarColumn(24), TextColumn("{task.fields[text]}"),
-            console=self.console, transient=True,
-        )  # fmt: skip
+            TextColumn("  {task.fields[sign]} {task.fields[name]:<18}"),
+            BarColumn(24),
+            TextColumn("{task.fields[text]}"),
+            console=self.console,
+            transient=True,
+        )
         self._tasks: dict[str, Any] = {}
         self.view.start()
 
@@ -138,7 +152,11 @@ class Live(Plain):
         self.console.print(safe(text, self.stream), style=style, markup=False)
 
     def started(self, step: Step, device: str) -> None:
-        text = f"{step.node.target.signature.name} on {device}" if step.kind == "content" else step.node.target.signature.name
+        text = (
+            f"{step.node.target.signature.name} on {device}"
+            if step.kind == "content"
+            else step.node.target.signature.name
+        )
         self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=short(step), text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
@@ -178,7 +196,11 @@ class JsonLines:
     def say(self, event: str, step: Step | None = None, **fields: Any) -> None:
         message: dict[str, Any] = {"v": 1, "event": event}
         if step is not None:
-            message |= {"target": step.id, "method": step.node.target.signature.name, "key": step.content_key or step.key}
+            message |= {
+                "target": step.id,
+                "method": step.node.target.signature.name,
+                "key": step.content_key or step.key,
+            }
         print(json.dumps(message | fields), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:

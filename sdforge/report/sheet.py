@@ -55,7 +55,9 @@ def contact_sheet(step: Step, folder: Path) -> bytes:
         if j and rows[j - 1][0] != p:
             draw.line((GAP, y - GAP // 2, sheet.width - GAP, y - GAP // 2), RULE)
         lines = textwrap.wrap(settings["prompts"][p], 30)[:5] if seed == settings["seeds"][0] else []
-        draw.multiline_text((GAP * 2, y + 2), "\n".join([*lines, f"seed {seed}"]), INK if lines else QUIET, text, spacing=4)
+        draw.multiline_text(
+            (GAP * 2, y + 2), "\n".join([*lines, f"seed {seed}"]), INK if lines else QUIET, text, spacing=4
+        )
         for i, (digest, _) in enumerate(across):
             with Image.open(folder / f"{digest}/{p + 1}-{seed}.png") as picture:
                 small = picture.convert("RGB").resize((edge, edge), Image.Resampling.LANCZOS)
@@ -65,7 +67,9 @@ def contact_sheet(step: Step, folder: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _fitting(draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _fitting(
+    draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     while label and draw.textlength(label, font) > width:
-        label = label[:-2] + "…" if not label.endswith("…") else label[:-2] + "…"
+        label = label[:-2] + "…"
     return label

@@ -16,8 +16,19 @@ def nothing_to_do(plan: Plan, *, as_json: bool) -> None:
     steps = [step for step in plan.steps.values() if not step.idle]
     if as_json:
         for step in steps:
-            print(json.dumps({"v": 1, "event": "action", "target": step.id, "method": step.node.target.signature.name,
-                              "key": step.content_key or step.key, "state": step.state, "reason": []}))  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "v": 1,
+                        "event": "action",
+                        "target": step.id,
+                        "method": step.node.target.signature.name,
+                        "key": step.content_key or step.key,
+                        "state": step.state,
+                        "reason": [],
+                    }
+                )
+            )
         print(json.dumps({"v": 1, "event": "result", "built": 0, "reused": len(steps), "failed": 0, "skipped": 0}))
         return
     rows = [row(step) for step in steps] if len(steps) <= MOST_ROWS else []

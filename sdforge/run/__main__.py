@@ -83,7 +83,7 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
         return {"event": "failed", "code": error.exit_code, "message": error.message, "hint": error.hint}
     except MemoryError:
         return {"event": "failed", "code": 4, "message": "there is not enough memory", "hint": "a smaller batch"}
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the builder must hear of it
+    except Exception as error:
         if type(error).__name__ == "Stopped":
             return {"event": "stopped"}
         traceback.print_exc()
@@ -93,28 +93,30 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
 
 def _unforeseen(error: Exception) -> dict[str, Any]:
     memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
-    if isinstance(error, OSError) or memory:
-        hint = "a smaller batch or resolution" if memory else ""
-        sentence = "the device is out of memory" if memory else f"{error.strerror} ({error.filename or ''})"
-        return {"event": "failed", "code": 4, "message": sentence, "hint": hint}
+    if memory:
+        hint = "a smaller batch or resolution"
+        return {"event": "failed", "code": 4, "message": "the device is out of memory", "hint": hint}
+    if isinstance(error, OSError):
+        return {"event": "failed", "code": 4, "message": f"{error.strerror} ({error.filename or ''})", "hint": ""}
     first = str(error).splitlines()[0] if str(error) else ""
     return {"event": "failed", "code": 1, "message": f"{type(error).__name__}: {first}", "hint": ""}
 
 
 def run(order: Order, report: Any, stopped: Any) -> Outcome:
     """Run an order: a training by the shared loop (or its own), a formula tensor by tensor, an edit by its `run`."""
+    made: Outcome
+    own = getattr(module_of(order.group, order.method), "run", None)
     if order.compute:
         # what formulas compute does not depend on the number of threads, and many small tensors want one
         large = any(ref.size > LARGE for computation in order.compute for ref in computation.inputs)
         prepare("cpu", (os.cpu_count() or 1) if large else 1)
-        made: Outcome = importlib.import_module("sdforge.run.formula").run_formula(order, report)
-        return made
-    own = getattr(module_of(order.group, order.method), "run", None)
-    if own and order.group == "trainings":  # a method that needs no torch
+        made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
+    elif own and order.group == "trainings":  # a method that needs no torch
         made = own(order, report, stopped)
-        return made
-    prepare(order.how["device"], order.how["threads"])
-    made = own(order, report) if own else importlib.import_module("sdforge.run.train").run_training(order, report, stopped)
+    else:
+        prepare(order.how["device"], order.how["threads"])
+        train = importlib.import_module("sdforge.run.train").run_training
+        made = own(order, report) if own else train(order, report, stopped)
     return made
 
 

@@ -51,13 +51,16 @@ def _read(path: Path) -> dict[str, Tensor] | None:
         header, data = read_header(path), bytearray(path.read_bytes())
     except (OSError, UsageError):
         return None
-    if header.metadata.get(CHECK) != _checksum({n: data[e.offset : e.offset + e.size] for n, e in header.tensors.items()}):
+    if header.metadata.get(CHECK) != _checksum(
+        {n: data[e.offset : e.offset + e.size] for n, e in header.tensors.items()}
+    ):
         return None
     return {
-        name: torch.frombuffer(data, dtype=DTYPES[e.dtype], count=e.size // DTYPES[e.dtype].itemsize,
-                               offset=e.offset).reshape(e.shape).clone()
+        name: torch.frombuffer(data, dtype=DTYPES[e.dtype], count=e.size // DTYPES[e.dtype].itemsize, offset=e.offset)
+        .reshape(e.shape)
+        .clone()
         for name, e in header.tensors.items()
-    }  # fmt: skip
+    }
 
 
 def _checksum(parts: Mapping[str, bytes | bytearray | memoryview]) -> str:

@@ -103,9 +103,12 @@ class Diffusion(ABC):
         """Return the U-Net's prediction, fp32."""
         with self.arithmetic():
             out = self.unet(
-                noisy_BCHW, timesteps_B, encoder_hidden_states=condition.hidden_BLD,
-                added_cond_kwargs=condition.added or None, return_dict=False,
-            )[0]  # fmt: skip
+                noisy_BCHW,
+                timesteps_B,
+                encoder_hidden_states=condition.hidden_BLD,
+                added_cond_kwargs=condition.added or None,
+                return_dict=False,
+            )[0]
         result: Tensor = out.float()
         return result
 

@@ -30,7 +30,7 @@ def fingerprint(device: torch.device) -> dict[str, Any]:
             "device": properties.name,
             "processors": properties.multi_processor_count,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     else:
         found |= {"device": f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}

@@ -66,4 +66,3 @@ def compute(computation: Computation, name: str) -> Tensor:
     if tuple(result.shape) != computation.shape:
         raise ActionFailed(f"{name} came out of {computation.method} as {list(result.shape)}")
     return rounded(name, result, dtype)
-

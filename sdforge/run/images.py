@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sdforge.errors import ActionFailed
-from sdforge.identity import H
+from sdforge.identity import H, Json
 from sdforge.order import Given
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Diffusion
@@ -99,7 +99,7 @@ class Latents:
         self.diffusion, self.derived = diffusion, derived
         owners = diffusion.family.owners
         facts = {name: value for name, value in given.facts.items() if owners.get(name) == "vae"}
-        self._vae = {"vae": given.identities["vae"], "facts": facts}
+        self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts}
         self._kept: dict[tuple[str, tuple[int, int], bool], Tensor] = {}
 
     def of(self, picture: Picture, *, flip: bool) -> Tensor:
@@ -161,4 +161,3 @@ def describe(pictures: list[Picture]) -> str:
     for picture in pictures:
         counts[picture.size] = counts.get(picture.size, 0) + 1
     return json.dumps({f"{w}x{h}": n for (w, h), n in sorted(counts.items())})
-

@@ -14,10 +14,19 @@ from sdforge.formats.safetensors import write_file
 from sdforge.order import Outcome, Ref
 
 DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -40,7 +49,7 @@ def load_component(refs: Iterable[Ref], dtype: torch.dtype | None = None) -> dic
 def raw(tensor: Tensor) -> memoryview:
     """Return a tensor's little-endian C-order bytes."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,8 +64,10 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     result = tensor.to(torch.float32).to(dtype) if dtype != tensor.dtype else tensor
     if not bool(torch.isfinite(result).all()):
         largest = float(tensor.abs().max())
-        raise ActionFailed(f"{name} holds {largest:g}, which does not fit into {str(dtype).removeprefix('torch.')}",
-                           hint="choose bf16 or fp32 as dtype")  # fmt: skip
+        raise ActionFailed(
+            f"{name} holds {largest:g}, which does not fit into {str(dtype).removeprefix('torch.')}",
+            hint="choose bf16 or fp32 as dtype",
+        )
     return result
 
 

@@ -48,5 +48,3 @@ class Words:
     def plain(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens, without start and end."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
-
-

@@ -40,7 +40,7 @@ REPORT_EVERY = 0.2  # seconds
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Stopped(Exception):  # noqa: N818 -- no error: we were asked to
+class Stopped(Exception):
     """The training was asked to stop, and has kept its state."""
 
 
@@ -108,9 +108,7 @@ def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) 
 
 
 class _Training:
-    def __init__(
-        self, order: WorkOrder, settings: Training, diffusion: Diffusion, adapter: Adapter, on: Given
-    ) -> None:
+    def __init__(self, order: WorkOrder, settings: Training, diffusion: Diffusion, adapter: Adapter, on: Given) -> None:
         self.order, self.settings, self.diffusion, self.adapter = order, settings, diffusion, adapter
         self.seed = int(order.settings["seed"])
         self.derived = Derived(order.derived)
@@ -125,10 +123,14 @@ class _Training:
         self.texts = _Texts(diffusion, on, self.derived) if adapter.text_is_frozen else None
         self.groups = adapter.groups()
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay}
-             for g in self.groups],
-            betas=(0.9, 0.999), eps=1e-8, fused=True,
-        )  # fmt: skip
+            [
+                {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay}
+                for g in self.groups
+            ],
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=True,
+        )
         self.losses: list[float] = []
         self.resumed: list[dict[str, Any]] = []
 
@@ -166,8 +168,10 @@ class _Training:
                 report(note=f"encoding pictures {i + 1}/{len(set(self.pictures))}")
             if self.texts:
                 self.texts.of(sorted({"", *(p.caption for p in self.pictures)}))
-        report(derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
-               buckets=describe(self.pictures))  # fmt: skip
+        report(
+            derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
+            buckets=describe(self.pictures),
+        )
 
     def _step(self, step: int) -> float:
         batch = self._batch(step)
@@ -180,8 +184,9 @@ class _Training:
         loss = (loss_B * weight_B).mean()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ActionFailed(f"the loss became {value} at step {step + 1}",
-                               hint="a smaller learning_rate, or precision = \"fp32\"")  # fmt: skip
+            raise ActionFailed(
+                f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.settings.clip:
@@ -199,9 +204,11 @@ class _Training:
         latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
         schedule = self.diffusion.schedule
         return Batch(
-            schedule.add_noise(latents, noise, timesteps), schedule.target(latents, noise, timesteps), timesteps,
+            schedule.add_noise(latents, noise, timesteps),
+            schedule.target(latents, noise, timesteps),
+            timesteps,
             chosen.captions,
-        )  # fmt: skip
+        )
 
     # -- states ----------------------------------------------------------------------------------------------------
 
@@ -230,7 +237,10 @@ class _Training:
                 self._restore(name, parameter, state)
         self.losses = list(state.notes["losses"])
         here, there = fingerprint(self.diffusion.device), state.notes["fingerprint"]
-        self.resumed = [*state.notes["resumed"], {"step": state.step, **({} if here == there else {"fingerprint": there})}]
+        self.resumed = [
+            *state.notes["resumed"],
+            {"step": state.step, **({} if here == there else {"fingerprint": there})},
+        ]
         report(resumed=state.step, same=here == there)
         return state.step
 

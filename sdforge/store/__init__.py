@@ -328,7 +328,7 @@ class Store:
         self._dirty(result.key)
 
     def add_alias(self, key: str, content_key: str, manifest: str = "") -> None:
-        """Let a key lead to another one: the inputs had the same bytes, or (without manifest) something alike is there."""
+        """Let a key lead to another one: same input bytes, or (without manifest) something alike."""
         if manifest:
             self.note_preimage(key, manifest)
         path = self._keyed("aliases", key)

@@ -123,7 +123,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def _fault() -> None:
-    global _published  # noqa: PLW0603 -- a count for tests
+    global _published
     _published += 1
     kind, _, at = os.environ.get(FAULT, "").partition(":")
     if kind and _published == int(at):
@@ -186,8 +186,10 @@ def within(root: Path, relative: str) -> Path:
     parts = relative.replace("\\", "/").split("/")
     odd = relative.startswith(("/", "~")) or ".." in parts or ":" in relative or "\0" in relative
     if odd or not relative.strip():
-        raise UsageError(f"{relative!r} is no path within the project", hint="files elsewhere are found by name in "
-                         "the folders that forge.local.toml lists")  # fmt: skip
+        raise UsageError(
+            f"{relative!r} is no path within the project",
+            hint="files elsewhere are found by name in the folders that forge.local.toml lists",
+        )
     path = root / relative
     if not path.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{relative!r} leads out of the project through a link")

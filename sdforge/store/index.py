@@ -88,7 +88,7 @@ class Index:
 
     def read_keyed(self, table: str, columns: str, key: str, keys: Iterable[str]) -> dict[str, Any]:
         """Return key → the row's columns (the value itself if there is only one), for many keys at once."""
-        query = f"SELECT {key}, {columns} FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))"  # noqa: S608
+        query = f"SELECT {key}, {columns} FROM {table} WHERE {key} IN (SELECT value FROM json_each(?))"
         rows = self.read(query, [json.dumps(list(keys))])
         return {row[0]: row[1] if len(row) == 2 else row[1:] for row in rows}
 
@@ -110,8 +110,10 @@ class Index:
         """Write key → value rows (further columns as tuples)."""
         values = [(key, *(value if isinstance(value, tuple) else (value,))) for key, value in rows.items()]
         marks = ",".join("?" * len(values[0])) if values else ""
-        self.write(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)  # noqa: S608
+        self.write(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
 
 
 def _quoted(path: Path) -> str:
-    return "".join(c if c.isalnum() or c in "/-_." else "".join(f"%{b:02X}" for b in c.encode()) for c in str(path.absolute()))
+    return "".join(
+        c if c.isalnum() or c in "/-_." else "".join(f"%{b:02X}" for b in c.encode()) for c in str(path.absolute())
+    )

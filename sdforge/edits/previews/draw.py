@@ -43,10 +43,17 @@ def draw(order: Order, report: Callable[..., None]) -> Outcome:
 def _draw_some(order: Order, given: Given, diffusion: Diffusion, cells: list[Any], outcome: Outcome) -> None:
     settings = order.settings
     wishes = [
-        Wish(settings["prompts"][p], settings["negative_prompt"], seed, settings["steps"], settings["guidance"],
-             settings["resolution"] or diffusion.resolution, settings["clip_skip"])
+        Wish(
+            settings["prompts"][p],
+            settings["negative_prompt"],
+            seed,
+            settings["steps"],
+            settings["guidance"],
+            settings["resolution"] or diffusion.resolution,
+            settings["clip_skip"],
+        )
         for p, seed in cells
-    ]  # fmt: skip
+    ]
     for (p, seed), wish, pixels_CHW in zip(cells, wishes, sample(diffusion, wishes), strict=True):
         name = f"{given.identity[:16]}/{p + 1}-{seed}.png"
         path = Path(order.work) / name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name
@@ -18,11 +18,21 @@ TEXT = "cond_stage_model.transformer."
 LAYERS = 12  # of the text encoder, at most
 EMA = "model_ema."
 SCHEDULE = (
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "model_ema.decay",
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "model_ema.decay",
     "model_ema.num_updates",
-)  # fmt: skip
+)
 
 
 @final
@@ -35,10 +45,10 @@ class StableDiffusion1(Family):
     pipeline = "StableDiffusionPipeline"
     architecture = "stable-diffusion-v1"
     kohya_version = "sd_v1"
-    kohya_prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut", "proj_in", "proj_out")
     networks = ("unet", "text_encoder", "vae")
-    neutral = {
+    neutral: ClassVar = {
         "prediction": "epsilon",
         "zero_terminal_snr": False,
         "beta_start": 0.00085,
@@ -52,7 +62,7 @@ class StableDiffusion1(Family):
         "text_activation": "quick_gelu",
         "tokens": [],  # what insert appended: [word, number of rows] in the order of the rows
     }
-    owners = {
+    owners: ClassVar = {
         "prediction": "unet",
         "zero_terminal_snr": "unet",
         "beta_start": "unet",
@@ -105,11 +115,24 @@ class StableDiffusion1(Family):
     def facts_of_folder(self, configs: dict[str, dict[str, Any]]) -> dict[str, Json]:
         unet, vae, text = (configs.get(part, {}) for part in ("unet", "vae", "text_encoder"))
         schedule = configs.get("scheduler", {})
-        _expect(unet, "unet", {"down_block_types": list(DOWN), "up_block_types": list(UP), "act_fn": "silu",
-                               "layers_per_block": 2, "class_embed_type": None, "in_channels": 4})  # fmt: skip
+        _expect(
+            unet,
+            "unet",
+            {
+                "down_block_types": list(DOWN),
+                "up_block_types": list(UP),
+                "act_fn": "silu",
+                "layers_per_block": 2,
+                "class_embed_type": None,
+                "in_channels": 4,
+            },
+        )
         _expect(vae, "vae", {"latent_channels": 4, "layers_per_block": 2, "shift_factor": None})
-        _expect(schedule, "scheduler", {"beta_schedule": "scaled_linear", "trained_betas": None,
-                                        "num_train_timesteps": 1000})  # fmt: skip
+        _expect(
+            schedule,
+            "scheduler",
+            {"beta_schedule": "scaled_linear", "trained_betas": None, "num_train_timesteps": 1000},
+        )
         levels = len(vae.get("block_out_channels", DOWN))
         facts: dict[str, Json] = {
             "prediction": schedule.get("prediction_type", "epsilon"),

@@ -23,7 +23,8 @@ class StableDiffusion1Loaded(Diffusion):
     """One CLIP text encoder, whose last hidden states are all the U-Net sees of a prompt."""
 
     def token_tables(self) -> dict[str, TokenTable]:
-        table = self.text_encoders["text_encoder"].embeddings.token_embedding
+        encoder: Any = self.text_encoders["text_encoder"]
+        table = encoder.embeddings.token_embedding
         assert isinstance(table, TokenTable)
         return {"text_encoder": table}
 
@@ -50,14 +51,18 @@ def load(given: Given, device: torch.device, precision: torch.dtype) -> Diffusio
     facts = given.facts
     tokens = FAMILY.fact(facts, "tokens")
     schedule = scaled_linear(
-        FAMILY.fact(facts, "beta_start"), FAMILY.fact(facts, "beta_end"), FAMILY.fact(facts, "prediction"),
+        FAMILY.fact(facts, "beta_start"),
+        FAMILY.fact(facts, "beta_end"),
+        FAMILY.fact(facts, "prediction"),
         zero_terminal_snr=FAMILY.fact(facts, "zero_terminal_snr"),
-    )  # fmt: skip
+    )
     return StableDiffusion1Loaded(
         family=FAMILY,
         facts=facts,
         unet=_network(UNet2DConditionModel, configs["unet"], given.components["unet"], device),
-        text_encoders={"text_encoder": _text_encoder(configs["text_encoder"], given.components["text_encoder"], device)},
+        text_encoders={
+            "text_encoder": _text_encoder(configs["text_encoder"], given.components["text_encoder"], device)
+        },
         vae=_network(AutoencoderKL, configs["vae"], given.components["vae"], device),
         words=Words(given.vocabulary, tokens),
         schedule=schedule.to(device),

@@ -57,9 +57,10 @@ class _Lora(Adapter):
         """Put LoRA layers of one rank around the target layers of a network."""
         name = targets[0].replace(".", "_")
         wanted = [
-            path for path, layer in network.named_modules()
+            path
+            for path, layer in network.named_modules()
             if isinstance(layer, nn.Linear | nn.Conv2d) and path.endswith(tuple(f".{target}" for target in targets))
-        ]  # fmt: skip
+        ]
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted, bias="none")
         inject_adapter_in_model(config, network, adapter_name=name)
         for path, layer in network.named_modules():

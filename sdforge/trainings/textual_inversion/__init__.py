@@ -44,4 +44,12 @@ def advise(table: TextualInversion, inputs: dict[str, list[Artifact | None]]) ->
     if any(table.token in caption for caption in captions):
         return []
     name = f"no caption of `{table.dataset}` names the token {table.token!r}"
-    return [("dataset", "token", name, f'write {{trigger}} in the captions, and trigger = "{table.token}" in the data set', False)]
+    return [
+        (
+            "dataset",
+            "token",
+            name,
+            f'write {{trigger}} in the captions, and trigger = "{table.token}" in the data set',
+            False,
+        )
+    ]
