@@ -122,19 +122,18 @@ class Build:
         while True:
             if self.signals:
                 self._interrupt()
+            anew = False
             if self.summary.failed and not self.options.keep_going:
                 self._stop_all()
                 if not self.running:
                     self._skip(plan)
                     return plan
             else:
-                self._start_ready(plan)
-            if not self.running and not self.waiting:
-                if not self._left(plan):
-                    return plan
+                anew = self._start_ready(plan)
+            if not (anew or self.running or self.waiting):
                 self._skip(plan)
                 return plan
-            if self._poll():
+            if anew or self._poll():
                 plan = self._replan(wanted)
 
     def _replan(self, wanted: list[str]) -> Plan:
@@ -148,18 +147,20 @@ class Build:
     def _skip(self, plan: Plan) -> None:
         self.summary.skipped = [step.id for step in self._left(plan)]
 
-    def _start_ready(self, plan: Plan) -> None:
+    def _start_ready(self, plan: Plan) -> bool:
+        """Start what can be started. Returns whether the plan has to be made anew."""
         busy = {running.step.id for running in self.running}
         keys = {running.key for running in self.running}
         for step in plan.to_do:
             if len(self.running) >= self.options.jobs:
-                return
+                return False
             if step.id in busy or step.id in self.summary.failed or not self._is_ready(plan, step):
                 continue
             if self._locking_key(step) in keys:  # a twin under another name is at work
                 continue
             if self._start(step):
-                return  # what was found or done changes the plan
+                return True
+        return False
 
     def _is_ready(self, plan: Plan, step: Step) -> bool:
         """Say whether all bytes that a step reads are there."""

@@ -126,19 +126,19 @@ def merge_plan(
     simplify: Callable[[list[Any], dict[str, Any]], Any],
     inputs: list[Input],
     family: Family,
-    parameters: Callable[[str, str], dict[str, Any]],
+    parameters: Callable[[str, str], dict[str, Any] | None],
     dtype: str,
 ) -> Plan:
     """Plan a merge of checkpoints.
 
-    parameters: (component, block) → the method's settings there; components for which it returns nothing pass through
+    parameters: (component, block) → the method's settings there; components for which it returns None pass through
     from the first checkpoint. Integer tensors always do.
     """
     plan = Plan()
     blocks = {(name.component, name.canonical): name.block for name in family.names()}
     for component in family.networks:
         tables = [each.tensors(component) for each in inputs]
-        if not tables[0] or not parameters(component, ""):
+        if not tables[0] or parameters(component, "") is None:
             continue
         rows = []
         for name, first in tables[0].items():
@@ -148,11 +148,11 @@ def merge_plan(
             tensors = [table[name] for table in tables]
             same_shapes(method, f"{component}.{name}", tensors)
             target = target_dtype(dtype, first)
-            rows.append(
-                _merged(
-                    method, version, simplify, name, target, tensors, parameters(component, blocks[component, name])
-                )
-            )
+            here = parameters(component, blocks[component, name]) or {}
+            rows.append(_merged(method, version, simplify, name, target, tensors, here))
+        for i, table in enumerate(tables):
+            if extra := sorted(set(table) - set(tables[0])):
+                raise UsageError(f"{method} has no place for {component}.{extra[0]} of checkpoint {i + 1}")
         plan.components[component] = rows
     return plan
 

@@ -142,7 +142,9 @@ class _Linking:
         return use.reference
 
     def _problem(self, recipe: Recipe, target: Target, use: Use, code: str, message: str, hint: str = "") -> None:
-        self.problems.append(problem_at(self.project, recipe, target, use, code, message, hint))
+        found = problem_at(self.project, recipe, target, use, code, message, hint)
+        if found not in self.problems:  # a preset's targets share what they take
+            self.problems.append(found)
 
     def check_shadows(self) -> None:
         """A recipe may not give a name of `forge.toml` another meaning."""
@@ -208,7 +210,7 @@ def problem_at(
     if use is None:
         value = False
     elif target.implicit:
-        path, value = _preset_path(use)
+        path, value = _preset_path(use, recipe.preset or {})
     elif target.signature.roles[use.role].many == "table":
         path, value = (*target.path, use.role, use.reference), False
     elif target.signature.roles[use.role].many == "list":
@@ -219,9 +221,9 @@ def problem_at(
     return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
 
 
-def _preset_path(use: Use) -> tuple[tuple[str | int, ...], bool]:
+def _preset_path(use: Use, preset: dict[str, Any]) -> tuple[tuple[str | int, ...], bool]:
     if use.role == "loras":
         return ("preset", "bake", use.reference), False
-    if use.role == "embeddings":
-        return ("preset", "insert"), True
+    if use.role == "embeddings" and use.reference in preset.get("insert", []):
+        return ("preset", "insert", preset["insert"].index(use.reference)), True
     return ("preset", "checkpoint"), True

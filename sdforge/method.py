@@ -205,17 +205,17 @@ def per_block(table: Table | type[Table]) -> str:
     return next(marked, "")
 
 
-def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[str, Any]]:
-    """Return (component, block) → a merge's settings there; nothing for a VAE that no pattern names."""
+def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[str, Any] | None]:
+    """Return (component, block) → a merge's settings there; None for a VAE that no pattern names."""
     varies = per_block(table)
     settings = {k: v for k, v in table.settings().items() if k not in ("blocks", "dtype")}
     patterns = getattr(table, "blocks", {})
     places = resolve_blocks(patterns, family)
     named = {component for component, _ in places}
 
-    def at(component: str, block: str) -> dict[str, Any]:
+    def at(component: str, block: str) -> dict[str, Any] | None:
         if component == "vae" and "vae" not in named:
-            return {}
+            return None
         pattern = places.get((component, block))
         return settings if pattern is None else settings | {varies: patterns[pattern]}
 

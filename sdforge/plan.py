@@ -280,6 +280,8 @@ class Planner:
         if made is None:
             try:
                 plan = self.formula(step)
+            except Unlisted:
+                return
             except UsageError as error:
                 self._misfit(step, None, "formula", error.message, error.hint)
                 return
@@ -362,7 +364,9 @@ class Planner:
         return found.plan(found.table.model_validate(target.raw), inputs, family(step.node.recipe.family))
 
     def _tensors(self, component: Component) -> list[Tensor]:
-        """Tensors of a component, planned ones included."""
+        """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""
+        if not component.table:
+            raise Unlisted("a pinned result is not here")
         if not component.table.startswith("plan:"):
             return self.view.table(component)
         _, key, name = component.table.split(":")
@@ -455,6 +459,10 @@ def likeness(step: Step) -> str:
     return digest_of_text(
         "alike", f"{target.signature.name}/{target.signature.version}/{target.seed}/{target.settings}"
     )
+
+
+class Unlisted(UsageError):
+    """The tensors of a pinned result are not known before its bytes are here; what takes them waits for it."""
 
 
 class Misfits(RecipeError):

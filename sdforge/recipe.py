@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.identity import canonical
 from sdforge.method import Role, Signature, method, method_groups
-from sdforge.names import is_name
+from sdforge.names import REFERENCE, is_name
 from sdforge.syntax import Document, read_toml
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class _Reading:
         self.problems: list[Problem] = []
         self.targets: dict[str, Target] = {}
         self.signatures: dict[str, Signature] = {}
+        self.named: list[tuple[str, str]] = []  # the paths of all that has a name, also where its table is wrong
         self.seed = 0
 
     def wrong(self, code: str, message: str, *path: str | int, hint: str = "", value: bool = False) -> None:
@@ -160,7 +161,7 @@ class _Reading:
         datasets = self._named("dataset", Dataset)
         self._methods()
         preset = self._table(Preset, values["preset"], ("preset",)) if "preset" in values else None
-        self._names({"source": sources, "dataset": datasets})
+        self._names()
         if preset is not None:
             self._expand(preset)
         if self.problems:
@@ -183,6 +184,7 @@ class _Reading:
         if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
             self.wrong("setting", f"`{key}` is written as tables, [{key}.NAME]", key)
             return {}
+        self.named += [(key, name) for name in tables]
         found = {name: self._table(model, table, (key, name)) for name, table in tables.items()}
         return {name: table for name, table in found.items() if table is not None}
 
@@ -217,8 +219,7 @@ class _Reading:
                 self.wrong("setting", f"`{name}` belongs to [preset]", name)
                 continue
             for target, table in tables.items():
-                if target in self.targets:
-                    self.wrong("name", f"two targets are called `{target}`", name, target)
+                self.named.append((name, target))
                 self._target(target, name, table, (name, target))
 
     def _target(self, name: str, method_name: str, raw: dict[str, Any], path: tuple[str, ...]) -> None:
@@ -258,12 +259,10 @@ class _Reading:
                     "setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True
                 )
 
-    def _names(self, tables: dict[str, dict[str, Any]]) -> None:
+    def _names(self) -> None:
         """Names are well-formed, not reserved, and unique over targets, sources and data sets."""
         seen: dict[str, tuple[str, ...]] = {}
-        paths = [target.path for target in self.targets.values()]
-        paths += [(key, name) for key, found in tables.items() for name in found]
-        for path in paths:
+        for path in self.named:
             name = path[-1]
             if not is_name(name):
                 self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
@@ -348,14 +347,15 @@ def explain(
         place = _walked(fault["loc"], document, path)
         where = (*path, *place)
         name = _spelled(place) or path[-1]
-        what = ".".join(map(str, path))
+        what = ".".join(path) or document.file
         if kind == "extra_forbidden":
             known = _known(model, place[:-1])
             guess = nearest(str(place[-1]), known)
             hint = f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
             yield Problem("unknown-setting", f"`{name}` is no setting of {what}", document.place(*where), hint)
         elif kind == "missing":
-            yield Problem("missing", f"{what} needs `{name}`", document.place(*path), "")
+            table = ".".join(map(str, where[:-1])) or document.file
+            yield Problem("missing", f"{table} needs `{place[-1]}`", document.place(*where[:-1]), "")
         else:
             message = _sentence(fault)
             yield Problem("setting", f"`{name}` {message}", document.place(*where, value=True), "")
@@ -414,7 +414,7 @@ def _sentence(fault: Any) -> str:
     if kind == "literal_error":
         return f"is one of {context['expected'].replace(' or ', ', ')}, not {shown}"
     if kind == "string_pattern_mismatch":
-        return f"is no name: {shown}"
+        return f"is no name: {shown}" if context["pattern"] == REFERENCE else f"cannot be {shown}"
     bounds = {
         "greater_than_equal": ("ge", "at least"),
         "greater_than": ("gt", "more than"),

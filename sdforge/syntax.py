@@ -195,7 +195,7 @@ def _spans(root: Node) -> Iterator[tuple[Path, tuple[Span, Span]]]:
 
 
 def _pair_spans(prefix: Path, pair: Node) -> Iterator[tuple[Path, tuple[Span, Span]]]:
-    key, value = pair.named_children[0], pair.named_children[-1]
+    key, value = [child for child in pair.named_children if child.type != "comment"]
     path = (*prefix, *_parts(key))
     yield path, (_span(key), _span(value))
     yield from _value_spans(path, value)

@@ -30,7 +30,9 @@ def read(path: Path, header: Header | None) -> Layout:
         if suffix:
             module = raw.removesuffix(suffix).replace("text_encoder.text_model.", "text_encoder.")
             module = module.replace("text_encoder.", "text_encoder.text_model.")
-            parts.setdefault(module, {})[FACTORS[suffix]] = entry
+            if FACTORS[suffix] in parts.setdefault(module, {}):
+                raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
+            parts[module][FACTORS[suffix]] = entry
         else:
             odd.append(raw)
     if odd:

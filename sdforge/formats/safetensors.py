@@ -121,7 +121,7 @@ def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:
     if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
         raise _unsound(path, f"describes {name!r} with other fields than dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if dtype not in ITEM_SIZE:
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise _unsound(path, f"holds {name!r} in a type that is not known here: {str(dtype)[:20]}")
     if not isinstance(shape, list) or len(shape) > MOST_RANK or not all(_is_size(n) for n in shape):
         raise _unsound(path, f"gives {name!r} no sound shape")

@@ -32,7 +32,7 @@ def read(path: Path, header: Header | None) -> Layout:
     assert family is not None
     layout = Layout("checkpoint", family.name, [path])
     known = {name.single: name for name in family.names()}
-    unknown = []
+    here, unknown = set(), []
     for raw, entry in header.tensors.items():
         reason = family.ignored(raw)
         name = known.get(family.alias(raw))
@@ -41,7 +41,8 @@ def read(path: Path, header: Header | None) -> Layout:
         elif raw in MARKERS:
             fact, value = MARKERS[raw]
             layout.facts[fact] = value
-        elif name:
+        elif name and name not in here:
+            here.add(name)
             shape = entry.shape[:2] if name.conv and entry.shape[2:] == (1, 1) else entry.shape
             layout.tensors.append(Found(name.component, name.canonical, entry.dtype, shape, 0, entry.offset))
         else:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from sdforge.errors import Problem
 from sdforge.report.words import safe
 
+WIDTH = 160  # of a line that is shown
+
 
 def show_problems(problems: list[Problem], *, as_json: bool = False) -> None:
     """Print problems in the order of their places, errors and warnings counted at the end."""
@@ -29,6 +31,15 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
+def _window(text: str, column: int) -> tuple[str, int]:
+    """Return what of a long line stands around a column, and the column in it."""
+    if len(text) <= WIDTH:
+        return text, column
+    start = max(0, min(column - WIDTH // 2, len(text) - WIDTH))
+    head, tail = "…" * (start > 0), "…" * (start + WIDTH < len(text))
+    return head + text[start + len(head) : start + WIDTH - len(tail)] + tail, column - start
+
+
 def rendered(problem: Problem) -> str:
     """Return a problem as text: place, kind, sentence; the line with a caret; what to do."""
     kind = "warning" if problem.warning else "error"
@@ -36,11 +47,8 @@ def rendered(problem: Problem) -> str:
     lines = [f"{place}{kind}[{problem.code}]: {problem.message}"]
     if problem.place and problem.place.line and problem.place.text.strip():
         number = str(problem.place.line)
-        text = problem.place.text.replace("\t", " ")
-        room = max(0, min(problem.place.length, len(text) - problem.place.column + 1))
-        caret = " " * (problem.place.column - 1) + "^" * max(1, room)
-        if len(text) > 160:
-            text = text[:157] + "…"
+        text, column = _window(problem.place.text.replace("\t", " "), problem.place.column - 1)
+        caret = " " * column + "^" * max(1, min(problem.place.length, len(text) - column))
         lines += [f"  {number} | {text}", f"  {' ' * len(number)} | {caret}"]
         if problem.hint:
             lines[-1] += f" {problem.hint}"

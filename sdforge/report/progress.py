@@ -193,13 +193,13 @@ class JsonLines:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
-    def say(self, event: str, step: Step | None = None, **fields: Any) -> None:
+    def say(self, event: str, of: Step | None = None, /, **fields: Any) -> None:
         message: dict[str, Any] = {"v": 1, "event": event}
-        if step is not None:
+        if of is not None:
             message |= {
-                "target": step.id,
-                "method": step.node.target.signature.name,
-                "key": step.content_key or step.key,
+                "target": of.id,
+                "method": of.node.target.signature.name,
+                "key": of.content_key or of.key,
             }
         print(json.dumps(message | fields), file=self.stream, flush=True)
 
@@ -219,7 +219,10 @@ class JsonLines:
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         digest = result.digest if result else ""
-        self.say("action", step, state="built", digest=digest, seconds=round(spent, 3), reason=[])
+        seconds_spent = round(spent, 3)
+        self.say(
+            "action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[]
+        )
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)

@@ -20,6 +20,7 @@ from typing import Any
 from sdforge.errors import ForgeError, ResourceError
 from sdforge.method import module_of
 from sdforge.order import Damaged, Order, Outcome
+from sdforge.run.states import Stopped
 from sdforge.wire import Channel
 
 LARGE = 8 << 20  # bytes of a tensor from which on several threads help
@@ -83,9 +84,9 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
         return {"event": "failed", "code": error.exit_code, "message": error.message, "hint": error.hint}
     except MemoryError:
         return {"event": "failed", "code": 4, "message": "there is not enough memory", "hint": "a smaller batch"}
+    except Stopped:
+        return {"event": "stopped"}
     except Exception as error:
-        if type(error).__name__ == "Stopped":
-            return {"event": "stopped"}
         traceback.print_exc()
         return _unforeseen(error)
     return {"event": "done", "outcome": outcome.__dict__}
@@ -105,7 +106,8 @@ def _unforeseen(error: Exception) -> dict[str, Any]:
 def run(order: Order, report: Any, stopped: Any) -> Outcome:
     """Run an order: a training by the shared loop (or its own), a formula tensor by tensor, an edit by its `run`."""
     made: Outcome
-    own = getattr(module_of(order.group, order.method), "run", None)
+    module = module_of(order.group, order.method)
+    own = getattr(module, "run", None)
     if order.compute:
         # what formulas compute does not depend on the number of threads, and many small tensors want one
         large = any(ref.size > LARGE for computation in order.compute for ref in computation.inputs)
@@ -113,6 +115,8 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
         made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
     elif own and order.group == "trainings":  # a method that needs no torch
         made = own(order, report, stopped)
+    elif own and getattr(module, "INLINE", False):  # it only moves bytes
+        made = own(order, report)
     else:
         prepare(order.how["device"], order.how["threads"])
         train = importlib.import_module("sdforge.run.train").run_training

@@ -21,6 +21,10 @@ KEPT = 2
 Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
 
 
+class Stopped(Exception):
+    """A training was asked to stop, and has kept its state."""
+
+
 @dataclass(frozen=True)
 class State:
     """A training after `step` steps. notes: what is remembered beside the tensors (losses, fingerprint)."""

@@ -31,17 +31,13 @@ from sdforge.run.images import Latents, Order, describe, plan_pictures, split
 from sdforge.run.noise import STEPS
 from sdforge.run.seeds import generator
 from sdforge.run.sketch import sketch
-from sdforge.run.states import State, load_state, save_state
+from sdforge.run.states import State, Stopped, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
 from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Stopped(Exception):
-    """The training was asked to stop, and has kept its state."""
 
 
 @dataclass(frozen=True)

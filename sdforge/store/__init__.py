@@ -96,6 +96,7 @@ class Store:
         self.index = Index(self.root / "index.db")
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
+        self._looked: dict[Path, tuple[Stat, str]] = {}  # by this process
         self._ready = False
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ class Store:
         if path.exists():
             return path
         for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256]):
-            if self.stat_cache(Path(place)) == sha256:
+            if stat_of(place) and self.digest(Path(place)) == sha256:
                 return Path(place)
         return None
 
@@ -227,9 +228,15 @@ class Store:
     # -- files that are not ours -----------------------------------------------------------------------------------
 
     def stat_cache(self, path: Path) -> str:
-        """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else ""."""
-        row = self.index.read_keyed("seen", "stats, settled, value", "id", [f"file:{path}"]).get(f"file:{path}")
+        """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else "".
+
+        A look so soon after a change that it cannot be trusted counts for this process alone: whoever reads the bytes
+        verifies them.
+        """
         stat = stat_of(path)
+        if path in self._looked and self._looked[path][0] == stat:
+            return self._looked[path][1]
+        row = self.index.read_keyed("seen", "stats, settled, value", "id", [f"file:{path}"]).get(f"file:{path}")
         if row and stat and row[1] and tuple(json.loads(row[0])) == stat:
             return str(row[2])
         return ""
@@ -250,6 +257,7 @@ class Store:
 
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
+        self._looked[path] = (stat, sha256)
         row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
         self.index.put("seen", {f"file:{path}": row})
         self.index.write("INSERT OR REPLACE INTO digests VALUES (?, ?)", [(sha256, str(path))])
