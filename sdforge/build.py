@@ -23,7 +23,7 @@ from sdforge.identity import component_identity, digest_of_text, tensor_identity
 from sdforge.lockfile import LockFile
 from sdforge.method import method
 from sdforge.order import Order, Outcome
-from sdforge.orders import make_order
+from sdforge.orders import make_order, state_folder
 from sdforge.plan import Plan, Step, likeness
 from sdforge.session import Session
 from sdforge.store import Result
@@ -111,7 +111,8 @@ class Build:
                 plan = self._loop(plan, wanted)
             finally:
                 self._end()
-        self.lockfile.write(plan)
+        for name in self.lockfile.write(plan):
+            self.reporter.note(f"source `{name}` is not what it was: pinned anew")
         self._remember(plan)
         self.summary.plan = plan
         return self.summary
@@ -351,6 +352,7 @@ class Build:
             f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)
         )
         if step.id in self.session.retrain:
+            self.store.promote_states(state_folder(self.session, step, running.manifest))
             self.session.retrain.discard(step.id)
             self.lockfile.replace.add(result.key)
             self.session.lock.pin(self.lockfile.pin(step, result, running.manifest), replace=True)

@@ -93,6 +93,10 @@ class Explainer:
                 found.append(Cause(f"{what} {shown(change.old)} → {shown(change.new)}"))
         for role in sorted(roles):
             found += self._inputs(step, role, old["inputs"].get(role))
+        if not found and old.get("lineage") != new.get("lineage"):
+            found.append(
+                Cause("its bytes are the same; the files tell in their headers how it was made, and that changed")
+            )
         return found
 
     def _setting(self, step: Step, change: Change) -> Cause:

@@ -88,7 +88,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     for kind in ("aliases", "preimages"):
         doomed += [p for p in sorted((store.root / kind).glob("*/*")) if kind == "aliases" and _leads_nowhere(p, keep)]
     if trained:
-        doomed += sorted((store.root / "states").glob("*/*"))
+        doomed += sorted(p for kind in ("states", "derived") for p in (store.root / kind).glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
     return doomed
 

@@ -116,13 +116,33 @@ def read_lock(source: bytes, file: str) -> Lock:
     if values.get("version") != VERSION:
         raise UsageError(f"{file} was written by another version of sdforge", hint="update sdforge")
     try:
-        results = {
-            key: {digest: Pin(key=key, digest=digest, **row) for digest, row in rows.items()}
-            for key, rows in values.get("result", {}).items()
-        }
-        return Lock(values.get("source", {}), values.get("target", {}), results)
+        sources, targets, results = (_like({}, values.get(kind, {}), kind) for kind in ("source", "target", "result"))
+        for name, row in sources.items():
+            _like("", _like({}, row, name).get("digest"), f"the digest of {name}")
+        for name, row in targets.items():
+            for field_, value in _like({}, row, name).items():
+                _like("", value, f"{field_} of {name}")
+        pins = {key: {d: _pin(key, d, row) for d, row in _like({}, rows, key).items()} for key, rows in results.items()}
+        return Lock(sources, targets, pins)
     except TypeError as error:
-        raise UsageError(f"{file} holds a result that forge did not write: {error}") from None
+        raise UsageError(f"{file} holds what forge did not write: {error}") from None
+
+
+def _pin(key: str, digest: str, row: Any) -> Pin:
+    """Return a table of the lock as a pin. Raises TypeError for fields and values that no pin has."""
+    pin, example = Pin(key=key, digest=digest, **_like({}, row, digest)), Pin(key, digest)
+    for name in Pin.__dataclass_fields__:
+        _like(getattr(example, name), getattr(pin, name), name)
+    for text in (*pin.plans, *pin.components.values()):
+        _like("", text, "a name in it")
+    return pin
+
+
+def _like(example: Any, value: Any, what: str) -> Any:
+    """Return a value that is of the type of `example`. Raises TypeError."""
+    if not isinstance(value, (int, float) if isinstance(example, float) else type(example)):
+        raise TypeError(f"{what} is {value!r:.40}")
+    return value
 
 
 def pin_of(result: Result, plan_keys: list[str], manifest: dict[str, Any]) -> Pin:

@@ -45,11 +45,17 @@ def make_order(session: Session, step: Step, key: str, manifest: str, work: Path
         work=str(work),
         inputs=inputs,
         compute=compute,
-        states=str(session.store.states(state_key(stated))) if target.signature.group == "trainings" else "",
+        states=str(state_folder(session, step, manifest)) if target.signature.group == "trainings" else "",
         derived=str(session.store.derived()),
         how=how,
         closure=closure(session, step) if target.signature.makes == "files" else [],
     )
+
+
+def state_folder(session: Session, step: Step, manifest: str) -> Path:
+    """Return where a training's states lie. One that is made again has its own: it starts from nothing."""
+    name = state_key(json.loads(manifest))
+    return session.store.states(f"{name}-again" if step.id in session.retrain else name)
 
 
 def state_key(manifest: dict[str, Any]) -> str:
@@ -136,39 +142,35 @@ def _trained_with(session: Session, link: Link) -> dict[str, Any]:
 def closure(session: Session, step: Step) -> list[dict[str, Any]]:
     """Return everything behind a step, sources first, without a name: equal presets have equal closures.
 
-    Numbered in topological order, ties by key. A source is its digest and those of its files; an action is its
-    manifest, the digest of its result where it was trained, and the numbers of its inputs.
+    Numbered in topological order, ties by lineage. A source is its identity; an action is its manifest, the digest of
+    its result where it was trained, and the numbers of its inputs.
     """
     steps = session.planner().steps
-    entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]] = {}
+    entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, bool]]]] = {}
     stack: list[Step] = [step]
     while stack:
         current = stack.pop()
+        roles = current.node.target.signature.roles
         for link, artifact in current.inputs:
             if artifact is None or link.id in entries:
                 continue
             if link.id in session.graph.sources:
-                files = sorted(artifact.notes.get("files", {}).values())
-                entries[link.id] = (
-                    artifact.identity,
-                    {"source": artifact.identity, "kind": artifact.kind, "files": files},
-                    [],
-                )
+                entries[link.id] = (artifact.identity, {"source": artifact.identity, "kind": artifact.kind}, [])
             else:
                 stack.append(steps[link.id])
         if current is not step and current.id not in entries:
-            inputs = [(link.use.role, link.id) for link, _ in current.inputs]
+            inputs = [(link.use.role, link.id, roles[link.use.role].many == "table") for link, _ in current.inputs]
             described: dict[str, Any] = {"method": current.node.target.signature.name}
             if current.manifest:
                 described = {"manifest": json.loads(current.manifest)}
             if current.kind == "content" and current.artifact:
                 described["digest"] = current.artifact.digest
-            entries[current.id] = (current.key or f"moves {current.id}", described, inputs)
+            entries[current.id] = (current.lineage, described, inputs)
     return _numbered(entries)
 
 
-def _numbered(entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]]]]) -> list[dict[str, Any]]:
-    waiting = {name: {other for _, other in inputs} for name, (_, _, inputs) in entries.items()}
+def _numbered(entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str, bool]]]]) -> list[dict[str, Any]]:
+    waiting = {name: {other for _, other, _ in inputs} for name, (_, _, inputs) in entries.items()}
     ready = [(entries[name][0], name) for name, inputs in waiting.items() if not inputs]
     heapq.heapify(ready)
     numbers: dict[str, int] = {}
@@ -181,8 +183,10 @@ def _numbered(entries: dict[str, tuple[str, dict[str, Any], list[tuple[str, str]
         else:
             numbers[name] = by_key[key] = len(result)
             inputs: dict[str, list[int]] = {}
-            for role, other in entries[name][2]:
+            for role, other, unordered in entries[name][2]:
                 inputs.setdefault(role, []).append(numbers[other])
+                if unordered:
+                    inputs[role].sort()
             result.append(entries[name][1] | ({"inputs": inputs} if inputs else {}))
         for other, left in waiting.items():
             if name in left:

@@ -125,9 +125,9 @@ class Outputs:
         moved = ""
         with resources(f"{path} cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() or path.is_symlink():
-                moved = self._clear(path)
             sha256 = sha256_of(made)
+            if path.exists() or path.is_symlink():
+                moved = self._clear(path, sha256)
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)
             publish(beside, path, 0o644)
@@ -142,10 +142,11 @@ class Outputs:
         self._memo[f"out:{path}"] = row
         self.store.index.put("seen", {f"out:{path}": row})
 
-    def _clear(self, path: Path) -> str:
-        """Make room for a file: what we wrote there last may go, anything else is moved aside."""
+    def _clear(self, path: Path, coming: str) -> str:
+        """Make room for a file: what we wrote there last or what is the same may go, anything else is moved aside."""
         row = self._row(path)
-        if path.is_file() and not path.is_symlink() and row and sha256_of(path) == row[2].rpartition("\n")[2]:
+        ours = {coming, row[2].rpartition("\n")[2] if row else ""}
+        if path.is_file() and not path.is_symlink() and sha256_of(path) in ours:
             return ""
         aside = self.project.out / REPLACED / path.relative_to(self.project.out)
         place, n = aside, 1

@@ -17,7 +17,7 @@ from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, Problem, RecipeError, UsageError
 from sdforge.families import family
 from sdforge.graph import Graph, Link, Node, Taken
-from sdforge.identity import canonical, digest_of_text
+from sdforge.identity import Json, canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
 from sdforge.recipe import Use
@@ -48,6 +48,7 @@ class Step:
     content_manifest, content_key: over their bytes; "" while those are not known.
     artifact: what it is, as far as can be told; result: what the store has of it; pin: what the lock wants.
     makers: component → id of the step that made it (a source's id for what passes from there).
+    lineage: the name of how it came to be, all the way from the sources; files that embed it depend on it.
     """
 
     node: Node
@@ -61,6 +62,7 @@ class Step:
     pin: Pin | None = None
     state: str = "unneeded"
     reason: str = ""
+    lineage: str = ""
     makers: dict[str, str] = field(default_factory=dict)
     differs: bool = False  # from the pin
     idle: bool = False  # a formula that changes nothing here
@@ -161,6 +163,7 @@ class Planner:
         signature = node.target.signature
         if signature.kind == "moves":
             self._move(step)
+            step.lineage = self._lineage(step)
             return step
         step.manifest = self._manifest(step, content=False)
         step.key = digest_of_text("action", step.manifest)
@@ -168,6 +171,7 @@ class Planner:
             self._evaluate_formula(step)
         else:
             self._evaluate_content(step)
+        step.lineage = self._lineage(step)
         return step
 
     def _fits(self, step: Step) -> bool:
@@ -219,7 +223,27 @@ class Planner:
             texts = sorted(roles[role_name]) if many == "table" else roles[role_name]
             parts.append(f'"{role_name}":' + (f"[{','.join(texts)}]" if many else texts[0]))
         before, after = self._frame(step)
-        return f'{before}{{{",".join(parts)}}}{after}{target.settings},"version":{target.signature.version}}}'
+        # files tell in their headers how they came to be
+        embeds = target.signature.makes == "files"
+        lineage = f'"lineage":{canonical(self._lineages(step))},' if embeds else ""
+        inputs = f"{{{','.join(parts)}}},{lineage}"
+        return f'{before}{inputs}{after}{target.settings},"version":{target.signature.version}}}'
+
+    def _lineage(self, step: Step) -> str:
+        """Name how a step came to be: its manifest, the result that was chosen, and how its inputs came to be."""
+        signature = step.node.target.signature
+        chosen = step.artifact.digest if step.artifact and step.kind == "content" else ""
+        return digest_of_text("lineage", f"{signature.name} {step.key} {chosen} {canonical(self._lineages(step))}")
+
+    def _lineages(self, step: Step) -> dict[str, Json]:
+        """Return role → how its inputs came to be, in an order that no name decides."""
+        roles: dict[str, list[str]] = {}
+        for link, artifact in step.inputs:
+            source = link.id in self.graph.sources
+            came = (artifact.identity if artifact else "") if source else self.steps[link.id].lineage
+            roles.setdefault(link.use.role, []).append(came)
+        many = {name: role.many for name, role in step.node.target.signature.roles.items()}
+        return {name: sorted(found) if many[name] == "table" else found for name, found in roles.items()}  # type: ignore[dict-item]
 
     def _frame(self, step: Step) -> tuple[str, str]:
         """The parts of a manifest around inputs and settings."""
@@ -231,7 +255,7 @@ class Planner:
             seed = "" if target.seed is None else f'"seed":{target.seed},'
             frame = (
                 f'{{"code":{canonical(dict(code))},"family":"{recipe.family}","inputs":',
-                f',"method":"{target.signature.name}",{seed}"settings":',
+                f'"method":"{target.signature.name}",{seed}"settings":',
             )
             self._frames[key] = frame
         return frame

@@ -22,6 +22,7 @@ MOST_DEPTH = 64  # of arrays and inline tables within each other
 MOST_PARTS = 16  # of a dotted key
 MOST_TABLES = 4096
 MOST_KEYS = 20_000
+MOST_ITEMS = 100_000  # of arrays
 
 Path: TypeAlias = tuple[str | int, ...]
 Span: TypeAlias = tuple[int, int, int]  # row and column from 0 (columns in bytes), length
@@ -133,11 +134,14 @@ def _walk(tree: Tree) -> Iterator[tuple[Node, int]]:
 
 def _excess(tree: Tree) -> tuple[str, Node] | None:
     """Say what is beyond the limits, and where it begins."""
-    tables = keys = 0
+    tables = keys = items = 0
     nesting: list[tuple[int, str]] = []  # (depth, type) of the containers and dotted keys around the node
     for node, depth in _walk(tree):
         while nesting and nesting[-1][0] >= depth:
             nesting.pop()
+        items += bool(nesting) and nesting[-1] == (depth - 1, "array")
+        if items > MOST_ITEMS:
+            return f"has more than {MOST_ITEMS:,} values in arrays", node
         if node.type in ("array", "inline_table", "dotted_key"):
             nesting.append((depth, node.type))
             dots = sum(kind == "dotted_key" for _, kind in nesting)
@@ -209,5 +213,7 @@ def _value_spans(path: Path, value: Node) -> Iterator[tuple[Path, tuple[Span, Sp
     elif value.type == "array":
         items = (child for child in value.named_children if child.type != "comment")
         for i, item in enumerate(items):
-            yield (*path, i), (_span(item), _span(item))
-            yield from _value_spans((*path, i), item)
+            span = _span(item)
+            yield (*path, i), (span, span)
+            if item.type in ("array", "inline_table"):
+                yield from _value_spans((*path, i), item)

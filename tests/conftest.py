@@ -111,7 +111,7 @@ class Project:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start `forge` in a session of its own, as a shell would start a job."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_")}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("FORGE_", "PYTHONDONTWRITE"))}
         own = {
             "FORGE_METHODS": str(METHODS),
             "REHEARSAL_LOG": str(self.root / "rehearsal.log"),

@@ -47,6 +47,7 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     embeddings = sorted(inputs["embeddings"], key=lambda each: str(each.artifact.facts["token"]))
     tokens: Any = checkpoint.artifact.facts.get("tokens", [])
     known = [word for word, _ in tokens]
+    _refuse_twice([word.lower() for each in embeddings for word in each.use.get("over", [])])
     appended: list[Any] = []
     for each in embeddings:
         word = str(each.artifact.facts["token"])
@@ -67,6 +68,12 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     if appended:
         result.facts["tokens"] = [*tokens, *appended]
     return result
+
+
+def _refuse_twice(words: list[str]) -> None:
+    twice = next((word for word in words if words.count(word) > 1), "")
+    if twice:
+        raise UsageError(f"the word {twice!r} is overwritten twice", hint="name another word for each vector")
 
 
 def _refuse_word(word: str, checkpoint: Input) -> None:
@@ -113,10 +120,10 @@ def _ids(words: list[str], count: int, checkpoint: Input) -> list[int]:
 
 
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Return the token table with rows written over words or appended, in the table's own dtype where they agree."""
+    """Return the token table with rows written over words or appended; the rounding is the engine's."""
     import torch
 
-    table, *embeddings = (tensor.to(dtype) for tensor in tensors)
+    table, *embeddings = (tensor.to(torch.promote_types(torch.float32, dtype)) for tensor in tensors)
     result = table.clone()
     for rows, places in zip(embeddings, parameters["over"], strict=True):
         if places:

@@ -36,9 +36,10 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
         else:
             raise UsageError(f"{folder} holds neither vocab.json with merges.txt nor tokenizer.json")
         added = _added(folder, len(words), files)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
-    if sorted(words.values()) != list(range(len(words))) or START not in words or END not in words:
+    counted = isinstance(words, dict) and all(type(number) is int for number in words.values())
+    if not counted or sorted(words.values()) != list(range(len(words))) or START not in words or END not in words:
         raise UsageError(f"{folder} is no CLIP tokenizer: its words are not numbered from 0, or it has no {END}")
     return {"vocab": words, "merges": pairs, "added": added}
 

@@ -220,9 +220,7 @@ class JsonLines:
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         digest = result.digest if result else ""
         seconds_spent = round(spent, 3)
-        self.say(
-            "action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[]
-        )
+        self.say("action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)

@@ -303,7 +303,7 @@ class Store:
                 result = Result.from_json(json.loads(path.read_bytes()))
                 if (result.key, result.digest) != (folder.name, path.stem):
                     raise ValueError("it stands under another name")
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damaged(path, self.root / "quarantine", str(error))
                 continue
             yield result
@@ -371,6 +371,15 @@ class Store:
     def states(self, key: str) -> Path:
         """Return the folder of a training's states."""
         return self._keyed("states", key)
+
+    def promote_states(self, folder: Path) -> None:
+        """Let the states of a training that was made again (`NAME-again`) take the place of the first ones."""
+        import shutil
+
+        if folder.is_dir():
+            place = folder.with_name(folder.name.removesuffix("-again"))
+            shutil.rmtree(place, ignore_errors=True)
+            folder.replace(place)
 
     def derived(self) -> Path:
         return self.root / "derived"

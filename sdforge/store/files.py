@@ -183,8 +183,8 @@ class Lock:
 
 def within(root: Path, relative: str) -> Path:
     """Return `root / relative`, refusing every way out of the root. Raises ForgeError."""
-    parts = relative.replace("\\", "/").split("/")
-    odd = relative.startswith(("/", "~")) or ".." in parts or ":" in relative or "\0" in relative
+    plain = relative.replace("\\", "/")
+    odd = plain.startswith(("/", "~")) or ".." in plain.split("/") or ":" in relative or "\0" in relative
     if odd or not relative.strip():
         raise UsageError(
             f"{relative!r} is no path within the project",

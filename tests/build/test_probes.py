@@ -97,15 +97,20 @@ def test_an_edit_that_an_action_maps_to_the_same_bytes_stops_there(built: Projec
     built.build()
     built.trained()
     change_pixel(built.root / "drawings" / "1.png")
-    assert built.build().built == ["a"]
+    assert built.build().built == ["a", "preset.export"]  # a file tells in its header how it came to be
     assert built.starts() == ["a"]
     assert built.build().built == []
 
 
 def test_a_changed_setting_with_the_same_result_runs_that_action_alone(built: Project) -> None:
     built.edit('on = "a"', 'on = "a"\nremark = "nothing"')
-    assert built.build().built == ["b"]
+    assert built.build().built == ["b", "preset.export"]
     assert built.build().built == []
+    built.output.unlink()
+    assert built.build().restored == ["preset.export"]
+    other = built.clone(built.root.with_name("other"))
+    assert other.build().built == ALL
+    assert other.output.read_bytes() == built.output.read_bytes()
 
 
 def test_a_raised_version_of_a_method_with_the_same_bytes_runs_nothing_behind_it(
@@ -131,7 +136,7 @@ def test_a_raised_version_of_a_method_with_the_same_bytes_runs_nothing_behind_it
     merge.write_text(merge.read_text().replace("VERSION = 1", "VERSION = 2"))
     plan = project.forge("plan", "--exit-code", code=10).out
     assert "0 or" in plan
-    assert project.build().built == ["soft"]
+    assert project.build().built == ["soft", "preset.export"]
     assert project.starts() == []
     assert project.build().built == []
 

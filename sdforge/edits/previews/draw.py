@@ -25,7 +25,8 @@ SAMPLER = "DPM++ 2M"
 def draw(order: Order, report: Callable[..., None]) -> Outcome:
     """Return the pictures as files `COLUMN/PROMPT-SEED.png`; COLUMN begins with the digest of its checkpoint."""
     settings, device = order.settings, torch.device(order.how["device"])
-    columns = [order.the("checkpoint"), *order.inputs.get("beside", [])]
+    inputs = [order.the("checkpoint"), *order.inputs.get("beside", [])]
+    columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
     cells = [(p, seed) for p in range(len(settings["prompts"])) for seed in settings["seeds"]]
     outcome = Outcome(grade="B", fingerprint=fingerprint(device))
     load = importlib.import_module(f"sdforge.families.{order.family}.load").load

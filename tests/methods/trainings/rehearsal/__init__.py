@@ -99,9 +99,7 @@ def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) 
 
 
 def save(order: Order, step: int, learned: np.ndarray[Any, Any], resumed: list[dict[str, Any]]) -> None:
-    save_state(
-        Path(order.states), step, {"learned": ("F64", (len(learned),), learned.tobytes())}, {"resumed": resumed}
-    )
+    save_state(Path(order.states), step, {"learned": ("F64", (len(learned),), learned.tobytes())}, {"resumed": resumed})
     note(f"state {order.target} {step}")
 
 
