@@ -76,15 +76,17 @@ def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) 
     seen = [hashlib.sha256(Path(path).read_bytes() + caption.encode()).digest() for path, _, caption, _ in pictures]
     note(f"start {order.target}")
     learned, first = np.zeros(table.shape[1]), 0
+    losses: list[float] = []
     resumed: list[dict[str, Any]] = []
     if state := load_state(Path(order.states), settings["steps"]):
         learned, first = np.frombuffer(state.tensors["learned"][2]).copy(), state.step
+        losses = list(state.notes["losses"])
         resumed = [*state.notes["resumed"], {"step": first}]
         report(resumed=first, same=True)
     every = int(order.how.get("states", {}).get("steps", 0)) or 2
     for step in range(first, settings["steps"]):
         if wait(order, step, stopped):
-            save(order, step, learned, resumed)
+            save(order, step, learned, losses, resumed)
             raise Stopped
         note(f"step {order.target} {step}")
         if settings["fails"] and step == 2:
@@ -92,14 +94,18 @@ def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) 
         draw = np.random.default_rng([settings["seed"], step])
         push = np.frombuffer(seen[step % len(seen)], np.uint8)[draw.integers(0, 32, len(learned))] / 256
         learned = 0.9 * learned + settings["rank"] * (push - 0.5) + 1e-3 * (threads - 1)
-        report(step=step + 1, steps=settings["steps"], loss=float(np.square(learned).mean()))
+        losses.append(float(np.square(learned).mean()))
+        report(step=step + 1, steps=settings["steps"], loss=losses[-1])
         if (step + 1) % every == 0 and step + 1 < settings["steps"]:
-            save(order, step + 1, learned, resumed)
-    return outcome(order, table.dtype, tensors, learned, {ref.name: ref for ref in refs}, resumed)
+            save(order, step + 1, learned, losses, resumed)
+    return outcome(order, table.dtype, tensors, learned, {ref.name: ref for ref in refs}, losses, resumed)
 
 
-def save(order: Order, step: int, learned: np.ndarray[Any, Any], resumed: list[dict[str, Any]]) -> None:
-    save_state(Path(order.states), step, {"learned": ("F64", (len(learned),), learned.tobytes())}, {"resumed": resumed})
+def save(
+    order: Order, step: int, learned: np.ndarray[Any, Any], losses: list[float], resumed: list[dict[str, Any]]
+) -> None:
+    tensors: Any = {"learned": ("F64", (len(learned),), learned.tobytes())}
+    save_state(Path(order.states), step, tensors, {"losses": losses, "resumed": resumed})
     note(f"state {order.target} {step}")
 
 
@@ -109,6 +115,7 @@ def outcome(
     tensors: dict[str, bytes],
     learned: np.ndarray[Any, Any],
     refs: dict[str, Any],
+    losses: list[float],
     resumed: list[dict[str, Any]],
 ) -> Outcome:
     grain = order.settings["grain"]
@@ -139,7 +146,7 @@ def outcome(
         grade="B",
         fingerprint={"numpy": np.__version__, "threads": order.how["threads"]},
         record={
-            "losses": [0.0],
+            "losses": losses,
             "steps": order.settings["steps"],
             "sketch": base64.b64encode(struct.pack("<64f", *(signs @ added))).decode(),
             "norm": float(np.sqrt(np.square(added).sum())),

@@ -1,0 +1,314 @@
+"""Commands as a person (or a program) meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import FORGE, Project, new_project
+
+Wait = Callable[[Callable[[], object]], None]
+
+TWO = """\
+family = "sd15"
+
+[rehearsal.left]
+on = "base"
+dataset = "drawings"
+
+[rehearsal.right]
+on = "base"
+dataset = "drawings"
+rank = 4
+
+[swap.both]
+checkpoint = "left"
+text_encoder = "right"
+
+[preset]
+checkpoint = "both"
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Project:
+    project = new_project(tmp_path_factory.mktemp("commands") / "project", toy_checkpoint)
+    project.build()
+    return project
+
+
+@pytest.fixture
+def built(finished: Project, tmp_path: Path) -> Project:
+    shutil.copytree(finished.root, tmp_path / "project")
+    shutil.rmtree(tmp_path / "project/cache/v1/roots")  # or the first project's recipes would count as well
+    project = Project(tmp_path / "project")
+    project.build()
+    return project
+
+
+def on_a_terminal(project: Project, *arguments: str, **environment: str) -> str:
+    """Run a command on a terminal of its own; return all that it wrote there."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(project.root)
+        own = {"FORGE_METHODS": str(Path(__file__).parents[1] / "methods"), "TERM": "xterm-256color", "COLUMNS": "120"}
+        os.execve(str(FORGE), [str(FORGE), *arguments], os.environ | own | environment)
+    said = b""
+    while True:
+        try:
+            chunk = os.read(terminal, 65536) if select.select([terminal], [], [], 60)[0] else b""
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        said += chunk
+    os.waitpid(pid, 0)
+    return said.decode()
+
+
+# -- what is there -----------------------------------------------------------------------------------------------------
+
+
+def test_version_and_help(project: Project) -> None:
+    assert project.forge("--version").out.startswith("forge ")
+    assert "bring targets up to date" in project.forge("--help").out
+
+
+def test_a_mistyped_name_is_guessed(project: Project) -> None:
+    ran = project.forge("build", "toi", code=2)
+    assert "did you mean 'toy'?" in ran.err
+
+
+def test_outside_a_project_it_is_said_how_to_make_one(tmp_path: Path) -> None:
+    ran = Project(tmp_path).forge("build", code=2)
+    assert "forge init" in ran.err
+
+
+def test_dash_c_works_elsewhere(built: Project, tmp_path: Path) -> None:
+    assert "nothing to do" in Project(tmp_path).forge("-C", str(built.root), "build", FORGE_METHODS=_methods()).out
+
+
+def _methods() -> str:
+    return str(Path(__file__).parents[1] / "methods")
+
+
+def test_list_show_log_and_graph(built: Project) -> None:
+    assert re.search(r"✓ a +rehearsal +reuse", built.forge("list").out)
+    assert "weighted_sum" in built.forge("list", "--methods").out
+    assert "Stable Diffusion 1.x" in built.forge("list", "--families").out
+    assert "base" in built.forge("list", "--sources").out
+    shown = built.forge("show", "toy:a").out
+    assert "rank = 8" in shown
+    assert "threads  1" in shown
+    file = built.forge("show", str(built.output)).out
+    assert "modelspec" in file
+    assert "10 steps" in built.forge("log", "a").out
+    assert "flowchart" in built.forge("graph").out
+    assert "digraph" in built.forge("graph", "--format", "dot").out
+    nodes = json.loads(built.forge("graph", "--format", "json").out)["nodes"]
+    assert {node["id"] for node in nodes} >= {"toy:a", "base", "drawings"}
+
+
+def test_plan_says_what_would_be_done_and_does_nothing(project: Project) -> None:
+    ran = project.forge("plan", "--exit-code", code=10)
+    assert "4 to build" in ran.out
+    assert "Nothing was done" in ran.out
+    assert project.forge("build", "--dry-run").out == ran.out
+    assert project.trained() == []
+    assert not (project.root / "forge.lock").exists()
+
+
+def test_why_names_the_setting_with_both_values_and_its_place(built: Project) -> None:
+    built.edit("rank = 6", "rank = 7")
+    line = built.recipe.read_text().splitlines().index("rank = 7") + 1
+    ran = built.forge("why", "b")
+    assert "rank 6 → 7" in ran.out
+    assert f"recipes/toy.toml:{line}\n" in ran.out
+    behind = built.forge("why", "c").out
+    assert "`b`" in behind
+    assert "rank 6 → 7" in behind
+
+
+def test_why_names_the_picture_and_the_caption_that_changed(built: Project) -> None:
+    (built.root / "drawings" / "1.txt").write_text("a green circle\n")
+    ran = built.forge("why", "a")
+    assert "1.png" in ran.out
+    assert "green circle" in ran.out
+
+
+def test_check_finds_mistakes_before_anything_runs(project: Project) -> None:
+    project.edit("rank = 8", 'rank = "eight"\nranc = 3')
+    ran = project.forge("check", code=2)
+    assert "recipes/toy.toml:6:" in ran.out + ran.err
+    assert "ranc" in ran.out + ran.err
+
+
+# -- how it tells ------------------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_name_steps(project: Project) -> None:
+    out = project.forge("build", "--plain").out
+    assert re.search(r"a: step \d+/10 +loss", out)
+    assert "\x1b" not in out
+
+
+def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> None:
+    said = on_a_terminal(project, "build")
+    assert "step 10/10" in said
+    assert re.search(r"a +rehearsal +built", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said))
+    assert "\x1b[?25h" in said  # the cursor is back
+
+
+def test_no_color_is_respected(project: Project) -> None:
+    said = on_a_terminal(project, "build", NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", said)
+
+
+def test_json_lines_are_events_of_a_known_shape(project: Project) -> None:
+    ran = project.build()
+    assert all(event["v"] == 1 for event in ran.events)
+    states = {event["state"] for event in ran.of("action")}
+    assert {"build", "running", "built"} <= states
+    assert all({"target", "method", "key", "reason"} <= set(event) for event in ran.of("action"))
+    progress = [event for event in ran.of("progress") if "loss" in event]
+    assert progress[-1]["step"] == progress[-1]["steps"] == 10
+    assert ran.events[-1]["event"] == "result"
+    plan = json.loads(project.forge("plan", "--json").out)
+    assert [action["state"] for action in plan["actions"]] == ["reuse"] * 4
+    assert plan["free"] > 0
+    error = json.loads(project.forge("build", "--json", "nothing", code=2).out)
+    assert (error["event"], error["code"]) == ("error", 2)
+
+
+# -- how it runs -------------------------------------------------------------------------------------------------------
+
+
+def test_independent_actions_run_side_by_side(tmp_path: Path, toy_checkpoint: Path, wait_for: Wait) -> None:
+    project = new_project(tmp_path / "project", toy_checkpoint, TWO)
+    gate = project.root / "gate"
+    gate.mkdir()
+    running = project.start("build", "-j", "2", REHEARSAL_GATE=str(gate))
+    wait_for(lambda: {"toy-left", "toy-right"} <= {path.name for path in gate.iterdir()})
+    (gate / "go").touch()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, out + err
+
+
+@pytest.mark.parametrize(("flags", "others"), [([], []), (["-k"], ["right"])], ids=["stop", "keep going"])
+def test_after_a_failure_it_is_said_what_was_kept(
+    tmp_path: Path, toy_checkpoint: Path, flags: list[str], others: list[str]
+) -> None:
+    recipe = TWO.replace('dataset = "drawings"\n', 'dataset = "drawings"\nfails = true\n', 1)
+    project = new_project(tmp_path / "project", toy_checkpoint, recipe)
+    ran = project.forge("build", "--plain", *flags, code=1)
+    assert "the rehearsal was told to fail" in ran.out
+    assert "try   fails = false" in ran.out
+    assert "what was built is kept" in ran.out
+    again = project.build(*flags, code=1)
+    assert again.built == []
+    assert project.starts().count("right") == len(others)
+
+
+def test_no_wait_ends_at_once_with_5(project: Project, wait_for: Wait) -> None:
+    gate = project.root / "gate"
+    gate.mkdir()
+    running = project.start("build", REHEARSAL_GATE=str(gate))
+    wait_for(lambda: (gate / "toy-a").exists())
+    ran = project.forge("build", "--no-wait", code=5)
+    assert str(running.pid) in ran.err
+    assert project.forge("clean", code=5).err.startswith("error: a build is using the cache")
+    (gate / "go").touch()
+    running.communicate(timeout=60)
+    assert running.returncode == 0
+
+
+def test_a_full_disk_is_refused_before_anything_runs(project: Project) -> None:
+    # a file-size limit stands in for a full disk: the first big write fails
+    script = f"ulimit -f 8; exec {FORGE} build --plain"
+    ran = subprocess.run(
+        ["bash", "-c", f"trap '' XFSZ; {script}"],
+        cwd=project.root,
+        env=os.environ | {"FORGE_METHODS": _methods()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 4, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr
+    assert project.build().built == ["a", "b", "c", "preset.export"]
+
+
+# -- keeping house -----------------------------------------------------------------------------------------------------
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and "index.db" not in path.name)
+
+
+def test_clean_frees_what_it_says_and_the_next_build_is_null(built: Project) -> None:
+    built.edit("rank = 5", "rank = 3")
+    built.build()
+    (built.root / "cache/v1/objects/zz").mkdir()
+    (built.root / "cache/v1/objects/zz/leftover").write_bytes(b"x" * 1000)
+    promised = json.loads(built.forge("clean", "--dry-run", "--json").out)["bytes"]
+    before = size(built.root / "cache/v1")
+    freed = json.loads(built.forge("clean", "--json").out)["bytes"]
+    assert freed == promised >= 1000
+    assert before - size(built.root / "cache/v1") == freed
+    again = built.build()
+    assert again.built == again.restored == []
+    built.edit("rank = 3", "rank = 5")
+    built.trained()
+    built.build()
+    assert built.starts() == []  # trained results are kept
+
+
+def test_clean_trained_removes_what_no_recipe_reaches(built: Project) -> None:
+    built.edit("rank = 5", "rank = 3")
+    built.build()
+    built.forge("lock", "--prune")
+    built.forge("clean", "--trained")
+    assert built.build().built == []
+    built.edit("rank = 3", "rank = 5")
+    built.trained()
+    built.build()
+    assert built.starts() == ["c"]
+
+
+def test_init_makes_a_project_that_can_be_planned(tmp_path: Path) -> None:
+    Project(tmp_path).forge("init", "mine")
+    mine = Project(tmp_path / "mine")
+    assert "to build" in mine.forge("plan").out
+    assert mine.forge("schema", "--check").out
+    assert "already" in Project(tmp_path).forge("init", "mine", code=2).err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_names_every_command(tmp_path: Path, shell: str) -> None:
+    script = Project(tmp_path).forge("completion", shell).out
+    assert "build" in script
+    assert "retrain" not in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_the_module_runs_as_the_command_does(built: Project) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "sdforge", "build"],
+        cwd=built.root,
+        env=os.environ | {"FORGE_METHODS": _methods()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "nothing to do" in ran.stdout, ran.stderr

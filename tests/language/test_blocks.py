@@ -1,0 +1,103 @@
+"""Block patterns: the longest literal prefix decides, and what cannot be decided is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdforge.errors import UsageError
+from sdforge.families import family
+from sdforge.method import block_places, literal, resolve_blocks, spelled
+from tests.planner.conftest import World
+
+SD15 = family("sd15")
+
+
+def decided(*patterns: str) -> dict[str, str]:
+    """Return block → the pattern that decides there."""
+    return {".".join(filter(None, place)): found for place, found in resolve_blocks(patterns, SD15).items()}
+
+
+def test_a_component_names_all_its_blocks() -> None:
+    assert set(decided("unet")) == {"unet." + block for component, block in block_places(SD15) if component == "unet"}
+
+
+def test_the_unet_has_the_blocks_that_merge_programs_know() -> None:
+    blocks = {block for component, block in block_places(SD15) if component == "unet"}
+    counted = {f"in{i:02}" for i in range(12)} | {f"out{i:02}" for i in range(12)}
+    assert blocks == {"time", "mid", "out"} | counted
+
+
+def test_a_question_mark_is_one_letter() -> None:
+    assert set(decided("unet.in0?")) == {f"unet.in0{i}" for i in range(10)}
+
+
+def test_a_set_of_letters_is_a_choice() -> None:
+    assert set(decided("unet.in1[01]")) == {"unet.in10", "unet.in11"}
+
+
+def test_a_star_over_blocks_leaves_the_other_components_alone() -> None:
+    assert {place.partition(".")[0] for place in decided("unet.*")} == {"unet"}
+
+
+@pytest.mark.parametrize(("name", "block"), [("IN04", "unet.in04"), ("M00", "unet.mid"), ("OUT03", "unet.out03")])
+def test_blocks_go_by_the_names_of_merge_programs_too(name: str, block: str) -> None:
+    assert decided(name) == {block: name}
+    assert spelled(name) == block
+
+
+@pytest.mark.parametrize(
+    ("patterns", "place", "winner"),
+    [
+        (("unet", "unet.mid"), "unet.mid", "unet.mid"),
+        (("unet.*", "unet.in0?"), "unet.in04", "unet.in0?"),
+        (("unet.in0?", "unet.in04"), "unet.in04", "unet.in04"),
+        (("*", "unet"), "unet.mid", "unet"),
+        (("unet.in0?", "IN04"), "unet.in04", "IN04"),
+    ],
+)
+def test_the_longest_literal_prefix_wins(patterns: tuple[str, ...], place: str, winner: str) -> None:
+    assert decided(*patterns)[place] == winner
+    assert decided(*reversed(patterns))[place] == winner
+
+
+def test_a_whole_name_is_longer_than_the_same_letters_with_a_star() -> None:
+    assert literal("unet.mid") > literal("unet.mid*")
+
+
+def test_two_patterns_of_equal_length_that_meet_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        decided("unet.in0?", "unet.in0[0-4]")
+    assert caught.value.message == "the block patterns 'unet.in0?' and 'unet.in0[0-4]' both match unet.in00"
+    assert caught.value.hint == "make one of them more exact"
+
+
+def test_two_patterns_of_equal_length_that_do_not_meet_are_fine() -> None:
+    assert len(decided("unet.in0?", "unet.in1?")) == 12
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("unet.midd", "did you mean 'unet.mid'?"),
+        ("unet.in12", "did you mean 'unet.in11'?"),
+        ("zzz", "blocks are "),
+        ("text_encoder_2", "did you mean 'text_encoder'?"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(pattern: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=r"matches nothing in Stable Diffusion 1\.x") as caught:
+        decided(pattern)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[weighted_sum.x]\ncheckpoints = ["flat", "ink"]\nweights = [0.5, 0.5]\nblocks = { "unet.midd" = [1, 0] }\n',
+        '[bake.x]\ncheckpoint = "flat"\nloras.glow = { blocks = { "unet.midd" = 1 } }\n',
+        '[slerp.x]\na = "flat"\nb = "ink"\nblocks = { "unet.midd" = 0.1 }\n',
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_a_mistake_of_the_recipe(world: World, text: str) -> None:
+    world.recipe(text)
+    assert world.misfits() == ["the block pattern 'unet.midd' matches nothing in Stable Diffusion 1.x"]

@@ -1,0 +1,201 @@
+"""`forge.toml`, names on the command line, and the way from them to targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdforge.cli import main
+from tests.language.conftest import Said
+
+RECIPE = 'family = "sd15"\n[cast.{name}]\ncheckpoint = "flat"\ndtype = "fp16"\n'
+Forge = Callable[..., Said]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "defaults = []\n",
+            """forge.toml:1:1: error[unknown-setting]: `defaults` is no setting of forge.toml
+  1 | defaults = []
+    | ^^^^^^^^ did you mean `default`?
+1 error
+""",
+        ),
+        (
+            '[source.flat]\npath = "x"\n',
+            """forge.toml:1:2: error[missing]: source.flat needs `from`
+  1 | [source.flat]
+    |  ^^^^^^^^^^^
+forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forge.toml
+  2 | path = "x"
+    | ^^^^ it has from, licence, prediction, sha256, trigger
+2 errors
+""",
+        ),
+        (
+            '[source.Flat]\nfrom = "x"\n',
+            """forge.toml:1:2: error[name]: `Flat` is no name
+  1 | [source.Flat]
+    |  ^^^^^^^^^^^ small letters, digits, - and _, at most 64
+1 error
+""",
+        ),
+        (
+            '[source.flat]\nfrom = "x"\n[dataset.flat]\npath = "y"\n',
+            """forge.toml:3:2: error[name]: `flat` is already a source
+  3 | [dataset.flat]
+    |  ^^^^^^^^^^^^ small letters, digits, - and _, at most 64
+1 error
+""",
+        ),
+        (
+            '[run]\ndevice = "tpu"\n',
+            """forge.toml:2:10: error[setting]: `run.device` cannot be "tpu"
+  2 | device = "tpu"
+    |          ^^^^^
+1 error
+""",
+        ),
+        (
+            "[run]\njobs = 0\n",
+            """forge.toml:2:8: error[setting]: `run.jobs` is at least 1, not 0
+  2 | jobs = 0
+    |        ^
+1 error
+""",
+        ),
+    ],
+)
+def test_a_mistake_in_forge_toml_is_said_at_its_place(root: Path, forge: Forge, text: str, words: str) -> None:
+    (root / "forge.toml").write_text(text)
+    said = forge("plan", "r")
+    assert said.code == 2
+    assert said.err == words
+
+
+def test_a_mistake_in_forge_local_toml_is_said_at_its_place(root: Path, forge: Forge) -> None:
+    (root / "forge.local.toml").write_text("folder = []\n")
+    said = forge("plan", "r")
+    assert said.code == 2
+    assert said.err.startswith("forge.local.toml:1:1: error[unknown-setting]: `folder` is no setting")
+
+
+def test_forge_toml_is_under_the_limits_of_recipes(root: Path, forge: Forge) -> None:
+    (root / "forge.toml").write_text("a = " + "[" * 100 + "]" * 100 + "\n")
+    said = forge("plan", "r")
+    assert said.code == 2
+    assert "nests deeper than 64 levels" in said.err
+
+
+def test_a_folder_without_a_project_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    code = main(["-C", str(folder), "plan"])
+    words = capsys.readouterr().err
+    assert code == 2
+    assert words == (
+        f"error: {folder} is in no project: there is no forge.toml here or above\nhint: `forge init` makes one\n"
+    )
+
+
+def test_a_project_is_found_from_a_folder_within_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "recipes" / "soft.toml").write_text(RECIPE.format(name="x"))
+    assert main(["-C", str(root / "recipes"), "list"]) == 0
+    assert "soft" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["plan"],
+            (
+                "error: nothing to build: no recipe was named, and forge.toml has no `default`\n"
+                "hint: there are: hard, soft\n"
+            ),
+        ),
+        (["plan", "sofd"], "error: there is no recipe and no target 'sofd'\nhint: did you mean 'soft'?\n"),
+        (["plan", "zzzzzz"], "error: there is no recipe and no target 'zzzzzz'\nhint: there are: hard, soft\n"),
+        (["plan", "soft:y"], "error: recipe 'soft' has no target 'y'\nhint: it has x, one\n"),
+        (["plan", "soft:onne"], "error: recipe 'soft' has no target 'onne'\nhint: did you mean 'one'?\n"),
+        (["plan", "sofd:x"], "error: there is no recipe 'sofd'\nhint: did you mean 'soft'?\n"),
+        (["plan", "x"], "error: 'x' is a target of several recipes\nhint: hard:x or soft:x\n"),
+        (["plan", "../soft"], "error: there is no recipe and no target '../soft'\nhint: did you mean 'soft'?\n"),
+        (
+            ["plan", "../soft:x"],
+            "error: '../soft' is no name for a recipe\nhint: small letters, digits, - and _, at most 64\n",
+        ),
+        (
+            ["check", "Soft"],
+            "error: 'Soft' is no name for a recipe\nhint: small letters, digits, - and _, at most 64\n",
+        ),
+        (["check", "sofd"], "error: there is no recipe 'sofd'\nhint: did you mean 'soft'?\n"),
+    ],
+)
+def test_a_name_that_means_nothing_is_guessed_at(root: Path, forge: Forge, arguments: list[str], words: str) -> None:
+    (root / "recipes" / "soft.toml").write_text(RECIPE.format(name="x") + RECIPE.format(name="one").partition("\n")[2])
+    (root / "recipes" / "hard.toml").write_text(RECIPE.format(name="x"))
+    said = forge(*arguments)
+    assert (said.code, said.err) == (2, words)
+
+
+def test_usage_that_no_command_has_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["frobnicate"])
+    assert caught.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_no_regular_file_is_refused(root: Path, forge: Forge) -> None:
+    import os
+
+    os.mkfifo(root / "recipes" / "pipe.toml")
+    said = forge("plan", "pipe")
+    assert said.code == 2
+    assert "Traceback" not in said.err
+
+
+def test_a_recipe_that_is_a_folder_is_refused(root: Path, forge: Forge) -> None:
+    (root / "recipes" / "folder.toml").mkdir()
+    assert forge("plan", "folder").code == 2
+
+
+@pytest.mark.parametrize("place", ["/etc/passwd", "../x.safetensors", "~/x.safetensors", "a/../../x", "C:x", "C:\\x"])
+def test_a_source_outside_the_project_is_refused(root: Path, forge: Forge, place: str) -> None:
+    (root / "recipes" / "r.toml").write_text(
+        f'family = "sd15"\n[source.mine]\nfrom = \'{place}\'\n[cast.x]\ncheckpoint = "mine"\ndtype = "fp16"\n'
+    )
+    said = forge("check", "r")
+    assert said.code == 2
+    assert "is no path within the project" in said.err
+
+
+def test_a_source_that_leads_out_through_a_link_is_refused(root: Path, forge: Forge, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "bases").symlink_to(outside)
+    (root / "recipes" / "r.toml").write_text(RECIPE.format(name="x"))
+    said = forge("check", "r")
+    assert said.code == 2
+    assert "leads out of the project through a link" in said.err
+
+
+def test_a_source_that_is_not_there_says_where_it_was_looked_for(root: Path, forge: Forge) -> None:
+    (root / "recipes" / "r.toml").write_text(RECIPE.format(name="x"))
+    said = forge("check", "r")
+    assert said.code == 2
+    assert said.err.startswith(
+        "recipes/r.toml:3:14: error[source]: flat: there is no bases/flat.safetensors in the project"
+    )
+
+
+def test_a_remote_source_says_that_fetching_comes_later(root: Path, forge: Forge) -> None:
+    (root / "forge.toml").write_text('[source.flat]\nfrom = "hf://a/b"\n')
+    (root / "recipes" / "r.toml").write_text(RECIPE.format(name="x"))
+    said = forge("check", "r")
+    assert said.code == 2
+    assert "fetching comes with a later version" in said.err

@@ -1,0 +1,200 @@
+"""`forge.lock` as text: the same content is the same text, and what forge did not write is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdforge.errors import UsageError
+from sdforge.lock import Lock, Pin, read_lock
+from tests.lock.conftest import a_pin
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+LEAF = st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+VALUE: st.SearchStrategy[Any] = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8
+)
+
+
+def again(lock: Lock) -> Lock:
+    return read_lock(lock.dump().encode(), "forge.lock")
+
+
+def test_what_is_written_is_read_again(lock: Lock) -> None:
+    assert again(lock).dump() == lock.dump()
+    assert (again(lock).sources, again(lock).targets) == (lock.sources, lock.targets)
+    assert again(lock).results == lock.results
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.dictionaries(TEXT, VALUE, max_size=4), st.dictionaries(TEXT, VALUE, max_size=4))
+def test_whatever_settings_and_facts_hold_is_read_again(chosen: dict[str, Any], facts: dict[str, Any]) -> None:
+    lock = Lock()
+    lock.pin(a_pin(settings=chosen, facts=facts), replace=True)
+    (found,) = again(lock).pins("a" * 64).values()
+    assert (found.settings, found.facts) == (chosen, facts)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.permutations(["a:x", "a:y", "b:x", "b:y"]), st.permutations("123"))
+def test_the_order_in_which_entries_came_does_not_show(names: list[str], digests: list[str]) -> None:
+    one, two = Lock(), Lock()
+    for lock, order, pins in ((one, sorted(names), sorted(digests)), (two, names, digests)):
+        for name in order:
+            lock.targets[name] = {"key": "8" * 64}
+        for digest in pins:
+            lock.pin(a_pin(digest=digest), replace=False)
+    assert one.dump() == two.dump()
+
+
+def test_an_empty_lock_is_read_again() -> None:
+    assert again(Lock()) == Lock()
+
+
+def test_every_entry_is_a_table_of_its_own(lock: Lock) -> None:
+    """So a merge in git keeps both sides' tables."""
+    heads = [line for line in lock.dump().splitlines() if line.startswith("[")]
+    assert heads == [
+        "[source.flat]",
+        "[source.sketches]",
+        '[target."other:soft"]',
+        '[target."r:preset.export"]',
+        '[target."r:soft"]',
+        f"[result.{'a' * 64}.{'1' * 64}]",
+    ]
+
+
+def test_it_says_that_it_is_to_be_committed(lock: Lock) -> None:
+    assert lock.dump().startswith("# Written by forge; commit it.")
+
+
+def test_a_pin_is_found_by_its_plan_keys_and_by_its_own(lock: Lock) -> None:
+    assert lock.content_key("f" * 64) == lock.content_key("a" * 64) == "a" * 64
+    assert lock.content_key("0" * 64) == ""
+
+
+def test_a_new_pin_is_found_at_once(lock: Lock) -> None:
+    assert lock.content_key("e" * 64) == ""
+    lock.pin(a_pin("c", plans=["e" * 64]), replace=False)
+    assert lock.content_key("e" * 64) == "c" * 64
+
+
+def test_a_second_result_stands_beside_the_first_unless_it_replaces_it(lock: Lock) -> None:
+    lock.pin(a_pin(digest="2"), replace=False)
+    assert sorted(lock.pins("a" * 64)) == ["1" * 64, "2" * 64]
+    lock.pin(a_pin(digest="3"), replace=True)
+    assert sorted(lock.pins("a" * 64)) == ["3" * 64]
+
+
+def test_both_sides_of_a_git_merge_are_read(lock: Lock) -> None:
+    other = Lock()
+    other.pin(a_pin(digest="2"), replace=True)
+    table = other.dump().partition("version = 1\n")[2]
+    found = read_lock((lock.dump() + table).encode(), "forge.lock")
+    assert sorted(found.pins("a" * 64)) == ["1" * 64, "2" * 64]
+
+
+def test_the_marks_of_a_git_merge_are_refused_with_the_way_out(lock: Lock) -> None:
+    text = lock.dump().replace("[source.flat]", "<<<<<<< HEAD\n[source.flat]")
+    with pytest.raises(UsageError) as caught:
+        read_lock(text.encode(), "forge.lock")
+    assert caught.value.message.startswith("forge.lock cannot be read: ")
+    assert caught.value.hint == "keep both sides' tables between the conflict's marks, and delete the marks"
+
+
+@pytest.mark.parametrize("version", ["2", '"1"', "0"])
+def test_a_lock_of_another_version_is_refused(lock: Lock, version: str) -> None:
+    text = lock.dump().replace("version = 1\n", f"version = {version}\n")
+    with pytest.raises(UsageError, match=r"forge\.lock was written by another version of sdforge") as caught:
+        read_lock(text.encode(), "forge.lock")
+    assert caught.value.hint == "update sdforge"
+
+
+def test_a_lock_without_a_version_is_refused() -> None:
+    with pytest.raises(UsageError, match="another version"):
+        read_lock(b"", "forge.lock")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "source = 3",
+        "target = []",
+        "result = 3",
+        'source.flat = "x"',
+        "target.x = 3",
+        "[source.flat]\nsize = 3",
+        "[source.flat]\ndigest = 3",
+        '[target."r:x"]\nkey = 3',
+        "[result]\naa = 3",
+        "[result.aa]\nbb = 3",
+        "[result.aa.bb]\nplans = 3",
+        "[result.aa.bb]\nplans = [3]",
+        "[result.aa.bb]\nkind = []",
+        "[result.aa.bb]\ncomponents = []",
+        "[result.aa.bb]\ncomponents = { lora = 3 }",
+        '[result.aa.bb]\nnorm = "x"',
+        "[result.aa.bb]\nunknown = 3",
+        '[result.aa.bb]\nkey = "x"',
+    ],
+)
+def test_a_lock_that_was_damaged_by_hand_is_refused_in_one_sentence(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^forge\.lock holds "):
+        read_lock(f"version = 1\n{text}\n".encode(), "forge.lock")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe", b"version = 1\0", b"version = ", b"\x00" * 100, b"version = " + b"9" * 5000]
+)
+def test_bytes_that_are_no_lock_are_refused_in_one_sentence(data: bytes) -> None:
+    with pytest.raises(UsageError, match=r"^forge\.lock cannot be read: "):
+        read_lock(data, "forge.lock")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2000), st.integers(0, 255))
+def test_one_damaged_byte_is_an_error_or_a_lock(place: int, byte: int) -> None:
+    lock = Lock(targets={"r:soft": {"key": "8" * 64}})
+    lock.pin(a_pin(), replace=True)
+    data = bytearray(lock.dump().encode())
+    data[place % len(data)] = byte
+    try:
+        found = read_lock(bytes(data), "forge.lock")
+    except UsageError:
+        return
+    assert isinstance(found.dump(), str)
+
+
+@pytest.mark.parametrize("end", range(0, 900, 60))
+def test_a_lock_that_was_cut_off_is_an_error_or_a_shorter_lock(lock: Lock, end: int) -> None:
+    try:
+        found = read_lock(lock.dump().encode()[:end], "forge.lock")
+    except UsageError:
+        return
+    assert len(found.dump()) <= len(lock.dump())
+
+
+def test_a_number_that_is_none_has_no_place_in_it() -> None:
+    lock = Lock()
+    lock.pin(a_pin(norm=float("nan")), replace=True)
+    with pytest.raises(ValueError, match="has no place in the lock"):
+        lock.dump()
+
+
+def test_a_pin_is_an_artifact_whose_tensors_are_not_listed() -> None:
+    artifact = a_pin().artifact()
+    assert artifact.components["lora"].table == ""
+    assert artifact.identity == artifact.digest
+
+
+def test_the_cache_of_a_lock_holds_all_of_it(lock: Lock) -> None:
+    assert Lock.from_json(lock.to_json()).dump() == lock.dump()
+
+
+def test_every_field_of_a_pin_reaches_the_lock(lock: Lock) -> None:
+    fields = set(Pin.__dataclass_fields__) - {"key", "digest"}
+    text = lock.dump().partition("[result.")[2]
+    assert {line.partition(" = ")[0] for line in text.splitlines()[1:]} == fields

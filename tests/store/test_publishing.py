@@ -1,0 +1,313 @@
+"""What is published is there whole or not at all, and what is damaged counts as missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdforge.artifact import Component
+from sdforge.errors import BrokenPromise, ResourceError, UsageError
+from sdforge.store import Known, Store
+from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, sha256_of, within
+from tests.store.conftest import digest_of, make_result
+
+ROOT = Path(__file__).parents[2]
+KEY = "ab" * 32
+WRITER = f"""
+import sys
+from pathlib import Path
+from sdforge.store import Store
+from tests.store.conftest import make_result
+print(make_result(Store(Path(sys.argv[1])), "{KEY}", b"some bytes").digest)
+"""
+PUBLISHES = 5  # pack, table, log, preimage, result
+
+
+def write(cache: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != FAULT} | ({FAULT: fault} if fault else {})
+    return subprocess.run(
+        [sys.executable, "-c", WRITER, str(cache)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def published(cache: Path) -> list[Path]:
+    """All that lies under final names."""
+    ours = ("objects", "results", "aliases", "preimages")
+    return sorted(p for kind in ours for p in (cache / "v1" / kind).rglob("*") if p.is_file())
+
+
+def assert_whole(cache: Path) -> None:
+    for path in published(cache):
+        if path.parts[-3] == "objects":
+            assert sha256_of(path) == path.name
+        elif path.suffix == ".json":
+            assert json.loads(path.read_bytes())["digest"] == path.stem
+
+
+def test_a_result_is_published_in_as_many_steps_as_this_file_thinks(cache: Path) -> None:
+    write(cache)
+    assert len(published(cache)) == PUBLISHES
+
+
+@pytest.mark.parametrize("at", range(1, PUBLISHES + 1))
+def test_a_kill_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None:
+    killed = write(cache, f"kill:{at}")
+    assert killed.returncode == -9
+    assert_whole(cache)
+    assert Store(cache).known(KEY).results == []
+    done = write(cache)
+    assert [result.digest for result in Store(cache).known(KEY).results] == [done.stdout.strip()]
+    assert_whole(cache)
+    assert not list((cache / "v1" / "results").rglob(".*"))
+
+
+@pytest.mark.parametrize("at", range(1, PUBLISHES + 1))
+def test_an_error_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None:
+    failed = write(cache, f"error:{at}")
+    assert failed.returncode != 0
+    assert "planted fault" in failed.stderr
+    assert_whole(cache)
+    assert Store(cache).known(KEY).results == []
+
+
+def test_what_a_dead_process_left_is_swept(cache: Path) -> None:
+    write(cache, "kill:1")
+    assert any((cache / "v1" / "tmp").iterdir())
+    Store(cache).prepare()
+    assert not any(p.is_dir() for p in (cache / "v1" / "tmp").iterdir())
+
+
+def test_the_workplace_of_a_living_process_is_left_alone(store: Store) -> None:
+    folder = store.workplace()
+    Store(store.root.parent).prepare()
+    assert folder.is_dir()
+
+
+def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def note_fsync(fd: int) -> None:
+        done.append("flush folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "flush file")
+        fsync(fd)
+
+    def note_replace(*arguments: str | Path) -> None:
+        done.append("rename")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    publish_bytes(b"x", tmp_path / "final", tmp_path / "tmp")
+    assert done == ["flush file", "rename", "flush folder"]
+
+
+def test_an_objects_file_cannot_be_written_to(store: Store) -> None:
+    store.prepare()
+    sha256 = store.put_bytes(b"x")
+    assert stat.S_IMODE(store.object(sha256).stat().st_mode) == 0o444
+
+
+def test_publishing_replaces_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "final").write_bytes(b"old")
+    publish_bytes(b"new", tmp_path / "final", tmp_path / "tmp")
+    assert (tmp_path / "final").read_bytes() == b"new"
+
+
+def test_a_failed_publish_leaves_no_temporary_file(tmp_path: Path) -> None:
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "x").touch()
+    with pytest.raises(ResourceError, match="final could not be kept") as caught:
+        publish_bytes(b"new", tmp_path / "final", tmp_path / "tmp")
+    assert caught.value.exit_code == 4
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_full_disk_is_said_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
+        publish_bytes(b"x", tmp_path / "final", tmp_path / "tmp")
+    assert "forge clean" in caught.value.hint
+    assert not (tmp_path / "final").exists()
+
+
+def test_a_cache_that_cannot_be_made_is_a_resource(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError) as caught:
+        Store(tmp_path / "file").prepare()
+    assert caught.value.exit_code == 4
+
+
+def test_the_same_bytes_are_kept_once(store: Store) -> None:
+    store.prepare()
+    one = store.put_bytes(b"x")
+    before = store.object(one).stat()
+    assert store.put_bytes(b"x") == one
+    assert store.object(one).stat() == before
+
+
+def test_a_damaged_object_is_set_aside_and_missing_from_then_on(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    path = store.object(result.packs[0])
+    path.chmod(0o644)
+    path.write_bytes(b"same bytes")
+    with pytest.raises(BrokenPromise, match="its bytes are not what its name says") as caught:
+        store.read_object(path.name)
+    assert caught.value.exit_code == 3
+    assert (store.root / "quarantine" / path.name).read_bytes() == b"same bytes"
+    with pytest.raises(BrokenPromise, match="the store has no object"):
+        store.read_object(path.name)
+    assert not store.holds(result)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"key": 3}', "null", '"x"', "[" * 2000, '{"components": []}', "\0"]
+)
+def test_a_damaged_result_is_set_aside_and_counts_as_missing(store: Store, text: str) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    path = store.root / "results" / KEY[:2] / KEY / f"{result.digest}.json"
+    path.chmod(0o644)
+    path.write_text(text)
+    assert Store(store.root.parent).fresh(KEY).results == []
+    assert (store.root / "quarantine" / path.name).is_file()
+
+
+@pytest.mark.xfail(strict=True, reason="a result's own text has no digest: only what it names is verified")
+def test_a_changed_digit_in_a_result_is_noticed(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    path = store.root / "results" / KEY[:2] / KEY / f"{result.digest}.json"
+    path.chmod(0o644)
+    content = result.components["lora"].content
+    path.write_text(path.read_text().replace(content, "0" + content[1:] if content[0] != "0" else "1" + content[1:]))
+    assert Store(store.root.parent).fresh(KEY).results == []
+
+
+def test_a_result_under_another_name_is_set_aside(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    folder = store.root / "results" / KEY[:2] / KEY
+    (folder / f"{result.digest}.json").rename(folder / f"{'0' * 64}.json")
+    assert store.fresh(KEY).results == []
+
+
+def test_of_several_results_the_first_made_comes_first(store: Store) -> None:
+    late = make_result(store, KEY, b"late", made=2.0)
+    early = make_result(store, KEY, b"early", made=1.0)
+    assert [result.digest for result in store.known(KEY).results] == [early.digest, late.digest]
+
+
+def test_a_result_comes_back_as_it_was_kept(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    (found,) = Store(store.root.parent).fresh(KEY).results
+    assert found == result
+    assert store.record(found) == result.record
+    assert store.preimage(KEY) == {"of": KEY}
+
+
+def test_what_is_known_survives_the_index(store: Store) -> None:
+    known = Known([make_result(store, KEY, b"some bytes")], alias="x", formula={"components": {}, "facts": {}})
+    (found,) = Known.load(known.dump()).results
+    assert found.record == {}
+    assert (found.digest, found.packs) == (known.results[0].digest, known.results[0].packs)
+    assert (Known.load(known.dump()).alias, Known.load(known.dump()).formula) == (known.alias, known.formula)
+
+
+def test_an_alias_leads_to_another_key(store: Store) -> None:
+    make_result(store, KEY, b"some bytes")
+    store.add_alias("cd" * 32, KEY, '{"other":1}')
+    assert Store(store.root.parent).known("cd" * 32).alias == KEY
+    assert store.preimage("cd" * 32) == {"other": 1}
+
+
+def test_a_dropped_result_is_set_aside(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    store.drop(result, "its bytes are damaged")
+    assert store.known(KEY).results == []
+    assert Store(store.root.parent).known(KEY).results == []
+
+
+def test_a_table_of_tensors_comes_back_sorted(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    (tensor,) = Store(store.root.parent).table(result.components["lora"])
+    assert (tensor.name, tensor.shape, tensor.sha256) == ("x", (10,), digest_of(b"some bytes"))
+    assert tensor.spot is not None
+    assert tensor.spot.file == result.packs[0]
+
+
+def test_a_table_that_is_missing_is_a_broken_promise(store: Store) -> None:
+    with pytest.raises(BrokenPromise, match="the store has no object"):
+        store.table(Component("x", "x", "0" * 64, ""))
+
+
+def test_a_lock_is_held_once_and_free_when_its_holder_is_gone(store: Store) -> None:
+    one, two = store.lock(KEY), store.lock(KEY)
+    assert one.acquire(wait=False)
+    assert not two.acquire(wait=False)
+    assert two.holder() == str(os.getpid())
+    one.release()
+    assert two.acquire(wait=False)
+
+
+def test_a_lock_lives_as_long_as_anybody_has_its_descriptor(store: Store) -> None:
+    lock = store.lock(KEY)
+    lock.acquire(wait=False)
+    worker = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fd])
+    lock.release()
+    try:
+        assert not store.lock(KEY).acquire(wait=False)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert store.lock(KEY).acquire(wait=False)
+
+
+def test_a_shared_guard_keeps_out_who_wants_it_alone(store: Store) -> None:
+    store.prepare()
+    one, two, alone = store.guard(), store.guard(), store.guard()
+    assert one.share(wait=False)
+    assert two.share(wait=False)
+    assert not alone.acquire(wait=False)
+    one.release()
+    two.release()
+    assert alone.acquire(wait=False)
+
+
+def test_a_lock_file_is_never_deleted(store: Store) -> None:
+    with Lock(store.lock(KEY).path) as lock:
+        lock.acquire(wait=False)
+    assert lock.path.is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/../../x", "~/x", "C:x", "a\\..\\..\\x", "", " ", "a\0b", "\\\\host\\x"]
+)
+def test_no_path_leads_out_of_the_project(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="is no path within the project"):
+        within(tmp_path, name)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / "nothing"):
+        with pytest.raises(UsageError):
+            open_regular(path)
+
+
+def test_publish_says_what_could_not_be_kept(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="final could not be kept"):
+        publish(tmp_path / "nothing", tmp_path / "final")
