@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from sdforge.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,11 @@ class UsageError(ForgeError):
 
 
 class RecipeError(UsageError):
-    """All that is wrong in recipes and `forge.toml`, together."""
+    """All that is wrong in recipes and `forge.toml`, together. rest: what could be read of a recipe all the same."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], rest: Recipe | None = None) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
-        self.problems = problems
+        self.problems, self.rest = problems, rest
 
 
 class BrokenPromise(ForgeError):

@@ -83,8 +83,7 @@ class _Linking:
                 recipe = self.project.recipe(name)
             except RecipeError as error:
                 self.problems += error.problems
-                self.added[name] = Recipe(name, "", "", "", {}, {}, {})
-                continue
+                recipe = error.rest or Recipe(name, "", "", "", {}, {}, {})
             self.added[name] = recipe
             for target in recipe.targets.values():
                 links = []

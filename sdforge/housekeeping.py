@@ -74,19 +74,15 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     """The files of the store that may go: unreached results with the packs that only they use, and leftovers."""
     doomed: list[Path] = []
     objects: set[str] = set()
-    for folder in sorted((store.root / "results").glob("*/*")):
-        for path in sorted(folder.glob("*.json")):
-            value = json.loads(path.read_bytes())
-            result = Result.from_json(value)
-            pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
-            if folder.name in keep or (pinned_kind and not trained):
-                objects |= _objects(result)
-            else:
-                doomed.append(path)
+    for path, result in store.results():
+        pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
+        if result.key in keep or (pinned_kind and not trained):
+            objects |= _objects(result)
+        else:
+            doomed.append(path)
     objects |= store.source_tables()
     doomed += [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in objects]
-    for kind in ("aliases", "preimages"):
-        doomed += [p for p in sorted((store.root / kind).glob("*/*")) if kind == "aliases" and _leads_nowhere(p, keep)]
+    doomed += [p for p in sorted((store.root / "aliases").glob("*/*")) if _leads_nowhere(p, keep)]
     if trained:
         doomed += sorted(p for kind in ("states", "derived") for p in (store.root / kind).glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))

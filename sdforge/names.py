@@ -14,3 +14,9 @@ def is_name(text: str) -> bool:
         and text[0].islower()
         and all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in text)
     )
+
+
+def is_reference(text: str) -> bool:
+    """Say whether a text names a target or source as a recipe may: NAME, RECIPE:NAME, preset.STEP."""
+    recipe, colon, name = text.rpartition(":")
+    return (not colon or is_name(recipe)) and is_name(name.removeprefix("preset."))

@@ -237,13 +237,13 @@ class Planner:
 
     def _lineages(self, step: Step) -> dict[str, Json]:
         """Return role → how its inputs came to be, in an order that no name decides."""
-        roles: dict[str, list[str]] = {}
+        roles: dict[str, list[Json]] = {}
         for link, artifact in step.inputs:
             source = link.id in self.graph.sources
             came = (artifact.identity if artifact else "") if source else self.steps[link.id].lineage
             roles.setdefault(link.use.role, []).append(came)
         many = {name: role.many for name, role in step.node.target.signature.roles.items()}
-        return {name: sorted(found) if many[name] == "table" else found for name, found in roles.items()}  # type: ignore[dict-item]
+        return {name: sorted(found, key=str) if many[name] == "table" else found for name, found in roles.items()}
 
     def _frame(self, step: Step) -> tuple[str, str]:
         """The parts of a manifest around inputs and settings."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.identity import canonical
 from sdforge.method import Role, Signature, method, method_groups
-from sdforge.names import REFERENCE, is_name
+from sdforge.names import REFERENCE, is_name, is_reference
 from sdforge.syntax import Document, read_toml
 
 if TYPE_CHECKING:
@@ -110,6 +110,17 @@ def _signature(value: dict[str, Any]) -> Signature:
     return Signature(roles=roles, **value)
 
 
+def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
+    """Return the names in a table that does not hold, as far as they can be told."""
+    uses = []
+    for role, spec in signature.roles.items():
+        value = raw.get(role)
+        if isinstance(value, {"": str, "list": list, "table": dict}[spec.many]):
+            names = [value] if isinstance(value, str) else value
+            uses += [Use(role, name) for name in names if isinstance(name, str) and is_reference(name)]
+    return tuple(uses)
+
+
 def read_recipe(source: bytes, name: str, file: str) -> Recipe:
     """Read a recipe. Raises RecipeError with all that is wrong in the file, warnings included."""
     return _Reading(read_toml(source, file), name).recipe()
@@ -164,9 +175,7 @@ class _Reading:
         self._names()
         if preset is not None:
             self._expand(preset)
-        if self.problems:
-            raise RecipeError(self.problems)
-        return Recipe(
+        recipe = Recipe(
             self.name,
             self.document.file,
             str(family),
@@ -177,6 +186,17 @@ class _Reading:
             preset.model_dump() if preset is not None else None,
             self.signatures,
         )
+        if self.problems:
+            raise RecipeError(self.problems, self._rest(recipe))
+        return recipe
+
+    def _rest(self, recipe: Recipe) -> Recipe:
+        """Return what could be read, so that names in it are looked up too: whatever has a name counts as there."""
+        tables = [table for table in self.document.values.values() if isinstance(table, dict)]
+        unread: dict[str, Any] = {
+            name: {} for table in tables for name in table if name not in recipe.targets | recipe.datasets
+        }
+        return replace(recipe, sources=unread | recipe.sources)
 
     def _named(self, key: str, model: type[BaseModel]) -> dict[str, Any]:
         """Read `[key.name]` tables."""
@@ -227,6 +247,7 @@ class _Reading:
         self.signatures[method_name] = found.signature
         table = self._table(found.table, raw, path)
         if table is None:
+            self.targets[name] = Target(name, found.signature, "", _guessed(found.signature, raw), None, raw, path)
             return
         if found.group == "merges":
             self._check_counts(table, path)

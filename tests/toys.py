@@ -10,7 +10,7 @@ from PIL import Image
 
 CAPTIONS = ("a red square of {trigger}", "a green square", "a blue square of {trigger}")
 COLOURS = ((200, 30, 30), (30, 160, 40), (40, 60, 210))
-WORDS = "a an red green blue square of drawing girl boy flat ink background portrait".split()
+WORDS = ("a", "an", "red", "green", "blue", "square", "of", "drawing", "girl", "boy", "flat", "ink", "background")
 EDGE = 64  # pixels
 WIDTH = 8  # of the text encoder
 

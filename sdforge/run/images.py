@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +74,13 @@ def plan_pictures(rows: list[list[Any]], resolution: int, *, buckets: bool) -> l
     return pictures
 
 
-def _opened(path: str) -> Image.Image:
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """Open a picture. Raises ActionFailed if it cannot be read, also where that shows only later, at its pixels."""
     try:
-        return Image.open(path)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ActionFailed(f"{path} is no picture that can be read: {error}") from None
 
 

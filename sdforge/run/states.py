@@ -62,7 +62,7 @@ def load_state(folder: Path, most: int) -> State | None:
             if described["v"] != 1 or sha256_of(path) != described["sha256"]:
                 continue
             header = read_header(path)
-        except (OSError, ValueError, KeyError, UsageError):
+        except (OSError, ValueError, KeyError, TypeError, UsageError):
             continue
         data = path.read_bytes()
         tensors = {

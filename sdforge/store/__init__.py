@@ -65,9 +65,26 @@ class Result:
         components = {name: Component(*row) for name, row in value["components"].items()}
         return Result(**(value | {"components": components, "packs": tuple(value["packs"])}))
 
+    def dump(self) -> bytes:
+        """Return the file in which the store keeps this; `sum` tells damage."""
+        value = self.to_json()
+        return json.dumps(value | {"sum": _sum(value)}, indent=1, sort_keys=True).encode()
+
+    @staticmethod
+    def load(data: bytes) -> Result:
+        """Return the result that `dump` wrote. Raises ValueError, KeyError, TypeError for anything else."""
+        value = json.loads(data)
+        if value.pop("sum") != _sum(value):
+            raise ValueError("its bytes are not what they were")
+        return Result.from_json(value)
+
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
         return Artifact(self.kind, self.family, self.components, self.facts)
+
+
+def _sum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass
@@ -293,20 +310,27 @@ class Store:
             found.alias = alias.read_text().strip()
         folder = self._keyed("results", key)
         if folder.is_dir():
-            found.results = sorted(self._read_results(folder), key=lambda result: (result.made, result.digest))
+            found.results = sorted(
+                (result for _, result in self._read_results(folder)), key=lambda result: (result.made, result.digest)
+            )
         self._known[key] = found
         return found
 
-    def _read_results(self, folder: Path) -> Iterator[Result]:
-        for path in folder.glob("*.json"):
+    def results(self) -> Iterator[tuple[Path, Result]]:
+        """Yield all results with the files that hold them."""
+        for folder in sorted((self.root / "results").glob("*/*")):
+            yield from self._read_results(folder)
+
+    def _read_results(self, folder: Path) -> Iterator[tuple[Path, Result]]:
+        for path in sorted(folder.glob("*.json")):
             try:
-                result = Result.from_json(json.loads(path.read_bytes()))
+                result = Result.load(path.read_bytes())
                 if (result.key, result.digest) != (folder.name, path.stem):
                     raise ValueError("it stands under another name")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 damaged(path, self.root / "quarantine", str(error))
                 continue
-            yield result
+            yield path, result
 
     def record(self, result: Result) -> dict[str, Any]:
         """Return all that is recorded of a result."""
@@ -330,8 +354,7 @@ class Store:
         """Publish an action's result, last of all that belongs to it."""
         self.note_preimage(result.key, manifest)
         path = self._keyed("results", result.key) / f"{result.digest}.json"
-        text = json.dumps(result.to_json(), indent=1, sort_keys=True)
-        publish_bytes(text.encode(), path, self.temporary)
+        publish_bytes(result.dump(), path, self.temporary)
         self.fresh(result.key)
         self._dirty(result.key)
 

@@ -116,7 +116,8 @@ def states(project: Project) -> dict[str, str]:
 
 
 def to_do(project: Project) -> set[str]:
-    return {name for name, state in states(project).items() if state in ("build", "maybe")}
+    found = {name for name, state in states(project).items() if state in ("build", "maybe")}
+    return found - {"preset.cast"}  # it turns out to have nothing to do
 
 
 EVERYTHING = {"soft", "word", "preset.insert", *BEHIND_THE_LORA}
@@ -132,7 +133,8 @@ def test_previews_are_a_sheet_and_pictures_that_say_how_they_were_drawn(finished
     folder = finished.root / "out" / "toy" / "previews"
     with Image.open(folder / "sheet.png") as sheet:
         assert sheet.width > 3 * 64
-    texts = {path.name: Image.open(path).text["parameters"] for path in folder.glob("*.png") if path.name != "sheet.png"}  # type: ignore[attr-defined]
+    paths = [path for path in folder.glob("*.png") if path.name != "sheet.png"]
+    texts = {path.name: Image.open(path).info["parameters"] for path in paths}
     assert len(texts) >= 3  # the preset, both bases
     assert all("Steps: 2" in text and "Seed: 1" in text for text in texts.values())
 

@@ -114,7 +114,7 @@ def test_a_changed_setting_with_the_same_result_runs_that_action_alone(built: Pr
 
 
 def test_a_raised_version_of_a_method_with_the_same_bytes_runs_nothing_behind_it(
-    built: Project, tmp_path: Path, toy_checkpoint: Path
+    tmp_path: Path, toy_checkpoint: Path
 ) -> None:
     methods = tmp_path / "methods"
     shutil.copytree(Path(__file__).parents[1] / "methods", methods)

@@ -46,6 +46,7 @@ class _Lora(Adapter):
             for name, encoder in diffusion.text_encoders.items():
                 self._wrap(f"{name}.text_model", encoder, TEXT, settings.rank, alpha)
         for module, layer in sorted(self.layers.items()):
+            layer.set_adapter(next(iter(layer.lora_A)))  # every injection leaves only its own layers active
             down, up = _factors(layer)
             draw = generator(int(settings.seed or 0), f"init {module}")
             bound = 1 / math.sqrt(down[0].numel())  # kaiming_uniform(√5), as kohya starts
@@ -62,7 +63,8 @@ class _Lora(Adapter):
             if isinstance(layer, nn.Linear | nn.Conv2d) and path.endswith(tuple(f".{target}" for target in targets))
         ]
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted, bias="none")
-        inject_adapter_in_model(config, network, adapter_name=name)
+        with torch.random.fork_rng(devices=[]):  # PEFT's own start is drawn from the global generator
+            inject_adapter_in_model(config, network, adapter_name=name)
         for path, layer in network.named_modules():
             if isinstance(layer, LoraLayer) and name in layer.lora_A:
                 module = f"{prefix}.{path.removeprefix('text_model.')}"
