@@ -112,11 +112,11 @@ def _signature(value: dict[str, Any]) -> Signature:
 
 def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
     """Return the names in a table that does not hold, as far as they can be told."""
-    uses = []
+    uses: list[Use] = []
     for role, spec in signature.roles.items():
-        value = raw.get(role)
-        if isinstance(value, {"": str, "list": list, "table": dict}[spec.many]):
-            names = [value] if isinstance(value, str) else value
+        value, shape = raw.get(role), {"": str, "list": list, "table": dict}[spec.many]
+        names = [value] if shape is str else value
+        if isinstance(value, shape) and names:
             uses += [Use(role, name) for name in names if isinstance(name, str) and is_reference(name)]
     return tuple(uses)
 

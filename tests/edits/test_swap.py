@@ -1,0 +1,84 @@
+"""Swapping: components move with the facts that belong to them, and nothing is computed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdforge.artifact import Artifact
+from sdforge.errors import RecipeError, UsageError
+from sdforge.session import open_session
+from tests.families.workbench import Taken, change_json
+
+RECIPE = """\
+family = "sd15"
+
+[swap.mixed]
+checkpoint = "toy"
+{takes}
+"""
+
+
+@pytest.fixture
+def root(toy: Taken, other: Taken, toys: Path, tmp_path: Path) -> Path:
+    """A project with both toys, the other one with facts of its own."""
+    assert toy.artifact.kind == other.artifact.kind
+    for name in ("toy", "other"):
+        shutil.copytree(toys / name, tmp_path / name)
+    change: dict[str, dict[str, Any]] = {
+        "vae/config.json": {"scaling_factor": 0.25},
+        "unet/config.json": {"sample_size": 16},
+        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
+        "text_encoder/config.json": {"hidden_act": "gelu"},
+    }
+    for file, values in change.items():
+        change_json(tmp_path / "other" / file, values)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "forge.toml").write_text('[source.toy]\nfrom = "toy"\n[source.other]\nfrom = "other"\n')
+    return tmp_path
+
+
+def swapped(root: Path, takes: str) -> Artifact:
+    (root / "recipes" / "r.toml").write_text(RECIPE.format(takes=takes))
+    session = open_session(root)
+    session.plan(session.resolve(["r:mixed"]))
+    found = session.planner().steps["r:mixed"].artifact
+    assert found is not None
+    return found
+
+
+def parts(found: Artifact) -> dict[str, str]:
+    return {name: component.identity for name, component in found.components.items()}
+
+
+@pytest.mark.parametrize(
+    ("takes", "moved", "facts"),
+    [
+        ('vae = "other"', ("vae",), {"latent_scaling": 0.25}),
+        ('unet = "other"', ("unet",), {"prediction": "v_prediction", "resolution": 128}),
+        ('text_encoder = "other"', ("text_encoder", "tokenizer"), {"text_activation": "gelu"}),
+        ('vae = "other"\ntext_encoder = "other"', ("vae", "text_encoder", "tokenizer"), {"latent_scaling": 0.25}),
+    ],
+)
+def test_a_component_moves_with_its_facts(
+    takes: str, moved: tuple[str, ...], facts: dict[str, object], root: Path, toy: Taken, other: Taken
+) -> None:
+    found = swapped(root, takes)
+    expected = {name: (other if name in moved else toy).identity(name) for name in toy.artifact.components}
+    assert parts(found) == expected
+    assert facts.items() <= found.facts.items()
+    stay = {"resolution", "latent_scaling"} - set(facts)
+    assert all(found.facts[name] == toy.artifact.facts[name] for name in stay)
+
+
+def test_a_swap_with_itself_is_the_checkpoint(root: Path, toy: Taken) -> None:
+    assert swapped(root, 'vae = "toy"').digest == toy.artifact.digest
+
+
+def test_a_checkpoint_without_the_part_is_refused(root: Path) -> None:
+    shutil.rmtree(root / "other" / "vae")
+    with pytest.raises((UsageError, RecipeError), match="no vae"):
+        swapped(root, 'vae = "other"')

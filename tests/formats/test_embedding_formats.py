@@ -1,0 +1,94 @@
+"""Embedding files of every program that writes safetensors, and ours in stock diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdforge.errors import UsageError
+from sdforge.formats.layout import read_layout
+from tests.families.workbench import Taken, keep, same_bytes, take
+from tests.formats.conftest import export
+
+ROWS = torch.arange(48, dtype=torch.float32).reshape(3, 16) / 7
+
+
+def kept_rows(work: Path, rows: Tensor = ROWS, **facts: Any) -> Taken:
+    return keep(work, {"embedding": {"text_encoder": rows}}, kind="embedding", facts={"token": "<toy>", **facts})
+
+
+def exported_rows(work: Path, toy: Taken, kept: Taken) -> Path:
+    export(work / "out", toy, ["embeddings"], {}, embeddings=[kept.given()])
+    (path,) = (work / "out" / "embeddings").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_export_and_reading_give_the_same_embedding(dtype: torch.dtype, toy: Taken, tmp_path: Path) -> None:
+    kept = kept_rows(tmp_path / "kept", ROWS.to(dtype), polarity="negative")
+    taken = take(exported_rows(tmp_path, toy, kept))
+    assert taken.artifact.digest == kept.artifact.digest
+    assert taken.artifact.facts == {"token": "<toy>", "polarity": "negative"}
+    assert same_bytes(taken.tensors("embedding")["text_encoder"], ROWS.to(dtype))
+
+
+def test_an_embedding_is_written_as_a1111_and_comfy_read_it(toy: Taken, tmp_path: Path) -> None:
+    path = exported_rows(tmp_path, toy, kept_rows(tmp_path / "kept"))
+    assert list(load_file(path)) == ["emb_params"]
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"sdforge.token": "<toy>"}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "token"),
+    [
+        ({"<cat-toy>": ROWS}, "<cat-toy>"),
+        ({"<cat-toy>": ROWS[0]}, "<cat-toy>"),
+        ({"emb_params": ROWS}, "style"),
+        ({"clip_l": ROWS}, "style"),
+    ],
+)
+def test_the_token_is_the_files_own_or_its_name(tensors: dict[str, Tensor], token: str, tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "style.safetensors")
+    taken = take(tmp_path / "style.safetensors")
+    assert taken.artifact.facts == {"token": token}
+    (rows,) = tensors.values()
+    assert torch.equal(taken.tensors("embedding")["text_encoder"], rows.reshape(-1, 16))
+
+
+def test_an_embedding_for_two_encoders_has_rows_for_both(tmp_path: Path) -> None:
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "x.safetensors")
+    layout = read_layout(tmp_path / "x.safetensors")
+    assert layout.shapes() == {"embedding": {"text_encoder": (2, 768), "text_encoder_2": (2, 1280)}}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(3, 1280)}, "another number of vectors"),
+        ({"emb_params": torch.ones(2, 3, 4)}, "is no embedding"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(tensors: dict[str, Tensor], words: str, tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=words):
+        read_layout(tmp_path / "x.safetensors")
+
+
+def test_stock_diffusers_loads_our_embedding(toy: Taken, tmp_path: Path) -> None:
+    folder = export(tmp_path / "base", toy, ["diffusers"], {}) / "diffusers"
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.load_textual_inversion(str(exported_rows(tmp_path, toy, kept_rows(tmp_path / "kept"))), token="<toy>")
+    prompt = pipeline.maybe_convert_prompt("a <toy> cat", pipeline.tokenizer)
+    ids = pipeline.tokenizer(prompt, add_special_tokens=False).input_ids
+    size = len(toy.vocabulary["vocab"])
+    assert ids[1:4] == [size, size + 1, size + 2]
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    assert torch.equal(table[size : size + 3], ROWS)

@@ -1,0 +1,132 @@
+"""What every merge in the folder promises, whatever it computes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic_core import PydanticUndefined
+from torch import Tensor
+
+from sdforge.method import method, method_groups, module_of
+from sdforge.settings import takes
+
+MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
+EACH = pytest.mark.parametrize("name", MERGES)
+
+
+def function(name: str) -> Callable[..., Tensor]:
+    found: Callable[..., Tensor] = getattr(module_of("merges", name), name)
+    return found
+
+
+def count(name: str) -> int:
+    """How many checkpoints the merge is given: three where it takes any number."""
+    kinds = [p.kind for p in inspect.signature(function(name)).parameters.values()]
+    fixed = sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    return 3 if inspect.Parameter.VAR_POSITIONAL in kinds else fixed
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The defaults; where there is none, equal shares of one."""
+    n, found = count(name), {}
+    for field, info in method(name).table.model_fields.items():
+        if takes(info) or field in ("blocks", "dtype"):
+            continue
+        wanted = [1 / 4] * (n - 1) + [1 - (n - 1) / 4] if "list" in str(info.annotation) else 0.25
+        found[field] = wanted if info.default is PydanticUndefined else info.default
+    return found
+
+
+def inputs(name: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (6, 5)) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype) for _ in range(count(name))]
+
+
+def test_the_merges_that_recipes_rely_on_are_found_in_the_folder() -> None:
+    assert {"weighted_sum", "add_difference", "slerp"} <= set(MERGES)
+
+
+@EACH
+def test_inputs_come_by_place_and_settings_by_name(name: str) -> None:
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    seen = inspect.signature(function(name)).parameters.values()
+    kinds = {p.kind for p in seen}
+    assert kinds <= {*by_place, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.KEYWORD_ONLY}
+    assert all(p.default is p.empty for p in seen if p.kind in by_place)
+    assert count(name) >= 1
+
+
+@EACH
+def test_a_merge_states_version_source_and_what_it_makes(name: str) -> None:
+    found = method(name)
+    assert found.version >= 1
+    assert found.makes == "checkpoint"
+    assert found.signature.kind == "formula"
+    assert "Source:" in (inspect.getdoc(function(name)) or "")
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (4, 3), (2, 3, 3, 3), (0,)])
+def test_shape_and_working_type_stay(name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    result = function(name)(*inputs(name, dtype, shape), **settings(name))
+    assert (result.shape, result.dtype) == (shape, dtype)
+    assert bool(torch.isfinite(result).all())
+
+
+@EACH
+def test_a_merge_is_a_pure_function(name: str) -> None:
+    given, wanted, state = inputs(name), settings(name), torch.random.get_rng_state()
+    before = [tensor.clone() for tensor in given]
+    first, second = (function(name)(*given, **wanted) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(before, given, strict=True))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(first.data_ptr() != tensor.data_ptr() for tensor in given)
+
+
+@EACH
+def test_where_the_numbers_lie_in_memory_changes_no_bit(name: str) -> None:
+    whole = inputs(name, shape=(300, 257))
+    strided = [tensor.T.contiguous().T for tensor in whole]
+    shifted = [torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].reshape(tensor.shape) for tensor in whole]
+    expected = function(name)(*whole, **settings(name))
+    assert torch.equal(function(name)(*strided, **settings(name)), expected)
+    assert torch.equal(function(name)(*shifted, **settings(name)), expected)
+
+
+@EACH
+def test_the_number_of_threads_changes_no_bit(name: str) -> None:
+    given, threads = inputs(name, shape=(700, 300)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = function(name)(*given, **settings(name))
+        torch.set_num_threads(3)
+        three = function(name)(*given, **settings(name))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, three)
+
+
+@EACH
+def test_equal_inputs_pass_through_by_identity(name: str) -> None:
+    assert module_of("merges", name).simplify(["same"] * count(name), settings(name)) == "same"
+
+
+@EACH
+def test_what_is_left_to_compute_gives_what_the_whole_would(name: str) -> None:
+    given = inputs(name)
+    used, remaining = module_of("merges", name).simplify(list(range(len(given))), settings(name))
+    assert torch.equal(function(name)(*(given[i] for i in used), **remaining), function(name)(*given, **settings(name)))
+
+
+@EACH
+def test_every_merge_can_be_written_in_a_recipe(name: str) -> None:
+    table = method(name).table
+    assert {"dtype"} <= set(table.model_fields)
+    roles = [field for field, info in table.model_fields.items() if takes(info)]
+    assert len(roles) == (1 if count(name) == 3 and "checkpoints" in roles else count(name))

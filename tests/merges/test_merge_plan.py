@@ -1,0 +1,241 @@
+"""Merges of whole checkpoints: which weight a tensor gets, what passes through, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdforge.errors import ActionFailed, UsageError
+from sdforge.formula import Plan
+from sdforge.method import method
+from sdforge.order import Order
+from sdforge.run.formula import run_formula
+from tests.families.workbench import SD15, Taken, computations, keep, made, same_bytes
+
+BLOCK = {(n.component, n.canonical): n.block for n in SD15.names()}
+
+
+def planned(name: str, taken: list[Taken], **settings: Any) -> Plan:
+    """Plan a merge; the checkpoints go into its roles in their order."""
+    found = method(name)
+    roles = list(found.signature.roles)
+    one = len(roles) == 1
+    names = {roles[0]: [f"n{i}" for i in range(len(taken))]} if one else dict(zip(roles, "abc", strict=False))
+    table = found.table.model_validate({**names, **settings})
+    inputs = {roles[0]: [t.input() for t in taken]} if one else {r: [t.input()] for r, t in zip(roles, taken)}  # noqa: B905
+    return found.plan(table, inputs, SD15)
+
+
+def summed(toy: Taken, other: Taken, **settings: Any) -> Plan:
+    return planned("weighted_sum", [toy, other], **settings)
+
+
+def share(plan: Plan, component: str, name: str) -> float:
+    """The second checkpoint's weight in a tensor that is computed."""
+    (row,) = (row for row in plan.components[component] if row.tensor.name == name)
+    return float(row.parameters["weights"][1])
+
+
+def test_the_vae_stays_the_first_checkpoints(toy: Taken, other: Taken) -> None:
+    assert set(summed(toy, other, weights=[0.5, 0.5]).components) == {"unet", "text_encoder"}
+
+
+def test_a_vae_that_a_block_names_is_merged(toy: Taken, other: Taken) -> None:
+    plan = summed(toy, other, weights=[1.0, 0.0], blocks={"vae": [0.5, 0.5]})
+    assert all(row.method == "weighted_sum" for row in plan.components["vae"])
+    assert all(not row.method for row in plan.components["unet"])
+
+
+def test_a_block_pattern_decides_in_its_blocks_alone(toy: Taken, other: Taken) -> None:
+    plan = summed(toy, other, weights=[0.5, 0.5], blocks={"unet.mid": [0.25, 0.75], "text_encoder": [0.9, 0.1]})
+    for row in plan.components["unet"]:
+        expected = 0.75 if BLOCK["unet", row.tensor.name] == "mid" else 0.5
+        assert share(plan, "unet", row.tensor.name) == expected
+    assert {row.parameters["weights"][1] for row in plan.components["text_encoder"]} == {0.1}
+
+
+def test_the_most_exact_pattern_wins(toy: Taken, other: Taken) -> None:
+    blocks = {"unet": [0.9, 0.1], "unet.in*": [0.8, 0.2], "unet.in0*": [0.7, 0.3], "unet.in04": [0.6, 0.4]}
+    plan = summed(toy, other, weights=[0.5, 0.5], blocks=blocks)
+    assert share(plan, "unet", "conv_in.weight") == 0.3
+    assert share(plan, "unet", "down_blocks.1.resnets.0.conv1.weight") == 0.4
+    assert share(plan, "unet", "down_blocks.3.resnets.0.conv1.weight") == 0.2
+    assert share(plan, "unet", "conv_out.weight") == 0.1
+
+
+def test_blocks_may_be_spelled_as_the_merge_programs_do(toy: Taken, other: Taken) -> None:
+    theirs = {"IN04": [0.6, 0.4], "M00": [0.7, 0.3], "OUT11": [0.8, 0.2]}
+    ours = {"unet.in04": [0.6, 0.4], "unet.mid": [0.7, 0.3], "unet.out11": [0.8, 0.2]}
+    plans = [summed(toy, other, weights=[0.5, 0.5], blocks=blocks).identities() for blocks in (theirs, ours)]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ({"unet.middle": [0.5, 0.5]}, "matches nothing"),
+        ({"unet.in?4": [0.5, 0.5], "unet.in?[0-5]": [0.4, 0.6]}, "both match unet.in04"),
+        ({"unet.in12": [0.5, 0.5]}, "matches nothing"),
+    ],
+)
+def test_patterns_that_say_nothing_or_two_things_are_refused(
+    blocks: dict[str, list[float]], words: str, toy: Taken, other: Taken
+) -> None:
+    with pytest.raises(UsageError, match=words.replace(".", r"\.")):
+        summed(toy, other, weights=[0.5, 0.5], blocks=blocks)
+
+
+def test_every_tensor_of_the_family_is_in_a_block_that_a_pattern_can_name() -> None:
+    assert all(n.block for n in SD15.names() if n.component == "unet")
+    assert {n.block for n in SD15.names() if n.component == "unet"} == {
+        "time",
+        "mid",
+        "out",
+        *(f"in{i:02}" for i in range(12)),
+        *(f"out{i:02}" for i in range(12)),
+    }
+
+
+@pytest.mark.parametrize(("weights", "kept"), [([1.0, 0.0], 0), ([0.0, 1.0], 1)])
+def test_weight_one_passes_a_checkpoint_through(weights: list[float], kept: int, toy: Taken, other: Taken) -> None:
+    plan, source = summed(toy, other, weights=weights), (toy, other)[kept]
+    assert plan.identities() == {name: source.identity(name) for name in ("unet", "text_encoder")}
+    assert plan.size() == 0
+    result = made(plan, toy, other)
+    assert all(same_bytes(result["unet"][name], t) for name, t in source.tensors("unet").items())
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "slerp", "add_difference"])
+def test_a_checkpoint_merged_with_itself_keeps_its_name(name: str, toy: Taken) -> None:
+    count = 3 if name == "add_difference" else 2
+    settings = {"weights": [0.3, 0.7]} if name == "weighted_sum" else {}
+    plan = planned(name, [toy] * count, **settings)
+    assert plan.identities() == {part: toy.identity(part) for part in ("unet", "text_encoder")}
+    assert not any(row.method for rows in plan.components.values() for row in rows)
+
+
+def test_an_edit_of_one_block_renames_that_block_alone(toy: Taken, other: Taken) -> None:
+    before = summed(toy, other, weights=[0.5, 0.5])
+    after = summed(toy, other, weights=[0.5, 0.5], blocks={"unet.mid": [0.4, 0.6]})
+    assert before.identities()["text_encoder"] == after.identities()["text_encoder"]
+    pairs = zip(before.components["unet"], after.components["unet"], strict=True)
+    changed = {BLOCK["unet", a.tensor.name] for a, b in pairs if a.tensor.identity != b.tensor.identity}
+    assert changed == {"mid"}
+
+
+def test_a_merge_of_toys_is_what_the_formula_says(toy: Taken, other: Taken) -> None:
+    result = made(summed(toy, other, weights=[0.75, 0.25]), toy, other)
+    a, b = toy.tensors("unet"), other.tensors("unet")
+    assert set(result["unet"]) == set(a)
+    for name, tensor in result["unet"].items():
+        exact = 0.75 * a[name].double() + 0.25 * b[name].double()
+        assert tensor.dtype == torch.float16
+        assert torch.allclose(tensor.double(), exact, rtol=2**-10, atol=2**-14)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("fp32", "F32"), ("bf16", "BF16"), ("fp16", "F16"), ("", "F16")])
+def test_the_result_has_the_declared_type(dtype: str, stored: str, toy: Taken, other: Taken) -> None:
+    plan = summed(toy, other, weights=[0.5, 0.5], dtype=dtype)
+    assert plan.dtypes() == {"unet": stored, "text_encoder": stored}
+    rows = [c for c in computations(plan, toy, other) if c.name == "conv_in.weight"]
+    assert [c.dtype for c in rows] == [stored]
+
+
+def test_what_passes_through_is_cast_to_the_declared_type(toy: Taken, other: Taken) -> None:
+    plan = summed(toy, other, weights=[1.0, 0.0], dtype="fp32")
+    assert {row.method for row in plan.components["unet"]} == {"cast"}
+    name = "conv_in.weight"
+    assert torch.equal(made(plan, toy, other)["unet"][name], toy.tensors("unet")[name].float())
+
+
+def test_the_order_in_which_tensors_are_computed_changes_no_byte(toy: Taken, other: Taken, tmp_path: Path) -> None:
+    rows = computations(summed(toy, other, weights=[0.7, 0.3]), toy, other)
+    outcomes = []
+    for name, ordered in (("there", rows), ("back", rows[::-1])):
+        (tmp_path / name).mkdir()
+        order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path / name), compute=ordered)
+        outcomes.append(run_formula(order, lambda **_: None))
+    assert outcomes[0].sha256 == outcomes[1].sha256
+    assert outcomes[0].grade == "A"
+
+
+def test_shards_and_their_order_change_no_name(toy: Taken, tmp_path: Path) -> None:
+    halves = list(toy.tensors("unet").items())
+    parts = [dict(halves[::2]), dict(halves[1::2])]
+    kept = [keep(tmp_path / str(i), {"unet": part}) for i, part in enumerate(parts)]
+    identities = {t.name: t.identity for each in kept for t in each.tables["unet"]}
+    assert identities == {t.name: t.identity for t in toy.tables["unet"]}
+
+
+def _pair(tmp_path: Path, first: dict[str, Any], second: dict[str, Any]) -> list[Taken]:
+    return [keep(tmp_path / name, {"unet": table}) for name, table in (("a", first), ("b", second))]
+
+
+def test_integers_are_never_merged(tmp_path: Path) -> None:
+    first, second = torch.arange(8), torch.arange(8) + 5
+    taken = _pair(tmp_path, {"conv_in.weight": first}, {"conv_in.weight": second})
+    plan = planned("weighted_sum", taken, weights=[0.1, 0.9], dtype="fp16")
+    assert torch.equal(made(plan, *taken)["unet"]["conv_in.weight"], first)
+
+
+def test_a_tensor_that_one_checkpoint_lacks_is_named(tmp_path: Path) -> None:
+    x = torch.ones(2, 2)
+    taken = _pair(tmp_path, {"conv_in.weight": x, "conv_in.bias": x}, {"conv_in.weight": x})
+    with pytest.raises(UsageError, match=r"needs unet\.conv_in\.bias, which checkpoint 2 does not have"):
+        planned("weighted_sum", taken, weights=[0.5, 0.5])
+
+
+def test_a_tensor_that_only_a_later_checkpoint_has_is_named(tmp_path: Path) -> None:
+    x = torch.ones(2, 2)
+    taken = _pair(tmp_path, {"conv_in.weight": x}, {"conv_in.weight": x, "conv_in.bias": x})
+    with pytest.raises(UsageError, match=r"no place for unet\.conv_in\.bias of checkpoint 2"):
+        planned("weighted_sum", taken, weights=[0.5, 0.5])
+
+
+def test_tensors_of_two_shapes_are_named(tmp_path: Path) -> None:
+    taken = _pair(tmp_path, {"conv_in.weight": torch.ones(2, 4)}, {"conv_in.weight": torch.ones(2, 9)})
+    with pytest.raises(UsageError, match=r"conv_in\.weight of shapes \[2, 4\] and \[2, 9\]"):
+        planned("weighted_sum", taken, weights=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nan_and_inf_stop_with_the_tensors_name(bad: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    sick = torch.tensor([1, bad], dtype=dtype)
+    taken = _pair(tmp_path, {"conv_in.bias": torch.ones(2, dtype=dtype)}, {"conv_in.bias": sick})
+    with pytest.raises(ActionFailed, match=r"unet\.conv_in\.bias.*NaN or Inf") as caught:
+        made(planned("weighted_sum", taken, weights=[0.5, 0.5]), *taken)
+    assert caught.value.exit_code == 1
+
+
+def test_overflow_stops_with_the_tensors_name_and_a_way_out(tmp_path: Path) -> None:
+    big = {"conv_in.bias": torch.tensor([60000.0]).half()}
+    taken = _pair(tmp_path, big, {"conv_in.bias": torch.tensor([50000.0]).half()})
+    with pytest.raises(ActionFailed, match=r"unet\.conv_in\.bias holds 109984") as caught:
+        made(planned("weighted_sum", taken, weights=[1.0, 1.0]), *taken)
+    assert "bf16" in caught.value.hint
+    wider = made(planned("weighted_sum", taken, weights=[1.0, 1.0], dtype="fp32"), *taken)
+    assert wider["unet"]["conv_in.bias"].tolist() == [109984.0]  # fp16 has no 50000
+
+
+def test_what_comes_out_subnormal_is_kept(tmp_path: Path) -> None:
+    tiny = torch.tensor([2.0**-24]).half()
+    taken = _pair(tmp_path, {"conv_in.bias": tiny}, {"conv_in.bias": tiny * 3})
+    result = made(planned("weighted_sum", taken, weights=[0.5, 0.5]), *taken)
+    assert result["unet"]["conv_in.bias"].tolist() == [2.0**-23]
+
+
+def test_equal_bytes_are_equal_inputs(tmp_path: Path) -> None:
+    minus_zero = torch.tensor([-0.0, 1.0])
+    taken = _pair(tmp_path, {"conv_in.bias": minus_zero}, {"conv_in.bias": minus_zero.clone()})
+    result = made(planned("weighted_sum", taken, weights=[0.7, 0.3]), *taken)
+    assert same_bytes(result["unet"]["conv_in.bias"], minus_zero)
+
+
+@pytest.mark.parametrize("weights", [[0.5], [0.2, 0.3, 0.5]])
+def test_there_is_one_weight_for_each_checkpoint(weights: list[float], toy: Taken, other: Taken) -> None:
+    with pytest.raises((UsageError, ValueError)):
+        summed(toy, other, weights=weights)

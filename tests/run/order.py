@@ -1,0 +1,61 @@
+"""Orders for trainings on a toy, as `forge build` hands them to the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdforge.method import method
+from sdforge.order import Given, Order, Outcome
+from sdforge.run.train import run_training
+from sdforge.store.files import sha256_of
+from tests.families.workbench import Taken
+
+SEED = 3
+
+
+def dataset(folder: Path, *, held_out: int = 0, repeats: int = 1, trigger: str = "<toy>") -> Given:
+    """Return a folder of pictures with captions as the builder hands it over."""
+    rows = [
+        [str(p), sha256_of(p), p.with_suffix(".txt").read_text().strip().replace("{trigger}", trigger), repeats]
+        for p in sorted(folder.glob("*.png"))
+    ]
+    return Given("dataset", "drawings", pictures=sorted(rows, key=lambda row: row[1:]), held_out=held_out)
+
+
+def settings(name: str, **changes: Any) -> dict[str, Any]:
+    """The settings of a training as its manifest has them."""
+    fixed: dict[str, Any] = {
+        "on": "base",
+        "dataset": "drawings",
+        "precision": "fp32",
+        "batch": 2,
+        "steps": 6,
+        "warmup": 0,
+    }
+    if name == "textual_inversion":
+        fixed["token"] = "<toy>"
+    return method(name).table.model_validate(fixed | changes).settings() | {"seed": SEED}
+
+
+def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> Order:
+    work.mkdir(parents=True, exist_ok=True)
+    how = changes.pop("how", {})
+    return Order(
+        key="",
+        target="toy",
+        method=name,
+        group="trainings",
+        family="sd15",
+        settings=settings(name, **changes),
+        work=str(work),
+        inputs={"on": [on.given()], "dataset": [pictures]},
+        states=str(work / "states"),
+        derived=str(work / "derived"),
+        how={"device": "cpu", "threads": 1, **how},
+    )
+
+
+def train(order: Order, stopped: Callable[[], bool] = lambda: False) -> Outcome:
+    return run_training(order, lambda **_: None, stopped)

@@ -1,0 +1,75 @@
+"""Derived caches: made once, checked whenever they are read, made again when they are damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdforge.run.derived import Derived
+from tests.families.workbench import same_bytes
+
+NAME = "ab" + "0" * 62
+
+
+def make() -> dict[str, Tensor]:
+    return {"x": torch.arange(6.0).reshape(2, 3), "y": torch.ones(2).bfloat16()}
+
+
+def never() -> dict[str, Tensor]:
+    raise AssertionError("it is there already")
+
+
+def same(found: dict[str, Tensor]) -> bool:
+    wanted = make()
+    return set(found) == set(wanted) and all(same_bytes(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_what_was_made_is_reused(tmp_path: Path) -> None:
+    first, second = Derived(str(tmp_path)), Derived(str(tmp_path))
+    assert same(first.get("latents", NAME, make))
+    assert same(second.get("latents", NAME, never))
+    assert (first.made, first.reused, second.made, second.reused) == ({"latents": 1}, {}, {}, {"latents": 1})
+
+
+def test_what_is_read_may_be_written_to(tmp_path: Path) -> None:
+    Derived(str(tmp_path)).get("latents", NAME, make)
+    found = Derived(str(tmp_path)).get("latents", NAME, never)
+    found["x"] += 1
+    assert same(Derived(str(tmp_path)).get("latents", NAME, never))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "folder"])
+def test_what_is_damaged_is_made_again(damage: str, tmp_path: Path) -> None:
+    Derived(str(tmp_path)).get("latents", NAME, make)
+    (path,) = tmp_path.rglob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if damage == "flipped":
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.symlink_to("/dev/null")
+    again = Derived(str(tmp_path))
+    assert same(again.get("latents", NAME, make))
+    assert again.made == {"latents": 1}
+    assert same(Derived(str(tmp_path)).get("latents", NAME, never))
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    derived = Derived("")
+    assert same(derived.get("latents", NAME, make))
+    assert same(derived.get("latents", NAME, make))
+    assert derived.made == {"latents": 2}
+
+
+def test_nothing_is_left_beside_what_is_kept(tmp_path: Path) -> None:
+    Derived(str(tmp_path)).get("latents", NAME, make)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files == [tmp_path / "ab" / f"{NAME}.safetensors"]

@@ -1,0 +1,103 @@
+"""The worker's formulas: one pack, verified inputs, digests of what was written."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdforge.errors import ActionFailed, UsageError
+from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.run.formula import compute, run_formula
+from sdforge.run.tensors import load
+from tests.families.workbench import Taken, keep, reference
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Taken:
+    tensors = {"a": torch.arange(6.0).half(), "b": torch.ones(6).half(), "c": torch.arange(3)}
+    return keep(tmp_path / "base", {"unet": tensors})
+
+
+def refs(base: Taken, *names: str) -> tuple[Ref, ...]:
+    found = {t.name: reference(t, base.files) for t in base.tables["unet"]}
+    return tuple(found[name] for name in names)
+
+
+def half(base: Taken, name: str = "x") -> Computation:
+    return Computation("unet", name, "F16", (6,), "weighted_sum", {"weights": [0.5, 0.5]}, refs(base, "a", "b"))
+
+
+def test_a_pack_holds_what_was_computed_and_says_so(base: Taken, tmp_path: Path) -> None:
+    order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path), compute=[half(base, "y"), half(base)])
+    told: list[int] = []
+    outcome = run_formula(order, lambda **event: told.append(event["step"]))
+    pack = load_file(tmp_path / outcome.pack)
+    assert set(pack) == {"unet.x", "unet.y"}
+    assert all(tensor.tolist() == [0.5, 1, 1.5, 2, 2.5, 3] for tensor in pack.values())
+    assert told == [1, 2]
+    assert outcome.sha256 == hashlib.sha256((tmp_path / outcome.pack).read_bytes()).hexdigest()
+    for name, dtype, shape, sha, xxh3, offset in outcome.components["unet"]:
+        ref = Ref(name, dtype, tuple(shape), str(tmp_path / outcome.pack), offset, xxh3)
+        assert load(ref).tolist() == pack["unet.x"].tolist()
+        assert hashlib.sha256(ref.bytes()).hexdigest() == sha
+
+
+def test_damaged_inputs_are_noticed_when_they_are_read(base: Taken) -> None:
+    (path,) = base.files.values()
+    place = refs(base, "a")[0].offset
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xff")
+    with pytest.raises(Damaged) as caught:
+        compute(half(base), "unet.x")
+    assert caught.value.exit_code == 3
+    assert caught.value.path == str(path)
+
+
+def test_an_input_that_is_gone_is_named(base: Taken) -> None:
+    (path,) = base.files.values()
+    computation = half(base)
+    path.unlink()
+    with pytest.raises(UsageError, match="does not exist"):
+        compute(computation, "unet.x")
+
+
+def test_a_result_of_another_shape_than_planned_is_refused(base: Taken) -> None:
+    with pytest.raises(ActionFailed, match=r"unet\.x came out of weighted_sum as \[6\]"):
+        compute(half(base)._replace(shape=(3, 2)), "unet.x")
+
+
+def test_an_order_survives_the_way_to_the_worker(base: Taken) -> None:
+    import json
+
+    order = Order("k", "t", "lora", "trainings", "sd15", {"a": 1.5}, "w", {"on": [base.given()]}, [half(base)])
+    assert Order.from_json(json.loads(json.dumps(order.to_json()))) == order
+
+
+def test_an_empty_tensor_is_a_tensor(tmp_path: Path) -> None:
+    empty = keep(tmp_path, {"unet": {"x": torch.empty(0, 4).half()}})
+    (ref,) = refs(empty, "x")
+    assert load(ref).shape == (0, 4)
+    found = compute(Computation("unet", "x", "F16", (0, 4), "weighted_sum", {"weights": [2.0]}, (ref,)), "unet.x")
+    assert found.shape == (0, 4)
+
+
+def test_fp32_inputs_are_computed_in_fp64(tmp_path: Path) -> None:
+    """1 + 2^-24 + 2^-24 is 1 + 2^-23 there, and 1 in fp32."""
+    tensors = {"a": torch.ones(1), "b": torch.full((1,), 2.0**-24), "c": torch.full((1,), 2.0**-24)}
+    wide = keep(tmp_path, {"unet": tensors})
+    one = Computation("unet", "x", "F32", (1,), "weighted_sum", {"weights": [1.0, 1.0, 1.0]}, refs(wide, "a", "b", "c"))
+    assert compute(one, "x").tolist() == [1 + 2**-23]
+
+
+def test_computing_twice_gives_the_same_file(base: Taken, tmp_path: Path) -> None:
+    shas = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path / name), compute=[half(base)])
+        shas.append(run_formula(order, lambda **_: None).sha256)
+    assert shas[0] == shas[1]

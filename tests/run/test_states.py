@@ -1,0 +1,75 @@
+"""Train states: there whole or not at all, damaged ones passed over, the newest two kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdforge.run.states import load_state, save_state
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        save_state(folder, step, {"x": ("F32", (1,), bytes([step, 0, 0, 0]))}, {"losses": [0.5] * step})
+
+
+def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    state = load_state(tmp_path, 10)
+    assert state is not None
+    assert (state.step, state.notes) == (7, {"losses": [0.5] * 7})
+    assert state.tensors == {"x": ("F32", (1,), b"\x07\0\0\0")}
+
+
+def test_the_newest_two_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4, 10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10.json", "10.safetensors", "4.json", "4.safetensors"]
+
+
+@pytest.mark.parametrize(("most", "step"), [(10, 4), (4, 4), (3, 2), (1, None)])
+def test_a_state_beyond_the_end_is_no_help(most: int, step: int | None, tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    state = load_state(tmp_path, most)
+    assert (state.step if state else None) == step
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("4.safetensors", b""),
+        ("4.safetensors", b"\0" * 100),
+        ("4.safetensors", None),
+        ("4.json", b"{"),
+        ("4.json", b"[]"),
+        ("4.json", b"{}"),
+        ("4.json", json.dumps({"v": 2, "step": 4, "sha256": "", "notes": {}}).encode()),
+        ("4.json", b"\xff"),
+        ("4.json", None),
+    ],
+)
+def test_a_damaged_state_is_passed_over(file: str, content: bytes | None, tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    state = load_state(tmp_path, 10)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    save(tmp_path, 2, 4)
+    path = tmp_path / "4.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    state = load_state(tmp_path, 10)
+    assert state is not None
+    assert state.step == 2
+
+
+def test_where_nothing_was_kept_there_is_none(tmp_path: Path) -> None:
+    assert load_state(tmp_path / "nothing", 10) is None

@@ -1,0 +1,188 @@
+"""What every training in the folder promises, whatever it trains."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sdforge.artifact import KINDS
+from sdforge.errors import ActionFailed
+from sdforge.families import family_names
+from sdforge.families.sd15.load import load
+from sdforge.method import method, method_groups, module_of
+from sdforge.order import Given
+from sdforge.run.diffusion import Diffusion
+from sdforge.run.tensors import DTYPES
+from sdforge.run.train import Adapter, Batch
+from sdforge.trainings import Training
+from tests.families.workbench import Taken, digest
+from tests.run.order import order, settings, train
+
+TRAININGS = sorted(name for name, group in method_groups().items() if group == "trainings")
+EACH = pytest.mark.parametrize("name", TRAININGS)
+CAPTIONS = ["a red <toy> cat", "a house"]
+
+
+def begun(name: str, on: Taken, **changes: Any) -> tuple[Diffusion, Adapter]:
+    diffusion = load(on.given(), torch.device("cpu"), torch.float32)
+    table: type[Training] = module_of("trainings", name).TABLE
+    adapter = module_of("trainings", f"{name}.adapter").begin(
+        table.model_construct(**settings(name, **changes)), diffusion
+    )
+    return diffusion, adapter
+
+
+def parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
+    return {name: parameter for group in adapter.groups() for name, parameter in group.parameters.items()}
+
+
+def batch(captions: list[str] = CAPTIONS) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    noisy, target = (torch.randn(2, 4, 8, 8, generator=draw) for _ in range(2))
+    return Batch(noisy, target, torch.tensor([200, 700]), captions)
+
+
+def said(diffusion: Diffusion, adapter: Adapter, captions: list[str] = CAPTIONS) -> Tensor:
+    return adapter.predict(batch(captions), diffusion.encode_text(captions))
+
+
+def test_the_trainings_that_recipes_rely_on_are_found_in_the_folder() -> None:
+    assert {"lora", "textual_inversion"} <= set(TRAININGS)
+
+
+@EACH
+def test_a_training_states_what_it_makes_and_where_it_is_from(name: str) -> None:
+    found = method(name)
+    assert found.makes in KINDS
+    assert found.version >= 1
+    assert issubclass(found.table, Training)
+    assert "http" in (inspect.getdoc(module_of("trainings", name)) or "")
+    assert found.signature.kind == "content"
+    assert found.signature.seeded
+    assert found.signature.pinned
+    assert set(found.signature.roles) >= {"on", "dataset"}
+
+
+@EACH
+def test_a_training_names_no_family(name: str) -> None:
+    folder = Path(str(module_of("trainings", name).__file__)).parent
+    text = "".join(path.read_text() for path in folder.glob("*.py"))
+    assert not any(family in text for family in family_names())
+
+
+@EACH
+def test_a_training_begins_where_the_checkpoint_stands(name: str, toy: Taken) -> None:
+    """Captions without a new word say what they said, to the bit."""
+    plain = ["a red cat", "a house"]
+    base = load(toy.given(), torch.device("cpu"), torch.float32)
+    diffusion, adapter = begun(name, toy)
+    one = batch(plain)
+    with torch.no_grad():
+        before = base.predict(one.noisy_BCHW, one.timesteps_B, base.encode_text(plain))
+        assert torch.equal(said(diffusion, adapter, plain), before)
+
+
+@EACH
+def test_only_what_is_declared_trainable_moves(name: str, toy: Taken) -> None:
+    diffusion, adapter = begun(name, toy)
+    declared = parameters(adapter)
+    networks = {"unet": diffusion.unet, "vae": diffusion.vae, **diffusion.text_encoders}
+    everything = {
+        f"{n}.{p}": t for n, network in networks.items() for p, t in network.state_dict(keep_vars=True).items()
+    }
+    frozen = {n: digest(t) for n, t in everything.items() if not any(t is p for p in declared.values())}
+    start = {n: digest(p) for n, p in declared.items()}
+    optimizer = torch.optim.AdamW(declared.values(), lr=0.01, weight_decay=0.1)
+    for _ in range(2):
+        loss = (said(diffusion, adapter) - batch().target_BCHW).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert all(t.grad is None for n, t in everything.items() if n in frozen)
+        optimizer.step()
+    assert {n: digest(everything[n]) for n in frozen} == frozen
+    assert all(digest(p) != start[n] for n, p in declared.items())
+    assert len(frozen) >= 900
+
+
+@EACH
+def test_what_is_trained_is_fp32_and_finite(name: str, toy: Taken) -> None:
+    _, adapter = begun(name, toy)
+    assert parameters(adapter)
+    assert {p.dtype for p in parameters(adapter).values()} == {torch.float32}
+    assert all(p.requires_grad and bool(torch.isfinite(p).all()) for p in parameters(adapter).values())
+
+
+@EACH
+def test_the_start_depends_on_the_seed_alone(name: str, toy: Taken) -> None:
+    state = torch.random.get_rng_state()
+    starts = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed + 100)
+        diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
+        table: type[Training] = module_of("trainings", name).TABLE
+        wanted = table.model_construct(**settings(name) | {"seed": seed})
+        adapter = module_of("trainings", f"{name}.adapter").begin(wanted, diffusion)
+        starts.append({n: digest(p) for n, p in parameters(adapter).items()})
+    torch.random.set_rng_state(state)
+    assert starts[0] == starts[1] != starts[2]
+
+
+@EACH
+def test_it_learns_what_its_parameters_can_say(name: str, toy: Taken) -> None:
+    """The target is what the network says with other values of the same parameters: a loss near zero exists."""
+    diffusion, adapter = begun(name, toy)
+    own = list(parameters(adapter).values())
+    draw = torch.Generator().manual_seed(1)
+    start = [p.detach().clone() for p in own]
+    with torch.no_grad():
+        for p in own:
+            p.add_(0.3 * torch.randn(p.shape, generator=draw))
+        target = said(diffusion, adapter)
+        for p, value in zip(own, start, strict=True):
+            p.copy_(value)
+    optimizer, losses = torch.optim.Adam(own, lr=0.03), []
+    for _ in range(25):
+        loss = (said(diffusion, adapter) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@EACH
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_what_is_saved_is_of_the_declared_type_and_names_its_update(
+    name: str, dtype: str, toy: Taken, pictures: Given, tmp_path: Path
+) -> None:
+    outcome = train(order(tmp_path, name, toy, pictures, dtype=dtype, steps=1))
+    (rows,) = outcome.components.values()
+    assert {DTYPES[row[1]] for row in rows} == {{"fp16": torch.float16, "fp32": torch.float32}[dtype]}
+    assert rows == sorted(rows)
+    assert outcome.grade == "B"
+    assert outcome.record["steps"] == len(outcome.record["losses"]) == 1
+    assert outcome.record["norm"] > 0
+    assert len(outcome.record["sketch"]) == 344  # base64 of 256 bytes
+
+
+@EACH
+def test_a_loss_that_is_no_number_stops_the_training(name: str, toy: Taken, pictures: Given, tmp_path: Path) -> None:
+    wild = order(
+        tmp_path, name, toy, pictures, learning_rate=1e30, clip=0.0, steps=20, schedule="constant", dtype="fp32"
+    )
+    with pytest.raises(ActionFailed, match=r"(NaN|nan|inf|Inf)") as caught:
+        train(wild)
+    assert caught.value.exit_code == 1
+
+
+@EACH
+def test_what_a_training_asks_of_text_is_what_it_says(name: str, toy: Taken) -> None:
+    """Where the text is said to be frozen, what captions say is encoded once: no gradient may be lost by that."""
+    diffusion, adapter = begun(name, toy)
+    text = diffusion.encode_text(CAPTIONS)
+    assert text.hidden_BLD.requires_grad == (not adapter.text_is_frozen)
