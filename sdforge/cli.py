@@ -12,6 +12,7 @@ from sdforge import __version__
 from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
 
 if TYPE_CHECKING:
+    from sdforge.plan import Plan
     from sdforge.session import Session
 
 SOMETHING_TO_DO = 10
@@ -154,19 +155,41 @@ def build(wishes: argparse.Namespace) -> int:
     if wishes.dry_run:
         wishes.exit_code = False
         return plan(wishes)
+    if not wishes.retrain and not wishes.json:
+        from sdforge.verdict import recall
+
+        if words := recall(Path(wishes.at), wishes.targets, locked=wishes.locked):
+            return _say(words)
     session = _open(wishes)
     session.locked = wishes.locked
     wanted = session.resolve(wishes.targets)
     session.retrain = set(session.resolve_targets(wishes.retrain))
     made = session.plan(wanted)
     if not made.to_do and not session.retrain and session.is_settled(made):
-        from sdforge.report.table import nothing_to_do
-
-        nothing_to_do(made, as_json=wishes.json)
-        return 0
+        return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
     return build_for_real(session, wanted, wishes)
+
+
+def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> int:
+    from sdforge.report.table import nothing_as_json, nothing_to_do
+    from sdforge.verdict import keep
+
+    words = nothing_to_do(made)
+    if session.store.index.wrote:  # files that were too young were looked at again; a null build writes nothing else
+        keep(session, made, wishes.targets, words)
+    if wishes.json:
+        nothing_as_json(made)
+        return 0
+    return _say(words)
+
+
+def _say(words: list[str]) -> int:
+    from sdforge.report.words import safe
+
+    print(safe("\n".join(words), sys.stdout))
+    return 0
 
 
 def plan(wishes: argparse.Namespace) -> int:
@@ -222,7 +245,7 @@ def _without_project(wishes: argparse.Namespace) -> int:
     from sdforge.housekeeping import completion, init, write_schemas
 
     if wishes.command == "schema":
-        from sdforge.project import find_root
+        from sdforge.places import find_root
 
         return write_schemas(find_root(Path(wishes.at).resolve()), check=wishes.check)
     if wishes.command == "init":

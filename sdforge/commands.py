@@ -15,8 +15,8 @@ from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock, read_lock
 from sdforge.lockfile import LockFile, distance
+from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
-from sdforge.project import LOCK
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
-from sdforge.project import FILE, RECIPES, Project, read_small
+from sdforge.places import FILE, RECIPES
+from sdforge.project import Project, read_small
 from sdforge.recipe import Recipe, Target, Use, place_in
 
 

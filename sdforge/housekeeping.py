@@ -12,7 +12,7 @@ from typing import Any
 
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.method import method, method_groups
-from sdforge.project import FILE, RECIPES
+from sdforge.places import FILE, RECIPES
 from sdforge.report.words import safe, size
 from sdforge.session import Session, open_session
 from sdforge.store import Result, Store

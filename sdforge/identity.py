@@ -8,9 +8,9 @@ would rename (and so retrain) everything that was ever made.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from decimal import Decimal
+from json.encoder import encode_basestring
 from math import isfinite
 from typing import TypeAlias
 
@@ -38,7 +38,7 @@ def canonical(value: Json) -> str:
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return encode_basestring(value)
     if isinstance(value, int):
         if abs(value) > LARGEST_INTEGER:
             raise ValueError(f"{value} is too large to be written exactly")
@@ -50,7 +50,7 @@ def canonical(value: Json) -> str:
     if isinstance(value, dict):
         # ASCII sorts alike in UTF-16 and by code points
         keys = sorted(value) if "".join(value).isascii() else sorted(value, key=_utf16)
-        return "{" + ",".join(json.dumps(k, ensure_ascii=False) + ":" + canonical(value[k]) for k in keys) + "}"
+        return "{" + ",".join([f"{encode_basestring(key)}:{canonical(value[key])}" for key in keys]) + "}"
     raise TypeError(f"{type(value).__name__} is no JSON value")
 
 

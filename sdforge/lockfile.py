@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sdforge.artifact import Artifact, Component
 from sdforge.errors import BrokenPromise
 from sdforge.lock import Lock, Pin, pin_of, update_lock
+from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
-from sdforge.project import LOCK
 from sdforge.store import Result
 
 if TYPE_CHECKING:

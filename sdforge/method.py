@@ -7,17 +7,15 @@ Names are known without importing anything; a module is imported when a recipe t
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
 from sdforge.errors import UsageError, nearest
+from sdforge.places import code_folders
 
 if TYPE_CHECKING:
     from sdforge.families import Family
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
 
 GROUPS = ("merges", "trainings", "edits")
 LOOP_VERSION = 1  # of the training loop that all trainings share
-EXTRA = "FORGE_METHODS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +108,11 @@ def _many(annotation: Any) -> str:
     return {list: "list", dict: "table"}.get(get_origin(annotation), "")
 
 
-def _roots() -> list[Path]:
-    extra = [Path(p) for p in os.environ.get(EXTRA, "").split(os.pathsep) if p]
-    return [Path(__file__).parent, *extra]
-
-
 @cache
 def method_groups() -> dict[str, str]:
     """Return the name of every method → its group, from the folders alone."""
     found = {}
-    for root in _roots():
+    for root in code_folders():
         for group in GROUPS:
             for path in sorted((root / group).glob("*")):
                 name = path.stem if path.suffix == ".py" else path.name
@@ -130,25 +122,10 @@ def method_groups() -> dict[str, str]:
     return found
 
 
-@cache
-def code_fingerprint() -> str:
-    """Name the code that reads recipes: what was read with other code is read again."""
-    rows, folders = [], [str(root) for root in _roots()]
-    for folder in folders:  # grows while it is walked
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(".py"):
-                    info = entry.stat()
-                    rows.append((folder, entry.name, info.st_size, info.st_mtime_ns))
-                elif entry.name not in ("__pycache__", "demo", "run", "report") and entry.is_dir():
-                    folders.append(entry.path)
-    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()
-
-
 def module_of(group: str, name: str) -> ModuleType:
     """Import the module of a method (or its part, as in `lora.adapter`)."""
     package = importlib.import_module(f"sdforge.{group}")
-    for root in _roots()[1:]:
+    for root in code_folders()[1:]:
         folder = str(root / group)
         if folder not in package.__path__:
             package.__path__.append(folder)

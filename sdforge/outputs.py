@@ -27,6 +27,7 @@ class Outputs:
         self.project, self.store = project, store
         self._seen: dict[str, Any] = {}
         self._memo: dict[str, tuple[str, int, str]] = {}
+        self.looked_at: set[str] = set()
 
     def folder(self, step: Step) -> Path:
         return self.project.out / step.node.recipe.name
@@ -93,6 +94,7 @@ class Outputs:
 
     def _is(self, path: Path, expected: str) -> bool:
         """Say whether a file is what it should be: of these bytes, or (`made from …`) untouched since it was made."""
+        self.looked_at.add(str(path))
         stat = stat_of(path)
         if stat is None:
             return False

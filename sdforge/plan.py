@@ -17,7 +17,7 @@ from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, Problem, RecipeError, UsageError
 from sdforge.families import family
 from sdforge.graph import Graph, Link, Node, Taken
-from sdforge.identity import Json, canonical, digest_of_text
+from sdforge.identity import canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
 from sdforge.recipe import Use
@@ -225,25 +225,30 @@ class Planner:
         before, after = self._frame(step)
         # files tell in their headers how they came to be
         embeds = target.signature.makes == "files"
-        lineage = f'"lineage":{canonical(self._lineages(step))},' if embeds else ""
+        lineage = f'"lineage":{self._lineages(step)},' if embeds else ""
         inputs = f"{{{','.join(parts)}}},{lineage}"
         return f'{before}{inputs}{after}{target.settings},"version":{target.signature.version}}}'
 
     def _lineage(self, step: Step) -> str:
         """Name how a step came to be: its manifest, the result that was chosen, and how its inputs came to be."""
-        signature = step.node.target.signature
-        chosen = step.artifact.digest if step.artifact and step.kind == "content" else ""
-        return digest_of_text("lineage", f"{signature.name} {step.key} {chosen} {canonical(self._lineages(step))}")
+        chosen = step.result or step.pin
+        digest = chosen.digest if chosen and step.kind == "content" else ""
+        name = step.node.target.signature.name
+        return digest_of_text("lineage", f"{name} {step.key} {digest} {self._lineages(step)}")
 
-    def _lineages(self, step: Step) -> dict[str, Json]:
-        """Return role → how its inputs came to be, in an order that no name decides."""
-        roles: dict[str, list[Json]] = {}
+    def _lineages(self, step: Step) -> str:
+        """Return role → how its inputs came to be, in an order that no name decides, as canonical JSON."""
+        roles: dict[str, list[str]] = {}
         for link, artifact in step.inputs:
             source = link.id in self.graph.sources
             came = (artifact.identity if artifact else "") if source else self.steps[link.id].lineage
             roles.setdefault(link.use.role, []).append(came)
-        many = {name: role.many for name, role in step.node.target.signature.roles.items()}
-        return {name: sorted(found, key=str) if many[name] == "table" else found for name, found in roles.items()}
+        known = step.node.target.signature.roles
+        parts = []
+        for name in sorted(roles):
+            found = sorted(roles[name]) if known[name].many == "table" else roles[name]
+            parts.append(f'"{name}":[' + ",".join(f'"{each}"' for each in found) + "]")
+        return f"{{{','.join(parts)}}}"
 
     def _frame(self, step: Step) -> tuple[str, str]:
         """The parts of a manifest around inputs and settings."""

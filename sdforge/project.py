@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
-from sdforge.method import code_fingerprint
 from sdforge.names import is_name
+from sdforge.places import FILE, LOCAL, OUT, RECIPES, code_fingerprint
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
 from sdforge.store.files import open_regular
 from sdforge.syntax import MOST_BYTES, read_toml
 
 if TYPE_CHECKING:
+    from sdforge.index import Index
     from sdforge.settings import Table
-    from sdforge.store.index import Index
-
-FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
 
 
 @dataclass
@@ -112,14 +110,6 @@ def read_small(path: Path, missing: str, hint: str = "") -> bytes:
     fd = open_regular(path)
     with os.fdopen(fd, "rb") as file:
         return file.read(MOST_BYTES + 1)
-
-
-def find_root(start: Path) -> Path:
-    """Return the nearest folder with a `forge.toml`, from `start` upwards. Raises UsageError."""
-    for folder in (start, *start.parents):
-        if (folder / FILE).is_file():
-            return folder
-    raise UsageError(f"{start} is in no project: there is no {FILE} here or above", hint="`forge init` makes one")
 
 
 def open_project(root: Path, index: Index) -> Project:

@@ -114,10 +114,13 @@ def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
     """Return the names in a table that does not hold, as far as they can be told."""
     uses: list[Use] = []
     for role, spec in signature.roles.items():
-        value, shape = raw.get(role), {"": str, "list": list, "table": dict}[spec.many]
-        names = [value] if shape is str else value
-        if isinstance(value, shape) and names:
-            uses += [Use(role, name) for name in names if isinstance(name, str) and is_reference(name)]
+        value: Any = raw.get(role)
+        names: list[Any] = []
+        if not spec.many:
+            names = [value]
+        elif isinstance(value, list if spec.many == "list" else dict):
+            names = list(value)
+        uses += [Use(role, name) for name in names if isinstance(name, str) and is_reference(name)]
     return tuple(uses)
 
 

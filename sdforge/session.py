@@ -16,12 +16,11 @@ from sdforge.graph import Graph, Link, link_recipes, problem_at
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
 from sdforge.outputs import Outputs
+from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Misfits, Plan, Planner, Step, Wishes
-from sdforge.project import LOCK, Project, find_root, open_project
+from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
-
-CACHE = "FORGE_CACHE"
 
 
 @dataclass
@@ -37,6 +36,7 @@ class Session:
     retrain: set[str] = field(default_factory=set)
     locked: bool = False
     _planner: Planner | None = None
+    _packs: set[Path] = field(default_factory=set)  # that were asked for
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -189,12 +189,18 @@ class Session:
     def vocabulary(self, component: Any) -> Any:
         return self.sources.glances.get(component.table) or self.store.vocabulary(component)
 
+    def relied_on(self) -> set[str]:
+        """Return the files and folders on which the last plan rests: sources, outputs, packs (also those not there)."""
+        return self.sources.looked_at() | self.outputs.looked_at | {str(path) for path in self._packs}
+
     def holds(self, result: Any) -> bool:
         return all(self.find(pack) for pack in result.packs)
 
     def find(self, sha256: str) -> Path | None:
         """Return a file with these bytes, in the store or among the sources."""
-        return self.store.find(sha256)
+        path = self.store.find(sha256)
+        self._packs.add(path or self.store.object(sha256))
+        return path
 
     def last_key(self, step: Step) -> str:
         """Return the plan key with which a target was last built here, or ""."""
@@ -349,8 +355,7 @@ def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, 
 def open_session(start: Path, progress: Progress = _silent) -> Session:
     """Open the project in or above a folder. Raises UsageError, RecipeError."""
     root = find_root(start.resolve())
-    cache = os.environ.get(CACHE)
-    store = Store(Path(cache).expanduser().resolve() if cache else root / "cache")
+    store = Store(cache_folder(root))
     project = open_project(root, store.index)
     sources = Sources(project, store, progress)
     session = Session(project, store, sources, Outputs(project, store))

@@ -50,6 +50,8 @@ class Sources:
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
     _seen: dict[str, Any] = field(default_factory=dict)
     _stats: dict[str, dict[str, Stat]] = field(default_factory=dict)  # of the files, when they were last looked at
+    _paths: dict[str, Path] = field(default_factory=dict)
+    _missing: set[str] = field(default_factory=set)
 
     def expect(self, taken: list[Taken]) -> None:
         """Look many sources up in the stat cache, in one go."""
@@ -69,6 +71,10 @@ class Sources:
         """Look at a source again when it is next asked for."""
         self._artifacts.pop(taken.id, None)
 
+    def looked_at(self) -> set[str]:
+        """Return the files and folders of all sources, and the places where one was looked for in vain."""
+        return {place for stats in self._stats.values() for place in stats} | self._missing
+
     def changed(self, taken: Taken) -> bool:
         """Say whether a source has changed since it was looked at: asked after the action that read it."""
         before = self._stats.get(taken.id)
@@ -78,6 +84,8 @@ class Sources:
 
     def _path(self, taken: Taken, *, search: bool) -> Path | None:
         """Return where a source lies: in the project, or in the folders of this machine."""
+        if taken.id in self._paths and self._paths[taken.id].exists():
+            return self._paths[taken.id]
         name = taken.table["path" if taken.kind == "dataset" else "from"]
         if name.startswith(REMOTE):
             if not search:
@@ -86,9 +94,10 @@ class Sources:
                 f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
                 hint="download it, and name the file",
             )
-        path = within(self.project.root, name)
+        path = self._paths[taken.id] = within(self.project.root, name)
         if path.exists() or not search:
             return path
+        self._missing.add(str(path))
         if taken.kind == "source":
             found = list(self._elsewhere(name, taken.table.get("sha256")))
             if found:

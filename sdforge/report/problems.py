@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
 
 from sdforge.errors import Problem
 from sdforge.report.words import safe
@@ -16,7 +15,8 @@ def show_problems(problems: list[Problem], *, as_json: bool = False) -> None:
     """Print problems in the order of their places, errors and warnings counted at the end."""
     ordered = sorted(problems, key=lambda p: (p.place.file, p.place.line, p.place.column) if p.place else ("", 0, 0))
     if as_json:
-        print(json.dumps({"v": 1, "event": "problems", "problems": [asdict(problem) for problem in ordered]}))
+        rows = [p._asdict() | {"place": p.place._asdict() if p.place else None} for p in ordered]
+        print(json.dumps({"v": 1, "event": "problems", "problems": rows}))
         return
     for problem in ordered:
         print(safe(rendered(problem), sys.stderr), file=sys.stderr)

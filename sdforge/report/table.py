@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import json
-import sys
 
 from sdforge.plan import Plan, Step
-from sdforge.report.words import glyphs, safe
+from sdforge.report.words import glyphs
 
 MOST_ROWS = 60
 
 
-def nothing_to_do(plan: Plan, *, as_json: bool) -> None:
-    """Say that everything is reused."""
+def nothing_to_do(plan: Plan) -> list[str]:
+    """Return the lines that say that everything is reused."""
     steps = [step for step in plan.steps.values() if not step.idle]
-    if as_json:
-        for step in steps:
-            print(
-                json.dumps(
-                    {
-                        "v": 1,
-                        "event": "action",
-                        "target": step.id,
-                        "method": step.node.target.signature.name,
-                        "key": step.content_key or step.key,
-                        "state": step.state,
-                        "reason": [],
-                    }
-                )
-            )
-        print(json.dumps({"v": 1, "event": "result", "built": 0, "reused": len(steps), "failed": 0, "skipped": 0}))
-        return
     rows = [row(step) for step in steps] if len(steps) <= MOST_ROWS else []
     recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
     rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
-    print(safe("\n".join(rows), sys.stdout))
+    return rows
+
+
+def nothing_as_json(plan: Plan) -> None:
+    """Print the same for programs."""
+    steps = [step for step in plan.steps.values() if not step.idle]
+    for step in steps:
+        event = {
+            "v": 1,
+            "event": "action",
+            "target": step.id,
+            "method": step.node.target.signature.name,
+            "key": step.content_key or step.key,
+            "state": step.state,
+            "reason": [],
+        }
+        print(json.dumps(event))
+    print(json.dumps({"v": 1, "event": "result", "built": 0, "reused": len(steps), "failed": 0, "skipped": 0}))
 
 
 def row(step: Step, text: str = "") -> str:

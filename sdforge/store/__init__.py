@@ -28,8 +28,8 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor
 from sdforge.errors import BrokenPromise
+from sdforge.index import Index
 from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
-from sdforge.store.index import Index
 
 LAYOUT = "v1"
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"

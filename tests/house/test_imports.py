@@ -17,8 +17,8 @@ ADAPTERS = (".draw", ".adapter", ".load")  # files beside a method or family tha
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
     {"errors", "identity", "names", "dtypes", "exact", "wire"},
-    {"artifact", "settings", "syntax"},
-    {"store.files", "store.index"},
+    {"artifact", "settings", "syntax", "places", "index"},
+    {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock"},

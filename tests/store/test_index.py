@@ -14,7 +14,7 @@ import pytest
 
 from sdforge.store import Store
 from sdforge.store.files import SETTLED, Stat, is_settled, stat_of
-from sdforge.store.index import VERSION, Index
+from sdforge.index import VERSION, Index
 from tests.store.conftest import digest_of, make_result
 
 KEY = "ab" * 32

@@ -19,6 +19,7 @@ CREATE TABLE IF NOT EXISTS seen (id TEXT PRIMARY KEY, stats TEXT, settled INTEGE
 CREATE TABLE IF NOT EXISTS digests (sha256 TEXT, path TEXT, PRIMARY KEY (sha256, path)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS expected (recipe TEXT PRIMARY KEY, keys TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS verdicts (id TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (id TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 VERSION = 1
@@ -72,6 +73,11 @@ class Index:
         self._connection, self._writable = connection, True
         return connection
 
+    @property
+    def wrote(self) -> bool:
+        """Whether this process has had something to write."""
+        return self._writable
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -101,6 +107,8 @@ class Index:
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(statement, rows)
+            if " known " in statement:
+                connection.execute("DELETE FROM verdicts")  # they rest on what was known
             connection.execute("COMMIT")
         except sqlite3.Error:
             with suppress(sqlite3.Error):

@@ -1,0 +1,49 @@
+"""Where things lie: the project's files, its cache, and the code that reads them. Light, for the commonest build."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cache
+from pathlib import Path
+
+from sdforge.errors import UsageError
+
+FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
+CACHE = "FORGE_CACHE"
+METHODS = "FORGE_METHODS"  # further folders with methods, for those under development
+
+
+def find_root(start: Path) -> Path:
+    """Return the nearest folder with a `forge.toml`, from `start` upwards. Raises UsageError."""
+    for folder in (start, *start.parents):
+        if (folder / FILE).is_file():
+            return folder
+    raise UsageError(f"{start} is in no project: there is no {FILE} here or above", hint="`forge init` makes one")
+
+
+def cache_folder(root: Path) -> Path:
+    """Return the cache of a project: its own, or the one that `FORGE_CACHE` names."""
+    named = os.environ.get(CACHE)
+    return Path(named).expanduser().resolve() if named else root / "cache"
+
+
+def code_folders() -> list[Path]:
+    """Return the folders in which methods are looked for: the package, and those of `FORGE_METHODS`."""
+    extra = [Path(p) for p in os.environ.get(METHODS, "").split(os.pathsep) if p]
+    return [Path(__file__).parent, *extra]
+
+
+@cache
+def code_fingerprint() -> str:
+    """Name the code that reads recipes: what was read with other code is read again."""
+    rows, folders = [], [str(root) for root in code_folders()]
+    for folder in folders:  # grows while it is walked
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    info = entry.stat()
+                    rows.append((folder, entry.name, info.st_size, info.st_mtime_ns))
+                elif entry.name not in ("__pycache__", "demo", "run", "report") and entry.is_dir():
+                    folders.append(entry.path)
+    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()

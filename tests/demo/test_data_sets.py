@@ -1,0 +1,46 @@
+"""The data sets in `recipes/data` are what `python -m demo.make_data` draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from demo.evaluate import held_out_prompts
+from demo.make_data import mascot_pictures, sketch_attributes, sketch_pictures
+
+DATA = Path(__file__).parents[2] / "recipes" / "data"
+DRAWN = {"mascot": mascot_pictures, "sketches": sketch_pictures}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_the_shipped_pictures_and_captions_are_those_that_are_drawn(name: str) -> None:
+    drawn = DRAWN[name]()
+    numbers = [f"{number:02}" for number in range(1, len(drawn) + 1)]
+    assert sorted(path.name for path in (DATA / name).iterdir()) == sorted(
+        f"{number}.{end}" for number in numbers for end in ("png", "txt")
+    )
+    for number, (picture, caption) in zip(numbers, drawn, strict=True):
+        assert (DATA / name / f"{number}.txt").read_text() == caption + "\n"
+        with Image.open(DATA / name / f"{number}.png") as shipped:
+            assert np.array_equal(np.asarray(shipped.convert("RGB")), np.asarray(picture))
+
+
+def test_captions_of_the_mascot_name_it_and_nothing_of_its_looks() -> None:
+    for _, caption in mascot_pictures():
+        assert "{trigger}" in caption
+        assert not any(word in caption for word in ("alien", "tails", "ears", "eyes", "hair"))
+
+
+def test_captions_of_the_sketches_name_everything_but_the_style() -> None:
+    for _, caption in sketch_pictures():
+        assert "chalk" not in caption
+        assert "drawing" not in caption
+        assert "background" in caption
+
+
+def test_the_style_is_measured_on_none_of_the_sketches() -> None:
+    sketches = {sketch_attributes(index) for index in range(16)}
+    assert not sketches & {asked for asked, _ in held_out_prompts("flat", 64)}
