@@ -1,7 +1,7 @@
 """How long it takes to find out that nothing has to be done: `python -m benchmarks.null_build`.
 
-Graphs of n targets in recipes of at most 100, five layers each; every target reads its own data set and a target of the
-layer below. `make` and `ninja` get graphs of the same size in the same run, so that the ratios mean something on a
+Graphs of n targets in recipes of at most 100, five layers each; every target reads a data set of ten pictures, which its
+recipe's targets share, and a target of the layer below. `make` and `ninja` get graphs of the same size in the same run, so that the ratios mean something on a
 noisy machine. Reported is the CPU time of whole processes (user and system), the least of several runs: with files
 that are read only, and byte code compiled.
 """
@@ -36,18 +36,18 @@ def write_project(root: Path, base: Path, targets: int) -> None:
     columns = min(COLUMNS, targets // LAYERS)
     names = [f"r{i}" for i in range(recipes)]
     (root / "forge.toml").write_text(f'default = [{", ".join(map(repr, names))}]\n[source.base]\nfrom = "base"\n')
-    for r, name in enumerate(names):
-        tables = ['family = "sd15"\n']
+    for name in names:
+        folder = root / "data" / name
+        folder.mkdir(parents=True)
+        for i in range(10):
+            (folder / f"{i}.png").write_bytes(f"{name} {i}".encode())
+            (folder / f"{i}.txt").write_text("a square\n")
+        tables = [f'family = "sd15"\n[dataset.own]\npath = "data/{name}"\n']
         for layer in range(LAYERS):
             for column in range(columns):
-                own = f"d{layer}-{column}"
-                folder = root / "data" / name / own
-                folder.mkdir(parents=True)
-                (folder / "0.png").write_bytes(f"{r} {layer} {column}".encode())
-                (folder / "0.txt").write_text("a square\n")
                 below = "base" if layer == 0 else f"t{layer - 1}-{column}"
-                tables.append(f'[dataset.{own}]\npath = "data/{name}/{own}"\n')
-                tables.append(f'[rehearsal.t{layer}-{column}]\non = "{below}"\ndataset = "{own}"\nsteps = 1\n')
+                table = f'[rehearsal.t{layer}-{column}]\non = "{below}"\ndataset = "own"\nrank = {column + 1}\n'
+                tables.append(table)
         (root / "recipes" / f"{name}.toml").write_text("\n".join(tables))
 
 

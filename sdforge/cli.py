@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sdforge.session import Session
 
 SOMETHING_TO_DO = 10
+LARGE = 200  # steps of a plan that is worth remembering for itself
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
+    gc.disable()  # planning makes no circles, and many things that live to its end
     wishes = parser().parse_args(arguments)
     if getattr(wishes, "debug", False):
         return run(wishes)
@@ -177,7 +180,8 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
     from sdforge.verdict import keep
 
     words = nothing_to_do(made)
-    if session.store.index.wrote:  # files that were too young were looked at again; a null build writes nothing else
+    # after a build, files that were too young are looked at once more; a small plan that writes nothing stays so
+    if session.store.index.wrote or len(made.steps) > LARGE:
         keep(session, made, wishes.targets, words)
     if wishes.json:
         nothing_as_json(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shutil
 import sys
@@ -34,6 +35,7 @@ def say(text: str) -> None:
 
 def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespace) -> int:
     """Run what must run; say what came of it; return the exit code."""
+    gc.enable()
     run = session.project.run
     options = Options(
         jobs=wishes.jobs or run.get("jobs", 1),
