@@ -92,6 +92,7 @@ class Build:
         self.lockfile = LockFile(session)
         self.running: list[Running] = []
         self.waiting: dict[str, Lock] = {}
+        self.patient: set[str] = set()  # ids of steps that have said that they wait for a device
         self.summary = Summary()
         self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
         self.retrained: set[str] = set()
@@ -204,7 +205,11 @@ class Build:
         if step.restore and self._restored(step):
             lock.release()
             return True
-        self._submit(step, lock, key, manifest)
+        chosen = self._device(step)
+        if chosen is None:
+            self.waiting[step.id] = lock
+            return False
+        self._submit(step, lock, key, manifest, *chosen)
         return False
 
     def _found(self, step: Step, key: str, waited: bool) -> bool:
@@ -217,8 +222,7 @@ class Build:
             self.reporter.finished(step, found.results[0], 0.0)
         return True
 
-    def _submit(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
-        device, guard = self._device(step)
+    def _submit(self, step: Step, lock: Lock, key: str, manifest: str, device: str, guard: Lock | None) -> None:
         work = self.store.workplace()
         how = {"device": device, "threads": self.options.threads, "states": self.options.states}
         order = make_order(self.session, step, key, manifest, work, how)
@@ -233,8 +237,11 @@ class Build:
             handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
         self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic()))
 
-    def _device(self, step: Step) -> tuple[str, Lock | None]:
-        """Choose where an action computes. Formulas and what only moves bytes need no device."""
+    def _device(self, step: Step) -> tuple[str, Lock | None] | None:
+        """Choose where an action computes, or None while all devices are taken.
+
+        Formulas and what only moves bytes need no device.
+        """
         signature = step.node.target.signature
         if signature.kind == "formula" or signature.makes == "files":
             return "cpu", None
@@ -244,12 +251,12 @@ class Build:
             guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")
             if guard.acquire(wait=False):
                 return name, guard
+            holder = guard.holder()
             guard.release()
-        name = self.session.devices(self.options.device)[0]
-        guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")
-        self.reporter.waiting(step, f"{name}, which {guard.holder()} uses")
-        guard.acquire(wait=True)
-        return name, guard
+        if step.id not in self.patient:
+            self.patient.add(step.id)
+            self.reporter.waiting(step, f"{name}, which process {holder} uses")
+        return None
 
     def _restored(self, step: Step) -> bool:
         """Write files again whose bytes the store has as they are (pictures); exports are written by their action."""
@@ -269,7 +276,7 @@ class Build:
             select.select([fd for fd in files if fd >= 0], [], [], TICK if min(files) >= 0 else 0)
         elif self.waiting:
             time.sleep(TICK)
-        anew = not self.running
+        anew = False
         for running in list(self.running):
             for event in running.handle.poll():
                 if event["event"] == "progress":

@@ -150,7 +150,11 @@ def run(wishes: argparse.Namespace) -> int:
 def _open(wishes: argparse.Namespace) -> Session:
     from sdforge.session import open_session
 
-    return open_session(Path(wishes.at))
+    if wishes.json:
+        return open_session(Path(wishes.at))
+    from sdforge.report.hashing import Hashing
+
+    return open_session(Path(wishes.at), Hashing())
 
 
 def build(wishes: argparse.Namespace) -> int:

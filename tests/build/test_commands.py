@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -199,6 +200,29 @@ def test_independent_actions_run_side_by_side(tmp_path: Path, toy_checkpoint: Pa
     gate.mkdir()
     running = project.start("build", "-j", "2", REHEARSAL_GATE=str(gate))
     wait_for(lambda: {"toy-left", "toy-right"} <= {path.name for path in gate.iterdir()})
+    (gate / "go").touch()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, out + err
+
+
+def test_a_device_computes_one_thing_at_a_time(tmp_path: Path, toy_checkpoint: Path, wait_for: Wait) -> None:
+    project = new_project(tmp_path / "project", toy_checkpoint, TWO)
+    project.environment["XDG_RUNTIME_DIR"] = str(tmp_path)
+    gate = project.root / "gate"
+    gate.mkdir()
+    running = project.start("build", "--plain", "-j", "2", "--device", "cuda:0", REHEARSAL_GATE=str(gate))
+    wait_for(lambda: any(gate.iterdir()))
+    other = new_project(tmp_path / "other", toy_checkpoint)
+    other.environment["XDG_RUNTIME_DIR"] = str(tmp_path)
+    patient = other.start("build", "--plain", "--device", "cuda:0")
+    line = ""
+    while "waiting for cuda:0" not in line:
+        assert patient.stdout
+        line = patient.stdout.readline()
+    assert f"which process {running.pid} uses" in line
+    patient.send_signal(signal.SIGINT)
+    assert patient.wait(timeout=20) == 130
+    assert len(list(gate.iterdir())) == 1
     (gate / "go").touch()
     out, err = running.communicate(timeout=60)
     assert running.returncode == 0, out + err
