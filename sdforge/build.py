@@ -25,6 +25,7 @@ from sdforge.method import method
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
 from sdforge.plan import Plan, Step, likeness
+from sdforge.report.preset import file_row
 from sdforge.session import Session
 from sdforge.store import Result
 from sdforge.store.files import Lock, sha256_of
@@ -42,7 +43,7 @@ class Reporter(Protocol):
     def waiting(self, step: Step, holder: str) -> None: ...
     def finished(self, step: Step, result: Result | None, seconds: float) -> None: ...
     def failed(self, step: Step, error: ForgeError) -> None: ...
-    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None: ...
+    def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -456,7 +457,8 @@ class Build:
         """Put a preset's files into `out/`."""
         step = replace(step, result=result)
         moved, paths = self.session.place(step, work)
-        self.reporter.wrote(step, paths, moved)
+        names = self.outputs.names(step)
+        self.reporter.wrote(step, paths, moved, [file_row(names[file], row) for file, row in result.files.items()])
 
     # -- interrupts ------------------------------------------------------------------------------------------------
 

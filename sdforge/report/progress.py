@@ -108,11 +108,15 @@ class Plain:
         if isinstance(error, ActionFailed) and error.log:
             self.line(f"      log   {error.log}")
 
-    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None:
+    def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None:
         for name in moved:
             self.line(f"  {self.signs['warning']} what lay in the way was not ours: it is in {name} now")
         if step.node.target.signature.makes == "files":
             self.line(f"    out/{step.node.recipe.name}/: {', '.join(_folded(paths))}")
+            for file in files:
+                if "autov2" in file and "/" not in file["path"].removeprefix("loras/"):
+                    self.line(f"    {file['path']}: SHA256 {file['sha256']}")
+                    self.line(f"      AutoV2 {file['autov2']}  AutoV3 {file['autov3']}")
         else:
             self.line(f"    out/{step.node.recipe.name}/previews/sheet.png and {len(paths) - 1} pictures")
 
@@ -225,8 +229,8 @@ class JsonLines:
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
 
-    def wrote(self, step: Step, paths: list[str], moved: list[str]) -> None:
-        self.say("result", step, files=paths, moved=moved)
+    def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None:
+        self.say("result", step, files=paths, moved=moved, hashes=[file for file in files if "autov2" in file])
 
     def note(self, text: str) -> None:
         self.say("note", text=text)

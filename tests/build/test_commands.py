@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -164,8 +165,8 @@ def test_plain_lines_name_steps(project: Project) -> None:
 
 
 def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> None:
-    said = on_a_terminal(project, "build")
-    assert "step 10/10" in said
+    said = on_a_terminal(project, "build", REHEARSAL_PAUSE="0.1")
+    assert re.search(r"step \d+/10 +loss \d+\.\d+ +\d+\.\d steps/s +\d+\.\d s left", said)
     assert re.search(r"a +rehearsal +built", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said))
     assert "\x1b[?25h" in said  # the cursor is back
 
@@ -173,6 +174,17 @@ def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> No
 def test_no_color_is_respected(project: Project) -> None:
     said = on_a_terminal(project, "build", NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", said)
+
+
+def test_hashes_by_which_other_programs_know_a_file_are_printed_and_recorded(project: Project) -> None:
+    out = project.forge("build", "--plain").out
+    data = project.output.read_bytes()
+    whole = hashlib.sha256(data).hexdigest()
+    body = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert f"SHA256 {whole}" in out
+    assert f"AutoV2 {whole[:10].upper()}  AutoV3 {body[:12].upper()}" in out
+    (row,) = json.loads((project.output.parent / "preset.json").read_text())["files"]
+    assert (row["sha256"], row["autov3"]) == (whole, body[:12].upper())
 
 
 def test_json_lines_are_events_of_a_known_shape(project: Project) -> None:

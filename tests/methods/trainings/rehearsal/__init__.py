@@ -5,7 +5,8 @@ whose text encoder has it added. What a step does depends on (seed, step) and on
 a wrong resume shows; with two threads the numbers differ a little, as those of real trainings do.
 
 REHEARSAL_LOG: a file that gets a line for every start and step. REHEARSAL_GATE: a folder; at step `at` of a target the
-training writes `TARGET` there and waits until the folder is gone or the file `go` lies in it.
+training writes `TARGET` there and waits until the folder is gone or the file `go` lies in it. REHEARSAL_PAUSE: seconds
+that a step takes longer.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) 
             save(order, step, learned, losses, resumed)
             raise Stopped
         note(f"step {order.target} {step}")
+        time.sleep(float(os.environ.get("REHEARSAL_PAUSE", "0")))
         if settings["fails"] and step == 2:
             raise ActionFailed("the rehearsal was told to fail", hint="fails = false")
         draw = np.random.default_rng([settings["seed"], step])
