@@ -81,6 +81,7 @@ class Summary:
     failed: dict[str, ForgeError] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    pinned: set[str] = field(default_factory=set)  # content keys that had a pin before
     plan: Plan | None = None
 
 
@@ -105,8 +106,9 @@ class Build:
         self.reporter.planned(plan)
         self.lockfile.check(plan)
         self._keep_notes(plan)
-        self._check_room(plan)
+        self.session.refuse_lack(plan)
         self.store.prepare()
+        self.summary.pinned = set(self.session.lock.results)
         with self._listening(), self.store.guard() as guard:
             guard.share(wait=True)
             try:
@@ -363,6 +365,7 @@ class Build:
             self.store.promote_states(state_folder(self.session, step, running.manifest))
             self.session.retrain.discard(step.id)
             self.lockfile.replace.add(result.key)
+            self.summary.pinned.discard(result.key)
             self.session.lock.pin(self.lockfile.pin(step, result, running.manifest), replace=True)
         elif step.node.target.signature.pinned and step.kind == "content":
             self.lockfile.pin_new(step, result, running.manifest)
@@ -530,19 +533,6 @@ class Build:
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         if self.summary.built:
             self.store.register(self.session.project.root)
-
-    def _check_room(self, plan: Plan) -> None:
-        """Refuse a build that the disk has no room for."""
-        needed = sum(self.session.bytes_needed(step) for step in plan.to_do)
-        if not needed:
-            return
-        self.store.prepare()
-        free = shutil.disk_usage(self.store.root).free
-        if needed > free:
-            raise ResourceError(
-                f"the build needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
-                hint="`forge clean --dry-run` shows what could go; FORGE_CACHE names another place",
-            )
 
 
 class _Inline:

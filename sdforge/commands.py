@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import shutil
 import sys
 import time
 from typing import Any
@@ -68,7 +67,8 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
         "failed": len(summary.failed),
         "skipped": len(summary.skipped),
     }
-    strange = [against_pin(session, step) for step in plan.steps.values() if step.differs or step.id in summary.built]
+    judged = [step for step in plan.steps.values() if step.differs or step.id in summary.built]
+    strange = [against_pin(session, step) for step in judged if step.content_key in summary.pinned]
     if as_json:
         for found in filter(None, strange):
             print(json.dumps({"v": 1, "event": "pin", **found}))
@@ -107,9 +107,7 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
 def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free."""
     explainer = Explainer(session, plan)
-    needed = sum(session.bytes_needed(step) for step in plan.to_do)
-    folder = session.store.root if session.store.root.exists() else session.project.root
-    free = shutil.disk_usage(folder).free
+    needed, free = session.room(plan)
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
@@ -129,6 +127,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
+        session.refuse_lack(plan)
         return
     for step, causes in rows:
         say(row(step, plan_text(session, step, causes)))
@@ -146,6 +145,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         cost = f" · about {seconds(spent)}{'' if complete else ' and what has never run here'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
+    session.refuse_lack(plan)
 
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:

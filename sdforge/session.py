@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, UsageError, nearest
+from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
 from sdforge.graph import Graph, Link, link_recipes, problem_at
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
@@ -282,8 +283,6 @@ class Session:
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""
         assert step.result is not None
-        import shutil
-
         folder, moved, paths = self.outputs.folder(step), [], []
         staging = work or self.store.workplace()
         names = self.outputs.names(step)
@@ -314,6 +313,22 @@ class Session:
         return describe_preset(step, self.outputs.names(step))
 
     # -- what it will cost -----------------------------------------------------------------------------------------
+
+    def room(self, plan: Plan) -> tuple[int, int]:
+        """Return the bytes that a plan will write, and those that are free."""
+        folder = self.store.root if self.store.root.exists() else self.project.root
+        return sum(self.bytes_needed(step) for step in plan.to_do), shutil.disk_usage(folder).free
+
+    def refuse_lack(self, plan: Plan) -> None:
+        """Refuse what the disk has no room for. Raises ResourceError."""
+        needed, free = self.room(plan)
+        if needed > free:
+            from sdforge.report.words import size
+
+            raise ResourceError(
+                f"the build needs about {size(needed)}, and {size(free)} are free",
+                hint="`forge clean --dry-run` shows what could go; FORGE_CACHE names another place",
+            )
 
     def bytes_needed(self, step: Step) -> int:
         """Estimate how many bytes a step writes."""

@@ -41,6 +41,8 @@ text_encoder = "right"
 checkpoint = "both"
 """
 
+NOTHING_BUT_FILES = 'family = "sd15"\n[preset]\ncheckpoint = "base"\nexport = ["checkpoint", "diffusers"]\n'
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Project:
@@ -268,8 +270,28 @@ def test_no_wait_ends_at_once_with_5(project: Project, wait_for: Wait) -> None:
     assert running.returncode == 0
 
 
-def test_a_full_disk_is_refused_before_anything_runs(project: Project) -> None:
-    # a file-size limit stands in for a full disk: the first big write fails
+def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(project: Project) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let us mount anything")
+    project.recipe.write_text(NOTHING_BUT_FILES)
+    (project.root / "cache").mkdir()
+    script = "mount -t tmpfs -o size=300k tmpfs cache && mkdir cache/v1 && "
+    for command in ("plan", "build"):
+        ran = subprocess.run(
+            ["unshare", "-rm", "sh", "-c", f"{script} {FORGE} {command}"],
+            cwd=project.root,
+            env=os.environ | {"FORGE_METHODS": _methods()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 4, ran.stdout + ran.stderr
+        assert "are free" in ran.stderr
+        assert "forge clean --dry-run" in ran.stderr
+
+
+def test_a_disk_that_becomes_full_loses_nothing(project: Project) -> None:
+    # a limit on the size of files stands in for a full disk: the first larger write fails
     script = f"ulimit -f 8; exec {FORGE} build --plain"
     ran = subprocess.run(
         ["bash", "-c", f"trap '' XFSZ; {script}"],

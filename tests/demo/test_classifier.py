@@ -1,4 +1,4 @@
-"""The pixel classifier is right on drawings that nobody learned from. All of it, on 500: benchmarks/demo_pictures.py."""
+"""The pixel classifier is right on drawings that nobody learned from. On 500: benchmarks/demo_pictures.py."""
 
 from __future__ import annotations
 

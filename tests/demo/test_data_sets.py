@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from demo.evaluate import held_out_prompts
-from demo.make_data import mascot_pictures, sketch_attributes, sketch_pictures
+from demo.make_data import SKETCHES, mascot_pictures, sketch_attributes, sketch_pictures
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
 DRAWN = {"mascot": mascot_pictures, "sketches": sketch_pictures}
@@ -42,5 +42,5 @@ def test_captions_of_the_sketches_name_everything_but_the_style() -> None:
 
 
 def test_the_style_is_measured_on_none_of_the_sketches() -> None:
-    sketches = {sketch_attributes(index) for index in range(16)}
+    sketches = {sketch_attributes(index) for index in range(SKETCHES)}
     assert not sketches & {asked for asked, _ in held_out_prompts("flat", 64)}
