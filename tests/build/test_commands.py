@@ -275,7 +275,7 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(project: 
         pytest.skip("this machine does not let us mount anything")
     project.recipe.write_text(NOTHING_BUT_FILES)
     (project.root / "cache").mkdir()
-    script = "mount -t tmpfs -o size=300k tmpfs cache && mkdir cache/v1 && "
+    script = "mount -t tmpfs -o size=440k tmpfs cache && mkdir cache/v1 && "
     for command in ("plan", "build"):
         ran = subprocess.run(
             ["unshare", "-rm", "sh", "-c", f"{script} {FORGE} {command}"],
