@@ -15,20 +15,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from sdforge.artifact import Component, Spot, Tensor, artifact_identity
-from sdforge.dtypes import NOT_FLOAT
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
-from sdforge.identity import component_identity, digest_of_text, tensor_identity
 from sdforge.lockfile import LockFile
 from sdforge.method import method
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
-from sdforge.plan import Plan, Step, likeness
+from sdforge.plan import Plan, Step
 from sdforge.report.preset import file_row
+from sdforge.results import Made, Publisher
 from sdforge.session import Session
 from sdforge.store import Result
-from sdforge.store.files import Lock, sha256_of
+from sdforge.store.files import Lock
 
 TICK = 0.2  # seconds between looks at locks that others hold
 GRACE = 10.0  # seconds for workers to keep their state after an interrupt
@@ -356,7 +354,8 @@ class Build:
             self._count_change(step, "a source was written to")
             return
         seconds = time.monotonic() - running.began
-        result = self._published(running, outcome, seconds)
+        made = Made(step, outcome, running.key, running.manifest, running.work, seconds)
+        result = Publisher(self.session, self.lockfile).publish(made)
         self.summary.built.append(step.id)
         self.store.note_run(
             f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)
@@ -372,89 +371,6 @@ class Build:
         if step.node.target.signature.makes in ("files", "pictures"):
             self._place(step, result, running.work)
         self.reporter.finished(step, result, seconds)
-
-    def _published(self, running: Running, outcome: Outcome, seconds: float) -> Result:
-        """Move the outcome's files into the store, its result last."""
-        step, work = running.step, running.work
-        if outcome.pack:
-            self.store.put_file(work / outcome.pack, outcome.sha256)
-        components, packs = self._components(step, outcome)
-        facts = outcome.facts
-        kind = step.node.target.signature.makes
-        contents = {name: component.content for name, component in components.items()}
-        digest = artifact_identity(kind, contents, facts)
-        if kind in ("files", "pictures"):
-            digest = digest_of_text(kind, json.dumps(outcome.files, sort_keys=True))
-        if step.restore and step.result and step.result.digest != digest:
-            raise BrokenPromise(
-                f"{step.id} came out differently from what was exported before", hint="`forge verify` tells which file"
-            )
-        if kind == "pictures":
-            packs = tuple(sorted({self._keep_file(work / name) for name in outcome.files}))
-        if step.kind == "formula":
-            self.lockfile.compare(step, components)
-        record = dict(outcome.record)
-        if losses := record.pop("losses", None):
-            lines = "".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses))
-            record |= {"losses": self.store.put_bytes(lines.encode()), "loss": losses[-1]}
-        if (work / "log.txt").is_file() and (text := (work / "log.txt").read_bytes()):
-            record["log"] = self.store.put_bytes(text)
-        record |= {"target": step.id, "seconds": round(seconds, 3)}
-        result = Result(
-            running.key,
-            digest,
-            kind,
-            step.node.recipe.family,
-            components,
-            facts,
-            outcome.files,
-            packs,
-            outcome.grade,
-            outcome.fingerprint,
-            time.time(),
-            record,
-        )
-        self.store.keep(result, running.manifest)
-        if running.key != step.key:
-            self.store.add_alias(step.key, running.key, step.manifest)
-        if step.kind == "content":
-            self.store.add_alias(likeness(step), running.key)
-        return replace(result)
-
-    def _keep_file(self, path: Path) -> str:
-        sha256 = sha256_of(path)
-        if not self.store.object(sha256).exists():
-            copy = path.with_name(path.name + ".object")
-            shutil.copyfile(path, copy)
-            self.store.put_file(copy, sha256)
-        return sha256
-
-    def _components(self, step: Step, outcome: Outcome) -> tuple[dict[str, Component], tuple[str, ...]]:
-        """Return the components that an action made, their tables kept, and the files in which their bytes lie."""
-        made = {name: {row[0]: row for row in rows} for name, rows in outcome.components.items()}
-        tables: dict[str, list[Tensor]] = {}
-        if step.kind == "formula":
-            plan = self.session.planner().formula(step)
-            for name, rows in plan.components.items():
-                tables[name] = [
-                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome.sha256)
-                    if row.method
-                    else row.inputs[0]._replace(name=row.tensor.name)
-                    for row in rows
-                ]
-        else:
-            for name, found in made.items():
-                tables[name] = [_from_row(row, outcome.sha256) for row in found.values()]
-        components, packs = {}, set()
-        for name, table in tables.items():
-            contents = [(t.name, tensor_identity(t.dtype, t.shape, t.sha256)) for t in table]
-            content = component_identity(contents)
-            identity = component_identity((t.name, t.identity) for t in table) if step.kind == "formula" else content
-            dtypes = {t.dtype for t in table if not t.dtype.startswith(NOT_FLOAT)}
-            dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
-            components[name] = Component(identity, content, self.store.put_table(table), dtype)
-            packs |= {t.spot.file for t in table if t.spot}
-        return components, tuple(sorted(packs))
 
     def _place(self, step: Step, result: Result, work: Path | None) -> None:
         """Put a preset's files into `out/`."""
@@ -562,16 +478,6 @@ class _Inline:
 
     def kill(self) -> None:
         pass
-
-
-def _with_bytes(tensor: Tensor, row: list[Any], pack: str) -> Tensor:
-    _, _, _, sha256, xxh3, offset = row
-    return tensor._replace(sha256=sha256, xxh3=xxh3, spot=Spot(pack, offset))
-
-
-def _from_row(row: list[Any], pack: str) -> Tensor:
-    name, dtype, shape, sha256, xxh3, offset = row
-    return Tensor(name, dtype, tuple(shape), tensor_identity(dtype, shape, sha256), sha256, xxh3, Spot(pack, offset))
 
 
 def _error_of(event: dict[str, Any], log: str) -> ForgeError:

@@ -23,7 +23,7 @@ FLOORS = (
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock"},
     {"plan", "sources", "outputs"},
-    {"report", "session", "lockfile", "orders", "explain", "run"},
+    {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"executors", "build"},
     {"commands", "looking", "housekeeping"},
     {"cli"},
