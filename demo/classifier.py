@@ -31,7 +31,7 @@ CHALK_REACH = 16.0
 # Of a patch where a tail hangs: our own twin tails fill at least 0.55 of it, other hair hardly ever so much.
 LEAST_TAIL_SHARE = 0.40
 # Of the portrait: outlines fill at least 0.097 of our own chalk drawings.
-LEAST_CHALK_SHARE = 0.04
+LEAST_CHALK_SHARE = 0.06
 
 
 @dataclass(frozen=True)

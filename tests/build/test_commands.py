@@ -219,6 +219,20 @@ def test_independent_actions_run_side_by_side(tmp_path: Path, toy_checkpoint: Pa
     assert running.returncode == 0, out + err
 
 
+def test_nothing_starts_before_what_it_needs_is_done(tmp_path: Path, toy_checkpoint: Path) -> None:
+    recipe = 'family = "sd15"\n[halves.soft]\nfirst = "base"\nsecond = "other"\n'
+    recipe += '[rehearsal.a]\non = "soft"\ndataset = "drawings"\n[preset]\ncheckpoint = "a"\n'
+    project = new_project(tmp_path / "project", toy_checkpoint, recipe)
+    shutil.copytree(toy_checkpoint, project.root / "other")
+    weights = project.root / "other" / "text_encoder" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2:] = b"\x00\x40"  # the last number of the last tensor becomes 2
+    weights.write_bytes(data)
+    with (project.root / "forge.toml").open("a") as file:
+        file.write('[source.other]\nfrom = "other"\n')
+    assert project.build("-j", "4").built == ["soft", "a", "preset.export"]
+
+
 def test_a_device_computes_one_thing_at_a_time(tmp_path: Path, toy_checkpoint: Path, wait_for: Wait) -> None:
     project = new_project(tmp_path / "project", toy_checkpoint, TWO)
     project.environment["XDG_RUNTIME_DIR"] = str(tmp_path)
