@@ -1,9 +1,9 @@
 """How long it takes to find out that nothing has to be done: `python -m benchmarks.null_build`.
 
-Graphs of n targets in recipes of at most 100, five layers each; every target reads a data set of ten pictures, which its
-recipe's targets share, and a target of the layer below. `make` and `ninja` get graphs of the same size in the same run, so that the ratios mean something on a
-noisy machine. Reported is the CPU time of whole processes (user and system), the least of several runs: with files
-that are read only, and byte code compiled.
+Graphs of n targets in recipes of at most 100, five layers each; every target reads a data set of ten pictures, which
+its recipe's targets share, and a target of the layer below. `make` and `ninja` get graphs of the same size in the same
+run, so that the ratios mean something on a noisy machine. Reported is the CPU time of whole processes (user and
+system), the least of several runs: with files that are read only, and byte code compiled.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sdforge.index import VERSION, Index
 from sdforge.store import Store
 from sdforge.store.files import SETTLED, Stat, is_settled, stat_of
-from sdforge.index import VERSION, Index
 from tests.store.conftest import digest_of, make_result
 
 KEY = "ab" * 32

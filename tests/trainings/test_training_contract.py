@@ -42,8 +42,9 @@ def parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
 
 
 def batch(captions: list[str] = CAPTIONS) -> Batch:
+    """Latents of 16 × 16: three halvings leave 2 × 2, and attention to a single place would have no gradient."""
     draw = torch.Generator().manual_seed(0)
-    noisy, target = (torch.randn(2, 4, 8, 8, generator=draw) for _ in range(2))
+    noisy, target = (torch.randn(2, 4, 16, 16, generator=draw) for _ in range(2))
     return Batch(noisy, target, torch.tensor([200, 700]), captions)
 
 
