@@ -24,6 +24,8 @@ KINDS = (
     "null_text",
     "aesthetic",
     "dataset",
+    "picture",
+    "clip",
     "pictures",
     "files",
 )
@@ -128,3 +130,22 @@ class Artifact:
 def artifact_identity(kind: str, components: dict[str, str], facts: dict[str, Json]) -> str:
     """Name an artifact by its components' names and its facts."""
     return H(kind, {"components": dict(components), "facts": facts})
+
+
+def dataset_identity(rows: list[list[Any]], validation: int) -> str:
+    """Name a data set: rows of [sha256 of the picture, caption as it is used, repeats], in any order.
+
+    A row has the mask's sha256 (or `alpha`) behind it where masks are used. validation: pictures held out.
+    """
+    pictures: Json = sorted(rows)  # type: ignore[assignment]
+    return H("dataset", {"pictures": pictures, "validation": validation})
+
+
+def made_artifact(kind: str, family: str, components: dict[str, Component], facts: dict[str, Json]) -> Artifact:
+    """Return what an action made as an artifact: components and facts, or pictures that are a data set."""
+    if kind != "dataset":
+        return Artifact(kind, family, components, facts)
+    rows: Any = facts["pictures"]
+    names = {row[0]: [f"{i + 1}.png"] for i, row in enumerate(rows)}
+    notes = {"rows": rows, "names": names, "without": [], "trigger": "", "validation": 0}
+    return Artifact(kind, whole=dataset_identity(rows, 0), notes=notes)

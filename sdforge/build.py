@@ -47,14 +47,17 @@ class Reporter(Protocol):
 
 @dataclass
 class Options:
-    """How to build. jobs: actions side by side; device: `auto`, `cpu`, `cuda`, `cuda:N`."""
+    """How to build. jobs: actions side by side; device: `auto`, `cpu`, `cuda`, `cuda:N`.
+
+    how: what runners are told beside it: `states`, `samples`, `vram` (bytes), `tensorboard`.
+    """
 
     jobs: int = 1
     device: str = "auto"
     keep_going: bool = False
     wait: bool = True
     threads: int = 1
-    states: dict[str, Any] = field(default_factory=dict)
+    how: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -226,7 +229,7 @@ class Build:
 
     def _submit(self, step: Step, lock: Lock, key: str, manifest: str, device: str, guard: Lock | None) -> None:
         work = self.store.workplace()
-        how = {"device": device, "threads": self.options.threads, "states": self.options.states}
+        how = {"device": device, "threads": self.options.threads, **self.options.how}
         order = make_order(self.session, step, key, manifest, work, how)
         step.state = "running"
         self.reporter.started(step, device)

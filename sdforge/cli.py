@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
     build.add_argument("-j", "--jobs", type=int, default=0, help="actions side by side")
     build.add_argument("--device", default="", help="auto, cpu, cuda or cuda:N")
+    build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
     build.add_argument(
         "-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it"
     )

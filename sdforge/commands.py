@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import sys
 import time
 from typing import Any
@@ -15,13 +16,15 @@ from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock, read_lock
 from sdforge.lockfile import LockFile, distance
-from sdforge.places import LOCK
+from sdforge.places import LOCK, VRAM
 from sdforge.plan import Plan, Step
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
+
+UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 
 
 def say(text: str) -> None:
@@ -42,7 +45,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         keep_going=wishes.keep_going,
         wait=not wishes.no_wait,
         threads=run.get("threads", 1),
-        states=run.get("states", {}),
+        how=how_to_run(run, wishes.vram),
     )
     view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
     session.refuse_mistakes(wanted)
@@ -54,6 +57,19 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
+
+
+def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:
+    """Return what runners are told of `[run]`; vram: the command line's, which goes first. Raises UsageError."""
+    vram = vram or run.get("vram", "")
+    found: dict[str, Any] = {key: run[key] for key in ("states", "samples", "tensorboard") if run.get(key)}
+    if not vram:
+        return found
+    if not re.fullmatch(VRAM, vram):
+        raise UsageError(f"{vram!r} is no amount of memory", hint="as in --vram 8GB or --vram 500MiB")
+    number, unit = re.match(r"[\d.]+", vram), vram.lstrip("0123456789. ")
+    assert number is not None
+    return found | {"vram": int(float(number[0]) * UNITS[unit])}
 
 
 def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from sdforge.artifact import Artifact
@@ -128,7 +129,8 @@ class Explainer:
     def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
         name = link.use.reference
         if artifact.whole:
-            return Cause(f"data set `{name}` changed", None, self._pictures(artifact, old))
+            what = "picture" if artifact.kind == "picture" else "data set"
+            return Cause(f"{what} `{name}` changed", None, self._pictures(artifact, old))
         candidates = old if isinstance(old, list) else [old]
         parts: list[str] = []
         if len(candidates) == 1 and isinstance(candidates[0], dict):
@@ -152,8 +154,7 @@ class Explainer:
         before = self.session.store.preimage(old) if isinstance(old, str) else None
         if not before:
             return []
-        was = {row[0]: row[1:] for row in before["rows"]}
-        now = {row[0]: row[1:] for row in artifact.notes["rows"]}
+        was, now = _by_picture(before["rows"]), _by_picture(artifact.notes["rows"])
         names = {sha: found[0] for sha, found in {**before["names"], **artifact.notes["names"]}.items()}
         gone, come = (
             sorted(names[s] for s in was.keys() - now.keys()),
@@ -162,9 +163,18 @@ class Explainer:
         lines = [f"~ {name} (its pixels)" for name in come if name in gone]
         lines += [f"+ {name}" for name in come if name not in gone] + [f"- {name}" for name in gone if name not in come]
         for sha in sorted(was.keys() & now.keys(), key=lambda s: names[s]):
-            if was[sha] != now[sha]:
-                lines.append(f"~ {names[sha]}: {shown(was[sha][0])} → {shown(now[sha][0])}")
+            for old_row, new_row in zip_longest(was[sha], now[sha], fillvalue=[None]):
+                if old_row != new_row:
+                    lines.append(f"~ {names[sha]}: {shown(old_row[0])} → {shown(new_row[0])}")
         return [Cause(line) for line in lines]
+
+
+def _by_picture(rows: list[list[Any]]) -> dict[str, list[list[Any]]]:
+    """Return sha256 of a picture → the rest of its rows."""
+    found: dict[str, list[list[Any]]] = {}
+    for sha256, *rest in rows:
+        found.setdefault(sha256, []).append(rest)
+    return found
 
 
 def shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Artifact, Component
+from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
 from sdforge.store import Result
 from sdforge.store.files import Lock as FileLock
@@ -51,7 +51,7 @@ class Pin:
     def artifact(self) -> Artifact:
         """Return the artifact that is pinned; its tensors are not listed anywhere here."""
         components = {name: Component(identity, identity, "", "") for name, identity in self.components.items()}
-        return Artifact(self.kind, self.family, components, self.facts)
+        return made_artifact(self.kind, self.family, components, self.facts)
 
 
 @dataclass

@@ -66,7 +66,10 @@ class Damaged(BrokenPromise):
 
 @dataclass(frozen=True)
 class Given:
-    """An input of an action. For a data set, `pictures` are [path, sha256, caption, repeats] and `held_out` a count.
+    """An input of an action.
+
+    For a data set, `pictures` are [path, sha256, caption, repeats] and, with masks, the mask's path or `alpha`;
+    `held_out` is a count. A single picture is a row of its own.
 
     identities: component → identity, the names of what is derived from them; use: how the recipe uses this input.
     """

@@ -97,11 +97,14 @@ def _computations(session: Session, step: Step) -> list[Computation]:
 
 
 def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Given:
-    if artifact.kind == "dataset":
-        taken = session.graph.sources[link.id]
-        files = session.sources.picture_files(taken)
-        pictures = [[files[row[0]], *row] for row in artifact.notes["rows"]]
-        return Given("dataset", artifact.identity, pictures=pictures, held_out=artifact.notes["validation"])
+    if artifact.kind in ("dataset", "picture"):
+        files = _picture_files(session, link, artifact)
+        # a mask is named by its file too, or by a word
+        pictures = [
+            [files[sha256], sha256, caption, repeats, *(files.get(m, m) for m in mask)]
+            for sha256, caption, repeats, *mask in artifact.notes["rows"]
+        ]
+        return Given(artifact.kind, artifact.identity, pictures=pictures, held_out=artifact.notes.get("validation", 0))
     reads = step.node.target.signature.roles[link.use.role].reads
     components: dict[str, list[Ref]] = {}
     vocabulary: dict[str, Any] = {}
@@ -124,6 +127,17 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
         vocabulary,
         use,
     )
+
+
+def _picture_files(session: Session, link: Link, artifact: Artifact) -> dict[str, str]:
+    """Return sha256 → path of the pictures of a data set: a folder's, or those that an action made."""
+    if link.id in session.graph.sources:
+        return session.sources.picture_files(session.graph.sources[link.id])
+    found = {row[0]: session.find(row[0]) for row in artifact.notes["rows"]}
+    gone = [sha256 for sha256, path in found.items() if path is None]
+    if gone:
+        raise BrokenPromise(f"a picture of {link.id} ({gone[0][:12]}) is not there any more")
+    return {sha256: str(path) for sha256, path in found.items()}
 
 
 def _made(component: Component) -> Component:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sdforge.errors import UsageError
 
 FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
+VRAM = r"^(\d+(\.\d+)?\s?(GB|GiB|MB|MiB))?$"  # how an amount of memory is written
 CACHE = "FORGE_CACHE"
 METHODS = "FORGE_METHODS"  # further folders with methods, for those under development
 

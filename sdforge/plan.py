@@ -370,12 +370,12 @@ class Planner:
     def _completed(self, step: Step, made: Artifact) -> Artifact:
         """Add what passes from the first input: a trained checkpoint's other components, and widths."""
         base = self._base(step)
-        own = dict.fromkeys(made.components, step.id)
+        own = dict.fromkeys(made.components or ("",), step.id)  # a data set has no components, and a maker
         if made.kind == "checkpoint":
             self._pass_makers(step)
             made = replace(made, components=base.components | made.components, facts=base.facts | made.facts)
         step.makers |= own
-        return replace(made, notes={"widths": base.notes.get("widths", {})})
+        return replace(made, notes=made.notes | {"widths": base.notes.get("widths", {}) if made.components else {}})
 
     # -- formulas, tensor by tensor, behind a miss -----------------------------------------------------------------
 

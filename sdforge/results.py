@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Component, Spot, Tensor, artifact_identity
+from sdforge.artifact import Component, Spot, Tensor, artifact_identity, dataset_identity
 from sdforge.errors import BrokenPromise
 from sdforge.formula import common_dtype
 from sdforge.identity import component_identity, digest_of_text, tensor_identity
@@ -48,6 +48,8 @@ class Publisher:
         kind = step.node.target.signature.makes
         if kind in ("files", "pictures"):
             digest = digest_of_text(kind, json.dumps(outcome.files, sort_keys=True))
+        elif kind == "dataset":
+            digest = dataset_identity(outcome.facts["pictures"], 0)
         else:
             digest = artifact_identity(kind, {name: c.content for name, c in components.items()}, outcome.facts)
         if step.restore and step.result and step.result.digest != digest:
@@ -55,7 +57,7 @@ class Publisher:
                 f"{step.id} came out as {digest[:12]}, and was exported as {step.result.digest[:12]} before",
                 hint="this is a mistake in forge: the same key makes the same files",
             )
-        if kind == "pictures":
+        if kind in ("pictures", "dataset"):
             packs = tuple(sorted({self._keep_file(made.work / name) for name in outcome.files}))
         if step.kind == "formula":
             self.lockfile.compare(step, components)
@@ -86,6 +88,10 @@ class Publisher:
         if losses := record.pop("losses", None):
             lines = "".join(json.dumps({"step": i + 1, "loss": loss}) + "\n" for i, loss in enumerate(losses))
             record |= {"losses": self.store.put_bytes(lines.encode()), "loss": losses[-1]}
+        if samples := record.get("samples"):
+            record["samples"] = [
+                [step, prompt, self.store.put_bytes(Path(path).read_bytes())] for step, prompt, path in samples
+            ]
         log = made.work / "log.txt"
         if log.is_file() and (text := log.read_bytes()):
             record["log"] = self.store.put_bytes(text)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
+from sdforge.datasets import DECIDE, PICTURES, read_dataset
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
-from sdforge.identity import H, Json, component_identity, tensor_identity
+from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.store import Store
 from sdforge.store.files import CHUNK, SETTLED, Stat, open_regular, stat_of, within
@@ -28,7 +29,6 @@ from sdforge.store.files import CHUNK, SETTLED, Stat, open_regular, stat_of, wit
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -126,7 +126,7 @@ class Sources:
 
     def _id(self, taken: Taken, path: Path) -> str:
         if taken.kind == "dataset":
-            text = json.dumps([taken.table[k] for k in ("captions", "caption", "trigger", "repeats", "validation")])
+            text = json.dumps([taken.table[key] for key in DECIDE])
             return f"dataset:{READER_VERSION}:{path}:{text}"
         return f"source:{READER_VERSION}:{path}"
 
@@ -143,10 +143,10 @@ class Sources:
                 value: dict[str, Any] = json.loads(row[2])
                 return value
         if self.quick:
-            return self._glance_dataset(taken, path) if taken.kind == "dataset" else self._glance(taken, path)
+            return self._pictures(taken, path)[0] if _is_pictures(taken, path) else self._glance(taken, path)
         for _ in range(3):
             looked = time.time_ns()
-            value, places = self._read_dataset(taken, path) if taken.kind == "dataset" else self._read(taken, path)
+            value, places = self._pictures(taken, path) if _is_pictures(taken, path) else self._read(taken, path)
             stats = {str(place): stat for place in places if (stat := stat_of(place))}
             newest = max(max(stat.mtime_ns, stat.ctime_ns) for stat in stats.values())
             if newest <= looked:
@@ -241,9 +241,8 @@ class Sources:
             "size": 0,
         }
 
-    def _glance_dataset(self, taken: Taken, path: Path) -> dict[str, Any]:
-        value, _ = self._read_dataset(taken, path)
-        return value
+    def _pictures(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        return self._read_dataset(taken, path) if taken.kind == "dataset" else self._read_picture(path)
 
     def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]]]:
         """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
@@ -282,58 +281,32 @@ class Sources:
         return digests, tensors
 
     def _read_dataset(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
-        """Name a folder of pictures: the multiset of (picture, caption, repeats), and how many are held out."""
-        if not path.is_dir():
-            raise UsageError(f"{taken.id}: {path} is no folder")
-        table, rows, places = taken.table, [], [path]
-        names: dict[str, list[str]] = {}
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES and p.is_file())
-        if not pictures:
-            raise UsageError(f"{taken.id}: {path} holds no pictures", hint=f"they end in {', '.join(PICTURES)}")
-        without = []
-        for picture in pictures:
-            caption, text = table["caption"], picture.with_suffix(".txt")
-            if table["captions"] == "txt" and text.is_file():
-                places.append(text)
-                try:
-                    caption = text.read_text(encoding="utf-8").strip()
-                except UnicodeDecodeError:
-                    raise UsageError(f"{taken.id}: {text} is not UTF-8") from None
-            elif not caption:
-                without.append(picture.name)
-            if "{trigger}" in caption and not table["trigger"]:
-                raise UsageError(f"{taken.id}: a caption names {{trigger}}, and the data set has no `trigger`")
-            caption = caption.replace("{trigger}", table["trigger"])
-            places.append(picture)
-            sha256 = picture.name if self.quick else self.store.digest(picture.absolute())
-            rows.append([sha256, caption, table["repeats"]])
-            names.setdefault(sha256, []).append(picture.name)
-        if table["validation"] >= len(rows):
-            raise UsageError(
-                f"{taken.id}: {table['validation']} of {len(rows)} pictures are held out, so none is learned from"
-            )
-        rows.sort()
+        def digest(file: Path) -> str:
+            return file.name if self.quick else self.store.digest(file.absolute())
+
+        return read_dataset(taken.id, taken.table, path, digest)
+
+    def _read_picture(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
+        """Name a single picture."""
+        sha256 = path.name if self.quick else self.store.digest(path.absolute())
         value = {
-            "kind": "dataset",
-            "identity": dataset_identity(rows, table["validation"]),
-            "rows": rows,
-            "names": {sha256: sorted(found) for sha256, found in names.items()},
-            "without": without,
+            "kind": "picture",
+            "identity": H("picture", sha256),
+            "rows": [[sha256, "", 1]],
+            "names": {sha256: [""]},
         }
-        return value, places
+        return value | {"without": []}, [path]
 
     def picture_files(self, taken: Taken) -> dict[str, str]:
-        """Return sha256 → path of a data set's pictures."""
+        """Return sha256 → path of a data set's pictures and masks, or of a single picture."""
         path = self._path(taken, search=True)
         assert path is not None
         value = self._look(taken, path)
         return {sha256: str(path / names[0]) for sha256, names in value["names"].items()}
 
 
-def dataset_identity(rows: list[list[Any]], validation: int) -> str:
-    """Name a data set: rows of [sha256 of the picture, caption as it is used, repeats], in any order."""
-    pictures: Json = sorted(rows)  # type: ignore[assignment]
-    return H("dataset", {"pictures": pictures, "validation": validation})
+def _is_pictures(taken: Taken, path: Path) -> bool:
+    return taken.kind == "dataset" or (path.suffix.lower() in PICTURES and not path.is_dir())
 
 
 def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -348,6 +321,17 @@ def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
         place += len(chunk)
 
 
+def _refuse_other(taken: Taken, files: dict[str, str]) -> None:
+    """Refuse a source of which no file is the one that its sha256 declares. Raises BrokenPromise."""
+    declared = taken.table.get("sha256")
+    if declared and files and declared not in files.values():
+        found = next(iter(files.values()))
+        raise BrokenPromise(
+            f"{taken.id} is not the file that its sha256 declares: {found} instead of {declared}",
+            hint="get the declared file, or change the sha256 if you trust this one",
+        )
+
+
 def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
     """Turn what was read into an artifact, with what the recipe or forge.toml states of it."""
     table = taken.table
@@ -357,13 +341,10 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
             "validation": table["validation"],
         }
         return Artifact("dataset", whole=value["identity"], notes=notes)
-    declared = table.get("sha256")
-    if declared and value["files"] and declared not in value["files"].values():
-        found = next(iter(value["files"].values()))
-        raise BrokenPromise(
-            f"{taken.id} is not the file that its sha256 declares: {found} instead of {declared}",
-            hint="get the declared file, or change the sha256 if you trust this one",
-        )
+    if value["kind"] == "picture":
+        _refuse_other(taken, {"": value["rows"][0][0]})
+        return Artifact("picture", whole=value["identity"], notes={"rows": value["rows"], "names": value["names"]})
+    _refuse_other(taken, value["files"])
     facts = dict(value["facts"])
     if table.get("prediction"):
         facts["prediction"] = table["prediction"]

@@ -9,9 +9,11 @@ from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.edits.export import Form
 from sdforge.edits.previews import Drawing
+from sdforge.places import VRAM
 from sdforge.settings import Reference, Table, Weight
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Template = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 @final
@@ -37,11 +39,25 @@ class Dataset(Table):
     """A folder of pictures with captions."""
 
     path: str = Field(min_length=1, max_length=1024, description="a folder within the project")
-    captions: Literal["txt", "none"] = Field("txt", description="txt: a text file of the same name beside each picture")
+    layout: Literal["flat", "kohya"] = Field(
+        "flat",
+        description="kohya: folders called N_WORDS, whose pictures are shown N times, with WORDS where they have no "
+        "caption",
+    )
+    captions: Literal["txt", "caption", "none"] = Field(
+        "txt", description="txt, caption: the ending of a text file of the same name beside each picture"
+    )
     caption: str = Field("", max_length=1000, description="for pictures without one; {trigger} is replaced")
+    templates: list[Template] = Field(
+        [], max_length=100, description="captions for pictures without one: each picture is shown with each of them"
+    )
     trigger: str = Field("", max_length=64, description="what {trigger} stands for; empty: the token that is trained")
     repeats: int = Field(1, ge=1, le=10_000, description="how often each picture is shown in a round")
     validation: int = Field(0, ge=0, le=10_000, description="pictures held out, chosen by content")
+    masks: Literal["none", "alpha", "file"] = Field(
+        "none",
+        description="what of a picture counts: all; where it is opaque; where NAME.mask.png beside it is white",
+    )
 
 
 @final
@@ -76,13 +92,27 @@ class States(Table):
 
 
 @final
+class SampleRun(Table):
+    """Pictures that are drawn while a training runs."""
+
+    steps: int = Field(0, ge=0, description="every so many steps; 0: none")
+    prompts: list[str] = Field([], max_length=8, description="what is drawn; empty: two captions of the data set")
+    seed: int = Field(1, ge=0, lt=2**53, description="of the noise they are drawn from")
+
+
+@final
 class Run(Table):
     """How to run: never what comes out."""
 
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where trainings run")
     jobs: int = Field(1, ge=1, le=64, description="actions side by side")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a training; recorded with its result")
+    vram: str = Field(
+        "", pattern=VRAM, description='what a training may use of the device\'s memory, as "8GB"; empty: all there is'
+    )
     states: States = Field(default_factory=States)
+    samples: SampleRun = Field(default_factory=SampleRun)
+    tensorboard: str = Field("", max_length=1024, description="a folder for TensorBoard's events; empty: none")
 
 
 @final

@@ -113,14 +113,13 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
         large = any(ref.size > LARGE for computation in order.compute for ref in computation.inputs)
         prepare("cpu", (os.cpu_count() or 1) if large else 1)
         made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
-    elif own and order.group == "trainings":  # a method that needs no torch
-        made = own(order, report, stopped)
     elif own and getattr(module, "INLINE", False):  # it only moves bytes
         made = own(order, report)
     else:
-        prepare(order.how["device"], order.how["threads"])
-        train = importlib.import_module("sdforge.run.train").run_training
-        made = own(order, report) if own else train(order, report, stopped)
+        if not getattr(module, "BARE", False):  # it needs no torch
+            prepare(order.how["device"], order.how["threads"])
+        own = own or importlib.import_module("sdforge.run.train").run_training
+        made = own(order, report, stopped) if order.group == "trainings" else own(order, report)
     return made
 
 

@@ -26,12 +26,25 @@ Image.MAX_IMAGE_PIXELS = 200_000_000
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a data set in its bucket: width and height in pixels after resizing and cropping."""
+    """A picture of a data set in its bucket.
+
+    size: width and height in pixels after resizing and cropping; original: before. mask: a picture that says how much
+    every place counts, `alpha` for the picture's own alpha channel, or "" where all count alike.
+    """
 
     path: str
     sha256: str
     caption: str
     size: tuple[int, int]
+    original: tuple[int, int] = (0, 0)
+    mask: str = ""
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """What is cut off at the left and at the top, in pixels of the resized picture."""
+        (width, height), (w, h) = self.size, self.original
+        scale = max(width / w, height / h)
+        return round((w * scale - width) / 2), round((h * scale - height) / 2)
 
 
 def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
@@ -56,21 +69,29 @@ def assign(size: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, in
 
 
 def split(given: Given) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Return (learned from, held out): the held-out pictures are the first by a digest of their content."""
-    rows = sorted(given.pictures, key=lambda row: (H("held-out", [row[1], row[2]]), row[1], row[2]))
-    return rows[given.held_out :], rows[: given.held_out]
+    """Return (learned from, held out): the held-out pictures are the first by a digest of their content.
+
+    A picture with several captions is held out with all of them.
+    """
+    first: dict[str, str] = {}
+    for row in given.pictures:
+        name = H("held-out", [row[1], row[2]])
+        first[row[1]] = min(name, first.get(row[1], name))
+    out = set(sorted(first, key=lambda sha256: (first[sha256], sha256))[: given.held_out])
+    rows = sorted(given.pictures, key=lambda row: (first[row[1]], row[1], row[2]))
+    return [row for row in rows if row[1] not in out], [row for row in rows if row[1] in out]
 
 
 def plan_pictures(rows: list[list[Any]], resolution: int, *, buckets: bool) -> list[Picture]:
     """Return every picture as often as it is repeated, in an order that only its content decides."""
     sizes = bucket_sizes(resolution) if buckets else [(resolution, resolution)]
     pictures = []
-    for path, sha256, caption, repeats in sorted(rows, key=lambda row: (row[1], row[2])):
+    for path, sha256, caption, repeats, *mask in sorted(rows, key=lambda row: (row[1], row[2])):
         with _opened(path) as image:
             size = image.size
             if image.getexif().get(0x0112, 1) >= 5:  # EXIF: turned by a quarter
                 size = (size[1], size[0])
-        pictures += [Picture(path, sha256, caption, assign(size, sizes))] * repeats
+        pictures += [Picture(path, sha256, caption, assign(size, sizes), size, *mask)] * repeats
     return pictures
 
 
@@ -95,6 +116,30 @@ def read_pixels(picture: Picture, *, flip: bool) -> Tensor:
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / 127.5 - 1
     pixels_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
     return pixels_BCHW.flip(3) if flip else pixels_BCHW
+
+
+def read_mask(picture: Picture) -> Tensor:
+    """Return how much every place of a picture's latents counts, (1, 1, H/8, W/8) in 0 … 1: the mean of its pixels.
+
+    Raises ActionFailed for a mask that leaves nothing.
+    """
+    own = picture.mask == "alpha"
+    with _opened(picture.path if own else picture.mask) as image:
+        upright = ImageOps.exif_transpose(image)
+        plain = upright.convert("RGBA").getchannel("A") if own else upright.convert("L")
+        fitted = ImageOps.fit(plain, picture.size, Image.Resampling.BOX)
+    mask_BCHW = torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)[None, None]
+    small = torch.nn.functional.avg_pool2d(mask_BCHW, 8)
+    if not bool(small.any()):
+        raise ActionFailed(f"the mask of {picture.path} leaves nothing to learn from", hint="white is what counts")
+    return small
+
+
+def shuffled(caption: str, keep: int, draw: torch.Generator) -> str:
+    """Return a caption with its parts (between commas) in another order; the first `keep` stay where they are."""
+    parts = [part.strip() for part in caption.split(",")]
+    order = torch.randperm(max(0, len(parts) - keep), generator=draw).tolist()
+    return ", ".join([*parts[:keep], *(parts[keep + i] for i in order)])
 
 
 class Latents:
@@ -134,8 +179,25 @@ class Order:
     bucket has its turns in proportion to its size, in an order drawn for the lap.
     """
 
-    def __init__(self, pictures: list[Picture], batch: int, seed: int, *, flip: bool, dropout: float) -> None:
-        self.batch, self.seed, self.flip, self.dropout = batch, seed, flip, dropout
+    def __init__(
+        self,
+        pictures: list[Picture],
+        batch: int,
+        seed: int,
+        *,
+        flip: bool,
+        dropout: float,
+        shuffle: bool = False,
+        keep: int = 0,
+    ) -> None:
+        self.batch, self.seed, self.flip, self.dropout, self.shuffle, self.keep = (
+            batch,
+            seed,
+            flip,
+            dropout,
+            shuffle,
+            keep,
+        )
         self.buckets: dict[tuple[int, int], list[Picture]] = {}
         for picture in pictures:
             self.buckets.setdefault(picture.size, []).append(picture)
@@ -150,7 +212,11 @@ class Order:
         pictures = [self._nth(size, turn * self.batch + i) for i in range(self.batch)]
         draw = torch.rand(2, self.batch, generator=generator(self.seed, "captions", step)).tolist()
         flips = [self.flip and u < 0.5 for u in draw[0]]
-        captions = ["" if u < self.dropout else p.caption for u, p in zip(draw[1], pictures, strict=True)]
+        said = [picture.caption for picture in pictures]
+        if self.shuffle:
+            mix = generator(self.seed, "shuffle", step)
+            said = [shuffled(caption, self.keep, mix) for caption in said]
+        captions = ["" if u < self.dropout else caption for u, caption in zip(draw[1], said, strict=True)]
         return Chosen(pictures, flips, captions)
 
     def _nth(self, size: tuple[int, int], n: int) -> Picture:

@@ -17,7 +17,8 @@ STEPS = 1000
 class Schedule:
     """How much of a picture is left at every timestep: alphas_T, the products ᾱ_t (Ho et al. 2020), fp32.
 
-    prediction: `epsilon` or `v_prediction` (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512).
+    prediction: `epsilon`, `v_prediction` (Salimans & Ho 2022, https://arxiv.org/abs/2202.00512), or `flow` (rectified
+    flow, Esser et al. 2024, https://arxiv.org/abs/2403.03206), for which alphas_T holds (1 − σ_t)², σ_t = (t + 1) / T.
     """
 
     alphas_T: Tensor
@@ -28,17 +29,20 @@ class Schedule:
 
     def _signal_and_noise(self, timesteps_B: Tensor) -> tuple[Tensor, Tensor]:
         alphas_B111 = self.alphas_T[timesteps_B][:, None, None, None]
-        return alphas_B111.sqrt(), (1 - alphas_B111).sqrt()
+        signal = alphas_B111.sqrt()
+        return signal, 1 - signal if self.prediction == "flow" else (1 - alphas_B111).sqrt()
 
     def add_noise(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Return √ᾱ z + √(1−ᾱ) ε."""
+        """Return √ᾱ z + √(1−ᾱ) ε; for flow (1−σ) z + σ ε."""
         signal, noise = self._signal_and_noise(timesteps_B)
         return signal * latents_BCHW + noise * noise_BCHW
 
     def target(self, latents_BCHW: Tensor, noise_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Return what the U-Net should predict: ε, or v = √ᾱ ε − √(1−ᾱ) z."""
+        """Return what the U-Net should predict: ε, v = √ᾱ ε − √(1−ᾱ) z, or the flow ε − z."""
         if self.prediction == "epsilon":
             return noise_BCHW
+        if self.prediction == "flow":
+            return noise_BCHW - latents_BCHW
         signal, noise = self._signal_and_noise(timesteps_B)
         return signal * noise_BCHW - noise * latents_BCHW
 
@@ -48,8 +52,11 @@ class Schedule:
         return alphas_B / (1 - alphas_B)
 
     def min_snr_weight(self, timesteps_B: Tensor, gamma: float) -> Tensor:
-        """Return min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, §3.4); γ 0: no weighting."""
-        if gamma == 0:
+        """Return min(SNR, γ)/SNR for ε, min(SNR, γ)/(SNR + 1) for v (Hang et al. 2023, §3.4).
+
+        γ 0 and flow: no weighting.
+        """
+        if gamma == 0 or self.prediction == "flow":
             return torch.ones_like(timesteps_B, dtype=torch.float32)
         snr_B = self.snr(timesteps_B).clamp_min(1e-8)
         return snr_B.clamp_max(gamma) / (snr_B if self.prediction == "epsilon" else snr_B + 1)
@@ -59,6 +66,8 @@ class Schedule:
         signal, noise = self._signal_and_noise(timesteps_B)
         if self.prediction == "epsilon":
             return (noisy_BCHW - noise * predicted_BCHW) / signal
+        if self.prediction == "flow":
+            return noisy_BCHW - noise * predicted_BCHW
         return signal * noisy_BCHW - noise * predicted_BCHW
 
 
@@ -73,3 +82,9 @@ def scaled_linear(beta_start: float, beta_end: float, prediction: str, *, zero_t
     if zero_terminal_snr:
         roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
     return Schedule((roots**2).float(), prediction)
+
+
+def rectified_flow() -> Schedule:
+    """Return the straight path from picture to noise, σ from 1/1000 to 1."""
+    sigmas = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
+    return Schedule(((1 - sigmas) ** 2).float(), "flow")

@@ -9,11 +9,9 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,68 +22,24 @@ from sdforge.identity import H
 from sdforge.method import module_of
 from sdforge.order import Given, Outcome
 from sdforge.order import Order as WorkOrder
+from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.fingerprint import fingerprint
-from sdforge.run.images import Latents, Order, describe, plan_pictures, split
+from sdforge.run.images import Latents, Order, Picture, describe, plan_pictures, read_mask, split
+from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
 from sdforge.run.noise import STEPS
+from sdforge.run.optimizers import Average, make_optimizer, progress_of, set_training
 from sdforge.run.seeds import generator
 from sdforge.run.sketch import sketch
 from sdforge.run.states import State, Stopped, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
+from sdforge.run.watch import Metrics, Samples, Validation
 from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step learns from. Shapes: B pictures, C channels, H W of latents."""
-
-    noisy_BCHW: Tensor
-    target_BCHW: Tensor
-    timesteps_B: Tensor
-    captions: list[str]
-
-
-@dataclass
-class Group:
-    """Parameters that share a learning rate and weight decay."""
-
-    parameters: dict[str, nn.Parameter]
-    learning_rate: float
-    weight_decay: float
-
-
-@dataclass
-class Learned:
-    """What a training saves: tensors of the artifact's one component, its facts, and its update for the sketch."""
-
-    component: str
-    tensors: dict[str, Tensor]
-    facts: dict[str, Any] = field(default_factory=dict)
-    update: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
-
-
-class Adapter(ABC):
-    """What is particular to a training method. Made by `begin(settings, diffusion)` of its `adapter` module."""
-
-    diffusion: Diffusion
-    text_is_frozen: bool = True  # then what captions say is encoded once
-
-    @abstractmethod
-    def groups(self) -> list[Group]:
-        """Return the parameters that are trained."""
-
-    @abstractmethod
-    def learned(self) -> Learned:
-        """Return what has been learned so far."""
-
-    def predict(self, batch: Batch, condition: Conditioning) -> Tensor:
-        """Return the prediction (B, C, H, W) that the loss compares with the target."""
-        return self.diffusion.predict(batch.noisy_BCHW, batch.timesteps_B, condition)
 
 
 def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) -> Outcome:
@@ -99,8 +53,16 @@ def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) 
     load = importlib.import_module(f"sdforge.families.{order.family}.load").load
     diffusion: Diffusion = load(on, device, PRECISIONS[settings.precision])
     adapter: Adapter = adapter_module.begin(settings, diffusion)
-    training = _Training(order, settings, diffusion, adapter, on)
-    return training.run(report, stopped)
+    return _Training(order, settings, diffusion, adapter, on).run(report, stopped)
+
+
+class _Shown(NamedTuple):
+    """A data set as the loop shows it: which pictures at which step, under which name its random numbers are drawn."""
+
+    batches: Order
+    pictures: list[Picture]
+    noise: str
+    weight: float
 
 
 class _Training:
@@ -108,36 +70,70 @@ class _Training:
         self.order, self.settings, self.diffusion, self.adapter = order, settings, diffusion, adapter
         self.seed = int(order.settings["seed"])
         self.derived = Derived(order.derived)
-        given = order.the("dataset")
-        learned, _ = split(given)
-        resolution = settings.resolution or diffusion.resolution
-        self.pictures = plan_pictures(learned, resolution, buckets=settings.buckets)
+        learned, held_out = split(order.the("dataset"))
+        self.shown = [self._show(learned, self.seed, "noise", 1.0)]
+        if order.inputs.get("prior"):
+            # its own stream of numbers: what is learned from does not change by what is kept beside it
+            seed = int(H("prior", self.seed)[:12], 16)
+            self.shown.append(self._show(order.the("prior").pictures, seed, "prior noise", settings.prior_weight))
+        self.pictures = [picture for shown in self.shown for picture in shown.pictures]
         self.latents = Latents(diffusion, on, self.derived)
-        self.batches = Order(
-            self.pictures, settings.batch, self.seed, flip=settings.flip, dropout=settings.caption_dropout
-        )
-        self.texts = _Texts(diffusion, on, self.derived) if adapter.text_is_frozen else None
+        self.masks: dict[tuple[str, str, tuple[int, int]], Tensor] = {}
+        cached = adapter.text_is_frozen and not settings.shuffle
+        self.texts = _Texts(diffusion, on, self.derived) if cached and diffusion.text_encoders else None
+        adapter.prepare(order, self.shown[0].pictures)
         self.groups = adapter.groups()
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay}
-                for g in self.groups
-            ],
-            betas=(0.9, 0.999),
-            eps=1e-8,
-            fused=True,
+        self.parameters = dict(self._named())
+        self.optimizer = make_optimizer(settings, self.groups, diffusion.device)
+        self.average = Average(settings.ema, self.parameters) if settings.ema else None
+        self.micro_batch = settings.batch
+        self.chosen = ""  # how it was made to fit into memory
+        states = Path(order.states) if order.states else None
+        self.validation = Validation(self._plan(held_out), self.latents, diffusion, settings.steps)
+        captions = [picture.caption for picture in self.shown[0].pictures]
+        self.samples = Samples(order.how.get("samples", {}), captions, states / "samples" if states else None)
+        self.metrics = Metrics(
+            states / "metrics.jsonl" if states else None,
+            order.how.get("tensorboard", ""),
+            order.target.replace(":", "-"),
         )
         self.losses: list[float] = []
         self.resumed: list[dict[str, Any]] = []
 
+    def _plan(self, rows: list[list[Any]]) -> list[Picture]:
+        resolution = self.settings.resolution or self.diffusion.resolution
+        return plan_pictures(rows, resolution, buckets=self.settings.buckets)
+
+    def _show(self, rows: list[list[Any]], seed: int, noise: str, weight: float) -> _Shown:
+        pictures, settings = self._plan(rows), self.settings
+        batches = Order(
+            pictures,
+            settings.batch,
+            seed,
+            flip=settings.flip,
+            dropout=settings.caption_dropout,
+            shuffle=settings.shuffle,
+            keep=settings.keep_tokens,
+        )
+        return _Shown(batches, pictures, noise, weight)
+
     def run(self, report: Report, stopped: Callable[[], bool]) -> Outcome:
         began = time.monotonic()
-        self._prepare(report)
-        step = self._resume(report)
+        try:
+            self._prepare(report)
+            step = self._resume(report)
+            self._loop(step, report, stopped)
+            return self._outcome(time.monotonic() - began)
+        finally:
+            self.metrics.close()
+
+    def _loop(self, step: int, report: Report, stopped: Callable[[], bool]) -> None:
         how = self.order.how.get("states", {})
         every, minutes = int(how.get("steps", 0)), float(how.get("minutes", 1.0))
         saved, last = time.monotonic(), 0.0
         steps = self.settings.steps
+        self._watch(step, report)
+        set_training(self.optimizer, on=True)
         while step < steps:
             if stopped():
                 self._save(step)
@@ -145,58 +141,114 @@ class _Training:
             loss = self._step(step)
             step += 1
             self.losses.append(loss)
+            self.metrics.note(step, loss=loss, learning_rate=float(self.optimizer.param_groups[0]["lr"]))
             now = time.monotonic()
             if now - last >= REPORT_EVERY or step == steps:
                 report(step=step, steps=steps, loss=loss)
+                self.metrics.flush()
                 last = now
+            self._watch(step, report)
             if step < steps and ((every and step % every == 0) or now - saved >= 60 * minutes):
                 self._save(step)
                 report(state=step)
                 saved = time.monotonic()
-        return self._outcome(time.monotonic() - began)
+        set_training(self.optimizer, on=False)
 
     def _prepare(self, report: Report) -> None:
         """Encode what every step would encode again; whatever fails, fails before hours are spent."""
         with torch.no_grad():
-            for i, picture in enumerate(dict.fromkeys(self.pictures)):
+            distinct = list(dict.fromkeys(self.pictures))
+            for i, picture in enumerate(distinct):
                 for flip in (False, True) if self.settings.flip else (False,):
                     self.latents.of(picture, flip=flip)
-                report(note=f"encoding pictures {i + 1}/{len(set(self.pictures))}")
+                if picture.mask:
+                    self._mask(picture)
+                report(note=f"encoding pictures {i + 1}/{len(distinct)}")
             if self.texts:
-                self.texts.of(sorted({"", *(p.caption for p in self.pictures)}))
+                captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
+                self.texts.of(sorted({"", *captions}))
         report(
             derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
-            buckets=describe(self.pictures),
+            buckets=describe(self.shown[0].pictures),
         )
+        if budget := int(self.order.how.get("vram", 0)):
+            self._fit(budget, report)
+
+    # -- a step ----------------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> float:
-        batch = self._batch(step)
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own.learning_rate * pace(self.settings, step)
-        condition = self.texts.of(batch.captions) if self.texts else self.diffusion.encode_text(batch.captions)
-        predicted = self.adapter.predict(batch, condition.to(self.diffusion.device))
-        loss_B = (predicted - batch.target_BCHW).square().mean((1, 2, 3))
-        weight_B = self.diffusion.schedule.min_snr_weight(batch.timesteps_B, self.settings.min_snr)
-        loss = (loss_B * weight_B).mean()
-        value = float(loss.detach())
+        batches = [self._batch(shown, step) for shown in self.shown]
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        if len(batches) == 1 and self.micro_batch >= self.settings.batch:
+            loss = self._loss(batches).mean()
+            value = float(loss.detach())
+            self._check(value, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            for start in range(0, self.settings.batch, self.micro_batch):
+                parts = [batch.part(start, start + self.micro_batch) for batch in batches]
+                loss = self._loss(parts).sum() / self.settings.batch
+                value += float(loss.detach())
+                self._check(value, step)
+                loss.backward()  # type: ignore[no-untyped-call]
+        if self.settings.clip:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        self.optimizer.step()
+        self.adapter.stepped(step)
+        if self.average:
+            self.average.update(step)
+        return value
+
+    @staticmethod
+    def _check(value: float, step: int) -> None:
         if not math.isfinite(value):
             raise ActionFailed(
                 f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.settings.clip:
-            nn.utils.clip_grad_norm_([p for g in self.groups for p in g.parameters.values()], self.settings.clip)
-        self.optimizer.step()
-        return value
 
-    def _batch(self, step: int) -> Batch:
-        chosen, device = self.batches.at(step), self.diffusion.device
-        pairs = zip(chosen.pictures, chosen.flips, strict=True)
+    def _loss(self, batches: list[Batch]) -> Tensor:
+        """Return the loss of every picture of the first batch, the others' added with their weights.
+
+        The halves are means of their own: how much the prior counts does not depend on the numbers of pictures.
+        """
+        if len(batches) == 1 or batches[0].noisy_BCHW.shape != batches[1].noisy_BCHW.shape:
+            predictions = [self._predict(batch) for batch in batches]
+        else:
+            predictions = list(self._predict(_joined(batches)).chunk(len(batches)))
+        total_B = None
+        for shown, batch, predicted in zip(self.shown, batches, predictions, strict=True):
+            loss_B = _mean_square(predicted, batch)
+            loss_B = loss_B * self.diffusion.schedule.min_snr_weight(batch.timesteps_B, self.settings.min_snr)
+            total_B = loss_B if total_B is None else total_B + shown.weight * loss_B
+        assert total_B is not None
+        more = self.adapter.also(batches[0])
+        return total_B if more is None else total_B + more
+
+    def _predict(self, batch: Batch) -> Tensor:
+        condition = self.adapter.condition(batch, self._text(batch.captions))
+        return self.adapter.predict(batch, condition.to(self.diffusion.device))
+
+    def _text(self, captions: list[str]) -> Conditioning | None:
+        if self.texts:
+            return self.texts.of(captions)
+        if not self.diffusion.text_encoders:
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapter.text_is_frozen):
+            return self.diffusion.encode_text(captions)
+
+    def _batch(self, shown: _Shown, step: int) -> Batch:
+        chosen, device = shown.batches.at(step), self.diffusion.device
+        pairs = list(zip(chosen.pictures, chosen.flips, strict=True))
         latents = torch.cat([self.latents.of(picture, flip=flip) for picture, flip in pairs])
-        draw = generator(self.seed, "noise", step)
+        draw = generator(self.seed, shown.noise, step)
         noise = torch.randn(latents.shape, generator=draw)
         timesteps = torch.randint(self.settings.noise_from, STEPS, (len(chosen.captions),), generator=draw)
+        if self.settings.noise_offset:
+            level_BC11 = torch.randn(*latents.shape[:2], 1, 1, generator=draw)
+            noise = noise + self.settings.noise_offset * level_BC11
         latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
         schedule = self.diffusion.schedule
         return Batch(
@@ -204,7 +256,70 @@ class _Training:
             schedule.target(latents, noise, timesteps),
             timesteps,
             chosen.captions,
+            latents,
+            self._masks(pairs),
+            chosen.pictures,
         )
+
+    def _mask(self, picture: Picture) -> Tensor:
+        place = (picture.sha256, picture.mask, picture.size)
+        if place not in self.masks:
+            self.masks[place] = read_mask(picture)
+        return self.masks[place]
+
+    def _masks(self, pairs: list[tuple[Picture, bool]]) -> Tensor | None:
+        if not any(picture.mask for picture, _ in pairs):
+            return None
+        masks = []
+        for picture, flip in pairs:
+            width, height = picture.size
+            mask = self._mask(picture) if picture.mask else torch.ones(1, 1, height // 8, width // 8)
+            masks.append(mask.flip(3) if flip else mask)
+        return torch.cat(masks).to(self.diffusion.device)
+
+    # -- watching --------------------------------------------------------------------------------------------------
+
+    def _watch(self, step: int, report: Report) -> None:
+        """Judge held-out pictures and draw samples, where it is time, with what would be saved now."""
+        steps = self.settings.steps
+        validate, draw = self.validation.due(step, steps), self.samples.due(step, steps)
+        if not (validate or draw):
+            return
+        set_training(self.optimizer, on=False)
+        if self.average:
+            self.average.exchange()
+        if validate:
+            with torch.no_grad():
+                loss = self.validation.look(step, self._predict)
+            self.metrics.note(step, validation=loss)
+            report(validation=loss, at=step)
+        if draw:
+            self.samples.draw(step, self.diffusion)
+        if self.average:
+            self.average.exchange()
+        set_training(self.optimizer, on=True)
+
+    def _fit(self, budget: int, report: Report) -> None:
+        """Choose micro-batch, checkpointing and offload for so many bytes of the device's memory."""
+        networks = [self.diffusion.unet, *self.diffusion.text_encoders.values()]
+        idle = [self.diffusion.vae] + (networks[1:] if self.texts else [])
+        weights = [t for network in networks for t in network.state_dict(keep_vars=True).values()]
+        once = [self._batch(shown, 0).part(0, 1) for shown in self.shown]
+        plain = kept_bytes(lambda: self._loss(once).sum(), weights)
+        set_checkpointing(networks, on=True)
+        twice = kept_bytes(lambda: self._loss(once).sum(), weights)
+        set_checkpointing(networks, on=False)
+        busy = [t for n in networks if n not in idle for t in n.state_dict().values()]
+        # a gradient and two moments for everything that is trained
+        fixed = held_bytes(busy) + 3 * held_bytes(self.parameters.values())
+        waiting = held_bytes(t for n in idle for t in n.state_dict().values())
+        choice = choose(budget, fixed, waiting, plain, twice, self.settings.batch)
+        self.micro_batch, self.chosen = choice.micro_batch, str(choice)
+        set_checkpointing(networks, on=choice.checkpointing)
+        if choice.offload:
+            for network in idle:
+                network.to("cpu")
+        report(note=f"fits into {budget / 1e9:.3g} GB: {choice}", fits=str(choice))
 
     # -- states ----------------------------------------------------------------------------------------------------
 
@@ -213,26 +328,47 @@ class _Training:
             for name in sorted(group.parameters):
                 yield f"{i}.{name}", group.parameters[name]
 
+    def _fingerprint(self) -> dict[str, Any]:
+        """On what it is computed; a step that is computed in parts rounds in other places."""
+        parts = {} if self.micro_batch >= self.settings.batch else {"micro_batch": self.micro_batch}
+        return fingerprint(self.diffusion.device) | parts
+
     def _save(self, step: int) -> None:
         tensors: dict[str, tuple[str, tuple[int, ...], bytes | memoryview]] = {}
-        for name, parameter in self._named():
-            rows = {"value": parameter, **self.optimizer.state.get(parameter, {})}
-            for part, tensor in rows.items():
-                if not bool(torch.isfinite(tensor).all()):
+        plain: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.parameters.items():
+            rows: dict[str, Any] = {"value": parameter, **self.optimizer.state.get(parameter, {})}
+            if self.average:
+                rows["average"] = self.average.values[name]
+            for part, value in rows.items():
+                if not isinstance(value, Tensor):
+                    plain.setdefault(name, {})[part] = value
+                    continue
+                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                     raise ActionFailed(f"{name} became NaN or Inf before step {step}", hint="a smaller learning_rate")
-                tensors[f"{name}.{part}"] = (NAMES[tensor.dtype], tuple(tensor.shape), raw(tensor))
-        notes = {"losses": self.losses, "fingerprint": fingerprint(self.diffusion.device), "resumed": self.resumed}
+                tensors[f"{name}.{part}"] = (NAMES[value.dtype], tuple(value.shape), raw(value))
+        notes = {
+            "losses": self.losses,
+            "fingerprint": self._fingerprint(),
+            "resumed": self.resumed,
+            "validation": self.validation.found,
+            "optimizer": {"groups": progress_of(self.optimizer), "values": plain},
+        }
         save_state(Path(self.order.states), step, tensors, notes)
 
     def _resume(self, report: Report) -> int:
         state = load_state(Path(self.order.states), self.settings.steps) if self.order.states else None
         if state is None:
             return 0
+        kept = state.notes.get("optimizer", {"groups": [], "values": {}})
+        for group, values in zip(self.optimizer.param_groups, kept["groups"], strict=False):
+            group |= values
         with torch.no_grad():
-            for name, parameter in self._named():
-                self._restore(name, parameter, state)
+            for name, parameter in self.parameters.items():
+                self._restore(name, parameter, state, kept["values"].get(name, {}))
         self.losses = list(state.notes["losses"])
-        here, there = fingerprint(self.diffusion.device), state.notes["fingerprint"]
+        self.validation.found = list(state.notes.get("validation", []))
+        here, there = self._fingerprint(), state.notes["fingerprint"]
         self.resumed = [
             *state.notes["resumed"],
             {"step": state.step, **({} if here == there else {"fingerprint": there})},
@@ -240,28 +376,34 @@ class _Training:
         report(resumed=state.step, same=here == there)
         return state.step
 
-    def _restore(self, name: str, parameter: nn.Parameter, state: State) -> None:
-        rows = {}
-        for part in ("value", "step", "exp_avg", "exp_avg_sq"):
-            if f"{name}.{part}" in state.tensors:
-                dtype, shape, data = state.tensors[f"{name}.{part}"]
+    def _restore(self, name: str, parameter: nn.Parameter, state: State, plain: dict[str, Any]) -> None:
+        rows: dict[str, Any] = {}
+        for full, (dtype, shape, data) in state.tensors.items():
+            if full.rpartition(".")[0] == name:
                 tensor = torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)
-                rows[part] = tensor.to(parameter.device)
+                rows[full.rpartition(".")[2]] = tensor.to(parameter.device)
         parameter.copy_(rows.pop("value"))
-        if rows:
-            self.optimizer.state[parameter] = rows
+        if self.average:
+            self.average.values[name].copy_(rows.pop("average"))
+        if rows or plain:
+            self.optimizer.state[parameter] = rows | plain
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
     def _outcome(self, seconds: float) -> Outcome:
+        if self.average:
+            self.average.exchange()
         learned = self.adapter.learned()
         dtype = DTYPES[SAFETENSORS[self.settings.dtype]]
-        tensors = {name: rounded(name, tensor.detach().cpu(), dtype) for name, tensor in learned.tensors.items()}
-        outcome = write_pack(Path(self.order.work), {learned.component: tensors})
+        tensors = {
+            component: {name: rounded(name, tensor.detach().cpu(), dtype) for name, tensor in table.items()}
+            for component, table in learned.components.items()
+        }
+        outcome = write_pack(Path(self.order.work), tensors)
         lines, norm = sketch(learned.update)
         outcome.facts = learned.facts
         outcome.grade = "B"
-        outcome.fingerprint = fingerprint(self.diffusion.device)
+        outcome.fingerprint = self._fingerprint()
         outcome.record = {
             "losses": self.losses,
             "seconds": round(seconds, 3),
@@ -271,7 +413,35 @@ class _Training:
             "resumed": self.resumed,
             "derived": {"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
         }
+        if self.validation.found:
+            outcome.record |= {"validation": self.validation.found, "recommended": self.validation.recommended}
+        if drawn := self.samples.drawn():
+            outcome.record["samples"] = drawn
+        if self.chosen:
+            outcome.record["fits"] = self.chosen
         return outcome
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Return batches of one shape as one, for one pass through the networks."""
+    return Batch(
+        torch.cat([b.noisy_BCHW for b in batches]),
+        torch.cat([b.target_BCHW for b in batches]),
+        torch.cat([b.timesteps_B for b in batches]),
+        [caption for b in batches for caption in b.captions],
+        torch.cat([b.clean_BCHW for b in batches if b.clean_BCHW is not None]),
+        None,
+        [picture for b in batches for picture in b.pictures],
+    )
+
+
+def _mean_square(predicted_BCHW: Tensor, batch: Batch) -> Tensor:
+    """Return every picture's mean square error; with a mask, the mean over what counts."""
+    square_BCHW = (predicted_BCHW - batch.target_BCHW).square()
+    if batch.masks_B1HW is None:
+        return square_BCHW.mean((1, 2, 3))
+    weight_BCHW = batch.masks_B1HW.expand_as(square_BCHW)
+    return (square_BCHW * weight_BCHW).sum((1, 2, 3)) / weight_BCHW.sum((1, 2, 3))
 
 
 def pace(settings: Training, step: int) -> float:

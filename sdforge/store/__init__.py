@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Artifact, Component, Spot, Tensor
+from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
 from sdforge.errors import BrokenPromise
 from sdforge.index import Index
 from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
@@ -80,7 +80,7 @@ class Result:
 
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
-        return Artifact(self.kind, self.family, self.components, self.facts)
+        return made_artifact(self.kind, self.family, self.components, self.facts)
 
 
 def _sum(value: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Trainings: a folder is a training method, and holds only what is particular to it.
 
 `__init__.py` has `TABLE` (its settings, derived from `Training`), `VERSION` and `MAKES`; `adapter.py` has `begin(…)`,
-which returns what is trained: see `sdforge.run.train.Adapter`. One loop (`sdforge/run/train.py`) serves them all. No
+which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all. No
 training names a family; what it needs to know of one it asks the loaded `Diffusion`.
 """
 
@@ -10,11 +10,14 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
-from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Takes
+from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
 Pictures = Annotated[Reference, Takes("dataset")]
+Prior = Annotated[Reference | SkipJsonSchema[None], Takes("dataset")]
+Optimizer = Literal["adamw", "adamw8bit", "schedule_free"]
 
 
 class Training(Seeded):
@@ -39,5 +42,24 @@ class Training(Seeded):
         0, ge=0, le=4096, multiple_of=64, description="edge in pixels of a square picture; 0: the checkpoint's own"
     )
     buckets: bool = Field(True, description="keep aspect ratios: pictures are grouped into shapes of equal area")
+    prior: Prior = Field(None, description="pictures of the class, which must stay as they are (prior preservation)")
+    prior_weight: Annotated[NotNegative, Since(2, 1.0)] = Field(
+        1.0, description="of the prior's loss, a mean of its own, against that of the pictures"
+    )
+    shuffle: Annotated[bool, Since(2, False)] = Field(
+        False, description="put the parts of captions (between commas) into another order at every step"
+    )
+    keep_tokens: Annotated[int, Since(2, 0)] = Field(
+        0, ge=0, le=75, description="parts at the front of captions that shuffle leaves in their place"
+    )
+    noise_offset: Annotated[Share, Since(2, 0.0)] = Field(
+        0.0, description="noise that is the same all over a channel, for darker darks and lighter lights"
+    )
+    ema: Annotated[Share, Since(2, 0.0)] = Field(
+        0.0, description="decay of an average of the weights, which is then what is kept; 0: none"
+    )
+    optimizer: Annotated[Optimizer, Since(2, "adamw")] = Field(
+        "adamw", description="adamw; adamw8bit and schedule_free need an extra package"
+    )
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="type in which the result is kept")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")

@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdforge.artifact import Artifact, Component, artifact_identity
+from sdforge.artifact import Artifact, Component, artifact_identity, dataset_identity
 from sdforge.formats.tokenizer import tokenizer_identity
 from sdforge.identity import H, canonical, component_identity, decimal, number, tensor_identity
-from sdforge.sources import dataset_identity
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 JSON: st.SearchStrategy[Any] = st.recursive(

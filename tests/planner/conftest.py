@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
+from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity, dataset_identity
 from sdforge.errors import RecipeError
 from sdforge.explain import Cause, Explainer
 from sdforge.formula import Plan as FormulaPlan
@@ -19,7 +19,6 @@ from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.lock import Lock, pin_of
 from sdforge.plan import Plan, Planner, Step, Wishes, likeness
 from sdforge.project import Project
-from sdforge.sources import dataset_identity
 from sdforge.store import Known, Result
 
 MID = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

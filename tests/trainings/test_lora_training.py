@@ -12,8 +12,8 @@ import torch
 from sdforge.edits import bake
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
+from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
-from sdforge.run.train import Adapter
 from sdforge.trainings.lora import TABLE
 from sdforge.trainings.lora.adapter import begin
 from tests.families.workbench import SD15, Taken, keep, made
@@ -29,7 +29,7 @@ def begun(on: Taken, **changes: Any) -> tuple[Diffusion, Adapter]:
 
 
 def modules(adapter: Adapter) -> set[str]:
-    return {name.rpartition(".")[0] for name in adapter.learned().tensors}
+    return {name.rpartition(".")[0] for name in adapter.learned().components["lora"]}
 
 
 def test_the_layers_are_those_of_kohyas_scripts(toy: Taken) -> None:
@@ -45,7 +45,7 @@ def test_with_conv_rank_the_residual_blocks_and_samplers_are_trained_too(toy: Ta
     kinds = Counter(module.rpartition(".")[2] for module in added)
     shortcuts = sum(".conv_shortcut.weight" in t.name for t in toy.tables["unet"])
     assert kinds == {"conv1": 22, "conv2": 22, "time_emb_proj": 22, "conv": 6, "conv_shortcut": shortcuts}
-    tensors = adapter.learned().tensors
+    tensors = adapter.learned().components["lora"]
     assert {tensors[f"{m}.lora_down"].shape[0] for m in added if m.endswith(("conv1", "conv2", "conv"))} == {3}
     assert {tensors[f"{m}.lora_down"].shape[0] for m in added if m.endswith(("time_emb_proj", "shortcut"))} == {2}
     assert modules(adapter) <= SD15.modules()
@@ -63,7 +63,7 @@ def test_the_text_encoder_is_trained_where_it_is_asked_for(toy: Taken) -> None:
 
 def test_up_begins_at_zero_and_down_in_kaimings_bounds(toy: Taken) -> None:
     _, adapter = begun(toy, rank=4, conv_rank=2)
-    for name, tensor in adapter.learned().tensors.items():
+    for name, tensor in adapter.learned().components["lora"].items():
         if name.endswith("lora_up"):
             assert not tensor.any()
         else:
@@ -118,7 +118,7 @@ def test_the_saved_factors_are_the_update_that_the_network_had(toy: Taken, tmp_p
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
         theirs = said(diffusion, adapter)
     learned = adapter.learned()
-    tensors = {name: tensor.detach() for name, tensor in learned.tensors.items()}
+    tensors = {name: tensor.detach() for name, tensor in learned.components["lora"].items()}
     lora = keep(tmp_path / "lora", {"lora": tensors}, kind="lora", facts=learned.facts)
     table = bake.Bake.model_validate({"checkpoint": "b", "loras": {"l": {}}, "dtype": "fp32"})
     plan = bake.plan(table, {"checkpoint": [toy.input()], "loras": [lora.input()]}, SD15)

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from sdforge.artifact import Artifact
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
+from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
-from sdforge.run.train import Adapter
 from sdforge.trainings.textual_inversion import TABLE, advise
 from sdforge.trainings.textual_inversion.adapter import begin
 from tests.families.workbench import Taken, digest

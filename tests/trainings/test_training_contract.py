@@ -16,9 +16,9 @@ from sdforge.families import family_names
 from sdforge.families.sd15.load import load
 from sdforge.method import method, method_groups, module_of
 from sdforge.order import Given
+from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.tensors import DTYPES
-from sdforge.run.train import Adapter, Batch
 from sdforge.trainings import Training
 from tests.families.workbench import Taken, digest
 from tests.run.order import order, settings, train

@@ -11,9 +11,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from sdforge.formats.lora import alpha_fact
+from sdforge.run.adapter import Adapter, Group, Learned
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.seeds import generator
-from sdforge.run.train import Adapter, Group, Learned
 
 if TYPE_CHECKING:
     from sdforge.trainings.lora import Lora
@@ -92,7 +92,7 @@ class _Lora(Adapter):
             ranks[module] = down.shape[0]
             scaled = up * (self.alphas[module] / ranks[module])
             update.append((module, scaled, down.reshape(down.shape[0], -1)))
-        return Learned("lora", tensors, alpha_fact(self.alphas, ranks), update)  # type: ignore[arg-type]
+        return Learned({"lora": tensors}, alpha_fact(self.alphas, ranks), update)  # type: ignore[arg-type]
 
 
 def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:

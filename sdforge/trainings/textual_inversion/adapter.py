@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import nn
 
+from sdforge.run.adapter import Adapter, Group, Learned
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.seeds import generator
-from sdforge.run.train import Adapter, Group, Learned
 
 if TYPE_CHECKING:
     from sdforge.trainings.textual_inversion import TextualInversion
@@ -49,4 +49,4 @@ class _Rows(Adapter):
         if self.settings.polarity == "negative":
             facts["polarity"] = "negative"
         update = [(name, rows.detach() - self.start[name], None) for name, rows in self.rows.items()]
-        return Learned("embedding", dict(self.rows), facts, update)  # type: ignore[arg-type]
+        return Learned({"embedding": dict(self.rows)}, facts, update)  # type: ignore[arg-type]

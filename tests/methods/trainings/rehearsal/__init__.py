@@ -33,6 +33,7 @@ from sdforge.trainings import Training
 
 VERSION = 1
 MAKES = "checkpoint"
+BARE = True  # it needs no torch
 
 
 @final

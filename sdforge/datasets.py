@@ -1,0 +1,128 @@
+"""A folder of pictures with captions → what a data set is: rows of picture, caption, repeats and mask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sdforge.artifact import dataset_identity
+from sdforge.errors import UsageError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
+MASK = ".mask.png"
+DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
+
+Row = list[Any]  # [sha256 of the picture, caption, repeats], and where masks are used the mask's sha256 or `alpha`
+
+
+def read_dataset(
+    name: str, table: dict[str, Any], path: Path, digest: Callable[[Path], str]
+) -> tuple[dict[str, Any], list[Path]]:
+    """Return what a folder of pictures is, and the files and folders on which that depends.
+
+    digest: a file → its sha256. Raises UsageError for what cannot be learned from.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{name}: {path} is no folder")
+    reading = _Reading(name, table, path, digest)
+    for folder, repeats, words in _folders(table["layout"], path, table["repeats"]):
+        reading.read(folder, repeats, words)
+    reading.refuse_nothing()
+    reading.rows.sort()
+    value = {
+        "kind": "dataset",
+        "identity": dataset_identity(reading.rows, table["validation"]),
+        "rows": reading.rows,
+        "names": {sha256: sorted(found) for sha256, found in reading.names.items()},
+        "without": reading.without,
+    }
+    return value, reading.places
+
+
+def _folders(layout: str, path: Path, repeats: int) -> Iterator[tuple[Path, int, str]]:
+    """Yield the folders with pictures: (folder, how often its pictures are shown, their caption where they have none).
+
+    kohya's scripts take both from a folder's name: `10_ohwx woman`.
+    """
+    if layout == "flat":
+        yield path, repeats, ""
+        return
+    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+        found = re.fullmatch(r"(\d+)_(.+)", folder.name)
+        if found:
+            yield folder, int(found[1]) * repeats, found[2].strip()
+
+
+class _Reading:
+    def __init__(self, name: str, table: dict[str, Any], path: Path, digest: Callable[[Path], str]) -> None:
+        self.name, self.table, self.path, self.digest = name, table, path, digest
+        self.rows: list[Row] = []
+        self.names: dict[str, list[str]] = {}
+        self.places = [path]
+        self.without: list[str] = []  # names of pictures without a caption
+        self.pictures: set[str] = set()
+
+    def read(self, folder: Path, repeats: int, words: str) -> None:
+        """Take in the pictures of one folder."""
+        if folder != self.path:
+            self.places.append(folder)
+        for picture in sorted(p for p in folder.iterdir() if self._is_picture(p)):
+            captions = self._captions(picture, words)
+            mask = self._mask(picture)
+            sha256 = self._named(picture)
+            self.pictures.add(sha256)
+            self.rows += [[sha256, caption, repeats, *mask] for caption in captions]
+
+    def _is_picture(self, path: Path) -> bool:
+        return path.suffix.lower() in PICTURES and not path.name.endswith(MASK) and path.is_file()
+
+    def _named(self, path: Path) -> str:
+        self.places.append(path)
+        sha256 = self.digest(path)
+        self.names.setdefault(sha256, []).append(str(path.relative_to(self.path)))
+        return sha256
+
+    def _captions(self, picture: Path, words: str) -> list[str]:
+        """Return the captions of a picture, as they are used."""
+        table = self.table
+        text = picture.with_suffix(f".{table['captions']}")
+        found = list(table["templates"]) or [words or table["caption"]]
+        if table["captions"] != "none" and text.is_file():
+            self.places.append(text)
+            try:
+                found = [text.read_text(encoding="utf-8").strip()]
+            except UnicodeDecodeError:
+                raise UsageError(f"{self.name}: {text} is not UTF-8") from None
+        elif found == [""]:
+            self.without.append(picture.name)
+        if any("{trigger}" in caption for caption in found) and not table["trigger"]:
+            raise UsageError(f"{self.name}: a caption names {{trigger}}, and the data set has no `trigger`")
+        return [caption.replace("{trigger}", table["trigger"]) for caption in found]
+
+    def _mask(self, picture: Path) -> list[str]:
+        """Return what says which places of a picture count, if anything does."""
+        masks = self.table["masks"]
+        if masks == "none":
+            return []
+        if masks == "alpha":
+            return ["alpha"]
+        path = picture.with_name(picture.stem + MASK)
+        if not path.is_file():
+            return [""]
+        return [self._named(path)]
+
+    def refuse_nothing(self) -> None:
+        """Refuse a data set of which nothing is learned."""
+        if not self.rows:
+            if self.table["layout"] == "kohya":
+                hint = 'its folders are called as in "10_ohwx woman"; layout = "flat" takes the pictures of the folder'
+            else:
+                hint = f"they end in {', '.join(PICTURES)}"
+            raise UsageError(f"{self.name}: {self.path} holds no pictures", hint=hint)
+        held_out = self.table["validation"]
+        if held_out >= len(self.pictures):
+            raise UsageError(
+                f"{self.name}: {held_out} of {len(self.pictures)} pictures are held out, so none is learned from"
+            )

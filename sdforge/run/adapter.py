@@ -1,0 +1,101 @@
+"""What is particular to a training method, and what the shared loop (`sdforge.run.train`) hands to it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from sdforge.order import Order
+from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.images import Picture
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step (or a part of it) learns from. Shapes: B pictures, C channels, H W of latents.
+
+    masks_B1HW: how much every place counts, 0 … 1, or None for all alike. pictures: what the latents are of.
+    clean_BCHW: the latents without noise.
+    """
+
+    noisy_BCHW: Tensor
+    target_BCHW: Tensor
+    timesteps_B: Tensor
+    captions: list[str]
+    clean_BCHW: Tensor | None = None
+    masks_B1HW: Tensor | None = None
+    pictures: list[Picture] = field(default_factory=list)
+
+    def part(self, start: int, end: int) -> Batch:
+        """Return some of its pictures."""
+        return Batch(
+            self.noisy_BCHW[start:end],
+            self.target_BCHW[start:end],
+            self.timesteps_B[start:end],
+            self.captions[start:end],
+            None if self.clean_BCHW is None else self.clean_BCHW[start:end],
+            None if self.masks_B1HW is None else self.masks_B1HW[start:end],
+            self.pictures[start:end],
+        )
+
+    def saying(self, captions: list[str]) -> Batch:
+        """Return the same pictures with other captions."""
+        return replace(self, captions=captions)
+
+
+@dataclass
+class Group:
+    """Parameters that share a learning rate and weight decay."""
+
+    parameters: dict[str, nn.Parameter]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass
+class Learned:
+    """What a training saves: component → name → tensor, the artifact's facts, and the update for the sketch.
+
+    update: (name, matrix, None), or (name, up, down) for their product.
+    """
+
+    components: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    update: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
+
+
+class Adapter(ABC):
+    """What is particular to a training method. Made by `begin(settings, diffusion)` of its `adapter` module."""
+
+    diffusion: Diffusion
+    text_is_frozen: bool = True  # then what captions say is encoded once
+
+    def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare
+        """Look at the order's inputs before the first step. Whatever comes of it depends on contents alone."""
+
+    @abstractmethod
+    def groups(self) -> list[Group]:
+        """Return the parameters that are trained."""
+
+    @abstractmethod
+    def learned(self) -> Learned:
+        """Return what has been learned so far."""
+
+    def condition(self, batch: Batch, text: Conditioning | None) -> Conditioning:  # noqa: ARG002 -- others look
+        """Return what the U-Net is told of a batch; text: what its captions say, None where nothing is encoded."""
+        assert text is not None, "a base without text needs a method that says what conditions it"
+        return text
+
+    def predict(self, batch: Batch, condition: Conditioning) -> Tensor:
+        """Return the prediction (B, C, H, W) that the loss compares with the target."""
+        return self.diffusion.predict(batch.noisy_BCHW, batch.timesteps_B, condition)
+
+    def also(self, batch: Batch) -> Tensor | None:  # noqa: ARG002 -- for those that have something to add
+        """Return what is added to the loss of a batch beside the diffusion loss (a mean over its pictures)."""
+        return None
+
+    def stepped(self, step: int) -> None:  # noqa: B027 -- most have nothing to do
+        """Do what has to be done after every update (a norm that is kept, …)."""
