@@ -1,0 +1,79 @@
+"""What a kind of artifact has to say to `bake`: which weights it changes, from what, and how a change is computed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+
+from sdforge.artifact import Tensor
+from sdforge.families import Family
+from sdforge.formula import Input
+from sdforge.method import resolve_blocks
+from sdforge.settings import Block, Table, Weight
+
+if TYPE_CHECKING:
+    import torch
+
+Own = Weight | SkipJsonSchema[None]
+Place = tuple[str, str]  # component, name of a weight
+
+
+class Update(NamedTuple):
+    """A change of one weight.
+
+    kind: the module beside this one that computes it. parameters: what concerns this weight, as JSON; tensors: what
+    the change is computed from. shape: what the weight's must be, where the tensors tell it.
+    """
+
+    kind: str
+    parameters: dict[str, Any]
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By what updates of one weight are sorted: their sum does not depend on names, since it is made in this order."""
+        return (self.kind, *(tensor.identity for tensor in self.tensors), repr(sorted(self.parameters.items())))
+
+
+class Kind(Protocol):
+    """A module beside this one: a kind of artifact that becomes part of weights."""
+
+    def updates(self, given: Input, family: Family, weights: dict[Place, Tensor]) -> dict[Place, list[Update]]:
+        """Return what an artifact changes; weights: the checkpoint's. Raises UsageError for what fits nowhere."""
+        ...
+
+    def delta(
+        self, weight: torch.Tensor, parameters: dict[str, Any], tensors: list[torch.Tensor], *, exact: bool
+    ) -> torch.Tensor:
+        """Return the change of a weight (any shape, fp64) in fp64.
+
+        exact: the result is kept in more than 16 bits, so products have to be right to the last one.
+        """
+        ...
+
+
+class Strength(Table):
+    """How much of an artifact is baked. A component's number replaces `strength` there, a block's replaces both."""
+
+    strength: Weight = Field(1.0, description="1: as trained; may be negative")
+    unet: Own = Field(None, description="default: strength")
+    text_encoder: Own = Field(None, description="default: strength")
+    text_encoder_2: Own = Field(None, description="default: strength")
+    blocks: dict[Block, Weight] = Field({}, description="component or component.block (patterns allowed) → strength")
+
+
+class Strengths:
+    """The strength at every weight of a family."""
+
+    def __init__(self, use: dict[str, Any], family: Family) -> None:
+        self.use = Strength.model_validate(use)
+        self.blocks = {(name.component, name.canonical): name.block for name in family.names()}
+        self.places = resolve_blocks(self.use.blocks, family)
+
+    def at(self, component: str, weight: str) -> float:
+        """Return the strength at a weight that the family has."""
+        pattern = self.places.get((component, self.blocks[component, weight]))
+        own = getattr(self.use, component, None)
+        return self.use.blocks[pattern] if pattern else self.use.strength if own is None else own
