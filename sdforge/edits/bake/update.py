@@ -33,7 +33,7 @@ class Update(NamedTuple):
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """By what updates of one weight are sorted: their sum does not depend on names, since it is made in this order."""
+        """By what updates of one weight are sorted: no name decides in which order they are added."""
         return (self.kind, *(tensor.identity for tensor in self.tensors), repr(sorted(self.parameters.items())))
 
 
