@@ -384,3 +384,9 @@ def test_the_module_runs_as_the_command_does(built: Project) -> None:
         check=False,
     )
     assert "nothing to do" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize(("said", "code"), [("8GB", 0), ("500 MiB", 0), ("lots", 2), ("8", 2)])
+def test_vram_is_an_amount_of_memory(said: str, code: int, project: Project) -> None:
+    ran = project.forge("build", "--vram", said, code=code)
+    assert ("--vram 8GB" in ran.err) == bool(code)
