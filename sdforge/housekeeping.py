@@ -88,7 +88,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     doomed += [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in objects]
     doomed += [p for p in sorted((store.root / "aliases").glob("*/*")) if _leads_nowhere(p, keep)]
     old = time.time() - DERIVED_DAYS * 86_400
-    doomed += sorted(p for p in store.derived().glob("*/*") if p.stat().st_mtime < old)
+    doomed += sorted(p for p in store.derived().glob("*/*.safetensors") if p.stat().st_mtime < old)
     if trained:
         doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
