@@ -223,6 +223,8 @@ class Session:
 
     def advice(self, plan: Plan) -> list[Problem]:
         """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
+        import sdforge.trainings as trainings
+
         found: list[Problem] = []
         for step in plan.steps.values():
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
@@ -231,8 +233,11 @@ class Session:
             for link, artifact in step.inputs:
                 inputs.setdefault(link.use.role, []).append(artifact)
             target = step.node.target
-            advise = getattr(method(target.signature.name).module, "advise", None)
-            rows = advise(method(target.signature.name).table.model_validate(target.raw), inputs) if advise else []
+            found_method = method(target.signature.name)
+            table = found_method.table.model_validate(target.raw)
+            advise = getattr(found_method.module, "advise", None)
+            rows = list(advise(table, inputs)) if advise else []
+            rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             for role, code, message, hint, warning in rows:
                 use = next((link.use for link, _ in step.inputs if link.use.role == (role or "dataset")), None)

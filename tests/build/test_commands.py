@@ -556,3 +556,20 @@ def test_two_presets_of_one_name_do_not_share_a_file(project: Project) -> None:
         "s.safetensors",
     ]
     assert "nothing to do" in project.forge("build", "k").out
+
+
+# -- what no training can do -------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_that_ends_in_noise_wants_v_prediction(project: Project) -> None:
+    config = project.root / "base" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}))
+    said = project.forge("check", code=2).err
+    assert "zero terminal SNR" in said
+    project.edit('from = "base"', 'from = "base"\nprediction = "v_prediction"', "forge.toml")
+    project.forge("check")
+
+
+def test_a_warm_up_as_long_as_the_training_is_remarked(project: Project) -> None:
+    project.edit("rank = 8", "rank = 8\nsteps = 5\nwarmup = 9")
+    assert "the warm-up of 9 steps is as long as the training, 5" in project.forge("check").err
