@@ -61,7 +61,7 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
     result = Plan()
     for component in family.networks:
         touched = any(key[0] == component for key in deltas)
-        if component in checkpoint.artifact.components and (touched or (table.dtype and component != "vae")):
+        if component in checkpoint.artifact.components and (touched or (table.dtype and component not in family.kept)):
             rows = [
                 _baked(component, tensor, deltas.pop((component, tensor.name), []), table.dtype)
                 for tensor in checkpoint.tensors(component).values()
