@@ -121,6 +121,15 @@ class Family(ABC):
         """Say whether a module (`component.path`) is a convolution."""
         return module.startswith("unet.") and module.rpartition(".")[2] in self.convolutions
 
+    def canonical_shape(self, name: Name, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that a tensor has here: files differ in whether a matrix is one or a 1×1 convolution."""
+        module, _, kind = f"{name.component}.{name.canonical}".rpartition(".")
+        if kind != "weight":
+            return shape
+        if shape[2:] == (1, 1) and (name.conv or (name.component == "unet" and not self.is_conv(module))):
+            return shape[:2]
+        return (*shape, 1, 1) if len(shape) == 2 and self.is_conv(module) else shape
+
     @cached_property
     def _modules(self) -> frozenset[str]:
         weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component.startswith(("unet", "text")))

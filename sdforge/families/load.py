@@ -1,4 +1,4 @@
-"""What the families' loaders share: tensors → networks, prompts → hidden states. Architectures come from our own table."""
+"""What loaders share: tensors → networks. Architectures come from our own table, never from a file beside them."""
 
 from __future__ import annotations
 

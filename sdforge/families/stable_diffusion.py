@@ -100,7 +100,7 @@ def unused_half(clip: str) -> dict[str, str]:
 
 def neutral_facts(
     *,
-    heads: int | list[int],
+    heads: Json,
     resolution: int,
     scaling: float,
     encoders: tuple[TextEncoder, ...],

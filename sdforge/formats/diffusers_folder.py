@@ -115,7 +115,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout) -
             if raw.endswith("position_ids"):
                 layout.passed["position ids, which are 0 … 76"] += 1
             elif name in known and name not in here:
-                shape = entry.shape[:2] if known[name].conv and entry.shape[2:] == (1, 1) else entry.shape
+                shape = found.canonical_shape(known[name], entry.shape)
                 place = len(layout.files) - 1
                 layout.tensors.append(Found(component, name, entry.dtype, shape, place, entry.offset))
                 here.add(name)

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
@@ -43,7 +43,8 @@ class Found(NamedTuple):
         return total
 
 
-ITEM_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}  # of `memoryview`, by the bytes of an item
+# codes of `memoryview`, by the bytes of an item
+ITEM_CODES: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def transposed(data: bytes | bytearray, columns: int, item_size: int) -> bytes:

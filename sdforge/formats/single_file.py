@@ -49,7 +49,7 @@ def read(path: Path, header: Header | None) -> Layout:
             layout.facts[fact] = value
         elif name in known and name not in here:
             here.add(name)
-            layout.tensors += [_found(each, entry) for each in known[name] if _fits(path, raw, each, entry)]
+            layout.tensors += [_found(family, each, entry) for each in known[name] if _fits(path, raw, each, entry)]
         else:
             unknown.append(raw)
     if unknown:
@@ -81,10 +81,8 @@ def _fits(path: Path, raw: str, name: Name, entry: Entry) -> bool:
     return True
 
 
-def _found(name: Name, entry: Entry) -> Found:
-    shape, (part, count) = entry.shape, name.share
-    if name.conv and shape[2:] == (1, 1):
-        shape = shape[:2]
+def _found(family: Family, name: Name, entry: Entry) -> Found:
+    shape, (part, count) = family.canonical_shape(name, entry.shape), name.share
     if name.turned:
         shape = shape[::-1]
     if count > 1:
@@ -145,7 +143,8 @@ def single_pieces(family: Family, tensors: dict[tuple[str, str], tuple[str, tupl
         dtype, shape = tensors[here[0]]
         if any(tensors[key] != (dtype, shape) for key in here) or len(here) < len(names):
             raise UsageError(
-                f"a single file has one tensor for {', '.join(name for _, name in here)}, which differ in type or shape",
+                f"a single file has one tensor for {', '.join(name for _, name in here)}, which "
+                "differ in type or shape",
                 hint="give the checkpoint one type with `dtype`",
             )
         whole = (shape[0] * len(names), *shape[1:]) if len(names) > 1 else shape

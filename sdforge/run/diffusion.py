@@ -21,7 +21,6 @@ from sdforge.families import Family
 from sdforge.run.noise import Schedule
 from sdforge.run.tokens import Words
 
-
 Size = tuple[int, int]
 Framing = tuple[Size, Size, Size]  # of a picture: its original (w, h), the crop's corner (x, y), the target (w, h)
 
@@ -120,7 +119,7 @@ class Diffusion(ABC):
 
     @abstractmethod
     def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return the CLIP embedding (B, D) of pictures in −1 … 1, of any size. Raises UsageError where none is taken."""
+        """Return the CLIP embedding (B, D) of pictures in −1 … 1 of any size. Raises UsageError where none is taken."""
 
     @abstractmethod
     def imagine(
@@ -153,7 +152,7 @@ class Diffusion(ABC):
         return torch.tensor([self.words.encode(prompt, padding) for prompt in prompts], device=self.device)
 
     def last_states(self, prompts: list[str], clip_skip: int) -> Tensor:
-        """Return the states (B, L, D) of the one text encoder after its last layer but `clip_skip`, and its final norm."""
+        """Return the states (B, L, D) of the one text encoder, `clip_skip` layers left out, after its final norm."""
         ((name, encoder),) = self.text_encoders.items()
         ids = self.token_ids(prompts, name)
         with self.arithmetic():

@@ -180,7 +180,9 @@ def test_learned_rows_reach_what_the_unet_is_told(each: Taken) -> None:
     diffusion.words.add("<toy>", 2)
     for table in tables.values():
         assert isinstance(table, TokenTable)
-        table.rows = torch.nn.Parameter(torch.randn(2, table.weight.shape[1], generator=torch.Generator().manual_seed(2)))
+        table.rows = torch.nn.Parameter(
+            torch.randn(2, table.weight.shape[1], generator=torch.Generator().manual_seed(2))
+        )
     condition = diffusion.encode_text(["a <toy> cat"])
     told_of = sum(value.square().sum() for value in (condition.hidden_BLD, *condition.added.values()))
     told_of.backward()  # type: ignore[union-attr]

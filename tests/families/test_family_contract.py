@@ -43,10 +43,7 @@ def test_every_tensor_has_one_name_in_each_layout(name: str) -> None:
 @EACH
 def test_names_are_as_the_committed_table_has_them(name: str) -> None:
     """A name that changes renames, and so retrains, all that was ever made: raise the family's version."""
-    rows = [
-        "\t".join([n.component, n.canonical, n.single, n.block or "-", _marks(n)])
-        for n in family(name).names()
-    ]
+    rows = ["\t".join([n.component, n.canonical, n.single, n.block or "-", _marks(n)]) for n in family(name).names()]
     assert rows == (NAMES / f"{name}.names").read_text().splitlines()
 
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion image variations (https://github.com/justinpinkney/stable-diffusion): 1.x that is shown a picture, not told.
+"""Image variations (https://github.com/justinpinkney/stable-diffusion): 1.x that is shown a picture, not told.
 
 Cross-attention sees one token, the projected embedding of OpenAI's CLIP ViT-L/14; nothing is said by zeros.
 """

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x, 512-base (ε) and 768-v: the U-Net of 1.x with matrices around its attention, and OpenCLIP ViT-H.
+"""Stable Diffusion 2.x, 512-base (ε) and 768-v: 1.x with matrices around its attention, and OpenCLIP ViT-H.
 
 Of the text model's 24 layers the last is never used (https://github.com/Stability-AI/stablediffusion, `layer:
 penultimate`): 23 are kept, and the U-Net sees what they say through the final norm. Nothing in the tensors of a file

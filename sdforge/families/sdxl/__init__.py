@@ -1,4 +1,4 @@
-"""Stable Diffusion XL base (Podell et al. 2023, https://arxiv.org/abs/2307.01952): two text encoders and a picture's sizes.
+"""Stable Diffusion XL base (Podell et al. 2023, https://arxiv.org/abs/2307.01952): two text encoders, and sizes.
 
 The U-Net sees the penultimate hidden states of both encoders side by side, and a vector of the second one's projected
 end of text with the picture's original size, crop and target size (§2.2). The refiner is another family.

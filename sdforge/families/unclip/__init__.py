@@ -1,4 +1,4 @@
-"""Stable unCLIP 2.1 (https://github.com/Stability-AI/stablediffusion, `UNCLIP.MD`): Stable Diffusion 2 that is shown a picture.
+"""Stable unCLIP 2.1 (https://github.com/Stability-AI/stablediffusion, `UNCLIP.MD`): 2.x that is shown a picture.
 
 Beside the prompt the U-Net takes a vector: a CLIP image embedding to which noise was added, and the noise's level. The
 embedding is normalised for the noise and brought back; `-h` is shown OpenCLIP ViT-H's, `-l` (diffusers: `-small`)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -24,11 +24,10 @@ LABELS = "class_labels"
 class StableUnclipLoaded(Diffusion):
     """A prompt's last hidden states; a vector [noised image embedding ; its noise level], zeros where none is shown.
 
-    mean_1D, std_1D: of image embeddings, between which noise is added; zeros and ones where a file has none.
+    statistics: `mean` and `std` (1, D) of image embeddings, by which those are normalised before noise is added.
     """
 
-    mean_1D: Tensor = torch.zeros(1, 1)
-    std_1D: Tensor = torch.ones(1, 1)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def encode_text(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
         hidden_BLD = self.last_states(prompts, clip_skip)
@@ -56,12 +55,14 @@ class StableUnclipLoaded(Diffusion):
     ) -> Conditioning:
         told = self.encode_text(prompts or [""] * len(images_BD))
         alpha = float(cosine_alphas()[level])
-        normal_BD = (images_BD.to(self.device).float() - self.mean_1D) / self.std_1D
-        noised_BD = math.sqrt(alpha) * normal_BD
+        # a single file has none, and other programs take these
+        mean_1D, std_1D = self.statistics.get("mean", torch.zeros(1)), self.statistics.get("std", torch.ones(1))
+        mean_1D, std_1D = mean_1D.to(self.device), std_1D.to(self.device)
+        noised_BD = math.sqrt(alpha) * (images_BD.to(self.device).float() - mean_1D) / std_1D
         if noise_BD is not None:
             noised_BD = noised_BD + math.sqrt(1 - alpha) * noise_BD.to(self.device)
         levels_BD = sinusoid(level, images_BD.shape[1]).to(self.device).expand(len(images_BD), -1)
-        labels = torch.cat([noised_BD * self.std_1D + self.mean_1D, levels_BD], 1)
+        labels = torch.cat([noised_BD * std_1D + mean_1D, levels_BD], 1)
         return Conditioning(told.hidden_BLD, {LABELS: labels})
 
 
@@ -84,8 +85,5 @@ def load(given: Given, device: torch.device, precision: torch.dtype) -> Diffusio
 
     precision: of the frozen networks' arithmetic; their weights are kept in fp32 all the same.
     """
-    statistics = {
-        f"{name}_1D": tensor.to(device)
-        for name, tensor in load_component(given.components.get("image_normalizer", []), torch.float32).items()
-    }
-    return StableUnclipLoaded(**common(FAMILY, given, device, precision), **statistics)
+    statistics = load_component(given.components.get("image_normalizer", []), torch.float32)
+    return StableUnclipLoaded(**common(FAMILY, given, device, precision), statistics=statistics)
