@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdforge.formats.embedding import OPPOSITE
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
@@ -39,9 +40,9 @@ class Outputs:
         called = {}
         for link, artifact in step.inputs:
             if artifact is not None and link.use.role in ("loras", "embeddings"):
-                called[f"{link.use.role}/{artifact.digest[:16]}"] = (
-                    f"{link.use.role}/{link.use.reference.split(':')[-1]}"
-                )
+                made, name = artifact.digest[:16], link.use.reference.split(":")[-1]
+                for ending in ("", OPPOSITE):
+                    called[f"{link.use.role}/{made}{ending}"] = f"{link.use.role}/{name}{ending}"
         if step.node.target.signature.makes == "pictures":
             return dict(self._picture_names(step))
         names = {}

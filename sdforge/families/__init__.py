@@ -82,6 +82,10 @@ class Family(ABC):
     def widths(self, shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, Json]:
         """Return the numbers by which two artifacts of the family fit or do not (component → name → shape)."""
 
+    def guided(self, facts: dict[str, Json]) -> bool:
+        """Say whether classifier-free guidance means something: it does not where a base was distilled without."""
+        return not facts.get("guidance_free", False)
+
     def is_conv(self, module: str) -> bool:
         """Say whether a module (`component.path`) is a convolution."""
         return module.startswith("unet.") and module.rpartition(".")[2] in self.convolutions

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sdforge.formats.tokenizer import END, LENGTH, START, tokenizer_files
+from sdforge.formats.tokenizer import END, LENGTH, START, alone, tokenizer_files
 
 
 class Words:
@@ -38,7 +38,7 @@ class Words:
         """Return 77 token numbers: start, at most 75 tokens, end, and ends to fill."""
         ids: list[int] = []
         words = sorted(self._rows, key=len, reverse=True)
-        pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
+        pattern = "|".join(map(alone, words))
         parts = re.split(f"({pattern})", prompt) if words else [prompt]
         for part in parts:
             ids += self._rows.get(part) or self._tokenizer(part, add_special_tokens=False).input_ids
@@ -48,3 +48,8 @@ class Words:
     def plain(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens, without start and end."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def swapped(prompt: str, word: str, other: str) -> str:
+    """Return a prompt with another word wherever this one stands by itself."""
+    return re.sub(alone(word), lambda _: other, prompt)
