@@ -34,7 +34,8 @@ class Place(Table):
 class Insert(Target):
     """Append rows to the token table (and the word to the tokenizer), or overwrite rows of existing words.
 
-    An embedding with a word for the negative prompt brings both words. Appended words exist in diffusers folders; a single file has no room for them and gets a file beside it.
+    An embedding with a word for the negative prompt brings both words. Appended words exist in diffusers folders; a
+    single file has no room for them and gets a file beside it.
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("text_encoder", "tokenizer"), ("tokens",))]
@@ -52,7 +53,7 @@ class _Word(NamedTuple):
     over: list[str]
 
     @property
-    def count(self) -> int:
+    def vectors(self) -> int:
         return next(iter(self.rows.values())).shape[0]
 
 
@@ -73,7 +74,7 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
         known.append(each.word)
         if not each.over:
             _refuse_word(each.word, checkpoint)
-            appended.append([each.word, each.count])
+            appended.append([each.word, each.vectors])
     result = Plan()
     encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
     for encoder in encoders:
@@ -93,13 +94,13 @@ def _words(embedding: Input) -> list[_Word]:
     over: list[str] = list(embedding.use.get("over", []))
     if not over:
         return found
-    counts = [word.count for word in found]
+    counts = [word.vectors for word in found]
     if len(over) not in (counts[0], sum(counts)):
         either = f"{counts[0]} vectors" + (f" (and {counts[1]} of its negative word)" if counts[1:] else "")
         raise UsageError(f"the embedding has {either}, and {len(over)} words are named to be overwritten")
     starts = [0, *counts]
     return [
-        word._replace(over=over[start : start + word.count]) for word, start in zip(found, starts[:-1], strict=True)
+        word._replace(over=over[start : start + word.vectors]) for word, start in zip(found, starts[:-1], strict=True)
     ]
 
 

@@ -3,8 +3,8 @@
 `__init__.py` has `TABLE` (its settings, derived from `Training`), `VERSION` and `MAKES`; `adapter.py` has `begin(…)`,
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
-what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says before
-anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then.
+what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
+before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then.
 """
 
 from __future__ import annotations

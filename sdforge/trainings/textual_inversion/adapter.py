@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 from sdforge.run.adapter import Adapter, Group, Learned
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.rows import new_word, starting_rows
+from sdforge.trainings.textual_inversion import facts
 
 if TYPE_CHECKING:
     from sdforge.trainings.textual_inversion import TextualInversion
@@ -33,7 +34,4 @@ class _Word(Adapter):
         self.rows.clamp(self.settings.longest)
 
     def learned(self) -> Learned:
-        facts: dict[str, object] = {"token": self.settings.token}
-        if self.settings.polarity == "negative":
-            facts["polarity"] = "negative"
-        return Learned({"embedding": dict(self.rows.parameters)}, facts, self.rows.updates())  # type: ignore[arg-type]
+        return Learned({"embedding": dict(self.rows.parameters)}, facts(self.settings), self.rows.updates())
