@@ -12,15 +12,25 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
+from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.formats.diffusers_folder import folder_files, weight_file
-from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
+from sdforge.formats.embedding import (
+    ENCODERS,
+    GUIDANCE,
+    KEY,
+    OPPOSITE,
+    POLARITY,
+    TOKEN,
+    negative_word,
+    words_of,
+)
 from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
-from sdforge.formats.tokenizer import tokenizer_files
+from sdforge.formats.tokenizer import stands_in, tokenizer_files
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
@@ -60,6 +70,18 @@ class Export(Table):
 
 
 TABLE = Export
+
+
+def advise(table: Export, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """A word for the negative prompt does nothing until it stands there."""
+    found = []
+    for name, embedding in zip(table.embeddings, inputs.get("embeddings", []), strict=True):
+        word = negative_word(embedding.facts) if embedding else ""
+        if word and not stands_in(word, table.negative_prompt):
+            sentence = f"`{name}` makes the word {word!r} for negative prompts, and `negative_prompt` does not name it"
+            hint = f'[preset] negative_prompt = "{", ".join(filter(None, [table.negative_prompt, word]))}"'
+            found.append((f"embeddings.{name}", "negative", sentence, hint, True))
+    return found
 
 
 def run(order: Order, report: Callable[..., None]) -> Outcome:
@@ -195,17 +217,22 @@ class _Writing:
 
     def embeddings(self) -> None:
         for embedding in self.order.inputs.get("embeddings", []):
-            refs = {ref.name: ref for ref in embedding.components["embedding"]}
-            named = {KEY: refs["text_encoder"]} if len(refs) == 1 else {e: refs[c] for e, c in ENCODERS.items()}
-            metadata = {TOKEN: str(embedding.facts["token"])}
-            if "polarity" in embedding.facts:
-                metadata[POLARITY] = str(embedding.facts["polarity"])
-            self._write(
-                f"embeddings/{embedding.identity[:16]}.safetensors",
-                {name: (ref.dtype, ref.shape) for name, ref in named.items()},
-                _from(named),
-                metadata,
-            )
+            facts = embedding.facts
+            for component, word in words_of(facts).items():
+                refs = {ref.name: ref for ref in embedding.components[component]}
+                named = {KEY: refs["text_encoder"]} if len(refs) == 1 else {e: refs[c] for e, c in ENCODERS.items()}
+                metadata = {TOKEN: word}
+                if word == negative_word(facts):
+                    metadata[POLARITY] = "negative"
+                if "guidance" in facts:
+                    metadata[GUIDANCE] = f"{facts['guidance']:g}"
+                ending = OPPOSITE if component == "negative" else ""
+                self._write(
+                    f"embeddings/{embedding.identity[:16]}{ending}.safetensors",
+                    {name: (ref.dtype, ref.shape) for name, ref in named.items()},
+                    _from(named),
+                    metadata,
+                )
 
 
 def _from(refs: dict[str, Ref]) -> Callable[[str], Iterable[bytes]]:
