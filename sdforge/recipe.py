@@ -363,7 +363,9 @@ class _Reading:
         for i, name in enumerate(preset.sidecars):
             if name in preset.bake:
                 hint = "leave it out of one of them, or it would act twice"
-                self.wrong("setting", f"`{name}` is baked and a sidecar", "preset", "sidecars", i, hint=hint, value=True)
+                self.wrong(
+                    "setting", f"`{name}` is baked and a sidecar", "preset", "sidecars", i, hint=hint, value=True
+                )
             elif name in preset.sidecars[:i]:
                 self.wrong("setting", f"`{name}` is a sidecar twice", "preset", "sidecars", i, value=True)
 
