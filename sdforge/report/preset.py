@@ -77,7 +77,8 @@ def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[s
 
 
 def _is_sidecar(row: dict[str, Any]) -> bool:
-    return row["path"].startswith("sidecars/") and row["path"].endswith(".safetensors")
+    path = str(row["path"])
+    return path.startswith("sidecars/") and path.endswith(".safetensors")
 
 
 def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
