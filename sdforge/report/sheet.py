@@ -1,10 +1,11 @@
-"""The contact sheet: prompts and seeds down, the preset and what it came from across."""
+"""Contact sheets: of a preset (prompts and seeds down, what it came from across), and of a training's samples."""
 
 from __future__ import annotations
 
 import io
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,27 +69,53 @@ def contact_sheet(step: Step, folder: Path) -> bytes:
     names = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")}
     across = [column for column in columns(step) if any(name.startswith(f"{column[0]}/") for name in names)]
     down = rows(step)
-    with Image.open(folder / min(names)) as first:
-        edge = min(LARGEST, max(SMALLEST, first.width))
+
+    def cell(i: int, j: int) -> Path | None:
+        column, stem = across[i][0], down[j][0]
+        # with sidecars that leave a row as it is, it was drawn once
+        wanted = (f"{column}/{stem}.png", f"{column.removesuffix(WITH)}/{stem}.png")
+        return next((folder / name for name in wanted if name in names), None)
+
+    return _grid([label for _, label in across], [lines for _, lines in down], cell)
+
+
+def sample_sheet(samples: list[list[Any]], read: Callable[[str], bytes]) -> bytes:
+    """Return the pictures that were drawn while a training ran as PNG: steps down, prompts across.
+
+    samples: [step, prompt, sha256]; read: sha256 → the picture's bytes.
+    """
+    prompts, steps = list(dict.fromkeys(row[1] for row in samples)), sorted({row[0] for row in samples})
+    found = {(row[1], row[0]): row[2] for row in samples}
+
+    def cell(i: int, j: int) -> io.BytesIO | None:
+        sha256 = found.get((prompts[i], steps[j]))
+        return io.BytesIO(read(sha256)) if sha256 else None
+
+    return _grid(prompts, [[f"step {step}"] for step in steps], cell)
+
+
+def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], Any]) -> bytes:
+    """Return a grid of pictures as PNG; the last column is the one that matters.
+
+    down: the lines beside each row; with several of them it begins a group. cell: (column, row) → a file, or None.
+    """
+    first = next(found for i in range(len(across)) for j in range(len(down)) if (found := cell(i, j)))
+    with Image.open(first) as picture:
+        edge = min(LARGEST, max(SMALLEST, picture.width))
     sheet = Image.new("RGB", (LEFT + len(across) * (edge + GAP) + GAP, TOP + len(down) * (edge + GAP) + GAP), GROUND)
     draw = ImageDraw.Draw(sheet)
     head, text = ImageFont.load_default(16), ImageFont.load_default(13)
-    for i, (_, label) in enumerate(across):
-        x = LEFT + i * (edge + GAP)
-        bold = i == len(across) - 1
-        draw.text((x, 16), _fitting(draw, label, head, edge), INK if bold else QUIET, head)
-    for j, (stem, lines) in enumerate(down):
-        y = TOP + j * (edge + GAP)
-        if j and len(lines) > 1:
+    for i, label in enumerate(across):
+        colour = INK if i == len(across) - 1 else QUIET
+        draw.text((LEFT + i * (edge + GAP), 16), _fitting(draw, label, head, edge), colour, head)
+    for j, lines in enumerate(down):
+        y, begins = TOP + j * (edge + GAP), len(lines) > 1
+        if j and begins:
             draw.line((GAP, y - GAP // 2, sheet.width - GAP, y - GAP // 2), RULE)
-        draw.multiline_text((GAP * 2, y + 2), "\n".join(lines), INK if len(lines) > 1 else QUIET, text, spacing=4)
-        for i, (column, _) in enumerate(across):
-            # with sidecars that leave a row as it is, it was drawn once
-            found = next(
-                (n for n in (f"{column}/{stem}.png", f"{column.removesuffix(WITH)}/{stem}.png") if n in names), ""
-            )
-            if found:
-                with Image.open(folder / found) as picture:
+        draw.multiline_text((GAP * 2, y + 2), "\n".join(lines), INK if begins else QUIET, text, spacing=4)
+        for i in range(len(across)):
+            if found := cell(i, j):
+                with Image.open(found) as picture:
                     small = picture.convert("RGB").resize((edge, edge), Image.Resampling.LANCZOS)
                 sheet.paste(small, (LEFT + i * (edge + GAP), y))
     buffer = io.BytesIO()
