@@ -232,7 +232,9 @@ class _Training:
 
     def _predict(self, batch: Batch) -> Tensor:
         condition = self.adapter.condition(batch, self._text(batch.captions))
-        return self.adapter.predict(batch, condition.to(self.diffusion.device))
+        framings = [(picture.original, picture.crop, picture.size) for picture in batch.pictures]
+        condition = self.diffusion.sized(condition.to(self.diffusion.device), framings)
+        return self.adapter.predict(batch, condition)
 
     def _text(self, captions: list[str]) -> Conditioning | None:
         if self.texts:
