@@ -87,7 +87,7 @@ class Method:
             kind="formula" if formula else "moves" if moves else "content",
             seeded=issubclass(self.table, Seeded),
             pinned=getattr(self.module, "PINNED", True),
-            code={"loop": LOOP_VERSION} if self.group == "trainings" else {},
+            code=getattr(self.module, "CODE", {"loop": LOOP_VERSION} if self.group == "trainings" else {}),
             roles=roles,
         )
 
@@ -205,18 +205,9 @@ def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
     The pattern with the longest literal prefix wins. Raises UsageError for a pattern that matches nothing, and for
     two of equal length that match one block, since tables have no order.
     """
-    places = block_places(family)
     found: dict[tuple[str, str], str] = {}
     for pattern in patterns:
-        matched = [place for place in places if block_matches(pattern, *place)]
-        if not matched:
-            words = sorted({c for c, _ in places} | {f"{c}.{b}" for c, b in places if b})
-            guess = nearest(pattern, words)
-            raise UsageError(
-                f"the block pattern {pattern!r} matches nothing in {family.title}",
-                hint=f"did you mean {guess!r}?" if guess else f"blocks are {', '.join(words[:4])}, …",
-            )
-        for place in matched:
+        for place in places_of(pattern, family):
             other = found.get(place)
             if other is not None and literal(other) == literal(pattern):
                 raise UsageError(
@@ -227,6 +218,20 @@ def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
             if other is None or literal(pattern) > literal(other):
                 found[place] = pattern
     return found
+
+
+def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
+    """Return every (component, block) that a pattern matches. Raises UsageError if there is none."""
+    places = block_places(family)
+    matched = [place for place in places if block_matches(pattern, *place)]
+    if not matched:
+        words = sorted({c for c, _ in places} | {f"{c}.{b}" for c, b in places if b})
+        guess = nearest(pattern, words)
+        raise UsageError(
+            f"the block pattern {pattern!r} matches nothing in {family.title}",
+            hint=f"did you mean {guess!r}?" if guess else f"blocks are {', '.join(words[:4])}, …",
+        )
+    return matched
 
 
 def block_places(family: Family) -> list[tuple[str, str]]:
