@@ -189,7 +189,7 @@ class Planner:
                 continue
             if artifact.kind != wanted:
                 self._misfit(step, link.use, "kind", f"`{name}` is a {artifact.kind}, and a {wanted} belongs here")
-            elif artifact.family and artifact.family != recipe.family:
+            elif not family(recipe.family).takes(artifact.kind, artifact.family):
                 theirs, ours = family(artifact.family).title, family(recipe.family).title
                 self._misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours}")
             for key, value in artifact.notes.get("widths", {}).items():

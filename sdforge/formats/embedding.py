@@ -14,7 +14,8 @@ from sdforge.formats.safetensors import Header
 KEY = "emb_params"
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 TOKEN, POLARITY = "sdforge.token", "sdforge.polarity"  # metadata of files that we write
-FAMILY_OF_WIDTH = {768: "sd15"}  # widths that say more than they hide; other files take the family of the recipe
+# widths that say more than they hide; other files take the family of the recipe
+FAMILY_OF_WIDTH = {768: "sd15", 1024: "sd2"}
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
@@ -39,6 +40,8 @@ def read(path: Path, header: Header | None) -> Layout:
         if name == "text_encoder":
             layout.family = FAMILY_OF_WIDTH.get(shape[1], "")
             layout.notes["widths"] = {"text": shape[1]}
+    if "clip_g" in header.tensors:
+        layout.family = "sdxl"
     if len(counts) != 1:
         raise UsageError(f"{path} has another number of vectors for each text encoder")
     (name,) = list(header.tensors)[:1]
