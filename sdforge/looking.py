@@ -30,6 +30,7 @@ from sdforge.store import Result
 MOST_TENSORS = 12  # that `show` prints of a file
 MOST_LETTERS = 80  # of what `list --methods` says of one
 CITED = re.compile(r" \([^()]*https?://[^()]*\)")
+MOST_CAPTIONS = 4  # and of a data set
 
 
 def say(text: str) -> None:
@@ -170,10 +171,13 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
     for name, told in telling(result.kind, result.facts, tables):
         say(f"  {name:<8} {told}")
     for name, fact in sorted(result.facts.items()):
-        say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
+        if result.kind == "dataset":
+            _show_pictures(session, fact)
+        else:
+            say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
     for setting, value in sorted(json.loads(step.node.target.settings).items()):
         say(f"  {setting} = {json.dumps(value, ensure_ascii=False)}")
-    for name, found in sorted(result.files.items()):
+    for name, found in sorted(result.files.items()) if result.kind != "dataset" else ():
         say(f"  {name}  {size(found[1])}  sha256 {found[0][:16]}…")
     if "loss" in record:
         say(f"  loss     {record['loss']:.4f} at the end; `forge log {step.id}` shows more")
@@ -191,6 +195,19 @@ def telling(kind: str, facts: dict[str, Any], tables: dict[str, list[Tensor]]) -
     downs = [t.shape[0] for table in tables.values() for t in table if t.name.endswith(".lora_down")]
     if downs:
         yield "rank", " … ".join(map(str, dict.fromkeys((min(downs), max(downs)))))
+
+
+def _show_pictures(session: Session, rows: list[list[Any]]) -> None:
+    """Say what a data set holds that was made: how many pictures, what they show, and where the first ones lie."""
+    captions = sorted({row[1] for row in rows})
+    files = [session.store.object(row[0]) for row in rows]
+    say(f"  pictures {len(rows)}, {size(sum(file.stat().st_size for file in files if file.is_file()))}")
+    for caption in captions[:MOST_CAPTIONS]:
+        say(f"  says     {json.dumps(caption, ensure_ascii=False)}")
+    if len(captions) > MOST_CAPTIONS:
+        say(f"           and {len(captions) - MOST_CAPTIONS} more")
+    for file in files[:MOST_CAPTIONS]:
+        say(f"  lies in  {file}")
 
 
 def show_file(path: Path, *, as_json: bool) -> None:

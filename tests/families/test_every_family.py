@@ -139,13 +139,12 @@ def test_its_file_and_its_folder_are_read_as_what_was_written(each: Taken, writt
 @torch.no_grad()
 def test_diffusers_opens_the_written_folder(each: Taken, ours: Diffusion, written: Path) -> None:
     theirs = pipeline(written / "diffusers", each.artifact.family)
-    for name in each.artifact.components:
-        if name.startswith("tokenizer"):
-            continue
-        network = getattr(ours, name, None) or ours.text_encoders.get(name)
-        for key, tensor in getattr(theirs, name).state_dict().items():
-            if network is not None:
-                assert torch.equal(tensor, network.state_dict()[key]), key
+    networks = {"unet": ours.unet, "vae": ours.vae, **ours.text_encoders}
+    if ours.image_encoder:
+        networks["image_encoder"] = ours.image_encoder
+    for name, network in networks.items():
+        expected, found = network.state_dict(), getattr(theirs, name).state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
     hidden, _ = stock_told(theirs, each.artifact.family)
     assert torch.allclose(told(ours).hidden_BLD, hidden, **CLOSE)
 
