@@ -52,11 +52,11 @@ Form = Literal[
     "diffusers",
     "loras",
     "embeddings",
-    "embeddings_diffusers",
-    "embeddings_pt",
+    "embeddings-diffusers",
+    "embeddings-pt",
     "custom",
     "hypernetworks",
-    "hypernetworks_pt",
+    "hypernetworks-pt",
     "image_embeddings",
     "aesthetics",
 ]
@@ -71,8 +71,8 @@ class Whole(Table):
 class Export(Table):
     """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings_diffusers` name the word by the
-    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `_pt` is a pickle, as A1111 writes it.
+    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings-diffusers` name the word by the
+    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `-pt` is a pickle, as A1111 writes it.
     Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
@@ -327,8 +327,8 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "diffusers": _Writing.diffusers,
     "loras": _Writing.loras,
     "embeddings": _Writing.embeddings,
-    "embeddings_diffusers": _Writing.embeddings_diffusers,
-    "embeddings_pt": _Writing.embeddings_pt,
+    "embeddings-diffusers": _Writing.embeddings_diffusers,
+    "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
     "image_embeddings": _Writing.image_embeddings,

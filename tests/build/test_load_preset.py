@@ -63,7 +63,7 @@ bake = { style = 0.8 }
 sidecars = ["cat"]
 negative_prompt = "green <toy>-er"
 dtype = "fp16"
-export = ["checkpoint", "diffusers", "loras", "embeddings", "embeddings_pt"]
+export = ["checkpoint", "diffusers", "loras", "embeddings", "embeddings-pt"]
 
 [preset.previews]
 prompts = ["a drawing of <toy>"]
