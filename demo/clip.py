@@ -142,9 +142,8 @@ def train_clip(base: Base, drawings: Drawings, state_file: Path) -> Clip:
         optimizer.step()
         last = step + 1 == STEPS
         if (step + 1) % 50 == 0 or last:
-            say(
-                f"clip step {step + 1}/{STEPS}  {clock.seconds():.0f} s  {contrast.item():.3f}  style {style.item():.3f}"
-            )
+            told = f"contrast {contrast.item():.3f}  style {style.item():.3f}"
+            say(f"clip step {step + 1}/{STEPS}  {clock.seconds():.0f} s  {told}")
         if clock.time_to_save() or last:
             parts = {name: module.state_dict() for name, module in clip.modules().items()}
             saved = {"clip": parts, "optimizer": optimizer.state_dict(), "step": step + 1, "seconds": clock.seconds()}
