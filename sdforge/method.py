@@ -183,7 +183,7 @@ def per_block(table: Table | type[Table]) -> str:
 
 
 def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[str, Any] | None]:
-    """Return (component, block) → a merge's settings there; None for a VAE that no pattern names."""
+    """Return (component, block) → a merge's settings there; None for a VAE and its like that no pattern names."""
     varies = per_block(table)
     settings = {k: v for k, v in table.settings().items() if k not in ("blocks", "dtype")}
     patterns = getattr(table, "blocks", {})
@@ -191,7 +191,7 @@ def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[st
     named = {component for component, _ in places}
 
     def at(component: str, block: str) -> dict[str, Any] | None:
-        if component == "vae" and "vae" not in named:
+        if component in family.kept and component not in named:
             return None
         pattern = places.get((component, block))
         return settings if pattern is None else settings | {varies: patterns[pattern]}

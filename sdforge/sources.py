@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.datasets import DECIDE, PICTURES, read_dataset
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
@@ -179,7 +180,8 @@ class Sources:
         for tensor in layout.tensors:
             sha256, xxh3 = tensors[tensor]
             identity = tensor_identity(tensor.dtype, tensor.shape, sha256)
-            spot = Spot(digests[tensor.file], tensor.offset)
+            # a matrix that its file holds transposed is an object of the store, as nothing else has its bytes
+            spot = Spot(sha256, 0) if tensor.turned else Spot(digests[tensor.file], tensor.offset)
             rows.setdefault(tensor.component, []).append(
                 Tensor(tensor.name, tensor.dtype, tensor.shape, identity, sha256, xxh3, spot)
             )
@@ -203,6 +205,7 @@ class Sources:
                 for file, digest in zip(layout.files, digests, strict=True)
             },
             "size": sum(file.stat().st_size for file in layout.files),
+            "objects": [tensors[tensor][0] for tensor in layout.tensors if tensor.turned],
         }
         folders = {file.parent for file in layout.files} | {path} if path.is_dir() else set()
         return value, [*layout.files, *sorted(folders)]
@@ -248,6 +251,8 @@ class Sources:
         """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
         import xxhash
 
+        from sdforge.formats.layout import transposed
+
         total = sum(file.stat().st_size for file in layout.files)
         digests, tensors, done = [], {}, 0
         for i, file in enumerate(layout.files):
@@ -261,13 +266,21 @@ class Sources:
                     for chunk in _chunks(fd, place, tensor.offset):
                         whole.update(chunk)
                         done += len(chunk)
-                    one, fast = hashlib.sha256(), xxhash.xxh3_128()
+                    one, fast, kept = hashlib.sha256(), xxhash.xxh3_128(), bytearray()
                     for chunk in _chunks(fd, tensor.offset, tensor.offset + tensor.size):
                         whole.update(chunk)
-                        one.update(chunk)
-                        fast.update(chunk)
+                        if tensor.turned:
+                            kept += chunk
+                        else:
+                            one.update(chunk)
+                            fast.update(chunk)
                         done += len(chunk)
                         self.progress(taken.id, done, total)
+                    if tensor.turned:
+                        data = transposed(kept, tensor.shape[0], ITEM_SIZE[tensor.dtype])
+                        one.update(data)
+                        fast.update(data)
+                        self.store.put_bytes(data)
                     tensors[tensor] = (one.hexdigest(), fast.hexdigest())
                     place = tensor.offset + tensor.size
                 for chunk in _chunks(fd, place, None):

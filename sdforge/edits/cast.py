@@ -21,7 +21,7 @@ MAKES = "checkpoint"
 class Cast(Target):
     """Round every number to the nearest of another type, ties to even; what does not fit is an error."""
 
-    checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae"), ())]
+    checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "image_", "vae"), ())]
     dtype: Literal["fp16", "bf16", "fp32"] = Field(description="type of the result's numbers")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
@@ -16,8 +17,9 @@ from sdforge.edits.insert import ROWS
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
 from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import Written, header_bytes, write_file
-from sdforge.formats.single_file import MARKERS, layout_names, single_shape, stated_metadata
+from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
 from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
@@ -121,14 +123,14 @@ class _Writing:
     def single_file(self) -> None:
         facts = {name: value for name, value in self.checkpoint.facts.items() if name != "tokens"}
         refs = {(component, ref.name): ref for component, table in self.checkpoint.components.items() for ref in table}
-        names = layout_names(self.family, {key: ref.shape for key, ref in refs.items()})
+        pieces = single_pieces(self.family, {key: (ref.dtype, ref.shape) for key, ref in refs.items()})
         words = len(self.checkpoint.vocabulary.get("vocab", {}))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for single, key in names.items():
-            shape = single_shape(self.family, *key, refs[key].shape)
-            if key[1] == ROWS and words:
+        for single, piece in pieces.items():
+            shape = piece.shape
+            if piece.parts[0][1] == ROWS and words:
                 shape = (min(words, shape[0]), *shape[1:])  # a single file has no room for appended words
-            shapes[single] = (refs[key].dtype, shape)
+            shapes[single] = (piece.dtype, shape)
         for marker, (fact, value) in MARKERS.items():
             if facts.get(fact) == value:
                 shapes[marker] = ("F32", (0,))
@@ -137,11 +139,14 @@ class _Writing:
             if single in MARKERS:
                 return []
             dtype, shape = shapes[single]
-            return _first(refs[names[single]].chunks(), prod(shape) * ITEM_SIZE[dtype])
+            chunks = chain.from_iterable(refs[key].chunks() for key in pieces[single].parts)
+            if pieces[single].turned:
+                return [transposed(b"".join(chunks), shape[0], ITEM_SIZE[dtype])]
+            return _first(chunks, prod(shape) * ITEM_SIZE[dtype])
 
         vocabulary = self.checkpoint.vocabulary if words != USUAL_WORDS else None
         metadata = {
-            **self._spec(self.family.architecture, self.family.fact(facts, "resolution")),
+            **self._spec(self.family.spec(facts), self.family.fact(facts, "resolution")),
             **stated_metadata(facts, vocabulary),
             "sdforge.manifest": self.manifest,
         }
@@ -153,8 +158,10 @@ class _Writing:
         configs = self.family.configs(facts, shapes)
         for name, value in folder_files(self.family, configs).items():
             self._text(f"diffusers/{name}", json.dumps(value, indent=2, sort_keys=True) + "\n")
-        for name, text in tokenizer_files(self.checkpoint.vocabulary, tokens).items():
-            self._text(f"diffusers/tokenizer/{name}", text)
+        for folder, padding in self.family.tokenizers().items():
+            own = tokenizer_files(self.checkpoint.vocabulary, tokens, self.family.fact(facts, padding))
+            for name, text in own.items():
+                self._text(f"diffusers/{folder}/{name}", text)
         for component, refs in self.checkpoint.components.items():
             if refs:
                 named = {ref.name: ref for ref in refs}
@@ -166,6 +173,7 @@ class _Writing:
                 )
 
     def loras(self) -> None:
+        facts = self.checkpoint.facts
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
@@ -178,7 +186,7 @@ class _Writing:
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
-                **self._spec(f"{self.family.architecture}/lora", self.family.fact(self.checkpoint.facts, "resolution")),
+                **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
                 **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,7 +23,8 @@ class Name:
     canonical: its name within its component, as diffusers writes it; single: in a single file (LDM/SGM layout).
     block: what block patterns of recipes match (`in00`, `mid`, `out11`, `time`, …); "" where a component has none.
     optional: widths decide whether it is there (the shortcut of a residual block that changes no width).
-    conv: a single file keeps this matrix as a 1×1 convolution.
+    conv: a single file keeps this matrix as a 1×1 convolution; turned: it keeps it transposed.
+    share: (i, n): it is the i-th of n equal parts, along the first axis, of the single file's tensor.
     """
 
     component: str
@@ -33,6 +33,8 @@ class Name:
     block: str = ""
     optional: bool = False
     conv: bool = False
+    turned: bool = False
+    share: tuple[int, int] = (0, 1)
 
 
 class Family(ABC):
@@ -41,22 +43,28 @@ class Family(ABC):
     name: ClassVar[str]
     version: ClassVar[int]  # raised when canonical names, block names or the reading of facts change meaning
     networks: ClassVar[tuple[str, ...]]  # components that hold tensors, in the order people list them
+    kept: ClassVar[tuple[str, ...]]  # those of them that a merge takes from the first checkpoint, unless it names them
+    spare: ClassVar[tuple[str, ...]]  # those of them without which a checkpoint can be loaded
+    image_embeddings: ClassVar[bool]  # whether it draws from a CLIP embedding of a picture
     neutral: ClassVar[dict[str, Json]]  # facts and the value at which each is left out
     owners: ClassVar[dict[str, str]]  # fact → the part (unet, text_encoder, vae) with which it moves
     title: ClassVar[str]  # as people write it
     pipeline: ClassVar[str]  # the class of diffusers that runs it
+    classes: ClassVar[dict[str, tuple[str, str]]]  # part of a diffusers folder → its library and class
+    index: ClassVar[dict[str, Json]]  # what `model_index.json` says beside classes
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
+    architecture_v: ClassVar[str]  # the same of those that predict v
 
     @abstractmethod
     def names(self) -> tuple[Name, ...]:
         """Every tensor of the topology."""
 
     @abstractmethod
-    def owns(self, names: Iterable[str], shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Say whether a single file with these tensors is a checkpoint of this family."""
+    def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Say whether a single file with these tensors (name → shape) is a checkpoint of this family."""
 
     @abstractmethod
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
@@ -75,6 +83,10 @@ class Family(ABC):
         """Return the facts that a diffusers folder's configurations state. Raises UsageError for what cannot be."""
 
     @abstractmethod
+    def facts_of_shapes(self, shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, Json]:
+        """Return the facts that widths alone tell of a file that states none (component → name → shape)."""
+
+    @abstractmethod
     def configs(self, facts: dict[str, Json], shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, Any]:
         """Return diffusers' configuration of each component, for building modules and for writing folders."""
 
@@ -82,13 +94,45 @@ class Family(ABC):
     def widths(self, shapes: dict[str, dict[str, tuple[int, ...]]]) -> dict[str, Json]:
         """Return the numbers by which two artifacts of the family fit or do not (component → name → shape)."""
 
+    @abstractmethod
+    def tokenizers(self) -> dict[str, str]:
+        """Return folder of a tokenizer → the fact that names the word with which it fills prompts."""
+
+    @cached_property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The components that read prompts; none where a family draws from pictures alone."""
+        return tuple(name for name in self.networks if name.startswith("text_encoder"))
+
+    @cached_property
+    def cross_attention(self) -> tuple[str, ...]:
+        """The U-Net's tensors that make keys and values of the conditioning; none where it has no separate ones."""
+        ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
+        return tuple(n.canonical for n in self.names() if n.component == "unet" and n.canonical.endswith(ends))
+
+    def guided(self, facts: dict[str, Json]) -> bool:
+        """Say whether classifier-free guidance means something: it does not where a base was distilled without."""
+        return not self.fact(facts, "guidance_free")
+
+    def spec(self, facts: dict[str, Json]) -> str:
+        """Return `modelspec.architecture` of a checkpoint with these facts."""
+        return self.architecture_v if self.fact(facts, "prediction") == "v_prediction" else self.architecture
+
     def is_conv(self, module: str) -> bool:
         """Say whether a module (`component.path`) is a convolution."""
         return module.startswith("unet.") and module.rpartition(".")[2] in self.convolutions
 
+    def canonical_shape(self, name: Name, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that a tensor has here: files differ in whether a matrix is one or a 1×1 convolution."""
+        module, _, kind = f"{name.component}.{name.canonical}".rpartition(".")
+        if kind != "weight":
+            return shape
+        if shape[2:] == (1, 1) and (name.conv or (name.component == "unet" and not self.is_conv(module))):
+            return shape[:2]
+        return (*shape, 1, 1) if len(shape) == 2 and self.is_conv(module) else shape
+
     @cached_property
     def _modules(self) -> frozenset[str]:
-        weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component != "vae")
+        weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component.startswith(("unet", "text")))
         norms = ("norm", "norm1", "norm2", "norm3", "layer_norm1", "layer_norm2", "final_layer_norm", "conv_norm_out")
         modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
         return frozenset(m for m in modules if m.rpartition(".")[2] not in norms and ".embeddings." not in m)
@@ -121,6 +165,12 @@ def family(name: str) -> Family:
     return found
 
 
+@cache
+def families() -> tuple[Family, ...]:
+    """All families, those first that draw from words alone: what fits several of them is theirs."""
+    return tuple(sorted(map(family, family_names()), key=lambda each: each.image_embeddings))
+
+
 def family_of(shapes: dict[str, tuple[int, ...]]) -> Family | None:
     """Return the family to which a single file with these tensors belongs, or None."""
-    return next((f for n in family_names() if (f := family(n)).owns(shapes, shapes)), None)
+    return next((each for each in families() if each.owns(shapes)), None)

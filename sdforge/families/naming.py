@@ -22,8 +22,11 @@ ATTENTION_BIASED = ("to_out.0",)
 ATTENTION_BARE = ("to_q", "to_k", "to_v")
 
 
-def unet_names(depths: tuple[int, ...], *, layers: int = 2) -> Iterator[Name]:
-    """Names of a U-Net with one level per entry of `depths`: transformer blocks at that level (0: no attention)."""
+def unet_names(depths: tuple[int, ...], *, layers: int = 2, label: str = "") -> Iterator[Name]:
+    """Names of a U-Net with one level per entry of `depths`: transformer blocks at that level (0: no attention).
+
+    label: what diffusers calls the two layers (`label_emb` in a single file) that take a vector for the whole picture.
+    """
     single = "model.diffusion_model."
 
     def both(
@@ -54,6 +57,9 @@ def unet_names(depths: tuple[int, ...], *, layers: int = 2) -> Iterator[Name]:
     levels = len(depths)
     yield from both("time_embedding.linear_1", "time_embed.0", "time")
     yield from both("time_embedding.linear_2", "time_embed.2", "time")
+    if label:
+        yield from both(f"{label}.linear_1", "label_emb.0.0", "label")
+        yield from both(f"{label}.linear_2", "label_emb.0.2", "label")
     yield from both("conv_in", "input_blocks.0.0", "in00")
     for i, depth in enumerate(depths):
         for j in range(layers):
@@ -140,3 +146,53 @@ def clip_names(component: str, single: str, layers: int) -> Iterator[Name]:
         for part in ("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"):
             yield from both(layer + part, optional=i > 0)
     yield from both("text_model.final_layer_norm")
+
+
+# transformers' names → those of OpenCLIP's (and OpenAI's own) blocks
+OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def _open_clip_layers(component: str, canonical: str, single: str, layers: int) -> Iterator[Name]:
+    """Names of a CLIP transformer's layers; OpenCLIP keeps queries, keys and values in one tensor, in this order."""
+    for i in range(layers):
+        ours, theirs, optional = f"{canonical}{i}.", f"{single}{i}.", i > 0
+        for part in ("weight", "bias"):
+            for place, name in enumerate(("q_proj", "k_proj", "v_proj")):
+                fused = f"{theirs}attn.in_proj_{part}"
+                yield Name(component, f"{ours}self_attn.{name}.{part}", fused, "", optional, share=(place, 3))
+            for name, other in OPEN_CLIP.items():
+                yield Name(component, f"{ours}{name}.{part}", f"{theirs}{other}.{part}", "", optional)
+
+
+def open_clip_names(component: str, single: str, layers: int, *, projection: bool) -> Iterator[Name]:
+    """Names of an OpenCLIP text model of up to `layers` layers, canonically as transformers 4 writes CLIP's.
+
+    projection: whether the matrix behind the last token is used; OpenCLIP multiplies by it from the right.
+    """
+    model = "text_model."
+    yield Name(component, f"{model}embeddings.token_embedding.weight", f"{single}token_embedding.weight")
+    yield Name(component, f"{model}embeddings.position_embedding.weight", f"{single}positional_embedding")
+    yield from _open_clip_layers(component, f"{model}encoder.layers.", f"{single}transformer.resblocks.", layers)
+    for part in ("weight", "bias"):
+        yield Name(component, f"{model}final_layer_norm.{part}", f"{single}ln_final.{part}")
+    if projection:
+        yield Name(component, "text_projection.weight", f"{single}text_projection", turned=True)
+
+
+def clip_vision_names(component: str, single: str, layers: int) -> Iterator[Name]:
+    """Names of a CLIP vision model with its projection, in a single file as OpenAI and OpenCLIP write it."""
+    model = "vision_model."
+    yield Name(component, f"{model}embeddings.class_embedding", f"{single}class_embedding")
+    yield Name(component, f"{model}embeddings.patch_embedding.weight", f"{single}conv1.weight")
+    yield Name(component, f"{model}embeddings.position_embedding.weight", f"{single}positional_embedding")
+    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+        for part in ("weight", "bias"):
+            yield Name(component, f"{model}{ours}.{part}", f"{single}{theirs}.{part}")
+    yield from _open_clip_layers(component, f"{model}encoder.layers.", f"{single}transformer.resblocks.", layers)
+    yield Name(component, "visual_projection.weight", f"{single}proj", turned=True)

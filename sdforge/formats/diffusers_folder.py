@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.families import Family, family, family_names
+from sdforge.families import Family, families
 from sdforge.families.naming import VAE_ATTENTION_OLD
+from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Header, read_header
-from sdforge.formats.tokenizer import read_tokenizer
+from sdforge.formats.tokenizer import read_padding, read_tokenizer
+from sdforge.identity import Json
 
-WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model"}  # elsewhere it is `diffusion_pytorch_model`
+# elsewhere it is `diffusion_pytorch_model`
+WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "image_encoder": "model"}
 LIKE = "safety_checker", "feature_extractor", "image_encoder"  # parts of a pipeline that no recipe asks for
 MOST_CONFIG = 4 << 20  # bytes
 
@@ -33,17 +36,31 @@ def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one si
     for component in found.networks:
         if (path / component).is_dir():
             _read_component(path, component, found, layout)
-    tokenizer = read_tokenizer(path / "tokenizer", layout.files)
-    if tokenizer:
-        layout.tokenizer = {"vocab": tokenizer["vocab"], "merges": tokenizer["merges"]}
-        if tokenizer["added"]:
-            layout.facts["tokens"] = tokenizer["added"]
+    _read_tokenizers(path, found, layout)
     layout.files += sorted(p for p in path.glob("*/*config.json") if p not in layout.files)
     for part in LIKE:
-        if (path / part).is_dir():
+        if (path / part).is_dir() and part not in found.classes:
             layout.passed[f"{part.replace('_', ' ')}, which presets go without"] += 1
     layout.notes["widths"] = found.widths(layout.shapes())
     return layout
+
+
+def _read_tokenizers(path: Path, found: Family, layout: Layout) -> None:
+    """Read the vocabulary, which all text encoders of a checkpoint share, and with what each fills prompts."""
+    facts: dict[str, Json] = {}
+    for folder, fact in found.tokenizers().items():
+        tokenizer = read_tokenizer(path / folder, layout.files)
+        if not tokenizer:
+            continue
+        vocabulary = {"vocab": tokenizer["vocab"], "merges": tokenizer["merges"]}
+        if layout.tokenizer not in (None, vocabulary) or facts.get("tokens", tokenizer["added"]) != tokenizer["added"]:
+            raise UsageError(f"{path / folder} has other words than the checkpoint's first tokenizer")
+        layout.tokenizer, facts["tokens"] = vocabulary, tokenizer["added"]
+        if padding := read_padding(path / folder, layout.files):
+            if padding not in tokenizer["vocab"]:
+                raise UsageError(f"{path / folder} fills prompts with {padding!r}, which is not in its vocabulary")
+            facts[fact] = padding
+    layout.facts |= found.stated(facts)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -59,9 +76,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _family(path: Path, configs: dict[str, dict[str, Any]]) -> Family:
-    for name in family_names():
-        if (found := family(name)).owns_folder(configs):
-            return found
+    found = next((each for each in families() if each.owns_folder(configs)), None)
+    other = stranger_folder(configs)
+    if other:
+        raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)
+    if found:
+        return found
     raise UsageError(f"{path} is a diffusers folder of no family that is known here")
 
 
@@ -95,7 +115,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout) -
             if raw.endswith("position_ids"):
                 layout.passed["position ids, which are 0 … 76"] += 1
             elif name in known and name not in here:
-                shape = entry.shape[:2] if known[name].conv and entry.shape[2:] == (1, 1) else entry.shape
+                shape = found.canonical_shape(known[name], entry.shape)
                 place = len(layout.files) - 1
                 layout.tensors.append(Found(component, name, entry.dtype, shape, place, entry.offset))
                 here.add(name)
@@ -119,32 +139,25 @@ def _canonical(component: str, raw: str) -> str:
 
 
 def folder_files(found: Family, configs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of a folder, without weights and tokenizer: path within the folder → its content.
+    """Return the JSON files of a folder, without weights and tokenizers: path within the folder → its content.
 
-    Every configuration names classes and values that programs since diffusers 0.2x know; the text encoder's file is
-    written with `text_model.` in its names (older transformers load random weights otherwise).
+    Every configuration names classes and values that programs since diffusers 0.2x know; text encoders' files are
+    written with `text_model.` in their names (older transformers load random weights otherwise).
     """
-    return {
-        "model_index.json": {
-            "_class_name": found.pipeline,
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "unet/config.json": {"_class_name": "UNet2DConditionModel", **configs["unet"]},
-        "vae/config.json": {"_class_name": "AutoencoderKL", **configs["vae"]},
-        "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
-            **configs["text_encoder"],
-        },
-        "scheduler/scheduler_config.json": {"_class_name": "DDIMScheduler", **configs["scheduler"]},
-    }
+    there = {part: list(names) for part, names in found.classes.items() if part in configs or "tokenizer" in part}
+    files: dict[str, dict[str, Any]] = {"model_index.json": {"_class_name": found.pipeline, **found.index, **there}}
+    for part, config in configs.items():
+        library, name = found.classes[part]
+        if part == "feature_extractor":
+            files[f"{part}/preprocessor_config.json"] = config
+        elif part.endswith("scheduler"):
+            files[f"{part}/scheduler_config.json"] = {"_class_name": name, **config}
+        elif library == "transformers":
+            kind = "clip_vision_model" if part == "image_encoder" else "clip_text_model"
+            files[f"{part}/config.json"] = {"architectures": [name], "model_type": kind, **config}
+        else:
+            files[f"{part}/config.json"] = {"_class_name": name, **config}
+    return files
 
 
 def weight_file(component: str) -> str:

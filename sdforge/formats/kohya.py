@@ -64,14 +64,14 @@ def read(path: Path, header: Header | None) -> Layout:
 
 
 def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
-    from sdforge.families import family, family_names
+    from sdforge.families import families
 
     best: list[str] = names
-    for name in family_names():
-        table = {kohya: module for module, kohya in kohya_names(family(name)).items()}
+    for each in families():
+        table = {kohya: module for module, kohya in kohya_names(each).items()}
         missing = [n for n in names if n not in table]
         if not missing and family_with(table[n] for n in names):
-            return family(name), table
+            return each, table
         best = min(best, missing, key=len)
     raise UsageError(
         f"{path} is a LoRA for modules that no family known here has: {', '.join(sorted(best)[:2])}",

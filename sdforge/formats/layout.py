@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
@@ -22,7 +22,10 @@ READERS = ("diffusers_folder", "single_file", "kohya", "diffusers_lora", "embedd
 
 
 class Found(NamedTuple):
-    """A tensor in a file, under its canonical name: `file` is an index into `Layout.files`, `offset` in bytes."""
+    """A tensor in a file, under its canonical name: `file` is an index into `Layout.files`, `offset` in bytes.
+
+    turned: the file holds the transpose of the matrix that `shape` describes.
+    """
 
     component: str
     name: str
@@ -30,6 +33,7 @@ class Found(NamedTuple):
     shape: tuple[int, ...]
     file: int
     offset: int
+    turned: bool = False
 
     @property
     def size(self) -> int:
@@ -37,6 +41,16 @@ class Found(NamedTuple):
         for n in self.shape:
             total *= n
         return total
+
+
+# codes of `memoryview`, by the bytes of an item
+ITEM_CODES: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+
+def transposed(data: bytes | bytearray, columns: int, item_size: int) -> bytes:
+    """Return the transpose of a matrix's bytes in C order; columns: of the matrix that is given."""
+    flat = memoryview(data).cast("B").cast(ITEM_CODES[item_size])
+    return b"".join(flat[column::columns].tobytes() for column in range(columns))
 
 
 @dataclass

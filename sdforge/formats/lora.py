@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError
-from sdforge.families import Family, family, family_names
+from sdforge.families import Family, families
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry
 from sdforge.identity import Json
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 def family_with(modules: Iterable[str]) -> Family | None:
     """Return the family that has all these modules (`component.path`), or None."""
     wanted = set(modules)
-    return next((f for n in family_names() if wanted <= (f := family(n)).modules()), None)
+    return next((each for each in families() if wanted <= each.modules()), None)
 
 
 def lora_layout(path: Path, found: Family, pairs: dict[str, Pair]) -> Layout:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
-from sdforge.families import Family, family_of
+from sdforge.families import Family, Name, family_of
+from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Entry, Header
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
@@ -19,32 +23,33 @@ TOKENIZER = "sdforge.tokenizer"  # metadata: the vocabulary, where it is not the
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
-    return header is not None and _family(header) is not None
-
-
-def _family(header: Header) -> Family | None:
-    return family_of({name: entry.shape for name, entry in header.tensors.items()})
+    if header is None:
+        return False
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    return bool(family_of(shapes) or stranger(shapes))
 
 
 def read(path: Path, header: Header | None) -> Layout:
     assert header is not None
-    family = _family(header)
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    if other := stranger(shapes):
+        raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)
+    family = family_of(shapes)
     assert family is not None
     layout = Layout("checkpoint", family.name, [path])
-    known = {name.single: name for name in family.names()}
+    known = _by_single(family)
     here, unknown = set(), []
     for raw, entry in header.tensors.items():
-        reason = family.ignored(raw)
-        name = known.get(family.alias(raw))
+        name = family.alias(raw)
+        reason = "" if name in known else family.ignored(raw)
         if reason:
             layout.passed[reason] += 1
         elif raw in MARKERS:
             fact, value = MARKERS[raw]
             layout.facts[fact] = value
-        elif name and name not in here:
+        elif name in known and name not in here:
             here.add(name)
-            shape = entry.shape[:2] if name.conv and entry.shape[2:] == (1, 1) else entry.shape
-            layout.tensors.append(Found(name.component, name.canonical, entry.dtype, shape, 0, entry.offset))
+            layout.tensors += [_found(family, each, entry) for each in known[name] if _fits(path, raw, each, entry)]
         else:
             unknown.append(raw)
     if unknown:
@@ -53,10 +58,37 @@ def read(path: Path, header: Header | None) -> Layout:
             hint="is it another family, or a checkpoint with something baked in beside it?",
         )
     _refuse_gaps(path, family, layout)
+    layout.facts = family.facts_of_shapes(layout.shapes()) | layout.facts
     _state(path, header.metadata, layout)
     layout.facts = family.stated(layout.facts)
     layout.notes["widths"] = family.widths(layout.shapes())
     return layout
+
+
+def _by_single(family: Family) -> dict[str, list[Name]]:
+    """Return single-file name → the tensors it holds: one, or several that are fused."""
+    found: dict[str, list[Name]] = defaultdict(list)
+    for name in family.names():
+        found[name.single].append(name)
+    return found
+
+
+def _fits(path: Path, raw: str, name: Name, entry: Entry) -> bool:
+    """Refuse a fused or turned tensor that can be none: one that is no matrix, or does not divide."""
+    _, count = name.share
+    if (name.turned and len(entry.shape) != 2) or (count > 1 and (not entry.shape or entry.shape[0] % count)):
+        raise UsageError(f"{path} holds {raw} of shape {list(entry.shape)}, which cannot be taken apart")
+    return True
+
+
+def _found(family: Family, name: Name, entry: Entry) -> Found:
+    shape, (part, count) = family.canonical_shape(name, entry.shape), name.share
+    if name.turned:
+        shape = shape[::-1]
+    if count > 1:
+        shape = (shape[0] // count, *shape[1:])
+    offset = entry.offset + part * prod(shape) * ITEM_SIZE[entry.dtype]
+    return Found(name.component, name.canonical, entry.dtype, shape, 0, offset, name.turned)
 
 
 def _refuse_gaps(path: Path, family: Family, layout: Layout) -> None:
@@ -69,7 +101,7 @@ def _refuse_gaps(path: Path, family: Family, layout: Layout) -> None:
 
 
 def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
-    if metadata.get("modelspec.prediction_type") == "v":
+    if metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
         layout.facts["prediction"] = "v_prediction"
     for key in (FACTS, TOKENIZER):
         if key in metadata:
@@ -86,16 +118,40 @@ def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
             layout.notes[note] = metadata[key]
 
 
-def layout_names(family: Family, names: dict[tuple[str, str], tuple[int, ...]]) -> dict[str, tuple[str, str]]:
-    """Return single-file name → (component, canonical name) for the tensors in `names` ((component, name) → shape)."""
-    table = {(n.component, n.canonical): n for n in family.names()}
-    return {table[key].single: key for key in names}
+class Piece(NamedTuple):
+    """One tensor of a single file: what it is made of, as (component, canonical name), in order.
+
+    turned: whether it is written as the transpose.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[str, str], ...]
+    turned: bool
 
 
-def single_shape(family: Family, component: str, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a single file gives a tensor."""
-    conv = {(n.component, n.canonical) for n in family.names() if n.conv}
-    return (*shape, 1, 1) if (component, name) in conv and len(shape) == 2 else shape
+def single_pieces(family: Family, tensors: dict[tuple[str, str], tuple[str, tuple[int, ...]]]) -> dict[str, Piece]:
+    """Return single-file name → what it is made of, for the tensors in `tensors` ((component, name) → dtype, shape).
+
+    Raises UsageError for parts of one tensor that are of several types.
+    """
+    pieces = {}
+    for single, names in _by_single(family).items():
+        here = [(n.component, n.canonical) for n in names if (n.component, n.canonical) in tensors]
+        if not here:
+            continue
+        dtype, shape = tensors[here[0]]
+        if any(tensors[key] != (dtype, shape) for key in here) or len(here) < len(names):
+            raise UsageError(
+                f"a single file has one tensor for {', '.join(name for _, name in here)}, which "
+                "differ in type or shape",
+                hint="give the checkpoint one type with `dtype`",
+            )
+        whole = (shape[0] * len(names), *shape[1:]) if len(names) > 1 else shape
+        whole = (*whole, 1, 1) if names[0].conv and len(whole) == 2 else whole
+        turned = names[0].turned
+        pieces[single] = Piece(dtype, whole[::-1] if turned else whole, tuple(here), turned)
+    return pieces
 
 
 def stated_metadata(facts: dict[str, Json], tokenizer: dict[str, Any] | None) -> dict[str, str]:

@@ -62,6 +62,26 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     return groups
 
 
+def read_padding(folder: Path, files: list[Path]) -> str:
+    """Return the word with which a tokenizer's folder fills prompts, or nothing; append what was read.
+
+    Where two files differ, older transformers and diffusers go by the first.
+    """
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if path.is_file():
+            try:
+                word = json.loads(path.read_bytes()).get("pad_token")
+            except (ValueError, AttributeError, OSError, RecursionError) as error:
+                raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
+            word = word.get("content") if isinstance(word, dict) else word
+            if isinstance(word, str):
+                if path not in files:
+                    files.append(path)
+                return word
+    return ""
+
+
 def tokenizer_identity(tokenizer: dict[str, Any]) -> str:
     """Name a vocabulary by its words and merges (what was appended later is a fact of the checkpoint)."""
     return H("tokenizer", {"merges": tokenizer["merges"], "vocab": tokenizer["vocab"]})
@@ -72,24 +92,27 @@ def row_words(added: list[list[Any]]) -> list[str]:
     return [word if i == 0 else f"{word}_{i}" for word, count in added for i in range(count)]
 
 
-def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]]) -> dict[str, str]:
+def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]], padding: str = END) -> dict[str, str]:
     """Return the files of a tokenizer folder, for transformers 4 and 5 alike: name → text.
 
+    padding: the word of the vocabulary with which it fills prompts.
     Appended words are neither normalised nor matched within other words: otherwise transformers folds their case and
     diffusers no longer finds their further rows.
     """
     size = len(tokenizer["vocab"])
     rows = row_words(added)
+    other = {} if padding == END else {str(tokenizer["vocab"][padding]): _decoder(padding, special=True)}
     files = {
         "vocab.json": json.dumps(tokenizer["vocab"], ensure_ascii=False, separators=(",", ":")),
         "merges.txt": "\n".join(["#version: 0.2", *tokenizer["merges"], ""]),
         "special_tokens_map.json": _text(
-            {"bos_token": _special(START), "eos_token": _special(END), "pad_token": END, "unk_token": _special(END)}
+            {"bos_token": _special(START), "eos_token": _special(END), "pad_token": padding, "unk_token": _special(END)}
         ),
         "tokenizer_config.json": _text(
             {
                 "add_prefix_space": False,
                 "added_tokens_decoder": {
+                    **other,
                     str(tokenizer["vocab"][START]): _decoder(START, special=True, normalized=True),
                     str(tokenizer["vocab"][END]): _decoder(END, special=True, normalized=True),
                     **{str(size + i): _decoder(word, single_word=True) for i, word in enumerate(rows)},
@@ -100,7 +123,7 @@ def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]]) -> dict[s
                 "eos_token": END,
                 "errors": "replace",
                 "model_max_length": LENGTH,
-                "pad_token": END,
+                "pad_token": padding,
                 "tokenizer_class": "CLIPTokenizer",
                 "unk_token": END,
             }

@@ -16,14 +16,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.run.noise import Schedule
 from sdforge.run.tokens import Words
 
+Size = tuple[int, int]
+Framing = tuple[Size, Size, Size]  # of a picture: its original (w, h), the crop's corner (x, y), the target (w, h)
+
 
 @dataclass
 class Conditioning:
-    """What a U-Net is told beside the noisy latents: hidden states of the text, and what its family adds."""
+    """What a U-Net is told beside the noisy latents: hidden states, and what its family adds.
+
+    added: name → tensor whose rows are pictures: `class_labels`, and diffusers' `added_cond_kwargs`.
+    """
 
     hidden_BLD: Tensor
     added: dict[str, Tensor] = field(default_factory=dict)
@@ -68,10 +75,18 @@ class Diffusion(ABC):
     unet: nn.Module
     text_encoders: dict[str, nn.Module]
     vae: nn.Module
-    words: Words
     schedule: Schedule
     device: torch.device
     precision: torch.dtype = torch.float32
+    vocabulary: Words | None = None
+    image_encoder: nn.Module | None = None
+
+    @property
+    def words(self) -> Words:
+        """The vocabulary. Raises UsageError where a family has none."""
+        if self.vocabulary is None:
+            raise UsageError(f"{self.family.title} is shown a picture and understands no words")
+        return self.vocabulary
 
     @property
     def latent_scaling(self) -> float:
@@ -82,13 +97,71 @@ class Diffusion(ABC):
         """The edge of a square picture, in pixels, that the checkpoint was made for."""
         return int(self.family.fact(self.facts, "resolution"))
 
-    @abstractmethod
-    def token_tables(self) -> dict[str, TokenTable]:
-        """Return text encoder → its token embedding."""
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance means something to the checkpoint."""
+        return self.family.guided(self.facts)
 
     @abstractmethod
     def encode_text(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        """Return what prompts say to the U-Net; gradients flow to learned rows."""
+        """Return what prompts say to the U-Net, of a picture of the checkpoint's own size and shown no other picture.
+
+        clip_skip: layers left out before those that the family leaves out. Gradients flow to learned rows.
+        """
+
+    @abstractmethod
+    def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
+        """Return the other side of guidance; what an empty prompt says there is the family's to say."""
+
+    @abstractmethod
+    def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:
+        """Complete a conditioning, row by row, with the sizes of pictures; the same one where a family is told none."""
+
+    @abstractmethod
+    def encode_image(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return the CLIP embedding (B, D) of pictures in −1 … 1 of any size. Raises UsageError where none is taken."""
+
+    @abstractmethod
+    def imagine(
+        self,
+        images_BD: Tensor,
+        prompts: list[str] | None = None,
+        *,
+        level: int = 0,
+        noise_BD: Tensor | None = None,
+    ) -> Conditioning:
+        """Return what image embeddings (and prompts, default: empty) say to the U-Net; gradients flow to embeddings.
+
+        level, noise_BD: of the noise that a family adds to embeddings; no noise by default. Raises UsageError where a
+        family takes no embedding.
+        """
+
+    def token_tables(self) -> dict[str, TokenTable]:
+        """Return text encoder → its token embedding."""
+        found = {}
+        for name, encoder in self.text_encoders.items():
+            table = text_model(encoder).embeddings.token_embedding
+            assert isinstance(table, TokenTable)
+            found[name] = table
+        return found
+
+    def token_ids(self, prompts: list[str], encoder: str) -> Tensor:
+        """Return the numbers (B, L) that prompts are to a text encoder, filled up with its own word."""
+        fact = self.family.tokenizers()[encoder.replace("text_encoder", "tokenizer")]
+        padding = str(self.family.fact(self.facts, fact))
+        return torch.tensor([self.words.encode(prompt, padding) for prompt in prompts], device=self.device)
+
+    def last_states(self, prompts: list[str], clip_skip: int) -> Tensor:
+        """Return the states (B, L, D) of the one text encoder, `clip_skip` layers left out, after its final norm."""
+        ((name, encoder),) = self.text_encoders.items()
+        ids = self.token_ids(prompts, name)
+        with self.arithmetic():
+            if clip_skip == 0:
+                found: Tensor = encoder(input_ids=ids).last_hidden_state
+                return found
+            states = encoder(input_ids=ids, output_hidden_states=True).hidden_states
+            normed: Tensor = text_model(encoder).final_layer_norm(states[-(clip_skip + 1)])
+            return normed
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -101,12 +174,15 @@ class Diffusion(ABC):
 
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, condition: Conditioning) -> Tensor:
         """Return the U-Net's prediction, fp32."""
+        added = dict(condition.added)
+        labels = added.pop("class_labels", None)
         with self.arithmetic():
             out = self.unet(
                 noisy_BCHW,
                 timesteps_B,
                 encoder_hidden_states=condition.hidden_BLD,
-                added_cond_kwargs=condition.added or None,
+                class_labels=labels,
+                added_cond_kwargs=added or None,
                 return_dict=False,
             )[0]
         result: Tensor = out.float()
@@ -123,3 +199,8 @@ class Diffusion(ABC):
         """Return pictures in −1 … 1 for scaled latents."""
         pixels: Tensor = self.vae.decode(latents_BCHW / self.latent_scaling, return_dict=False)[0]  # type: ignore[operator]
         return pixels.float()
+
+
+def text_model(encoder: Any) -> Any:
+    """Return the CLIP text model in an encoder: with a projection behind it, transformers nests it."""
+    return getattr(encoder, "text_model", encoder)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.diffusion import Conditioning, Diffusion, Framing
 from sdforge.run.noise import STEPS
 
 
@@ -24,8 +24,11 @@ class Wish(NamedTuple):
 
 
 @torch.no_grad()
-def sample(diffusion: Diffusion, wishes: list[Wish]) -> Tensor:
-    """Return pictures (B, 3, H, W) in −1 … 1. All wishes share steps, guidance, resolution and clip skip."""
+def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = None) -> Tensor:
+    """Return pictures (B, 3, H, W) in −1 … 1. All wishes share steps, guidance, resolution and clip skip.
+
+    images_BD: embeddings of pictures, one for each wish, for a family that draws from them.
+    """
     from diffusers import DPMSolverMultistepScheduler
 
     first, device = wishes[0], diffusion.device
@@ -43,11 +46,16 @@ def sample(diffusion: Diffusion, wishes: list[Wish]) -> Tensor:
     # every picture has noise of its own, so that it does not depend on what it is drawn beside
     noise = [torch.randn(1, 4, edge, edge, generator=torch.Generator().manual_seed(wish.seed)) for wish in wishes]
     latents_BCHW = torch.cat(noise).to(device)
-    positive = diffusion.encode_text([wish.prompt for wish in wishes], clip_skip=first.clip_skip)
-    guided = first.guidance != 1
+    prompts, whole = [wish.prompt for wish in wishes], (first.resolution, first.resolution)
+    sizes: list[Framing] = [(whole, (0, 0), whole)] * len(wishes)
+    if images_BD is None:
+        positive = diffusion.sized(diffusion.encode_text(prompts, clip_skip=first.clip_skip), sizes)
+    else:
+        positive = diffusion.sized(diffusion.imagine(images_BD, prompts), sizes)
+    guided = first.guidance != 1 and diffusion.guided
     if guided:
-        negative = diffusion.encode_text([wish.negative_prompt for wish in wishes], clip_skip=first.clip_skip)
-        both = Conditioning.stack([negative, positive])
+        negative = diffusion.encode_negative([wish.negative_prompt for wish in wishes], clip_skip=first.clip_skip)
+        both = Conditioning.stack([diffusion.sized(negative, sizes), positive])
     for timestep in scheduler.timesteps:
         timesteps_B = timestep.expand(len(wishes))
         if guided:

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sdforge.errors import UsageError
 from sdforge.formats.tokenizer import END, LENGTH, START, tokenizer_files
 
 
@@ -24,7 +25,7 @@ class Words:
                 (Path(folder) / name).write_text(text, encoding="utf-8")
             self._tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.size = len(vocabulary["vocab"])
-        self._start, self._end = vocabulary["vocab"][START], vocabulary["vocab"][END]
+        self._vocab: dict[str, int] = vocabulary["vocab"]
         self._rows: dict[str, list[int]] = {}
         for word, count in added:
             self.add(word, count)
@@ -34,16 +35,18 @@ class Words:
         first = self.size + sum(map(len, self._rows.values()))
         self._rows[word] = list(range(first, first + count))
 
-    def encode(self, prompt: str) -> list[int]:
-        """Return 77 token numbers: start, at most 75 tokens, end, and ends to fill."""
+    def encode(self, prompt: str, padding: str = END) -> list[int]:
+        """Return 77 token numbers: start, at most 75 tokens, end, and a word of the vocabulary to fill."""
+        if padding not in self._vocab:
+            raise UsageError(f"the tokenizer has no {padding!r}, with which the checkpoint's prompts are filled")
         ids: list[int] = []
         words = sorted(self._rows, key=len, reverse=True)
         pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
         parts = re.split(f"({pattern})", prompt) if words else [prompt]
         for part in parts:
             ids += self._rows.get(part) or self._tokenizer(part, add_special_tokens=False).input_ids
-        ids = [self._start, *ids[: LENGTH - 2], self._end]
-        return ids + [self._end] * (LENGTH - len(ids))
+        ids = [self._vocab[START], *ids[: LENGTH - 2], self._vocab[END]]
+        return ids + [self._vocab[padding]] * (LENGTH - len(ids))
 
     def plain(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens, without start and end."""

@@ -169,10 +169,11 @@ class Store:
         return Lock(self.root / "locks" / "store.lock")
 
     def source_tables(self) -> set[str]:
-        """Return the objects in which the tensors of sources are listed, for all sources that were ever looked at."""
+        """Return the objects that list or hold tensors of sources, for all sources that were ever looked at."""
         found = set()
         for (text,) in self.index.read("SELECT value FROM seen WHERE id LIKE 'source:%'"):
-            found |= {row[2] for row in json.loads(text)["components"].values()}
+            value = json.loads(text)
+            found |= {row[2] for row in value["components"].values()} | set(value.get("objects", ()))
         return found
 
     def forget(self, keep: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Toy checkpoints: `toy` and `other` are random and of one shape."""
+"""Toy checkpoints: `toy` and `other` are random and of one shape; `each` is one of every family."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.families.toys import TOYS, write_family
 from tests.families.workbench import Taken, take, write_toy
 
 
@@ -18,6 +19,12 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy(toys: Path) -> Taken:
     return take(write_toy(toys / "toy", seed=1))
+
+
+@pytest.fixture(scope="session", params=TOYS)
+def each(request: pytest.FixtureRequest, toys: Path) -> Taken:
+    """The toy of every family in turn."""
+    return take(write_family(toys / ("toy" if request.param == "sd15" else request.param), request.param))
 
 
 @pytest.fixture(scope="session")

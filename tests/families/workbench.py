@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from sdforge.artifact import Artifact, Component, Spot
 from sdforge.artifact import Tensor as Planned
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.families import family
-from sdforge.formats.layout import read_layout
+from sdforge.formats.layout import read_layout, transposed
 from sdforge.formats.tokenizer import END, START, tokenizer_files, tokenizer_identity
 from sdforge.formula import Input, Plan, common_dtype
 from sdforge.identity import component_identity, tensor_identity
@@ -100,10 +101,10 @@ def write_toy(folder: Path, seed: int, dtype: torch.dtype = torch.float16) -> Pa
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         pipeline = StableDiffusionPipeline(
-            vae=_shaken(AutoencoderKL(**VAE), dtype),
-            text_encoder=_shaken(CLIPTextModel(CLIPTextConfig(**TEXT, **ids)), dtype),
+            vae=shaken(AutoencoderKL(**VAE), dtype),
+            text_encoder=shaken(CLIPTextModel(CLIPTextConfig(**TEXT, **ids)), dtype),
             tokenizer=CLIPTokenizer.from_pretrained(tokenizer),
-            unet=_shaken(UNet2DConditionModel(**UNET), dtype),
+            unet=shaken(UNet2DConditionModel(**UNET), dtype),
             scheduler=scheduler,
             safety_checker=None,
             feature_extractor=None,
@@ -113,7 +114,7 @@ def write_toy(folder: Path, seed: int, dtype: torch.dtype = torch.float16) -> Pa
     return folder
 
 
-def _shaken(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+def shaken(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     """No parameter stays at the zeros and ones it begins with, so that none can be mistaken for another."""
     with torch.no_grad():
         for parameter in network.parameters():
@@ -158,12 +159,18 @@ def take(path: Path) -> Taken:
     data = [file.read_bytes() for file in layout.files]
     shas = [hashlib.sha256(text).hexdigest() for text in data]
     tables: dict[str, list[Planned]] = {}
+    kept: dict[str, Path] = {}
     for found in layout.tensors:
         text = data[found.file][found.offset : found.offset + found.size]
         spot = Spot(shas[found.file], found.offset)
+        if found.turned:
+            text = transposed(text, found.shape[0], ITEM_SIZE[found.dtype])
+            spot = Spot(hashlib.sha256(text).hexdigest(), 0)
+            kept[spot.file] = path.with_name(f"{path.name}-{spot.file[:8]}")
+            kept[spot.file].write_bytes(text)
         row = _planned(found.name, found.dtype, found.shape, hashlib.sha256(text).hexdigest(), _fast(text), spot)
         tables.setdefault(found.component, []).append(row)
-    files = dict(zip(shas, layout.files, strict=True))
+    files = dict(zip(shas, layout.files, strict=True)) | kept
     return _taken(layout.kind, layout.family, tables, files, layout.facts, layout.tokenizer or {})
 
 
@@ -174,6 +181,7 @@ def keep(
     kind: str = "checkpoint",
     facts: dict[str, Any] | None = None,
     words: dict[str, Any] | None = None,
+    name: str = "sd15",
 ) -> Taken:
     """Write tensors (component → name → tensor) into a pack, as the worker does, and return it as an artifact."""
     work.mkdir(parents=True, exist_ok=True)
@@ -185,7 +193,7 @@ def keep(
         ]
         for component, rows in outcome.components.items()
     }
-    return _taken(kind, "sd15", tables, {outcome.sha256: work / outcome.pack}, facts or {}, words or {})
+    return _taken(kind, name, tables, {outcome.sha256: work / outcome.pack}, facts or {}, words or {})
 
 
 def _planned(name: str, dtype: str, shape: tuple[int, ...], sha256: str, xxh3: str, spot: Spot) -> Planned:

@@ -10,10 +10,10 @@ import pytest
 
 from sdforge.edits.export import run
 from sdforge.order import Given, Order
-from tests.families.conftest import other, toy, toys
+from tests.families.conftest import each, other, toy, toys
 from tests.families.workbench import Taken
 
-__all__ = ["other", "toy", "toys"]
+__all__ = ["each", "other", "toy", "toys"]
 
 Export = Callable[..., Path]
 
@@ -23,7 +23,9 @@ def export(work: Path, checkpoint: Taken, forms: list[str], settings: dict[str, 
     work.mkdir(parents=True, exist_ok=True)
     plain = {"title": "", "description": "", "licence": "", "trigger": [], "negative_prompt": "", "clip_skip": 0}
     inputs = {"checkpoint": [checkpoint.given()], **more}
-    order = Order("", "", "export", "edits", "sd15", plain | settings | {"forms": forms}, str(work), inputs)
+    order = Order(
+        "", "", "export", "edits", checkpoint.artifact.family, plain | settings | {"forms": forms}, str(work), inputs
+    )
     run(order, lambda **_: None)
     return work
 

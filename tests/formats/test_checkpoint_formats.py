@@ -245,12 +245,16 @@ def test_a_shard_outside_the_folder_is_refused(exported: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("unet/config.json", {"in_channels": 9}, "in_channels = 9"),
+        ("unet/config.json", {"in_channels": 9}, "an inpainting checkpoint"),
+        ("unet/config.json", {"in_channels": 3}, "in_channels = 3"),
+        ("unet/config.json", {"attention_head_dim": [2, 4]}, "unet heads"),
         ("unet/config.json", {"norm_num_groups": "4"}, "unet groups"),
         ("vae/config.json", {"latent_channels": 16}, "latent_channels = 16"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule"),
-        ("unet/config.json", {"use_linear_projection": True}, "no family"),
+        ("unet/config.json", {"use_linear_projection": True, "class_embed_type": "timestep"}, "no family"),
+        ("transformer/config.json", {"_class_name": "FluxTransformer2DModel"}, "a FLUX checkpoint"),
+        ("transformer/config.json", {"_class_name": "SD3Transformer2DModel"}, "a Stable Diffusion 3 checkpoint"),
     ],
 )
 def test_a_configuration_of_another_architecture_is_refused(
@@ -258,7 +262,8 @@ def test_a_configuration_of_another_architecture_is_refused(
 ) -> None:
     folder = Path(shutil.copytree(exported / "diffusers", tmp_path / "folder"))
     path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | change))
     with pytest.raises(UsageError, match=words):
         read_layout(folder)
 

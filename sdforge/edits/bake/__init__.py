@@ -64,7 +64,7 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
     result = Plan()
     for component, tensors in tables.items():
         touched = any(place[0] == component for place in updates)
-        if touched or (table.dtype and component != "vae"):
+        if touched or (table.dtype and component not in family.kept):
             result.components[component] = [
                 _baked(tensor, updates.get((component, tensor.name), []), table.dtype) for tensor in tensors.values()
             ]

@@ -1,0 +1,80 @@
+"""Stable Diffusion 2.x, 512-base (ε) and 768-v: 1.x with matrices around its attention, and OpenCLIP ViT-H.
+
+Of the text model's 24 layers the last is never used (https://github.com/Stability-AI/stablediffusion, `layer:
+penultimate`): 23 are kept, and the U-Net sees what they say through the final norm. Nothing in the tensors of a file
+tells ε from v; where the file does not say it either, its source states `prediction = "v"`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, final
+
+from sdforge.families.stable_diffusion import (
+    CONVOLUTIONS,
+    UNET,
+    VIT_H,
+    VIT_H_UNUSED,
+    StableDiffusion,
+    fact_owners,
+    has_four_levels,
+    neutral_facts,
+)
+
+
+@final
+class StableDiffusion2(StableDiffusion):
+    """The U-Net sees the text encoder's last hidden states, as in 1.x."""
+
+    name = "sd2"
+    version = 1
+    title = "Stable Diffusion 2.x"
+    architecture = "stable-diffusion-v2-512"
+    architecture_v = "stable-diffusion-v2-768-v"
+    kohya_version = "sd_v2"
+    kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+    convolutions = CONVOLUTIONS
+    networks = ("unet", "text_encoder", "vae")
+    kept = ("vae",)
+    spare = ()
+    image_embeddings = False
+    neutral: ClassVar = neutral_facts(heads=[5, 10, 20, 20], resolution=512, scaling=0.18215, encoders=(VIT_H,))
+    owners: ClassVar = fact_owners(neutral)
+
+    pipeline = "StableDiffusionPipeline"
+    classes: ClassVar = {
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "text_encoder": ("transformers", "CLIPTextModel"),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+    }
+    index: ClassVar = {
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+    }
+
+    depths = (1, 1, 1, 0)
+    linear = True
+    label = ""
+    context = 1024
+    encoders = (VIT_H,)
+    images = None
+    unused: ClassVar = VIT_H_UNUSED
+
+    def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        return (
+            has_four_levels(shapes)
+            and f"{VIT_H.single}ln_final.weight" in shapes
+            and f"{VIT_H.single}visual.conv1.weight" not in shapes
+            and f"{UNET}label_emb.0.0.weight" not in shapes
+        )
+
+    def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
+        unet = configs.get("unet", {})
+        return "text_encoder_2" not in configs and bool(
+            unet.get("use_linear_projection") and not unet.get("class_embed_type")
+        )
+
+
+FAMILY = StableDiffusion2()

@@ -1,0 +1,47 @@
+"""Architectures that are recognised so that they can be refused by name: from headers and configurations alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdforge.families.stable_diffusion import UNET, channels
+
+FAMILIES_HINT = "`forge list --families` names what can be used"
+
+FLUX, SD3, REFINER = "a FLUX checkpoint", "a Stable Diffusion 3 checkpoint", "the refiner of Stable Diffusion XL"
+# how many channels a U-Net takes when it is told more than noisy latents
+TOLD = {
+    5: "a depth-to-image checkpoint",
+    7: "an upscaler's checkpoint",
+    8: "an InstructPix2Pix checkpoint",
+    9: "an inpainting checkpoint",
+}
+# tensors (in a single file, `model.diffusion_model.` left out) → what has them
+TELLTALE = {
+    "double_blocks.0.img_attn.qkv.weight": FLUX,
+    "joint_blocks.0.x_block.attn.qkv.weight": SD3,
+}
+NETWORKS = {"FluxTransformer2DModel": FLUX, "SD3Transformer2DModel": SD3}
+
+
+def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Say what a single file with these tensors (name → shape) is, if it is none of ours but known; else nothing."""
+    for name, title in TELLTALE.items():
+        if name in shapes or UNET + name in shapes:
+            return title
+    if "conditioner.embedders.0.model.ln_final.weight" in shapes:
+        return REFINER
+    if "edm_vpred.sigma_max" in shapes:
+        return "a checkpoint that predicts as EDM does"
+    return TOLD.get(channels(shapes), "")
+
+
+def stranger_folder(configs: dict[str, dict[str, Any]]) -> str:
+    """Say what a diffusers folder with these configurations is, if it is none of ours but known; else nothing."""
+    network = configs.get("transformer", {}).get("_class_name")
+    if network in NETWORKS:
+        return NETWORKS[network]
+    unet = configs.get("unet", {})
+    if "text_encoder_2" in configs and "text_encoder" not in configs and len(unet.get("down_block_types", ())) == 4:
+        return REFINER
+    return TOLD.get(unet.get("in_channels", 4), "")
