@@ -98,7 +98,7 @@ class Build:
         self.patient: set[str] = set()  # ids of steps that have said that they wait for a device
         self.summary = Summary()
         self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
-        self.retrained: set[str] = set()
+        self.restored: set[str] = set()  # ids of steps whose files were written again
         self.signals: list[int] = []
 
     def run(self, wanted: list[str]) -> Summary:
@@ -207,6 +207,13 @@ class Build:
         if not step.restore and step.id not in self.session.retrain and self._found(step, key, waited):
             lock.release()
             return True
+        if step.restore:
+            if step.id in self.restored:
+                raise BrokenPromise(
+                    f"the files of {step.id} were written, and are not what was written",
+                    hint="does something else write into out/ at the same time?",
+                )
+            self.restored.add(step.id)
         if step.restore and self._restored(step):
             lock.release()
             return True
@@ -360,6 +367,8 @@ class Build:
         seconds = time.monotonic() - running.began
         made = Made(step, outcome, running.key, running.manifest, running.work, seconds)
         result = Publisher(self.session, self.lockfile).publish(made)
+        if step.kind == "formula" and step.artifact is not None:
+            step.artifact = replace(step.artifact, components=step.artifact.components | result.components)
         self.summary.built.append(step.id)
         self.store.note_run(
             f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sdforge import __version__
 from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
+from sdforge.places import DEVICE
 
 if TYPE_CHECKING:
     from sdforge.plan import Plan
@@ -35,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
 
     build = command("build", "bring targets up to date, and write a preset's files")
     build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
-    build.add_argument("-j", "--jobs", type=int, default=0, help="actions side by side")
-    build.add_argument("--device", default="", help="auto, cpu, cuda or cuda:N")
+    build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
+    build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
     build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
     build.add_argument(
         "-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it"
@@ -65,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
     listing.add_argument("--sources", action="store_true", help="what forge.toml declares")
+    listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
     log = command("log", "the last run of a target, and its losses")
@@ -82,6 +84,20 @@ def parser() -> argparse.ArgumentParser:
     completion = command("completion", "print a script that completes commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 64")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    import re
+
+    if not re.fullmatch(DEVICE, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, cpu, cuda, cuda:N")
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,6 +158,16 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     return ActionFailed(f"{type(error).__name__}: {error}", hint)
 
 
+def _options() -> dict[str, list[str]]:
+    """Return command → its options."""
+    actions = next(action for action in parser()._actions if action.dest == "command")
+    commands: dict[str, argparse.ArgumentParser] = dict(actions.choices or {})
+    return {
+        name: sorted(o for action in command._actions for o in action.option_strings if o.startswith("--"))
+        for name, command in sorted(commands.items())
+    }
+
+
 def run(wishes: argparse.Namespace) -> int:
     """Call the command's function."""
     functions: dict[str, Callable[[argparse.Namespace], int]] = {"build": build, "plan": plan}
@@ -171,7 +197,7 @@ def build(wishes: argparse.Namespace) -> int:
     session = _open(wishes)
     session.locked = wishes.locked
     wanted = session.resolve(wishes.targets)
-    session.retrain = set(session.resolve_targets(wishes.retrain))
+    session.want_again(wishes.retrain)
     made = session.plan(wanted)
     if not made.to_do and not session.retrain and session.is_settled(made):
         return _nothing_to_do(session, made, wishes)
@@ -206,7 +232,10 @@ def plan(wishes: argparse.Namespace) -> int:
     session = _open(wishes)
     session.locked = wishes.locked
     wanted = session.resolve(wishes.targets)
+    session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
+    if made.to_do:
+        session.refuse_mistakes(made)
     from sdforge.commands import show_plan
 
     show_plan(session, made, as_json=wishes.json)
@@ -218,10 +247,10 @@ def other(wishes: argparse.Namespace) -> int:
     name = wishes.command
     if name in ("schema", "init", "completion"):
         return _without_project(wishes)
-    if name == "show" and Path(wishes.target).exists():
+    if name == "show" and (path := _shown_file(wishes)):
         import sdforge.looking
 
-        sdforge.looking.show(None, wishes.target, as_json=wishes.json)
+        sdforge.looking.show_file(path, as_json=wishes.json)
         return 0
     session = _open(wishes)
     if name in ("why", "check", "lock"):
@@ -246,8 +275,15 @@ def other(wishes: argparse.Namespace) -> int:
     elif name == "log":
         looking.log(session, wishes.target, as_json=wishes.json)
     else:
-        looking.graph(session, wishes.targets, wishes.format)
+        looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)
     return 0
+
+
+def _shown_file(wishes: argparse.Namespace) -> Path | None:
+    """Return the file that `show` is to look at; a plain word is a target, even if a folder is called so."""
+    path = Path(wishes.at) / wishes.target
+    plain = "/" not in wishes.target and "." not in wishes.target
+    return path if path.is_file() or (path.exists() and not plain) else None
 
 
 def _without_project(wishes: argparse.Namespace) -> int:
@@ -260,6 +296,5 @@ def _without_project(wishes: argparse.Namespace) -> int:
     if wishes.command == "init":
         init(Path(wishes.at) / wishes.folder)
     else:
-        actions = next(action for action in parser()._actions if action.dest == "command")
-        completion(wishes.shell, sorted(actions.choices or ()))
+        completion(wishes.shell, _options())
     return 0

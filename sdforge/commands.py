@@ -14,7 +14,7 @@ from sdforge.build import Build, Options, Summary
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
-from sdforge.lock import Lock, read_lock
+from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCK, VRAM
 from sdforge.plan import Plan, Step
@@ -48,7 +48,9 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         how=how_to_run(run, wishes.vram),
     )
     view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
-    session.refuse_mistakes(wanted)
+    made = session.plan(wanted)
+    if made.to_do:
+        session.refuse_mistakes(made)
     build = Build(session, LocalExecutor(options.threads), view, options)
     began = time.monotonic()
     try:
@@ -86,6 +88,10 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     judged = [step for step in plan.steps.values() if step.differs or step.id in summary.built]
     strange = [against_pin(session, step) for step in judged if step.content_key in summary.pinned]
     if as_json:
+        for identifier in summary.skipped:
+            step = plan.steps[identifier]
+            about = {"target": step.id, "method": step.node.target.signature.name, "key": step.content_key or step.key}
+            print(json.dumps({"v": 1, "event": "action", **about, "state": "skipped", "reason": ["needs what failed"]}))
         for found in filter(None, strange):
             print(json.dumps({"v": 1, "event": "pin", **found}))
         print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
@@ -288,42 +294,50 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     """`forge lock`: pin sources and what is in the store; choose between results; drop results no recipe reaches."""
     path = session.project.root / LOCK
     if wishes.take:
-        return take(session, wishes.take)
+        return take(session, wishes.take, as_json=wishes.json)
     names = session.project.recipe_names()
     session.open_recipes(names)
     plan = session.plan(list(session.graph.nodes))
     if wishes.prune:
         used = {step.content_key for step in plan.steps.values() if step.content_key}
-        text = read_lock(path.read_bytes(), LOCK) if path.is_file() else Lock()
-        gone = sorted(set(text.results) - used)
-        text.results = {key: pins for key, pins in text.results.items() if key in used}
-        _write_lock(session, text)
-        say(f"{len(gone)} result{'' if len(gone) == 1 else 's'} dropped")
+        gone: list[str] = []
+
+        def prune(text: Lock) -> None:
+            gone.extend(sorted(set(text.results) - used))
+            text.results = {key: pins for key, pins in text.results.items() if key in used}
+
+        LockFile(session).rewrite(prune)
+        words = f"{len(gone)} result{'' if len(gone) == 1 else 's'} dropped"
+        _tell_lock(words, as_json=wishes.json, dropped=gone)
         return 0
     file = LockFile(session)
     before = path.read_bytes() if path.is_file() else b""
     anew = file.write(plan)
-    for name in anew:
-        say(f"source {name} is pinned anew: it is not the one it was")
-    say("the lock was up to date" if path.is_file() and path.read_bytes() == before else f"{LOCK} is written")
+    same = path.is_file() and path.read_bytes() == before
+    lines = [f"source {name} is pinned anew: it is not the one it was" for name in anew]
+    lines.append("the lock was up to date" if same else f"{LOCK} is written")
+    _tell_lock("\n".join(lines), as_json=wishes.json, written=not same, anew=anew)
     return 0
 
 
-def take(session: Session, digest: str) -> int:
+def take(session: Session, digest: str, *, as_json: bool) -> int:
     """Let one of two results of the same inputs be the pinned one."""
-    lock_ = session.lock
-    for key, pins in lock_.results.items():
-        chosen = [d for d in pins if d.startswith(digest)]
-        if len(chosen) == 1:
-            lock_.results[key] = {chosen[0]: pins[chosen[0]]}
-            _write_lock(session, lock_)
-            say(f"{chosen[0][:12]} is the pinned result of {key[:12]} now")
-            return 0
-    raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+    taken: list[tuple[str, str]] = []
+
+    def choose(text: Lock) -> None:
+        for key, pins in text.results.items():
+            chosen = [d for d in pins if d.startswith(digest)]
+            if len(chosen) == 1:
+                text.results[key] = {chosen[0]: pins[chosen[0]]}
+                taken.append((key, chosen[0]))
+                return
+        raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+
+    LockFile(session).rewrite(choose)
+    ((key, found),) = taken
+    _tell_lock(f"{found[:12]} is the pinned result of {key[:12]} now", as_json=as_json, key=key, digest=found)
+    return 0
 
 
-def _write_lock(session: Session, text: Lock) -> None:
-    from sdforge.store.files import publish_bytes
-
-    path = session.project.root / LOCK
-    publish_bytes(text.dump().encode(), path, path.parent, 0o644)
+def _tell_lock(words: str, *, as_json: bool, **fields: Any) -> None:
+    say(json.dumps({"v": 1, "event": "lock", **fields}) if as_json else words)

@@ -18,15 +18,16 @@ Row = list[Any]  # [sha256 of the picture, caption, repeats], and where masks ar
 
 
 def read_dataset(
-    name: str, table: dict[str, Any], path: Path, digest: Callable[[Path], str]
+    name: str, table: dict[str, Any], path: Path, digest: Callable[[Path], str], check: Callable[[Path], None]
 ) -> tuple[dict[str, Any], list[Path]]:
     """Return what a folder of pictures is, and the files and folders on which that depends.
 
-    digest: a file → its sha256. Raises UsageError for what cannot be learned from.
+    digest: a file → its sha256; check: refuses a file that lies where it may not be read. Raises UsageError for what
+    cannot be learned from.
     """
     if not path.is_dir():
         raise UsageError(f"{name}: {path} is no folder")
-    reading = _Reading(name, table, path, digest)
+    reading = _Reading(name, table, path, digest, check)
     for folder, repeats, words in _folders(table["layout"], path, table["repeats"]):
         reading.read(folder, repeats, words)
     reading.refuse_nothing()
@@ -56,8 +57,15 @@ def _folders(layout: str, path: Path, repeats: int) -> Iterator[tuple[Path, int,
 
 
 class _Reading:
-    def __init__(self, name: str, table: dict[str, Any], path: Path, digest: Callable[[Path], str]) -> None:
-        self.name, self.table, self.path, self.digest = name, table, path, digest
+    def __init__(
+        self,
+        name: str,
+        table: dict[str, Any],
+        path: Path,
+        digest: Callable[[Path], str],
+        check: Callable[[Path], None],
+    ) -> None:
+        self.name, self.table, self.path, self.digest, self.check = name, table, path, digest, check
         self.rows: list[Row] = []
         self.names: dict[str, list[str]] = {}
         self.places = [path]
@@ -79,6 +87,7 @@ class _Reading:
         return path.suffix.lower() in PICTURES and not path.name.endswith(MASK) and path.is_file()
 
     def _named(self, path: Path) -> str:
+        self.check(path)
         self.places.append(path)
         sha256 = self.digest(path)
         self.names.setdefault(sha256, []).append(str(path.relative_to(self.path)))
@@ -90,6 +99,7 @@ class _Reading:
         text = picture.with_suffix(f".{table['captions']}")
         found = list(table["templates"]) or [words or table["caption"]]
         if table["captions"] != "none" and text.is_file():
+            self.check(text)
             self.places.append(text)
             try:
                 found = [text.read_text(encoding="utf-8").strip()]

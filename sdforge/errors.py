@@ -62,6 +62,14 @@ class UsageError(ForgeError):
     exit_code = 2
 
 
+class SettingErrors(UsageError):
+    """Several settings of one table that do not fit. found: (the key in the table, message, hint) of each."""
+
+    def __init__(self, found: list[tuple[str, str, str]]) -> None:
+        super().__init__("; ".join(message for _, message, _ in found), found[0][2])
+        self.found = found
+
+
 class RecipeError(UsageError):
     """All that is wrong in recipes and `forge.toml`, together. rest: what could be read of a recipe all the same."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sdforge.errors import Problem, RecipeError, UsageError, nearest
+from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.places import FILE, RECIPES
 from sdforge.project import Project, read_small
 from sdforge.recipe import Recipe, Target, Use, place_in
@@ -92,6 +93,8 @@ class _Linking:
                     found = self._find(recipe, target, use)
                     if found:
                         links.append(Link(use, found))
+                        if found not in self.sources:
+                            self._check_kind(recipe, target, use, found)
                         other = found.partition(":")[0]
                         if found not in self.sources and other not in self.added:
                             queue.append(other)
@@ -113,7 +116,7 @@ class _Linking:
         ):
             if name in own or name in shared:
                 identifier = f"{recipe.name}/{name}" if name in own else name
-                self.sources.setdefault(identifier, Taken(identifier, kind, own.get(name) or shared[name]))
+                self.sources.setdefault(identifier, Taken(identifier, kind, own[name] if name in own else shared[name]))
                 return identifier
         known = [*recipe.targets, *recipe.sources, *recipe.datasets, *self.project.sources, *self.project.datasets]
         guess = nearest(name, known)
@@ -140,6 +143,15 @@ class _Linking:
             self._problem(recipe, target, use, "unknown-name", f"recipe `{other}` has no target `{rest}`", hint)
             return ""
         return use.reference
+
+    def _check_kind(self, recipe: Recipe, target: Target, use: Use, found: str) -> None:
+        """Refuse a target that makes another kind of thing than belongs here; sources are looked at later."""
+        name, _, rest = found.partition(":")
+        makes = self.project.recipe(name).targets[rest].signature.makes if name != recipe.name else ""
+        makes = makes or recipe.targets[rest].signature.makes
+        wanted = target.signature.roles[use.role].kind
+        if makes != wanted:
+            self._problem(recipe, target, use, "kind", wrong_kind(use.reference, makes, wanted))
 
     def _problem(self, recipe: Recipe, target: Target, use: Use, code: str, message: str, hint: str = "") -> None:
         found = problem_at(self.project, recipe, target, use, code, message, hint)
@@ -175,10 +187,20 @@ class _Linking:
                 if not waiting[user]:
                     ready.append(user)
         if len(graph.nodes) < len(self.nodes):
-            raise RecipeError([self._cycle({i: w for i, w in waiting.items() if w})])
+            raise RecipeError(list(self._cycles({i: w for i, w in waiting.items() if w})))
         return graph
 
-    def _cycle(self, waiting: dict[str, set[str]]) -> Problem:
+    def _cycles(self, waiting: dict[str, set[str]]) -> Iterator[Problem]:
+        """Yield circles that share no target, until none is left."""
+        while waiting:
+            problem, circle = self._cycle(waiting)
+            yield problem
+            gone = set(circle)
+            while gone:  # what only waited for them goes with them
+                waiting = {i: w - gone for i, w in waiting.items() if i not in gone}
+                gone = {i for i, w in waiting.items() if not w & waiting.keys()}
+
+    def _cycle(self, waiting: dict[str, set[str]]) -> tuple[Problem, list[str]]:
         path = [min(waiting)]
         while True:
             following = min(waiting[path[-1]] & waiting.keys(), default="") or min(waiting[path[-1]])
@@ -188,7 +210,7 @@ class _Linking:
                 used = next(link.use for link in node.links if link.id == circle[1])
                 names = " → ".join(identifier.partition(":")[2] for identifier in circle)
                 message = f"targets that need each other can never be made: {names}"
-                return problem_at(self.project, node.recipe, node.target, used, "cycle", message)
+                return problem_at(self.project, node.recipe, node.target, used, "cycle", message), circle
             path.append(following)
 
 
@@ -201,14 +223,15 @@ def problem_at(
     message: str,
     hint: str = "",
     *,
+    key: str = "",
     warning: bool = False,
 ) -> Problem:
-    """Return a problem at the place where a target's table stands, or a name in it."""
+    """Return a problem at the place where a target's table stands, a name in it, or a key of it."""
     source = read_small(project.root / RECIPES / f"{recipe.name}.toml", "")
     path: tuple[str | int, ...] = target.path
     value = True
-    if use is None:
-        value = False
+    if key or use is None:
+        path, value = (*target.path, *_path_to(key, target.raw)), False
     elif target.implicit:
         path, value = _preset_path(use, recipe.preset or {})
     elif target.signature.roles[use.role].many == "table":
@@ -219,6 +242,32 @@ def problem_at(
     else:
         path = (*target.path, use.role)
     return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
+
+
+def source_place(project: Project, identifier: str) -> Place:
+    """Return where a source or data set says where it lies."""
+    recipe, slash, name = identifier.rpartition("/")
+    file = project.recipe(recipe).file if slash else FILE
+    source = read_small(project.root / file, "")
+    own = project.recipe(recipe).datasets if slash else project.datasets
+    kind, key = ("dataset", "path") if name in own else ("source", "from")
+    return place_in(source, file, kind, name, key, value=True)
+
+
+def wrong_kind(name: str, makes: str, wanted: str) -> str:
+    """Return the sentence for an artifact of another kind than belongs there."""
+    a, b = (f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')}" for kind in (makes, wanted))
+    return f"`{name}` is {a}, and {b} belongs here"
+
+
+def _path_to(key: str, table: dict[str, Any]) -> tuple[str, ...]:
+    """Return the path to a key within a table, or nothing."""
+    for name, value in table.items():
+        if key and name == key:
+            return (name,)
+        if isinstance(value, dict) and (rest := _path_to(key, value)):
+            return (name, *rest)
+    return ()
 
 
 def _preset_path(use: Use, preset: dict[str, Any]) -> tuple[tuple[str | int, ...], bool]:

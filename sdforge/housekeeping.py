@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from sdforge.store.files import publish_bytes
 
 def say(text: str) -> None:
     print(safe(text, sys.stdout))
+
+
+DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack
 
 
 # -- clean -------------------------------------------------------------------------------------------------------------
@@ -83,8 +87,10 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     objects |= store.source_tables()
     doomed += [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in objects]
     doomed += [p for p in sorted((store.root / "aliases").glob("*/*")) if _leads_nowhere(p, keep)]
+    old = time.time() - DERIVED_DAYS * 86_400
+    doomed += sorted(p for p in store.derived().glob("*/*.safetensors") if p.stat().st_mtime < old)
     if trained:
-        doomed += sorted(p for kind in ("states", "derived") for p in (store.root / kind).glob("*/*"))
+        doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
     return doomed
 
@@ -97,6 +103,7 @@ def _objects(result: Result) -> set[str]:
     """The objects that a result needs: packs, tables, log, losses."""
     found = set(result.packs) | {component.table for component in result.components.values()}
     found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}
+    found |= {sha256 for _, _, sha256 in result.record.get("samples", [])}
     return found
 
 
@@ -237,23 +244,44 @@ def init(folder: Path) -> None:
 # -- completion --------------------------------------------------------------------------------------------------------
 
 BASH = """_forge() {
-  local word="${COMP_WORDS[COMP_CWORD]}"
-  if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "%(commands)s" -- "$word"))
+  local word="${COMP_WORDS[COMP_CWORD]}" command="" at="." i
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case "${COMP_WORDS[i]}" in
+      -C) at="${COMP_WORDS[i + 1]}"; i=$((i + 1)) ;;
+      -*) ;;
+      *) command="${COMP_WORDS[i]}"; break ;;
+    esac
+  done
+  local options=""
+  case "$command" in
+    "") COMPREPLY=($(compgen -W "%(commands)s -C --version --help" -- "$word")); return ;;
+%(cases)s
+  esac
+  if [[ "$word" == -* ]]; then
+    COMPREPLY=($(compgen -W "$options" -- "$word"))
   else
-    local recipes; recipes=$(for f in recipes/*.toml; do [ -e "$f" ] && basename "$f" .toml; done)
-    COMPREPLY=($(compgen -W "$recipes --json --help" -- "$word"))
+    COMPREPLY=($(compgen -W "$(forge -C "$at" list --names 2>/dev/null)" -- "$word"))
   fi
 }
-complete -F _forge forge
+complete -o default -F _forge forge
 """
 ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + BASH
 FISH = """complete -c forge -f
 complete -c forge -n __fish_use_subcommand -a "%(commands)s"
-complete -c forge -n "not __fish_use_subcommand" -a "(for f in recipes/*.toml; basename \\$f .toml; end 2>/dev/null)"
+complete -c forge -n "not __fish_use_subcommand" -a "(forge list --names 2>/dev/null)"
+%(cases)s
 """
 
 
-def completion(shell: str, commands: list[str]) -> None:
-    """`forge completion`: print a script that completes commands and recipes."""
-    print({"bash": BASH, "zsh": ZSH, "fish": FISH}[shell] % {"commands": " ".join(commands)}, end="")
+def completion(shell: str, options: dict[str, list[str]]) -> None:
+    """`forge completion`: print a script that completes commands, their options, recipes and targets."""
+    if shell == "fish":
+        rows = [
+            f"complete -c forge -n '__fish_seen_subcommand_from {name}' -l {option[2:]}"
+            for name, found in options.items()
+            for option in found
+        ]
+    else:
+        rows = [f'    {name}) options="{" ".join(found)}" ;;' for name, found in options.items()]
+    text = {"bash": BASH, "zsh": ZSH, "fish": FISH}[shell]
+    print(text % {"commands": " ".join(options), "cases": "\n".join(rows)}, end="")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component
 from sdforge.errors import BrokenPromise
-from sdforge.lock import Lock, Pin, pin_of, update_lock
+from sdforge.lock import Lock, Pin, pin_of, read_lock, update_lock
 from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
 from sdforge.store import Result
+from sdforge.store.files import Lock as FileLock
+from sdforge.store.files import publish_bytes
 
 if TYPE_CHECKING:
     from sdforge.session import Session
@@ -179,11 +182,22 @@ class LockFile:
         return {name: {f"{name}:{target}" for target in recipe.targets} for name, recipe in recipes.items()}
 
     def _update(self, changes: Lock, known: set[str]) -> None:
-        project = self.session.project
-        name = hashlib.sha256(str(project.root).encode()).hexdigest()[:16]
-        guard = self.session.store.lock(f"lock-{name}")
-        update_lock(project.root / LOCK, guard, changes, self.replace, known)
+        update_lock(self.session.project.root / LOCK, self._guard(), changes, self.replace, known)
         self.session.read_lock()
+
+    def rewrite(self, change: Callable[[Lock], None]) -> None:
+        """Change the lock as it lies on the disk now, one writer at a time."""
+        path = self.session.project.root / LOCK
+        with self._guard() as guard:
+            guard.acquire(wait=True)
+            text = read_lock(path.read_bytes(), LOCK) if path.is_file() else Lock()
+            change(text)
+            publish_bytes(text.dump().encode(), path, path.parent, 0o644)
+        self.session.read_lock()
+
+    def _guard(self) -> FileLock:
+        name = hashlib.sha256(str(self.session.project.root).encode()).hexdigest()[:16]
+        return self.session.store.lock(f"lock-{name}")
 
 
 def _source_row(artifact: Artifact) -> dict[str, Any]:

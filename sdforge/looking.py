@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sdforge.formats.layout import Layout, read_layout
 from sdforge.formats.safetensors import read_header
 from sdforge.method import method, method_groups
 from sdforge.plan import Plan, Step
-from sdforge.report.progress import short
+from sdforge.report.progress import short, shown_digest
 from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
@@ -33,15 +34,32 @@ def say(text: str) -> None:
 
 def show_list(session: Session, wishes: argparse.Namespace) -> None:
     """`forge list`: recipes with the states of their targets, or methods, families, sources."""
-    if wishes.methods:
+    if wishes.names:
+        _list_names(session)
+    elif wishes.methods:
         _list_methods(as_json=wishes.json)
     elif wishes.families:
         found = {name: family(name).title for name in family_names()}
-        say(json.dumps(found) if wishes.json else "\n".join(f"  {name:<8} {title}" for name, title in found.items()))
+        event = json.dumps({"v": 1, "event": "families", "families": found})
+        say(event if wishes.json else "\n".join(f"  {name:<8} {title}" for name, title in found.items()))
     elif wishes.sources:
         _list_sources(session, as_json=wishes.json)
     else:
         _list_recipes(session, as_json=wishes.json)
+
+
+def _list_names(session: Session) -> None:
+    """Print recipes, and targets with their recipes; bare where they are the only ones of their name."""
+    targets = []
+    for recipe in session.project.recipe_names():
+        say(recipe)
+        with suppress(RecipeError, UsageError):  # a recipe with mistakes has a name all the same
+            targets += [(recipe, name) for name in session.project.recipe(recipe).targets]
+    names = [name for _, name in targets]
+    for recipe, name in targets:
+        say(f"{recipe}:{name}")
+        if names.count(name) == 1:
+            say(name)
 
 
 def _list_methods(*, as_json: bool) -> None:
@@ -51,7 +69,7 @@ def _list_methods(*, as_json: bool) -> None:
         if name not in ("export", "previews")
     }
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({"v": 1, "event": "methods", "methods": found}))
         return
     for group in ("merges", "trainings", "edits"):
         say(group)
@@ -67,7 +85,8 @@ def _first_line(name: str) -> str:
 def _list_sources(session: Session, *, as_json: bool) -> None:
     rows = {**session.project.sources, **session.project.datasets}
     found = {name: table.get("from") or table.get("path") for name, table in rows.items()}
-    say(json.dumps(found) if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
+    event = json.dumps({"v": 1, "event": "sources", "sources": found})
+    say(event if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
 
 
 def _list_recipes(session: Session, *, as_json: bool) -> None:
@@ -91,7 +110,7 @@ def _list_recipes(session: Session, *, as_json: bool) -> None:
                         "target": short(s),
                         "method": s.node.target.signature.name,
                         "state": s.state,
-                        "digest": s.result.digest if s.result else "",
+                        "digest": shown_digest(s, s.result),
                     }
                     for s in steps
                 ],
@@ -102,7 +121,7 @@ def _list_recipes(session: Session, *, as_json: bool) -> None:
             for step in steps:
                 say(row(step))
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({"v": 1, "event": "recipes", "recipes": found}))
         return
     for entry in found:
         if "mistake" in entry:
@@ -112,21 +131,17 @@ def _list_recipes(session: Session, *, as_json: bool) -> None:
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
-def show(session: Session | None, name: str, *, as_json: bool) -> None:
-    """`forge show`: an artifact's record, or what any safetensors file says of itself."""
-    path = Path(name)
-    if path.exists():
-        _show_file(path, as_json=as_json)
-        return
-    if session is None:
-        raise UsageError(f"{name} does not exist, and there is no project here whose target it could be")
+def show(session: Session, name: str, *, as_json: bool) -> None:
+    """`forge show TARGET`: an artifact's record."""
     (identifier,) = session.resolve([name])[:1]
     step = session.plan([identifier]).steps[identifier]
     if step.result is None:
         raise UsageError(f"{identifier} has not been made yet", hint=f"forge build {identifier}")
     record = session.store.record(step.result)
     if as_json:
-        print(json.dumps(step.result.to_json() | {"record": record, "manifest": json.loads(step.manifest)}))
+        about = {"v": 1, "event": "show", "target": step.id}
+        manifest = json.loads(step.manifest)
+        print(json.dumps(about | step.result.to_json() | {"record": record, "manifest": manifest}))
         return
     _show_result(session, step, step.result, record)
 
@@ -134,7 +149,7 @@ def show(session: Session | None, name: str, *, as_json: bool) -> None:
 def _show_result(session: Session, step: Step, result: Result, record: dict[str, Any]) -> None:
     say(f"{step.id}  {step.node.target.signature.name} → {result.kind}")
     say(f"  key      {result.key}")
-    say(f"  digest   {result.digest}   class {result.grade}")
+    say(f"  digest   {shown_digest(step, result)}   class {result.grade}")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
     say(f"  made     {made} in {seconds(record.get('seconds', 0))}")
     for name, value in sorted(result.fingerprint.items()):
@@ -152,7 +167,8 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
         say(f"  loss     {record['loss']:.4f} at the end; `forge log {step.id}` shows more")
 
 
-def _show_file(path: Path, *, as_json: bool) -> None:
+def show_file(path: Path, *, as_json: bool) -> None:
+    """`forge show FILE`: what any safetensors file or checkpoint folder says of itself."""
     import hashlib
 
     layout = _layout(path)
@@ -187,7 +203,7 @@ def _show_file(path: Path, *, as_json: bool) -> None:
                 name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]
             }
     if as_json:
-        print(json.dumps(described))
+        print(json.dumps({"v": 1, "event": "file"} | described))
         return
     for key, value in described.items():
         if key == "metadata":
@@ -219,9 +235,11 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
     steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
     steps = steps or [step for step in plan.steps.values() if step.result]
     for step in steps:
-        if not step.result:
-            raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
-        record = session.store.record(step.result)
+        result = step.result or _last_result(session, step)
+        if result is None or (not step.result and _unfinished(session, step)):
+            _log_unfinished(session, step, as_json=as_json)
+            continue
+        record = session.store.record(result)
         losses = [json.loads(line)["loss"] for line in _text(session, record.get("losses")).splitlines()]
         if as_json:
             print(
@@ -230,7 +248,8 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
                         "v": 1,
                         "event": "log",
                         "target": step.id,
-                        "made": step.result.made,
+                        "made": result.made,
+                        "current": step.result is not None,
                         "seconds": record.get("seconds"),
                         "losses": losses,
                         "log": _text(session, record.get("log")),
@@ -238,14 +257,45 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
                 )
             )
             continue
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
         say(f"  {short(step):<18} {step.node.target.signature.name:<18} {made}  {seconds(record.get('seconds', 0))}")
+        if not step.result:
+            say("    made with other settings or inputs than now: `forge why` says which")
         if losses:
             say(f"    {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}  {curve(losses, 48)}")
         if len(steps) == 1:
             for resumed in record.get("resumed", []):
                 say(f"    went on from step {resumed['step']}")
             say(_text(session, record.get("log")) or "    (it printed nothing)")
+
+
+def _last_result(session: Session, step: Step) -> Result | None:
+    """Return what a target came out as when it was last built here, with whatever settings."""
+    known = session.store.known(session.last_key(step) or "-")
+    results = known.results or (session.store.known(known.alias).results if known.alias else [])
+    return results[0] if results else None
+
+
+def _unfinished(session: Session, step: Step) -> list[dict[str, Any]]:
+    """Return the metrics of a training that has been begun and not ended."""
+    from sdforge.orders import state_folder
+
+    if step.node.target.signature.group != "trainings" or not step.manifest:
+        return []
+    path = state_folder(session, step, step.content_manifest or step.manifest) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _log_unfinished(session: Session, step: Step, *, as_json: bool) -> None:
+    """Say how far a training came that was stopped. Raises UsageError where nothing was begun."""
+    losses = [row["loss"] for row in _unfinished(session, step) if "loss" in row]
+    if not losses:
+        raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
+    if as_json:
+        print(json.dumps({"v": 1, "event": "log", "target": step.id, "finished": False, "losses": losses}))
+        return
+    say(f"  {short(step):<18} {step.node.target.signature.name:<18} not finished; `forge build` goes on")
+    say(f"    {len(losses)} steps so far, loss {losses[0]:.4f} → {losses[-1]:.4f}  {curve(losses, 48)}")
 
 
 def _text(session: Session, sha256: str | None) -> str:
@@ -282,7 +332,7 @@ def graph(session: Session, names: list[str], form: str) -> None:
             for step in plan.steps.values()
         ]
         nodes += [{"id": name, "method": "", "state": "source"} for name in sources]
-        print(json.dumps({"v": 1, "nodes": nodes, "edges": [list(edge) for edge in edges]}))
+        print(json.dumps({"v": 1, "event": "graph", "nodes": nodes, "edges": [list(edge) for edge in edges]}))
     elif form == "dot":
         _dot(plan, sources, edges)
     else:

@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
 
-from sdforge.errors import UsageError, nearest
+from sdforge.errors import SettingErrors, UsageError, nearest
 from sdforge.places import code_folders
 
 if TYPE_CHECKING:
@@ -202,31 +202,35 @@ def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[st
 def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
     """Return (component, block) → the pattern that decides there.
 
-    The pattern with the longest literal prefix wins. Raises UsageError for a pattern that matches nothing, and for
+    The pattern with the longest literal prefix wins. Raises SettingErrors for a pattern that matches nothing, and for
     two of equal length that match one block, since tables have no order.
     """
     places = block_places(family)
     found: dict[tuple[str, str], str] = {}
+    wrong: dict[str, tuple[str, str, str]] = {}
     for pattern in patterns:
         matched = [place for place in places if block_matches(pattern, *place)]
         if not matched:
-            words = sorted({c for c, _ in places} | {f"{c}.{b}" for c, b in places if b})
-            guess = nearest(pattern, words)
-            raise UsageError(
-                f"the block pattern {pattern!r} matches nothing in {family.title}",
-                hint=f"did you mean {guess!r}?" if guess else f"blocks are {', '.join(words[:4])}, …",
-            )
+            wrong[pattern] = _unmatched(pattern, places, family)
         for place in matched:
             other = found.get(place)
             if other is not None and literal(other) == literal(pattern):
-                raise UsageError(
-                    f"the block patterns {min(other, pattern)!r} and {max(other, pattern)!r} both match "
-                    f"{'.'.join(filter(None, place))}",
-                    hint="make one of them more exact",
-                )
+                first, second = sorted((other, pattern))
+                message = f"the block patterns {first!r} and {second!r} both match {'.'.join(filter(None, place))}"
+                wrong.setdefault(second, (second, message, "make one of them more exact"))
             if other is None or literal(pattern) > literal(other):
                 found[place] = pattern
+    if wrong:
+        raise SettingErrors(list(wrong.values()))
     return found
+
+
+def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:
+    blocks = sorted(f"{component}.{block}" for component, block in places if block)
+    words = sorted({component for component, _ in places})
+    guess = nearest(pattern, blocks) or nearest(pattern, words)
+    hint = f"did you mean {guess!r}?" if guess else f"blocks are {', '.join([*words, *blocks][:4])}, …"
+    return pattern, f"the block pattern {pattern!r} matches nothing in {family.title}", hint
 
 
 def block_places(family: Family) -> list[tuple[str, str]]:

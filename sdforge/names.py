@@ -6,10 +6,15 @@ NAME = r"^[a-z][a-z0-9_-]{0,63}$"
 REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.)?[a-z][a-z0-9_-]{0,63}$"  # NAME, RECIPE:NAME, preset.STEP
 
 
+# what Windows takes for devices, with any ending
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
 def is_name(text: str) -> bool:
     """Say whether a text is a name: small letters, digits, - and _, at most 64, beginning with a letter."""
     return (
         0 < len(text) <= 64
+        and text not in DEVICES
         and text[0].isascii()
         and text[0].islower()
         and all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in text)

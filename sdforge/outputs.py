@@ -36,12 +36,7 @@ class Outputs:
         """Return the files of a step's result → their names within the preset's folder."""
         assert step.result is not None
         preset = step.node.recipe.name
-        called = {}
-        for link, artifact in step.inputs:
-            if artifact is not None and link.use.role in ("loras", "embeddings"):
-                called[f"{link.use.role}/{artifact.digest[:16]}"] = (
-                    f"{link.use.role}/{link.use.reference.split(':')[-1]}"
-                )
+        called = self._called(step)
         if step.node.target.signature.makes == "pictures":
             return dict(self._picture_names(step))
         names = {}
@@ -49,6 +44,19 @@ class Outputs:
             head, dot, end = file.rpartition(".")
             names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
         return names
+
+    def _called(self, step: Step) -> dict[str, str]:
+        """Return role/digest → role/name of what becomes a file as it is; equal names of two recipes stay apart."""
+        named = [
+            (link.use.role, artifact.digest[:16], link.use.reference)
+            for link, artifact in step.inputs
+            if artifact is not None and link.use.role in ("loras", "embeddings")
+        ]
+        last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
+        return {
+            f"{role}/{digest}": f"{role}/{name if last.count((role, name)) == 1 else reference.replace(':', '.')}"
+            for (role, digest, reference), (_, name) in zip(named, last, strict=True)
+        }
 
     def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
         assert step.result is not None

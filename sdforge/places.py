@@ -11,6 +11,7 @@ from sdforge.errors import UsageError
 
 FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
 VRAM = r"^(\d+(\.\d+)?\s?(GB|GiB|MB|MiB))?$"  # how an amount of memory is written
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 CACHE = "FORGE_CACHE"
 METHODS = "FORGE_METHODS"  # further folders with methods, for those under development
 

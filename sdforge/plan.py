@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sdforge.artifact import Artifact, Component, Tensor
-from sdforge.errors import BrokenPromise, Problem, RecipeError, UsageError
+from sdforge.errors import BrokenPromise, Problem, RecipeError, SettingErrors, UsageError
 from sdforge.families import family
-from sdforge.graph import Graph, Link, Node, Taken
+from sdforge.graph import Graph, Link, Node, Taken, wrong_kind
 from sdforge.identity import canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
@@ -129,7 +129,7 @@ class Planner:
         )
         self.steps: dict[str, Step] = {}
         self.plan = Plan(self.steps, [])
-        self.problems: list[tuple[Node, Use | None, Problem]] = []
+        self.problems: list[Misfit] = []
         self._frames: dict[tuple[int, str, int | None], tuple[str, str]] = {}
 
     def make(self, wanted: list[str]) -> Plan:
@@ -148,15 +148,18 @@ class Planner:
 
     def _evaluate(self, node: Node) -> Step:
         found: list[tuple[Link, Artifact | None]] = []
+        before = len(self.problems)
         for link in node.links:
             if link.id in self.graph.sources:
                 try:
                     found.append((link, self.sources(self.graph.sources[link.id])))
                 except UsageError as error:
-                    self.problems.append((node, link.use, Problem("source", error.message, None, error.hint)))
-                    return Step(node)
+                    problem = Problem("source", error.message, None, error.hint)
+                    self.problems.append(Misfit(node, link.use, problem, source=link.id))
             else:
                 found.append((link, self.steps[link.id].artifact))
+        if len(self.problems) > before:
+            return Step(node)
         step = Step(node, tuple(found))
         if not self._fits(step) or any(artifact is None for _, artifact in found):
             return step
@@ -185,10 +188,10 @@ class Planner:
             if artifact is None:
                 makes = self.steps[link.id].node.target.signature.makes
                 if makes != wanted:
-                    self._misfit(step, link.use, "kind", f"`{name}` is a {makes}, and a {wanted} belongs here")
+                    self._misfit(step, link.use, "kind", wrong_kind(name, makes, wanted))
                 continue
             if artifact.kind != wanted:
-                self._misfit(step, link.use, "kind", f"`{name}` is a {artifact.kind}, and a {wanted} belongs here")
+                self._misfit(step, link.use, "kind", wrong_kind(name, artifact.kind, wanted))
             elif artifact.family and artifact.family != recipe.family:
                 theirs, ours = family(artifact.family).title, family(recipe.family).title
                 self._misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours}")
@@ -197,10 +200,25 @@ class Planner:
                 if other != value:
                     message = f"`{name}` does not fit `{whose}`: its {key} is {value} wide, the other's {other}"
                     self._misfit(step, link.use, "family", message)
+        self._refuse_twins(step)
         return len(self.problems) == before
 
-    def _misfit(self, step: Step, use: Use | None, code: str, message: str, hint: str = "") -> None:
-        self.problems.append((step.node, use, Problem(code, message, None, hint)))
+    def _refuse_twins(self, step: Step) -> None:
+        """Refuse two embeddings of one word, also where they have not been trained yet."""
+        words: dict[str, str] = {}
+        for link, artifact in step.inputs:
+            if step.node.target.signature.roles[link.use.role].kind != "embedding":
+                continue
+            facts = artifact.facts if artifact is not None else self.steps[link.id].node.target.raw
+            word, name = str(facts.get("token", "")), link.use.reference
+            if word in words:
+                message = f"`{name}` and `{words[word]}` are both called {word!r}"
+                self._misfit(step, link.use, "token", message, "give one of them another token")
+            elif word:
+                words[word] = name
+
+    def _misfit(self, step: Step, use: Use | None, code: str, message: str, hint: str = "", *, key: str = "") -> None:
+        self.problems.append(Misfit(step.node, use, Problem(code, message, None, hint), key))
 
     def _manifest(self, step: Step, *, content: bool) -> str:
         """Return all that decides an action's result, as canonical JSON."""
@@ -310,6 +328,10 @@ class Planner:
             try:
                 plan = self.formula(step)
             except Unlisted:
+                return
+            except SettingErrors as error:
+                for key, message, hint in error.found:
+                    self._misfit(step, None, "setting", message, hint, key=key)
                 return
             except UsageError as error:
                 self._misfit(step, None, "formula", error.message, error.hint)
@@ -494,11 +516,24 @@ class Unlisted(UsageError):
     """The tensors of a pinned result are not known before its bytes are here; what takes them waits for it."""
 
 
+class Misfit(NamedTuple):
+    """A problem of a node, not yet with its place.
+
+    use: the input that it is about; key: of the target's table; source: the source that cannot be used.
+    """
+
+    node: Node
+    use: Use | None
+    problem: Problem
+    key: str = ""
+    source: str = ""
+
+
 class Misfits(RecipeError):
     """Inputs that do not fit, not yet with the places where they are named."""
 
-    def __init__(self, found: list[tuple[Node, Use | None, Problem]]) -> None:
-        super().__init__([problem for _, _, problem in found])
+    def __init__(self, found: list[Misfit]) -> None:
+        super().__init__([misfit.problem for misfit in found])
         self.found = found
 
 

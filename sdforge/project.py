@@ -14,7 +14,7 @@ from sdforge.errors import Problem, RecipeError, UsageError, nearest
 from sdforge.names import is_name
 from sdforge.places import FILE, LOCAL, OUT, RECIPES, code_fingerprint
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
-from sdforge.store.files import open_regular
+from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Project:
     def recipe(self, name: str) -> Recipe:
         """Return a recipe. Raises UsageError if there is none, RecipeError if it has mistakes."""
         if name not in self._recipes:
-            path = self.recipe_path(name)
             check_name(name)
+            path = within(self.root, f"{RECIPES}/{name}.toml")
             source = read_small(path, f"there is no recipe {name!r}", hint=self._guess(name))
             file = f"{RECIPES}/{name}.toml"
             self._recipes[name] = self.parsed(
@@ -105,7 +105,7 @@ def _parsed_id(kind: str, name: str, source: bytes) -> str:
 
 def read_small(path: Path, missing: str, hint: str = "") -> bytes:
     """Read a small text of the project. Raises UsageError if it is not there, or is no regular file."""
-    if missing and not path.is_file():
+    if missing and not path.exists():
         raise UsageError(missing, hint)
     fd = open_regular(path)
     with os.fdopen(fd, "rb") as file:

@@ -436,7 +436,8 @@ def _sentence(fault: Any) -> str:
     if kind in ("list_type", "dict_type", "model_type"):
         return f"is a {'list' if kind == 'list_type' else 'table'}, not {shown}"
     if kind == "literal_error":
-        return f"is one of {context['expected'].replace(' or ', ', ')}, not {shown}"
+        known = context["expected"].replace(" or ", ", ").removeprefix("'', ")
+        return f"is one of {known}, not {shown}"
     if kind == "string_pattern_mismatch":
         return f"is no name: {shown}" if context["pattern"] == REFERENCE else f"cannot be {shown}"
     bounds = {

@@ -13,12 +13,12 @@ from typing import Any
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
-from sdforge.graph import Graph, Link, link_recipes, problem_at
+from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
 from sdforge.outputs import Outputs
 from sdforge.places import LOCK, cache_folder, find_root
-from sdforge.plan import Misfits, Plan, Planner, Step, Wishes
+from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
@@ -110,6 +110,17 @@ class Session:
             found += matches
         return found
 
+    def want_again(self, names: list[str]) -> None:
+        """Note whose results are to be made again. Raises UsageError for what comes out the same every time."""
+        for identifier in self.resolve_targets(names):
+            signature = self.graph.nodes[identifier].target.signature
+            if signature.kind != "content" or not signature.pinned:
+                raise UsageError(
+                    f"{identifier} is no training: made again it is the same, byte for byte",
+                    hint="--retrain takes targets whose results the lock pins",
+                )
+            self.retrain.add(identifier)
+
     def is_settled(self, plan: Plan) -> bool:
         """Say whether there is nothing to note beside the plan: no alias, no row of the lock."""
         from sdforge.lockfile import LockFile
@@ -173,12 +184,14 @@ class Session:
         try:
             return self._planner.make(wanted)
         except Misfits as error:
-            raise RecipeError(
-                problems=[
-                    problem_at(self.project, node.recipe, node.target, use, found.code, found.message, found.hint)
-                    for node, use, found in error.found
-                ]
-            ) from None
+            placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
+            raise RecipeError(list(placed)) from None
+
+    def _placed(self, misfit: Misfit) -> Problem:
+        node, use, found, key, source = misfit
+        if source:
+            return found._replace(place=source_place(self.project, source))
+        return problem_at(self.project, node.recipe, node.target, use, found.code, found.message, found.hint, key=key)
 
     # what planning asks of the store
     def known(self, key: str) -> Any:
@@ -210,6 +223,8 @@ class Session:
 
     def advice(self, plan: Plan) -> list[Problem]:
         """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
+        import sdforge.trainings as trainings
+
         found: list[Problem] = []
         for step in plan.steps.values():
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
@@ -218,8 +233,11 @@ class Session:
             for link, artifact in step.inputs:
                 inputs.setdefault(link.use.role, []).append(artifact)
             target = step.node.target
-            advise = getattr(method(target.signature.name).module, "advise", None)
-            rows = advise(method(target.signature.name).table.model_validate(target.raw), inputs) if advise else []
+            found_method = method(target.signature.name)
+            table = found_method.table.model_validate(target.raw)
+            advise = getattr(found_method.module, "advise", None)
+            rows = list(advise(table, inputs)) if advise else []
+            rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             for role, code, message, hint, warning in rows:
                 use = next((link.use for link, _ in step.inputs if link.use.role == (role or "dataset")), None)
@@ -227,11 +245,10 @@ class Session:
                 found.append(problem_at(*place, warning=warning))
         return found
 
-    def refuse_mistakes(self, wanted: list[str]) -> None:
+    def refuse_mistakes(self, plan: Plan) -> None:
         """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""
-        plan = self.plan(wanted)
         mistakes = [problem for problem in self.advice(plan) if not problem.warning]
-        if mistakes and plan.to_do:
+        if mistakes:
             raise RecipeError(mistakes)
 
     # -- while building --------------------------------------------------------------------------------------------

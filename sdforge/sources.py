@@ -25,7 +25,7 @@ from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import CHUNK, SETTLED, Stat, open_regular, stat_of, within
+from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, stat_of, within
 
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
@@ -56,7 +56,13 @@ class Sources:
 
     def expect(self, taken: list[Taken]) -> None:
         """Look many sources up in the stat cache, in one go."""
-        ids = [self._id(each, path) for each in taken if (path := self._path(each, search=False))]
+        ids = []
+        for each in taken:
+            try:
+                path = self._path(each, search=False)
+            except UsageError:
+                continue  # said with its place when it is asked for
+            ids += [self._id(each, path)] if path else []
         self._seen |= self.store.index.read_keyed("seen", "stats, settled, value", "id", ids)
 
     def artifact(self, taken: Taken) -> Artifact:
@@ -95,7 +101,10 @@ class Sources:
                 f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
                 hint="download it, and name the file",
             )
-        path = self._paths[taken.id] = within(self.project.root, name)
+        try:
+            path = self._paths[taken.id] = within(self.project.root, name)
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
         if path.exists() or not search:
             return path
         self._missing.add(str(path))
@@ -174,6 +183,8 @@ class Sources:
             layout = read_layout(path)
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        for file in layout.files:
+            self._refuse_outside(taken, file)
         digests, tensors = self._hash(taken, layout)
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
@@ -297,7 +308,15 @@ class Sources:
         def digest(file: Path) -> str:
             return file.name if self.quick else self.store.digest(file.absolute())
 
-        return read_dataset(taken.id, taken.table, path, digest)
+        return read_dataset(taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file))
+
+    def _refuse_outside(self, taken: Taken, file: Path) -> None:
+        """Refuse a file that a link leads to where nobody declared anything."""
+        if leads_out(file, [self.project.root, *self.project.folders]):
+            raise UsageError(
+                f"{taken.id}: {file} is a link that leads out of the project",
+                hint="folders that forge.local.toml lists may be linked to",
+            )
 
     def _read_picture(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
         """Name a single picture."""
@@ -337,6 +356,10 @@ def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
 def _refuse_other(taken: Taken, files: dict[str, str]) -> None:
     """Refuse a source of which no file is the one that its sha256 declares. Raises BrokenPromise."""
     declared = taken.table.get("sha256")
+    if declared and (len(files) > 1 or any("/" in name for name in files)):
+        raise UsageError(
+            f"{taken.id} is a folder, and sha256 is of a single file", hint="forge.lock pins what a folder holds"
+        )
     if declared and files and declared not in files.values():
         found = next(iter(files.values()))
         raise BrokenPromise(

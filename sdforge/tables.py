@@ -9,7 +9,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.edits.export import Form
 from sdforge.edits.previews import Drawing
-from sdforge.places import VRAM
+from sdforge.places import DEVICE, VRAM
 from sdforge.settings import Reference, Table, Weight
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -104,7 +104,7 @@ class SampleRun(Table):
 class Run(Table):
     """How to run: never what comes out."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where trainings run")
+    device: str = Field("auto", pattern=DEVICE, description="where trainings run")
     jobs: int = Field(1, ge=1, le=64, description="actions side by side")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a training; recorded with its result")
     vram: str = Field(

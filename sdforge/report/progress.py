@@ -19,6 +19,15 @@ def short(step: Step) -> str:
     return step.id.partition(":")[2]
 
 
+def shown_digest(step: Step, result: Result | None) -> str:
+    """Return the digest by which people know what a step made: the one that the lock holds.
+
+    A merge makes some components, and others pass: its digest is that of the whole checkpoint.
+    """
+    whole = step.artifact.digest if step.artifact is not None and step.kind == "formula" else ""
+    return whole or (result.digest if result else "")
+
+
 class Plain:
     """One line per event, no cursor moves."""
 
@@ -48,6 +57,10 @@ class Plain:
             self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {short(step)}: {self.caches(event)}")
+        if "fits" in event:
+            self.line(f"    {short(step)}: {event['note']}")
+        if "validation" in event:
+            self.line(f"    {short(step)}: validation loss {event['validation']:.4f} at step {event['at']}")
         if "step" not in event:
             return
         now = time.monotonic()
@@ -92,7 +105,7 @@ class Plain:
     def ending(self, step: Step, result: Result | None, spent: float) -> str:
         """Say what came out of an action."""
         loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
-        name = result.digest[:8] if result else ""
+        name = shown_digest(step, result)[:8]
         done = "restored" if step.restore else "built"
         return f"{self.signs['reuse']} {self.head(step)} {done:<8} {name}  {seconds(spent)}{loss}"
 
@@ -156,11 +169,8 @@ class Live(Plain):
         self.console.print(safe(text, self.stream), style=style, markup=False)
 
     def started(self, step: Step, device: str) -> None:
-        text = (
-            f"{step.node.target.signature.name} on {device}"
-            if step.kind == "content"
-            else step.node.target.signature.name
-        )
+        computes = step.kind == "content" and step.node.target.signature.makes != "files"
+        text = f"{step.node.target.signature.name}{f' on {device}' if computes else ''}"
         self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=short(step), text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
@@ -222,7 +232,7 @@ class JsonLines:
         self.say("action", step, state="waiting", holder=holder, reason=[])
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
-        digest = result.digest if result else ""
+        digest = shown_digest(step, result)
         seconds_spent = round(spent, 3)
         self.say("action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
 

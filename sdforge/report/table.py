@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from sdforge.plan import Plan, Step
+from sdforge.report.progress import shown_digest
 from sdforge.report.words import glyphs
 
 MOST_ROWS = 60
@@ -43,5 +44,5 @@ def row(step: Step, text: str = "") -> str:
     state = "restore" if step.restore else step.state
     if step.differs:
         text = "differs from the pin" + (f"; {text}" if text else "")
-    key = (step.result.digest if step.result else step.key)[:8]
+    key = (shown_digest(step, step.result) or step.key)[:8]
     return f"  {sign} {name:<18} {step.node.target.signature.name:<18} {state:<9} {key:<9} {text}".rstrip()

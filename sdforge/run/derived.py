@@ -31,7 +31,8 @@ class Derived:
         """Return the tensors called `name` (64 hexadecimal digits), making and keeping them if need be; on the CPU."""
         path = self.folder / name[:2] / f"{name}.safetensors" if self.folder else None
         found = _read(path) if path else None
-        if found is not None:
+        if path and found is not None:
+            path.touch()  # it is used: `clean` removes what nobody has used for long
             self.reused[what] += 1
             return found
         self.made[what] += 1

@@ -32,6 +32,7 @@ from sdforge.run.noise import STEPS
 from sdforge.run.optimizers import Average, make_optimizer, progress_of, set_training
 from sdforge.run.seeds import generator
 from sdforge.run.sketch import sketch
+from sdforge.run.speed import tune
 from sdforge.run.states import State, Stopped, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
 from sdforge.run.watch import Metrics, Samples, Validation
@@ -85,6 +86,8 @@ class _Training:
         self.groups = adapter.groups()
         self.parameters = dict(self._named())
         self.optimizer = make_optimizer(settings, self.groups, diffusion.device)
+        shapes = len({picture.size for picture in self.pictures})
+        self.tuned = tune(diffusion, set(self.parameters.values()), steps=settings.steps, shapes=shapes)
         self.average = Average(settings.ema, self.parameters) if settings.ema else None
         self.micro_batch = settings.batch
         self.chosen = ""  # how it was made to fit into memory
@@ -330,7 +333,8 @@ class _Training:
 
     def _fingerprint(self) -> dict[str, Any]:
         """On what it is computed; a step that is computed in parts rounds in other places."""
-        parts = {} if self.micro_batch >= self.settings.batch else {"micro_batch": self.micro_batch}
+        parts: dict[str, Any] = {} if self.micro_batch >= self.settings.batch else {"micro_batch": self.micro_batch}
+        parts |= {"tuned": ", ".join(self.tuned)} if self.tuned else {}
         return fingerprint(self.diffusion.device) | parts
 
     def _save(self, step: int) -> None:

@@ -201,6 +201,12 @@ def within(root: Path, relative: str) -> Path:
     return path
 
 
+def leads_out(path: Path, folders: list[Path]) -> bool:
+    """Say whether a file lies, behind all links, in none of these folders."""
+    real = os.path.realpath(path)
+    return not any(f"{real}/".startswith(f"{_real(str(folder))}/") for folder in folders)
+
+
 @cache
 def _real(folder: str) -> str:
     return os.path.realpath(folder)

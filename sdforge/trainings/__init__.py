@@ -7,11 +7,12 @@ training names a family; what it needs to know of one it asks the loaded `Diffus
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
+from sdforge.artifact import Artifact
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -63,3 +64,24 @@ class Training(Seeded):
     )
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="type in which the result is kept")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")
+
+
+Advice = list[tuple[str, str, str, str, bool]]  # role, code, sentence, hint, whether it is a warning
+
+
+def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> Advice:
+    """Return what cannot work, or hardly, in any training: mistakes and warnings."""
+    found: Advice = []
+    on = next(iter(inputs.get("on", [])), None)
+    if on is not None and on.facts.get("zero_terminal_snr") and on.facts.get("prediction", "epsilon") == "epsilon":
+        sentence = f"`{table.on}` ends in pure noise (zero terminal SNR), of which ε says nothing"
+        found.append(("on", "schedule", sentence, 'prediction = "v_prediction" is what such a base predicts', False))
+    if not isinstance(table, Training):
+        return found
+    if table.warmup >= table.steps:
+        sentence = f"the warm-up of {table.warmup} steps is as long as the training, {table.steps}"
+        found.append(("on", "warmup", sentence, f"warmup = {table.steps // 20}", True))
+    if table.optimizer == "schedule_free" and table.schedule != "constant":
+        sentence = f'schedule_free has no use for a schedule = "{table.schedule}"'
+        found.append(("on", "schedule", sentence, 'schedule = "constant"', True))
+    return found

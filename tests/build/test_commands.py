@@ -12,11 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sdforge.cli import parser
 from tests.conftest import FORGE, Project, new_project
 
 Wait = Callable[[Callable[[], object]], None]
@@ -357,6 +359,24 @@ def test_clean_trained_removes_what_no_recipe_reaches(built: Project) -> None:
     assert built.starts() == ["c"]
 
 
+def test_the_demo_is_in_what_pip_installs(tmp_path: Path) -> None:
+    """What the wheel is made of, laid out as pip lays it out, makes a project without the repository."""
+    root = Path(__file__).parents[2]
+    wheel = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    site = tmp_path / "site"
+    for package in wheel["packages"]:
+        shutil.copytree(root / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for origin, place in wheel["force-include"].items():
+        copy = shutil.copytree if (root / origin).is_dir() else shutil.copyfile
+        copy(root / origin, site / place)
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sdforge.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, str(site), "init", "mine"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "mine" / "recipes" / "anime-preset.toml").is_file()
+    assert (tmp_path / "mine" / "recipes" / "bases" / "flat" / "unet").is_dir()
+
+
 def test_init_makes_a_project_that_can_be_planned(tmp_path: Path) -> None:
     Project(tmp_path).forge("init", "mine")
     mine = Project(tmp_path / "mine")
@@ -368,10 +388,32 @@ def test_init_makes_a_project_that_can_be_planned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_names_every_command(tmp_path: Path, shell: str) -> None:
     script = Project(tmp_path).forge("completion", shell).out
-    assert "build" in script
-    assert "retrain" not in script
+    actions = next(action for action in parser()._actions if action.dest == "command")
+    assert all(command in script for command in actions.choices or ())
+    assert "retrain" in script
     if shell == "bash":
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["bu"], ["build"]),
+        (["build", "--ret"], ["--retrain"]),
+        (["why", "pres"], ["preset.export"]),
+        (["build", "to"], ["toy", "toy:a", "toy:b", "toy:c", "toy:preset.export"]),
+        (["-C", ".", "pl"], ["plan"]),
+    ],
+)
+def test_bash_completes_commands_options_and_targets(typed: list[str], offered: list[str], project: Project) -> None:
+    script = project.forge("completion", "bash").out
+    words = " ".join(f"'{word}'" for word in ["forge", *typed])
+    script += f'COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _forge; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+    environment = os.environ | {"PATH": f"{FORGE.parent}:{os.environ['PATH']}", "FORGE_METHODS": _methods()}
+    ran = subprocess.run(
+        ["bash", "-c", script], cwd=project.root, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == offered
 
 
 def test_the_module_runs_as_the_command_does(built: Project) -> None:
@@ -384,3 +426,150 @@ def test_the_module_runs_as_the_command_does(built: Project) -> None:
         check=False,
     )
     assert "nothing to do" in ran.stdout, ran.stderr
+
+
+@pytest.mark.parametrize(("said", "code"), [("8GB", 0), ("500 MiB", 0), ("lots", 2), ("8", 2)])
+def test_vram_is_an_amount_of_memory(said: str, code: int, project: Project) -> None:
+    ran = project.forge("build", "--vram", said, code=code)
+    assert ("--vram 8GB" in ran.err) == bool(code)
+
+
+# -- what a command line may say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [["-j", "-1"], ["-j", "0"], ["-j", "many"], ["--device", "foo"]])
+def test_numbers_and_devices_that_are_none_are_refused_at_once(wrong: list[str], project: Project) -> None:
+    ran = project.forge("build", *wrong, code=2)
+    assert wrong[1] in ran.err
+    assert project.trained() == []
+
+
+def test_only_what_is_pinned_can_be_trained_again(project: Project) -> None:
+    assert "--retrain takes targets" in project.forge("build", "--retrain", "preset.export", code=2).err
+    assert "no target" in project.forge("build", "--dry-run", "--retrain", "nosuch", code=2).err
+
+
+def test_a_dry_run_takes_the_way_of_the_real_one(built: Project) -> None:
+    built.trained()
+    assert "to build" in built.forge("build", "--dry-run", "--retrain", "c").out
+    assert built.trained() == []
+
+
+def test_plan_refuses_what_build_refuses(project: Project) -> None:
+    project.edit(
+        "[preset]", '[textual_inversion.word]\non = "base"\ndataset = "drawings"\ntoken = "<other>"\n\n[preset]'
+    )
+    project.edit('checkpoint = "c"', 'checkpoint = "c"\ninsert = ["word"]')
+    said = [project.forge(command, code=2).err for command in ("check", "plan", "build")]
+    assert said[0] == said[1] == said[2]
+    assert "names the token" in said[0]
+
+
+def test_show_looks_for_files_where_it_works(project: Project) -> None:
+    ran = project.forge("-C", "recipes", "show", "../base/unet/diffusion_pytorch_model.safetensors")
+    assert "sha256" in ran.out
+    (project.root / "a").mkdir()
+    assert "has not been made yet" in project.forge("show", "a", code=2).err
+
+
+def test_what_was_skipped_is_an_event(project: Project) -> None:
+    project.edit("rank = 8", "rank = 8\nfails = true")
+    ran = project.build(code=1)
+    assert [event["target"] for event in ran.of("action") if event["state"] == "skipped"] == [
+        "toy:b",
+        "toy:c",
+        "toy:preset.export",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["list"],
+        ["list", "--methods"],
+        ["list", "--families"],
+        ["list", "--sources"],
+        ["graph"],
+        ["lock"],
+        ["show", "a"],
+    ],
+)
+def test_json_is_json_with_a_version_and_an_event(command: list[str], built: Project) -> None:
+    for line in built.forge(*command, "--json").out.splitlines():
+        event = json.loads(line)
+        assert event["v"] == 1
+        assert event["event"]
+
+
+def test_a_digest_that_is_printed_is_the_one_in_the_lock(project: Project) -> None:
+    project.edit("[preset]", '[halves.mix]\nfirst = "base"\nsecond = "a"\n\n[preset]')
+    project.edit('checkpoint = "c"', 'checkpoint = "mix"')
+    printed = project.forge("build").out
+    line = next(line for line in printed.splitlines() if "halves" in line and "built" in line)
+    locked = re.search(r'\[target."toy:mix"\]\ndigest = "(\w+)"', project.lock)
+    assert locked
+    assert locked[1][:8] in line
+    assert locked[1][:8] in project.forge("plan").out
+    assert locked[1] in project.forge("show", "mix").out
+
+
+def test_log_tells_of_a_training_that_was_stopped_and_of_one_with_other_settings(built: Project) -> None:
+    built.edit("rank = 5", "rank = 7")
+    said = built.forge("log", "c").out
+    assert "other settings" in said
+    assert "10 steps" in said
+
+
+# -- links and names ---------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_behind_a_link_that_leads_out_is_not_read(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "secret.toml").write_text("password of mine\n")
+    (project.root / "recipes" / "z.toml").symlink_to(tmp_path / "secret.toml")
+    said = project.forge("plan", "z", code=2).err
+    assert "leads out of the project" in said
+    assert "password" not in said
+
+
+@pytest.mark.parametrize("place", ["drawings/zz.png", "drawings/0.txt", "base/unet/config.json"])
+def test_a_source_does_not_reach_out_through_a_link(place: str, project: Project, tmp_path: Path) -> None:
+    path = project.root / place
+    outside = tmp_path / path.name
+    (path if path.exists() else project.root / "drawings" / "0.png").rename(outside)
+    path.symlink_to(outside)
+    said = project.forge("plan", code=2).err
+    assert "is a link that leads out of the project" in said
+    (project.root / "forge.local.toml").write_text(f'folders = ["{tmp_path}"]\n')
+    project.forge("plan")
+
+
+def test_two_presets_of_one_name_do_not_share_a_file(project: Project) -> None:
+    """LoRAs of one name from two recipes become two files, and the next build has nothing to do."""
+    lora = '[lora.s]\non = "base"\ndataset = "drawings"\nrank = {rank}\nsteps = 1\nbatch = 1\nprecision = "fp32"\n'
+    recipe = 'family = "sd15"\n' + lora
+    (project.root / "recipes" / "o.toml").write_text(recipe.format(rank=2))
+    preset = '[preset]\ncheckpoint = "base"\nbake = { s = 1.0, "o:s" = 0.5 }\nexport = ["loras"]\n'
+    (project.root / "recipes" / "k.toml").write_text(recipe.format(rank=3) + preset)
+    project.forge("build", "k")
+    assert sorted(p.name for p in (project.root / "out" / "k" / "loras").iterdir()) == [
+        "o.s.safetensors",
+        "s.safetensors",
+    ]
+    assert "nothing to do" in project.forge("build", "k").out
+
+
+# -- what no training can do -------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_that_ends_in_noise_wants_v_prediction(project: Project) -> None:
+    config = project.root / "base" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rescale_betas_zero_snr": True}))
+    said = project.forge("check", code=2).err
+    assert "zero terminal SNR" in said
+    project.edit('from = "base"', 'from = "base"\nprediction = "v_prediction"', "forge.toml")
+    project.forge("check")
+
+
+def test_a_warm_up_as_long_as_the_training_is_remarked(project: Project) -> None:
+    project.edit("rank = 8", "rank = 8\nsteps = 5\nwarmup = 9")
+    assert "the warm-up of 9 steps is as long as the training, 5" in project.forge("check").err

@@ -136,3 +136,70 @@ def test_a_caption_that_is_no_utf_8_is_refused(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="is not UTF-8"):
         identity(folder)
+
+
+# -- folders as kohya's scripts have them, templates, masks ------------------------------------------------------------
+
+
+def rows(folder: Path, **stated: Any) -> list[list[Any]]:
+    """What is learned from a folder."""
+    table = Dataset(path="pictures", **stated).model_dump()
+    store = Store(folder.parent.parent / "cache")
+    store.prepare()
+    try:
+        found: list[list[Any]] = (
+            Sources(Project(folder.parent, store.index), store).artifact(Taken("set", "dataset", table)).notes["rows"]
+        )
+        return found
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def kohya(folder: Path) -> Path:
+    """`10_ohwx woman` with two pictures, one of them captioned, `1_woman` with one, and a folder of another kind."""
+    for name in ("10_ohwx woman", "1_woman", "logs"):
+        (folder / name).mkdir()
+    for name in ("a.png", "a.txt", "b.png"):
+        (folder / name).rename(folder / "10_ohwx woman" / name)
+    (folder / "c.jpg").rename(folder / "1_woman" / "c.jpg")
+    return folder
+
+
+def test_kohyas_folders_say_repeats_and_words(kohya: Path) -> None:
+    found = rows(kohya, layout="kohya", trigger="<x>")
+    assert sorted(row[1:] for row in found) == [["a <x>", 10], ["ohwx woman", 10], ["woman", 1]]
+
+
+def test_kohyas_repeats_are_multiplied_with_the_data_sets(kohya: Path) -> None:
+    assert sorted(row[2] for row in rows(kohya, layout="kohya", trigger="<x>", repeats=2)) == [2, 20, 20]
+
+
+def test_a_folder_that_is_not_kohyas_is_refused_with_the_way_out(folder: Path) -> None:
+    with pytest.raises(UsageError, match="holds no pictures") as caught:
+        rows(folder, layout="kohya")
+    assert '"10_ohwx woman"' in caught.value.hint
+
+
+def test_captions_may_end_in_caption(folder: Path) -> None:
+    (folder / "a.caption").write_text("an owl")
+    found = {row[1] for row in rows(folder, captions="caption", caption="a picture")}
+    assert found == {"an owl", "a picture"}
+
+
+def test_a_picture_without_a_caption_is_shown_with_every_template(folder: Path) -> None:
+    found = rows(folder, templates=["a photo of {trigger}", "a good {trigger}"], trigger="<x>")
+    assert sorted(row[1] for row in found) == ["a <x>", "a dog", "a good <x>", "a photo of <x>"]
+    assert len({row[0] for row in found}) == 3
+
+
+def test_a_mask_is_no_picture_and_belongs_to_what_is_learned(folder: Path) -> None:
+    before = identity(folder)
+    (folder / "a.mask.png").write_bytes(b"pixels of a mask")
+    assert identity(folder) == before
+    some = identity(folder, masks="file")
+    assert some != before
+    (folder / "a.mask.png").write_bytes(b"other pixels of it")
+    assert identity(folder, masks="file") not in (some, before)
+    assert identity(folder, masks="alpha") not in (some, before)
+    assert sorted(len(row[3]) for row in rows(folder, masks="file", caption="x", trigger="y")) == [0, 0, 64]

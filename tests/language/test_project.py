@@ -188,9 +188,7 @@ def test_a_source_that_is_not_there_says_where_it_was_looked_for(root: Path, for
     (root / "recipes" / "r.toml").write_text(RECIPE.format(name="x"))
     said = forge("check", "r")
     assert said.code == 2
-    assert said.err.startswith(
-        "recipes/r.toml:3:14: error[source]: flat: there is no bases/flat.safetensors in the project"
-    )
+    assert said.err.startswith("forge.toml:3:8: error[source]: flat: there is no bases/flat.safetensors in the project")
 
 
 def test_a_remote_source_says_that_fetching_comes_later(root: Path, forge: Forge) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdforge.errors import BrokenPromise
+from sdforge.plan import Misfits
 from tests.planner.conftest import World
 
 SOFT = """
@@ -232,3 +233,26 @@ def test_two_pins_of_one_key_are_refused_and_named(world: World) -> None:
         world.plan()
     assert caught.value.hint == "`forge lock --take DIGEST` chooses one"
     assert key in world.lock.results
+
+
+def test_every_block_pattern_that_means_nothing_is_named_at_its_place(world: World) -> None:
+    world.recipe(
+        '[weighted_sum.x]\ncheckpoints = ["flat", "ink"]\nweights = [0.5, 0.5]\n'
+        'blocks = { "unet.zz" = [1, 0], "unet.in0?" = [1, 0], "unet.mid?" = [0, 1] }\n'
+    )
+    with pytest.raises(Misfits) as caught:
+        world.plan()
+    assert [(misfit.key, misfit.problem.code) for misfit in caught.value.found] == [
+        ("unet.zz", "setting"),
+        ("unet.mid?", "setting"),
+    ]
+
+
+def test_two_embeddings_of_one_word_are_refused_before_either_is_trained(world: World) -> None:
+    word = 'on = "flat"\ndataset = "sketches"\ntoken = "<x>"\n'
+    world.recipe(
+        f"[textual_inversion.a]\n{word}[textual_inversion.b]\n{word}seed = 1\n"
+        '[insert.both]\ncheckpoint = "flat"\nembeddings.a = {}\nembeddings.b = {}\n'
+    )
+    with pytest.raises(Misfits, match="`b` and `a` are both called '<x>'"):
+        world.plan()

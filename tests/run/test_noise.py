@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from torch import Tensor
 
-from sdforge.run.noise import STEPS, Schedule, scaled_linear
+from sdforge.run.noise import STEPS, Schedule, rectified_flow, scaled_linear
 
 BETAS = 0.00085, 0.012
 PREDICTIONS = pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -97,3 +97,19 @@ def test_gamma_zero_weighs_all_alike(prediction: str) -> None:
 def test_weights_are_finite_where_nothing_is_left_of_the_picture(prediction: str) -> None:
     schedule = scaled_linear(*BETAS, prediction, zero_terminal_snr=True)
     assert bool(torch.isfinite(schedule.min_snr_weight(T, 5.0)).all())
+
+
+def test_flow_goes_straight_from_picture_to_noise() -> None:
+    """Esser et al. 2024, equations 1 and 2: z_t = (1 − t) x + t ε, and the target is ε − x wherever one is."""
+    schedule = rectified_flow()
+    latents, noise = pair()
+    sigma = ((T + 1) / STEPS)[:, None, None, None]
+    noisy = schedule.add_noise(latents, noise, T)
+    assert torch.allclose(noisy, (1 - sigma) * latents + sigma * noise, atol=1e-6)
+    assert torch.equal(schedule.target(latents, noise, T), noise - latents)
+    assert torch.allclose(schedule.clean(noisy, noise - latents, T), latents, atol=1e-5)
+    assert torch.equal(noisy[-1], noise[-1])
+
+
+def test_flow_is_not_weighted_by_snr() -> None:
+    assert rectified_flow().min_snr_weight(T, 5.0).tolist() == [1.0] * len(T)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,18 @@ def test_the_index_forgets_what_went(cache: Path, clean: Clean) -> None:
     store = Store(cache)
     assert store.known(MERGED).results == []
     assert store.known(TRAINED).results == []
+
+
+def test_latents_that_nobody_used_for_long_go_and_others_stay(clean: Clean, store: Store) -> None:
+    """They are made again where they lack, so their age decides, not --trained."""
+    store.prepare()
+    month = 31 * 86_400
+    for name, age in (("old", month), ("new", 0)):
+        path = store.derived() / "ab" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"latents")
+        os.utime(path, (time.time() - age,) * 2)
+        os.utime(path.parent, (time.time() - age,) * 2)
+    store.close()
+    assert clean()["files"] == 1
+    assert [path.stem for path in store.derived().rglob("*.safetensors")] == ["new"]

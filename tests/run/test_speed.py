@@ -1,0 +1,88 @@
+"""What is done for speed changes how numbers are rounded, not what is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.train import by_hand, ours
+from sdforge.families.sd15.load import load
+from sdforge.order import Given
+from sdforge.run.speed import compile_blocks, lay_out, shrink, tune
+from tests.families.workbench import Taken
+from tests.run.order import order, train
+from tests.trainings.test_training_contract import batch
+
+CPU = torch.device("cpu")
+
+
+def test_the_loop_has_the_losses_of_a_loop_written_by_hand(tmp_path: Path) -> None:
+    """To the bit, on the demo's base; `benchmarks/train.py` compares their time too."""
+    plain, _ = by_hand(3, "cpu")
+    assert ours(tmp_path / "work", 3, "cpu")[0] == plain
+
+
+def test_on_a_cpu_nothing_is_done(toy: Taken) -> None:
+    diffusion = load(toy.given(), CPU, torch.bfloat16)
+    before = {name: p.dtype for name, p in diffusion.unet.named_parameters()}
+    assert tune(diffusion, set(), steps=10_000, shapes=1) == []
+    assert {name: p.dtype for name, p in diffusion.unet.named_parameters()} == before
+
+
+def test_another_layout_of_memory_gives_the_same_numbers(toy: Taken) -> None:
+    diffusion, one = load(toy.given(), CPU, torch.float32), batch()
+    with torch.no_grad():
+        text = diffusion.encode_text(one.captions)
+        before = diffusion.predict(one.noisy_BCHW, one.timesteps_B, text)
+        lay_out(diffusion.unet)
+        after = diffusion.predict(one.noisy_BCHW, one.timesteps_B, text)
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def test_frozen_matrices_are_kept_small_and_norms_and_what_is_trained_are_not(toy: Taken) -> None:
+    diffusion, one = load(toy.given(), CPU, torch.bfloat16), batch()
+    trained = nn.Parameter(next(m for m in diffusion.unet.modules() if isinstance(m, nn.Linear)).weight.data)
+    next(m for m in diffusion.unet.modules() if isinstance(m, nn.Linear)).weight = trained
+    with torch.no_grad():
+        text = diffusion.encode_text(one.captions)
+        before = diffusion.predict(one.noisy_BCHW, one.timesteps_B, text)
+        shrink([diffusion.unet], {trained}, torch.bfloat16)
+        after = diffusion.predict(one.noisy_BCHW, one.timesteps_B, text)
+    kinds = {type(m): {p.dtype for p in m.parameters(recurse=False)} for m in diffusion.unet.modules()}
+    assert trained.dtype == torch.float32
+    assert kinds[nn.Conv2d] == {torch.bfloat16}
+    assert kinds[nn.GroupNorm] == kinds[nn.LayerNorm] == {torch.float32}
+    assert float((before - after).abs().max()) < 0.02 * float(before.abs().max())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["lora", "textual_inversion"])
+def test_a_training_runs_on_cuda_and_learns_what_it_learns_on_a_cpu(
+    name: str, toy: Taken, pictures: Given, tmp_path: Path
+) -> None:
+    losses = [
+        train(order(tmp_path / device, name, toy, pictures, steps=5, how={"device": device})).record["losses"]
+        for device in ("cpu", "cuda")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.gpu
+def test_a_tuned_training_resumes_to_the_same_bits_on_cuda(toy: Taken, pictures: Given, tmp_path: Path) -> None:
+    from tests.run.test_loop_options import same_after_a_stop
+
+    same_after_a_stop(tmp_path, 3, "lora", toy, pictures, steps=6, precision="bf16", how={"device": "cuda"})
+
+
+@pytest.mark.gpu
+def test_compiled_blocks_predict_what_plain_ones_do(toy: Taken) -> None:
+    diffusion, one = load(toy.given(), torch.device("cuda"), torch.float32), batch()
+    noisy, timesteps = one.noisy_BCHW.cuda(), one.timesteps_B.cuda()
+    with torch.no_grad():
+        text = diffusion.encode_text(one.captions)
+        before = diffusion.predict(noisy, timesteps, text)
+        compile_blocks(diffusion.unet)
+        assert torch.allclose(before, diffusion.predict(noisy, timesteps, text), atol=1e-3)
