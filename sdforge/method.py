@@ -28,13 +28,21 @@ LOOP_VERSION = 1  # of the training loop that all trainings share
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used)."""
+    """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used).
+
+    also: further kinds that serve.
+    """
 
     kind: str
     reads: tuple[str, ...]
     facts: tuple[str, ...]
     moves: tuple[str, ...]
     many: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind, *self.also)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,7 @@ class Method:
         from sdforge.settings import Seeded, takes
 
         roles = {
-            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation))
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation), mark.also)
             for name, field in self.table.model_fields.items()
             if (mark := takes(field))
         }

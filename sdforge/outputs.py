@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdforge.formats.embedding import OPPOSITE
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
@@ -53,10 +54,12 @@ class Outputs:
             if artifact is not None and link.use.role in ("loras", "embeddings")
         ]
         last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
-        return {
-            f"{role}/{digest}": f"{role}/{name if last.count((role, name)) == 1 else reference.replace(':', '.')}"
-            for (role, digest, reference), (_, name) in zip(named, last, strict=True)
-        }
+        found = {}
+        for (role, digest, reference), (_, name) in zip(named, last, strict=True):
+            own = name if last.count((role, name)) == 1 else reference.replace(":", ".")
+            for ending in ("", OPPOSITE):
+                found[f"{role}/{digest}{ending}"] = f"{role}/{own}{ending}"
+        return found
 
     def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
         assert step.result is not None

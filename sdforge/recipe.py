@@ -2,7 +2,7 @@
 
 What is read here depends on the file alone, so it is kept in a cache by the file's digest and the fingerprint of our
 code. Names are linked across files in `graph`. A `[preset]` becomes targets of its own: `preset.insert`,
-`preset.bake`, `preset.cast`, `preset.export`, `preset.previews`.
+`preset.bake`, `preset.steer`, `preset.cast`, `preset.export`, `preset.previews`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "variant", "sweep")
 LATER = ("variant", "sweep")
+LAST = ("aesthetic",)  # kinds that are baked after the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class Recipe:
 
 def _signature(value: dict[str, Any]) -> Signature:
     roles = {
-        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"])
+        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"], tuple(r["also"]))
         for name, r in value.pop("roles").items()
     }
     return Signature(roles=roles, **value)
@@ -300,23 +301,31 @@ class _Reading:
     def _expand(self, preset: Any) -> None:
         """Turn `[preset]` into targets."""
         checkpoint = preset.checkpoint
-        steps: list[tuple[str, dict[str, Any]]] = []
+        steps: list[tuple[str, str, dict[str, Any]]] = []  # name, method, table
         if preset.insert:
-            steps.append(("insert", {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}))
+            words = {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}
+            steps.append(("insert", "insert", words))
             checkpoint = "preset.insert"
         unbaked = checkpoint
-        if preset.bake:
-            strengths = {name: {"strength": strength} for name, strength in preset.bake.items()}
-            steps.append(("bake", {"checkpoint": checkpoint, "loras": strengths, "dtype": preset.dtype}))
-            checkpoint = "preset.bake"
+        baked = self._routed("bake", list(preset.bake), "loras")
+        # what steers a text encoder was made for the words as they are in the end
+        roles = method("bake").signature.roles
+        last = {role: names for role, names in baked.items() if roles[role].kind in LAST}
+        for name, routed in (("bake", {role: n for role, n in baked.items() if role not in last}), ("steer", last)):
+            if routed:
+                strengths = {role: {n: {"strength": preset.bake[n]} for n in names} for role, names in routed.items()}
+                dtype = "" if name == "bake" and last else preset.dtype  # rounded once, at the end
+                steps.append((name, "bake", {"checkpoint": checkpoint, **strengths, "dtype": dtype}))
+                checkpoint = f"preset.{name}"
         if preset.dtype:
-            steps.append(("cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
+            steps.append(("cast", "cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
             checkpoint = "preset.cast"
-        loras, embeddings, bases = self._behind(preset)
+        self._refuse_twice(preset)
+        artifacts, bases = self._behind(preset)
         export = {
             "checkpoint": checkpoint,
-            "loras": {name: {} for name in loras},
-            "embeddings": {name: {} for name in embeddings},
+            **{role: {name: {} for name in names} for role, names in artifacts.items()},
+            "sidecars": {name: {} for name in preset.sidecars},
             "forms": sorted(set(preset.export)),
             "title": preset.title or self.name,
             "description": preset.description,
@@ -325,19 +334,45 @@ class _Reading:
             "negative_prompt": preset.negative_prompt,
             "clip_skip": preset.clip_skip,
         }
-        steps.append(("export", export))
+        steps.append(("export", "export", export))
         if preset.previews.prompts:
             beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
             drawing = preset.previews.model_dump(exclude_unset=True)
             drawing.setdefault("negative_prompt", preset.negative_prompt)
             drawing.setdefault("clip_skip", preset.clip_skip)
-            steps.append(("previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
-        for name, raw in steps:
-            self._target(f"preset.{name}", name, raw, ("preset",))
+            drawing["sidecars"] = {name: {} for name in preset.sidecars}
+            steps.append(("previews", "previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
+        for name, method_name, raw in steps:
+            self._target(f"preset.{name}", method_name, raw, ("preset",))
 
-    def _behind(self, preset: Any) -> tuple[list[str], list[str], list[str]]:
-        """What lies behind the preset in this recipe: LoRAs that targets made, embeddings, bases."""
-        loras, embeddings, bases = list(preset.bake), list(preset.insert), []
+    def _routed(self, method_name: str, names: list[str], otherwise: str) -> dict[str, list[str]]:
+        """Return role of a method → the names that belong there, by what this recipe's targets make.
+
+        otherwise: the role of names that are no targets of this recipe, or belong nowhere.
+        """
+        roles = method(method_name).signature.roles
+        by_kind = {role.kind: name for name, role in roles.items() if role.many == "table" and not role.also}
+        found: dict[str, list[str]] = {}
+        for name in names:
+            target = self.targets.get(name)
+            role = by_kind.get(target.signature.makes, otherwise) if target else otherwise
+            found.setdefault(role, []).append(name)
+        return found
+
+    def _refuse_twice(self, preset: Any) -> None:
+        for i, name in enumerate(preset.sidecars):
+            if name in preset.bake:
+                hint = "leave it out of one of them, or it would act twice"
+                self.wrong(
+                    "setting", f"`{name}` is baked and a sidecar", "preset", "sidecars", i, hint=hint, value=True
+                )
+            elif name in preset.sidecars[:i]:
+                self.wrong("setting", f"`{name}` is a sidecar twice", "preset", "sidecars", i, value=True)
+
+    def _behind(self, preset: Any) -> tuple[dict[str, list[str]], list[str]]:
+        """What lies behind the preset in this recipe: export's roles → what targets made, and bases."""
+        kinds = {role.kind for role in method("bake").signature.roles.values()} - {"checkpoint"}
+        baked, embeddings, bases = list(preset.bake), list(preset.insert), []
         queue, seen = [preset.checkpoint], set()
         while queue:
             name = queue.pop(0)
@@ -352,12 +387,13 @@ class _Reading:
                 kind = target.signature.roles[use.role].kind
                 if kind == "checkpoint":
                     queue.append(use.reference)
-                elif kind == "lora":
-                    loras.append(use.reference)
+                elif kind in kinds:
+                    baked.append(use.reference)
                 elif kind == "embedding" and not (use.use or {}).get("over"):
                     embeddings.append(use.reference)
-        made = [name for name in dict.fromkeys(loras) if name in self.targets or ":" in name]
-        return made, list(dict.fromkeys(embeddings)), bases[:4]
+        made = [name for name in dict.fromkeys(baked) if name in self.targets or ":" in name]
+        routed = {"embeddings": list(dict.fromkeys(embeddings))} | self._routed("export", made, "loras")
+        return routed, bases[:4]
 
 
 def explain(

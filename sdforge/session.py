@@ -231,7 +231,7 @@ class Session:
                 continue
             inputs: dict[str, list[Artifact | None]] = {}
             for link, artifact in step.inputs:
-                inputs.setdefault(link.use.role, []).append(artifact)
+                inputs.setdefault(link.use.role, []).append(artifact or _foretold(plan.steps[link.id]))
             target = step.node.target
             found_method = method(target.signature.name)
             table = found_method.table.model_validate(target.raw)
@@ -240,7 +240,9 @@ class Session:
             rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             for role, code, message, hint, warning in rows:
-                use = next((link.use for link, _ in step.inputs if link.use.role == (role or "dataset")), None)
+                name, _, reference = (role or "dataset").partition(".")
+                uses = [link.use for link, _ in step.inputs if link.use.role == name]
+                use = next((use for use in uses if reference in ("", use.reference)), None)
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
@@ -369,6 +371,16 @@ class Session:
             if not component.table.startswith("plan:") and component.dtype:
                 total += sum(prod(t.shape) * ITEM_SIZE[t.dtype] for t in self.store.table(component))
         return total
+
+
+def _foretold(step: Step) -> Artifact | None:
+    """Return what is known of something that is not made yet, where its method's settings decide its facts."""
+    signature = step.node.target.signature
+    found = method(signature.name)
+    tell = getattr(found.module, "facts", None)
+    if tell is None:
+        return None
+    return Artifact(signature.makes, facts=tell(found.table.model_validate(step.node.target.raw)))
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:

@@ -24,12 +24,14 @@ class Takes:
     reads: the components that the action's result depends on, by how their names begin; ("",) is every one.
     facts: the facts that it depends on.
     moves: the components (with the facts that belong to them) that go over into the result as they are.
+    also: further kinds that serve.
     """
 
     kind: str
     reads: tuple[str, ...] = ("",)
     facts: tuple[str, ...] = ALL
     moves: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

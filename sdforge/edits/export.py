@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 from pydantic import Field
 
+from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.formats.diffusers_folder import folder_files, weight_file
-from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
+from sdforge.formats.embedding import (
+    ENCODERS,
+    GUIDANCE,
+    KEY,
+    OPPOSITE,
+    POLARITY,
+    TOKEN,
+    negative_word,
+    words_of,
+)
 from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
+from sdforge.formats.own import own_metadata, own_names
+from sdforge.formats.pickled import Pickled, write_pickle
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
-from sdforge.formats.tokenizer import tokenizer_files
+from sdforge.formats.tokenizer import stands_in, tokenizer_files
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
+from sdforge.store.files import sha256_of
 
 VERSION = 1
 MAKES = "files"
@@ -31,8 +44,21 @@ PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
+PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
-Form = Literal["checkpoint", "diffusers", "loras", "embeddings"]
+Form = Literal[
+    "checkpoint",
+    "diffusers",
+    "loras",
+    "embeddings",
+    "embeddings_diffusers",
+    "embeddings_pt",
+    "custom",
+    "hypernetworks",
+    "hypernetworks_pt",
+    "image_embeddings",
+    "aesthetics",
+]
 
 
 @final
@@ -42,14 +68,21 @@ class Whole(Table):
 
 @final
 class Export(Table):
-    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), `loras` and `embeddings` (files of their own).
+    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    Title, description, licence and triggers reach the files' metadata and nothing else.
+    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings_diffusers` name the word by the
+    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `_pt` is a pickle, as A1111 writes it.
+    Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint")]
     loras: Annotated[dict[Reference, Whole], Takes("lora")] = Field({})
     embeddings: Annotated[dict[Reference, Whole], Takes("embedding")] = Field({})
+    custom: Annotated[dict[Reference, Whole], Takes("custom")] = Field({})
+    hypernetworks: Annotated[dict[Reference, Whole], Takes("hypernetwork")] = Field({})
+    image_embeddings: Annotated[dict[Reference, Whole], Takes("image_embedding")] = Field({})
+    aesthetics: Annotated[dict[Reference, Whole], Takes("aesthetic")] = Field({})
+    sidecars: Annotated[dict[Reference, Whole], Takes(SIDECARS[0], also=SIDECARS[1:])] = Field({})
     forms: list[Form] = Field([])
     title: str = ""
     description: str = ""
@@ -62,18 +95,25 @@ class Export(Table):
 TABLE = Export
 
 
+def advise(table: Export, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """A word for the negative prompt does nothing until it stands there."""
+    found = []
+    for name, embedding in zip(table.embeddings, inputs.get("embeddings", []), strict=True):
+        word = negative_word(embedding.facts) if embedding else ""
+        if word and not stands_in(word, table.negative_prompt):
+            sentence = f"`{name}` makes the word {word!r} for negative prompts, and `negative_prompt` does not name it"
+            hint = f'[preset] negative_prompt = "{", ".join(filter(None, [table.negative_prompt, word]))}"'
+            found.append((f"embeddings.{name}", "negative", sentence, hint, True))
+    return found
+
+
 def run(order: Order, report: Callable[..., None]) -> Outcome:
     """Write the files into the work folder; they are named apart from people's names, which are no part of them."""
     writing = _Writing(order)
-    forms = order.settings["forms"]
-    for done, form in enumerate(forms):
+    forms = {form: FORMS[form] for form in order.settings["forms"]} | {"sidecars": _Writing.sidecars}
+    for done, (form, write) in enumerate(forms.items()):
         report(step=done, steps=len(forms), note=form)
-        {
-            "checkpoint": writing.single_file,
-            "diffusers": writing.diffusers,
-            "loras": writing.loras,
-            "embeddings": writing.embeddings,
-        }[form]()
+        write(writing)
     return Outcome(files=writing.files)
 
 
@@ -102,6 +142,12 @@ class _Writing:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
         self.files[name] = [hashlib.sha256(text.encode()).hexdigest(), len(text.encode())]
+
+    def _pickle(self, name: str, value: Any) -> None:
+        path = Path(self.order.work) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_pickle(path, value)
+        self.files[name] = [sha256_of(path), path.stat().st_size]
 
     def _spec(self, architecture: str, resolution: int) -> dict[str, str]:
         """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files."""
@@ -193,19 +239,105 @@ class _Writing:
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
 
-    def embeddings(self) -> None:
+    def _words(self) -> Iterator[_Word]:
+        """Yield every word of every embedding."""
         for embedding in self.order.inputs.get("embeddings", []):
-            refs = {ref.name: ref for ref in embedding.components["embedding"]}
-            named = {KEY: refs["text_encoder"]} if len(refs) == 1 else {e: refs[c] for e, c in ENCODERS.items()}
-            metadata = {TOKEN: str(embedding.facts["token"])}
-            if "polarity" in embedding.facts:
-                metadata[POLARITY] = str(embedding.facts["polarity"])
-            self._write(
-                f"embeddings/{embedding.identity[:16]}.safetensors",
-                {name: (ref.dtype, ref.shape) for name, ref in named.items()},
-                _from(named),
-                metadata,
-            )
+            facts = embedding.facts
+            for component, word in words_of(facts).items():
+                metadata = {TOKEN: word}
+                if word == negative_word(facts):
+                    metadata[POLARITY] = "negative"
+                if "guidance" in facts:
+                    metadata[GUIDANCE] = f"{facts['guidance']:g}"
+                name = f"embeddings/{embedding.identity[:16]}{OPPOSITE if component == 'negative' else ''}"
+                yield _Word(word, name, {ref.name: ref for ref in embedding.components[component]}, metadata)
+
+    def embeddings(self) -> None:
+        for word in self._words():
+            self._write(f"{word.file}.safetensors", *_laid_out(word.named), word.metadata)
+
+    def embeddings_diffusers(self) -> None:
+        """One file for each text encoder, the word as the tensor's name, as diffusers' own training writes them."""
+        facts = self.checkpoint.facts
+        spec = self._spec(f"{self.family.spec(facts)}/textual-inversion", self.family.fact(facts, "resolution"))
+        for word in self._words():
+            for encoder, ref in sorted(word.rows.items()):
+                ending = encoder.removeprefix("text_encoder")
+                metadata = {**spec, **word.metadata, "modelspec.trigger_phrase": word.word}
+                self._write(f"{word.file}.diffusers{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
+
+    def embeddings_pt(self) -> None:
+        """A1111's form, of one text encoder; of two it takes what others write into safetensors."""
+        for word in self._words():
+            tensors = {name: Pickled(ref.dtype, ref.shape, ref.chunks) for name, ref in word.named.items()}
+            stated: dict[str, Any] = dict(tensors)
+            if len(tensors) == 1:
+                stated = {
+                    "string_to_token": {"*": PLACEHOLDER},
+                    "string_to_param": {"*": tensors[KEY]},
+                    "name": word.word,
+                    "step": None,
+                    "sd_checkpoint": None,
+                    "sd_checkpoint_name": None,
+                }
+            self._pickle(f"{word.file}.pt", stated)
+
+    def _own(self, role: str) -> None:
+        """Files of kinds for which no other program has a form."""
+        for given in self.order.inputs.get(role, []):
+            named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
+            metadata = own_metadata(given.kind, self.family.name, given.facts)
+            self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
+
+    def custom(self) -> None:
+        self._own("custom")
+
+    def hypernetworks(self) -> None:
+        self._own("hypernetworks")
+
+    def image_embeddings(self) -> None:
+        self._own("image_embeddings")
+
+    def aesthetics(self) -> None:
+        self._own("aesthetics")
+
+    def sidecars(self) -> None:
+        self._own("sidecars")
+
+
+class _Word(NamedTuple):
+    """A word of an embedding: its file's name without ending, text encoder → rows, and what the file states."""
+
+    word: str
+    file: str
+    rows: dict[str, Ref]
+    metadata: dict[str, str]
+
+    @property
+    def named(self) -> dict[str, Ref]:
+        """The rows by the names that programs know."""
+        if len(self.rows) == 1:
+            return {KEY: self.rows["text_encoder"]}
+        return {key: self.rows[encoder] for key, encoder in ENCODERS.items()}
+
+
+FORMS: dict[str, Callable[[_Writing], None]] = {
+    "checkpoint": _Writing.single_file,
+    "diffusers": _Writing.diffusers,
+    "loras": _Writing.loras,
+    "embeddings": _Writing.embeddings,
+    "embeddings_diffusers": _Writing.embeddings_diffusers,
+    "embeddings_pt": _Writing.embeddings_pt,
+    "custom": _Writing.custom,
+    "hypernetworks": _Writing.hypernetworks,
+    "image_embeddings": _Writing.image_embeddings,
+    "aesthetics": _Writing.aesthetics,
+}
+
+
+def _laid_out(refs: dict[str, Ref]) -> tuple[dict[str, tuple[str, tuple[int, ...]]], Callable[[str], Iterable[bytes]]]:
+    """Return what a file needs of tensors that are written as they are: their shapes, and their bytes by name."""
+    return {name: (ref.dtype, ref.shape) for name, ref in refs.items()}, _from(refs)
 
 
 def _from(refs: dict[str, Ref]) -> Callable[[str], Iterable[bytes]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, final
 
 from pydantic import Field
 
 from sdforge.artifact import Tensor
 from sdforge.errors import UsageError
 from sdforge.families import Family
+from sdforge.formats.embedding import words_of
 from sdforge.formula import Input, Plan, computed, passes, target_dtype
 from sdforge.settings import Reference, Table, Takes, Target
 
@@ -24,14 +25,17 @@ ROWS = "text_model.embeddings.token_embedding.weight"
 class Place(Table):
     """Where an embedding goes: behind the vocabulary, or over one-token words that are lost by it."""
 
-    over: list[str] = Field([], max_length=64, description="words to overwrite, one for each vector")
+    over: list[str] = Field(
+        [], max_length=128, description="words to overwrite, one for each vector (a negative word's come last, or none)"
+    )
 
 
 @final
 class Insert(Target):
     """Append rows to the token table (and the word to the tokenizer), or overwrite rows of existing words.
 
-    Appended words exist in diffusers folders; a single file has no room for them and gets a file beside it.
+    An embedding with a word for the negative prompt brings both words. Appended words exist in diffusers folders; a
+    single file has no room for them and gets a file beside it.
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("text_encoder", "tokenizer"), ("tokens",))]
@@ -41,6 +45,18 @@ class Insert(Target):
 TABLE = Insert
 
 
+class _Word(NamedTuple):
+    """A word with its rows (text encoder → tensor), and the words that they overwrite: as many, or none."""
+
+    word: str
+    rows: dict[str, Tensor]
+    over: list[str]
+
+    @property
+    def vectors(self) -> int:
+        return next(iter(self.rows.values())).shape[0]
+
+
 def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:  # noqa: ARG001 -- the widths say it
     """Return the new token tables. Raises UsageError for widths or words that do not fit."""
     (checkpoint,) = inputs["checkpoint"]
@@ -48,26 +64,44 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     tokens: Any = checkpoint.artifact.facts.get("tokens", [])
     known = [word for word, _ in tokens]
     _refuse_twice([word.lower() for each in embeddings for word in each.use.get("over", [])])
+    words = [word for each in embeddings for word in _words(each)]
     appended: list[Any] = []
-    for each in embeddings:
-        word = str(each.artifact.facts["token"])
-        if word in known:
-            raise UsageError(f"the word {word!r} is inserted twice", hint="give one of the embeddings another token")
-        known.append(word)
-        if not each.use.get("over"):
-            _refuse_word(word, checkpoint)
-            count = next(iter(each.tensors("embedding").values())).shape[0]
-            appended.append([word, count])
+    for each in words:
+        if each.word in known:
+            raise UsageError(
+                f"the word {each.word!r} is inserted twice", hint="give one of the embeddings another token"
+            )
+        known.append(each.word)
+        if not each.over:
+            _refuse_word(each.word, checkpoint)
+            appended.append([each.word, each.vectors])
     result = Plan()
     encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
     for encoder in encoders:
         result.components[encoder] = [
-            _inserted(table, checkpoint, encoder, tensor, embeddings) if tensor.name == ROWS else passes(tensor)
+            _inserted(table, checkpoint, encoder, tensor, words) if tensor.name == ROWS else passes(tensor)
             for tensor in checkpoint.tensors(encoder).values()
         ]
     if appended:
         result.facts["tokens"] = [*tokens, *appended]
     return result
+
+
+def _words(embedding: Input) -> list[_Word]:
+    """Return the words of an embedding; those to overwrite go to them in turn, and need not reach the negative one."""
+    named = words_of(embedding.artifact.facts)
+    found = [_Word(word, embedding.tensors(component), []) for component, word in named.items()]
+    over: list[str] = list(embedding.use.get("over", []))
+    if not over:
+        return found
+    counts = [word.vectors for word in found]
+    if len(over) not in (counts[0], sum(counts)):
+        either = f"{counts[0]} vectors" + (f" (and {counts[1]} of its negative word)" if counts[1:] else "")
+        raise UsageError(f"the embedding has {either}, and {len(over)} words are named to be overwritten")
+    starts = [0, *counts]
+    return [
+        word._replace(over=over[start : start + word.vectors]) for word, start in zip(found, starts[:-1], strict=True)
+    ]
 
 
 def _refuse_twice(words: list[str]) -> None:
@@ -85,37 +119,31 @@ def _refuse_word(word: str, checkpoint: Input) -> None:
         )
 
 
-def _inserted(table: Insert, checkpoint: Input, encoder: str, tensor: Tensor, embeddings: list[Input]) -> Any:
-    taken = {id(each): each.tensors("embedding").get(encoder) for each in embeddings}
+def _inserted(table: Insert, checkpoint: Input, encoder: str, tensor: Tensor, words: list[_Word]) -> Any:
     inputs, places, total = [tensor], [], tensor.shape[0]
-    for each in embeddings:
-        rows = taken[id(each)]
-        word = each.artifact.facts["token"]
+    for each in words:
+        rows = each.rows.get(encoder)
         if rows is None:
-            raise UsageError(f"the embedding {word!r} has no rows for {encoder}")
+            raise UsageError(f"the embedding {each.word!r} has no rows for {encoder}")
         if rows.shape[1] != tensor.shape[1]:
             raise UsageError(
-                f"the embedding {word!r} is {rows.shape[1]} numbers wide, the checkpoint's words are {tensor.shape[1]}",
+                f"the embedding {each.word!r} is {rows.shape[1]} numbers wide, the checkpoint's words are "
+                f"{tensor.shape[1]}",
                 hint="it was made for another family",
             )
         inputs.append(rows)
-        over = each.use.get("over", [])
-        places.append(_ids(over, rows.shape[0], checkpoint))
-        total += 0 if over else rows.shape[0]
+        places.append(_ids(each.over, checkpoint))
+        total += 0 if each.over else rows.shape[0]
     target = target_dtype(table.dtype, tensor)
     return computed("insert", VERSION, ROWS, target, (total, tensor.shape[1]), inputs, {"over": places})
 
 
-def _ids(words: list[str], count: int, checkpoint: Input) -> list[int]:
-    """Return the numbers of the words to overwrite; each must be one token, and there must be one for each row."""
-    if not words:
-        return []
+def _ids(words: list[str], checkpoint: Input) -> list[int]:
+    """Return the numbers of the words to overwrite; each must be one token."""
     vocabulary = checkpoint.tokenizer().get("vocab", {})
     missing = [word for word in words if f"{word.lower()}</w>" not in vocabulary]
     if missing:
         raise UsageError(f"{missing[0]!r} is not one token of the checkpoint's tokenizer", hint="choose another word")
-    if len(words) != count:
-        raise UsageError(f"the embedding has {count} vectors, and {len(words)} words are named to be overwritten")
     return [vocabulary[f"{word.lower()}</w>"] for word in words]
 
 

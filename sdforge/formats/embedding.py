@@ -1,11 +1,13 @@
 """Textual-inversion embeddings in safetensors: read F3 (diffusers), F4 (`emb_params`) and F6 (`clip_l`); write F4.
 
-Canonical: one tensor per text encoder, named as the component (`text_encoder`), of shape (vectors, width).
+Canonical: one tensor per text encoder, named as the component (`text_encoder`), of shape (vectors, width). An
+embedding with a word for the negative prompt too has that word's rows in a component of their own, and two files.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Found, Layout
@@ -13,7 +15,8 @@ from sdforge.formats.safetensors import Header
 
 KEY = "emb_params"
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
-TOKEN, POLARITY = "sdforge.token", "sdforge.polarity"  # metadata of files that we write
+TOKEN, POLARITY, GUIDANCE = "sdforge.token", "sdforge.polarity", "sdforge.guidance"  # metadata of files that we write
+OPPOSITE = "-neg"  # behind the name of the file with the rows of a word for the negative prompt
 FAMILY_OF_WIDTH = {768: "sd15"}  # widths that say more than they hide; other files take the family of the recipe
 
 
@@ -48,3 +51,14 @@ def read(path: Path, header: Header | None) -> Layout:
         layout.facts["polarity"] = "negative"
     layout.notes["vectors"] = counts.pop()
     return layout
+
+
+def words_of(facts: dict[str, Any]) -> dict[str, str]:
+    """Return the component of an embedding → the word whose rows it holds."""
+    words = {"embedding": str(facts["token"])}
+    return words | ({"negative": str(facts["negative"])} if "negative" in facts else {})
+
+
+def negative_word(facts: dict[str, Any]) -> str:
+    """Return the word of an embedding that belongs into the negative prompt, or ""."""
+    return str(facts["token"]) if facts.get("polarity") == "negative" else str(facts.get("negative", ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def read_padding(folder: Path, files: list[Path]) -> str:
                     files.append(path)
                 return word
     return ""
+
+
+def alone(word: str) -> str:
+    """Return a pattern for a word that is no part of another one."""
+    return rf"(?<!\w){re.escape(word)}(?!\w)"
+
+
+def stands_in(word: str, prompt: str) -> bool:
+    """Say whether a prompt names a word."""
+    return re.search(alone(word), prompt) is not None
 
 
 def tokenizer_identity(tokenizer: dict[str, Any]) -> str:

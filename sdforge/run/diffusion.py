@@ -56,13 +56,24 @@ class TokenTable(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(table_VD, requires_grad=False)
         self.rows: nn.Parameter | None = None
+        self.further = nn.ParameterList()  # behind those
+
+    def append(self, rows_ND: Tensor) -> nn.Parameter:
+        """Put rows behind all that is there; return them as what may be trained, in fp32."""
+        rows = nn.Parameter(rows_ND.detach().float().clone())
+        if self.rows is None:
+            self.rows = rows
+        else:
+            self.further.append(rows)
+        return rows
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         last = self.weight.shape[0] - 1
         found = functional.embedding(ids_BL.clamp_max(last), self.weight)
         if self.rows is None:
             return found
-        learned = functional.embedding((ids_BL - last - 1).clamp_min(0), self.rows)
+        rows_ND = torch.cat([self.rows, *self.further]) if len(self.further) else self.rows
+        learned = functional.embedding((ids_BL - last - 1).clamp_min(0), rows_ND)
         return torch.where((ids_BL > last)[..., None], learned.to(found.dtype), found)
 
 

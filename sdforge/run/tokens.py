@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.formats.tokenizer import END, LENGTH, START, tokenizer_files
+from sdforge.formats.tokenizer import END, LENGTH, START, alone, tokenizer_files
 
 
 class Words:
@@ -41,7 +41,7 @@ class Words:
             raise UsageError(f"the tokenizer has no {padding!r}, with which the checkpoint's prompts are filled")
         ids: list[int] = []
         words = sorted(self._rows, key=len, reverse=True)
-        pattern = "|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words)
+        pattern = "|".join(map(alone, words))
         parts = re.split(f"({pattern})", prompt) if words else [prompt]
         for part in parts:
             ids += self._rows.get(part) or self._tokenizer(part, add_special_tokens=False).input_ids
@@ -51,3 +51,8 @@ class Words:
     def plain(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens, without start and end."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def swapped(prompt: str, word: str, other: str) -> str:
+    """Return a prompt with another word wherever this one stands by itself."""
+    return re.sub(alone(word), lambda _: other, prompt)

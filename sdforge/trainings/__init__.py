@@ -1,8 +1,10 @@
 """Trainings: a folder is a training method, and holds only what is particular to it.
 
 `__init__.py` has `TABLE` (its settings, derived from `Training`), `VERSION` and `MAKES`; `adapter.py` has `begin(…)`,
-which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all. No
-training names a family; what it needs to know of one it asks the loaded `Diffusion`.
+which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
+method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
+what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
+before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then.
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.artifact import Artifact
+from sdforge.families import family
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
 Pictures = Annotated[Reference, Takes("dataset")]
 Prior = Annotated[Reference | SkipJsonSchema[None], Takes("dataset")]
 Optimizer = Literal["adamw", "adamw8bit", "schedule_free"]
+Token = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s,()\[\]{}:|]+$")]
+Advice = tuple[str, str, str, str, bool]  # role, code, sentence, hint, whether it is a warning
 
 
 class Training(Seeded):
@@ -66,12 +71,9 @@ class Training(Seeded):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")
 
 
-Advice = list[tuple[str, str, str, str, bool]]  # role, code, sentence, hint, whether it is a warning
-
-
-def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> Advice:
+def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
     """Return what cannot work, or hardly, in any training: mistakes and warnings."""
-    found: Advice = []
+    found: list[Advice] = []
     on = next(iter(inputs.get("on", [])), None)
     if on is not None and on.facts.get("zero_terminal_snr") and on.facts.get("prediction", "epsilon") == "epsilon":
         sentence = f"`{table.on}` ends in pure noise (zero terminal SNR), of which ε says nothing"
@@ -85,3 +87,23 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> Advice:
         sentence = f'schedule_free has no use for a schedule = "{table.schedule}"'
         found.append(("on", "schedule", sentence, 'schedule = "constant"', True))
     return found
+
+
+def never_named(token: str, dataset: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """Refuse pictures of which no caption names a word that is to be learned."""
+    (pictures,) = inputs["dataset"]
+    captions = [row[1] for row in pictures.notes["rows"]] if pictures else []
+    if any(token in caption for caption in captions):
+        return []
+    sentence = f"no caption of `{dataset}` names the token {token!r}"
+    hint = f'write {{trigger}} in the captions, and trigger = "{token}" in the data set'
+    return [("dataset", "token", sentence, hint, False)]
+
+
+def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """Refuse a checkpoint on which classifier-free guidance does nothing."""
+    (checkpoint,) = inputs["on"]
+    if checkpoint is None or not checkpoint.family or family(checkpoint.family).guided(checkpoint.facts):
+        return []
+    sentence = f"{what} works through classifier-free guidance, which does nothing on `{on}`"
+    return [("on", "guidance", sentence, "take the checkpoint that it was distilled from", False)]

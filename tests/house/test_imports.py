@@ -24,6 +24,7 @@ FLOORS = (
     {"project", "graph", "lock"},
     {"plan", "sources", "outputs"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
+    {"sidecars"},
     {"executors", "build"},
     {"commands", "looking", "housekeeping"},
     {"cli"},
@@ -108,7 +109,9 @@ def test_nothing_imports_what_only_stands_beside_it(name: str) -> None:
     assert not tops & {"tests", "demo", "benchmarks", "pytest", "hypothesis"}
 
 
-@pytest.mark.parametrize("name", [m for m in MODULES if not m.startswith("sdforge.run") and not m.endswith(ADAPTERS)])
+@pytest.mark.parametrize(
+    "name", [m for m in MODULES if not m.startswith(("sdforge.run", "sdforge.sidecars")) and not m.endswith(ADAPTERS)]
+)
 def test_no_module_above_the_line_imports_heavy_libraries(name: str) -> None:
     tops = {each.partition(".")[0] for each in imported(MODULES[name], lazily=False)}
     assert not tops & set(HEAVY)

@@ -9,6 +9,7 @@ from typing import Any
 from sdforge.method import method
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.train import run_training
+from sdforge.settings import Seeded
 from sdforge.store.files import sha256_of
 from tests.families.workbench import Taken
 
@@ -33,10 +34,14 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
         "batch": 2,
         "steps": 6,
         "warmup": 0,
+        "token": "<toy>",
+        "image": "drawing",
+        "prompt": "a red cat",
     }
-    if name == "textual_inversion":
-        fixed["token"] = "<toy>"
-    return method(name).table.model_validate(fixed | changes).settings() | {"seed": SEED}
+    table = method(name).table
+    own = {key: value for key, value in fixed.items() if key in table.model_fields}
+    seed = {"seed": SEED} if issubclass(table, Seeded) else {}
+    return table.model_validate(own | changes).settings() | seed
 
 
 def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> Order:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
 from sdforge.artifact import Artifact
-from sdforge.settings import Positive
-from sdforge.trainings import Training
+from sdforge.settings import NotNegative, Positive, Since
+from sdforge.trainings import Advice, Token, Training, never_named
 
 VERSION = 1
 MAKES = "embedding"
-
-Token = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s,()\[\]{}:|]+$")]
 
 
 @final
@@ -27,6 +25,9 @@ class TextualInversion(Training):
     token: Token = Field(description="the new word, as prompts will write it")
     vectors: int = Field(4, ge=1, le=64, description="rows of the embedding: that many of 75 prompt tokens")
     init: str = Field("", max_length=256, description="words whose rows the new ones start from, cycled; empty: noise")
+    longest: Annotated[NotNegative, Since(2, 0.0)] = Field(
+        0.0, description="largest norm of a row, in medians of the table's; 0: no limit"
+    )
     learning_rate: Positive = Field(5e-3, description="of AdamW, after the warm-up")
     steps: int = Field(2000, ge=1, le=1_000_000, description="updates of the rows")
     warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
@@ -37,19 +38,11 @@ class TextualInversion(Training):
 TABLE = TextualInversion
 
 
-def advise(table: TextualInversion, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
-    """Captions that never name the token teach it nothing; (role, code, sentence, hint, whether it is a warning)."""
-    (dataset,) = inputs["dataset"]
-    captions = [row[1] for row in dataset.notes["rows"]] if dataset else []
-    if any(table.token in caption for caption in captions):
-        return []
-    name = f"no caption of `{table.dataset}` names the token {table.token!r}"
-    return [
-        (
-            "dataset",
-            "token",
-            name,
-            f'write {{trigger}} in the captions, and trigger = "{table.token}" in the data set',
-            False,
-        )
-    ]
+def facts(table: TextualInversion) -> dict[str, Any]:
+    """Return what is known of the embedding before it is trained."""
+    return {"token": table.token} | ({"polarity": "negative"} if table.polarity == "negative" else {})
+
+
+def advise(table: TextualInversion, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """Captions that never name the token teach it nothing."""
+    return never_named(table.token, table.dataset, inputs)
