@@ -81,12 +81,12 @@ def common(family: Family, given: Given, device: torch.device, precision: torch.
         zero_terminal_snr=family.fact(facts, "zero_terminal_snr"),
     )
     encoders = {
-        name: _text_encoder(configs[name], given.components[name], device, projected=_projects(given, name))
+        name: load_text_encoder(configs[name], given.components[name], device, projected=_projects(given, name))
         for name in family.text_encoders
     }
     image_encoder = None
     if "image_encoder" in configs:
-        image_encoder = vision_model(configs["image_encoder"], given.components["image_encoder"], device)
+        image_encoder = load_image_encoder(configs["image_encoder"], given.components["image_encoder"], device)
     return {
         "family": family,
         "facts": facts,
@@ -116,7 +116,7 @@ def _filled(network: nn.Module, tensors: dict[str, Tensor], device: torch.device
     return network.to(device).eval().requires_grad_(False)
 
 
-def _text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
+def load_text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
     """Build a text encoder. transformers since 5.6 leaves `text_model.` out of the one without projection."""
     tensors = load_component(refs, torch.float32)
     with torch.device("meta"):
@@ -129,7 +129,7 @@ def _text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device,
     return _filled(network, tensors, device)
 
 
-def vision_model(config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
+def load_image_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
     """Build a CLIP vision model with its projection, frozen."""
     tensors = load_component(refs, torch.float32)
     with torch.device("meta"):
