@@ -95,7 +95,7 @@ class Method:
             kind="formula" if formula else "moves" if moves else "content",
             seeded=issubclass(self.table, Seeded),
             pinned=getattr(self.module, "PINNED", True),
-            code={"loop": LOOP_VERSION} if self.group == "trainings" else {},
+            code=getattr(self.module, "CODE", {"loop": LOOP_VERSION} if self.group == "trainings" else {}),
             roles=roles,
         )
 
@@ -231,6 +231,15 @@ def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
     if wrong:
         raise SettingErrors(list(wrong.values()))
     return found
+
+
+def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
+    """Return every (component, block) that a pattern matches. Raises SettingErrors if there is none."""
+    places = block_places(family)
+    matched = [place for place in places if block_matches(pattern, *place)]
+    if not matched:
+        raise SettingErrors([_unmatched(pattern, places, family)])
+    return matched
 
 
 def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:

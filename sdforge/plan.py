@@ -192,7 +192,7 @@ class Planner:
                 continue
             if artifact is None:
                 continue
-            if artifact.family and artifact.family != recipe.family:
+            if not family(recipe.family).takes(artifact.kind, artifact.family):
                 theirs, ours = family(artifact.family).title, family(recipe.family).title
                 self._misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours}")
             for key, value in artifact.notes.get("widths", {}).items():

@@ -44,6 +44,7 @@ PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
+DIFFUSERS = ".diffusers"  # behind the name of the file of an embedding as diffusers writes them
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
@@ -264,7 +265,7 @@ class _Writing:
             for encoder, ref in sorted(word.rows.items()):
                 ending = encoder.removeprefix("text_encoder")
                 metadata = {**spec, **word.metadata, "modelspec.trigger_phrase": word.word}
-                self._write(f"{word.file}.diffusers{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
+                self._write(f"{word.file}{DIFFUSERS}{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
 
     def embeddings_pt(self) -> None:
         """A1111's form, of one text encoder; of two it takes what others write into safetensors."""

@@ -52,9 +52,12 @@ class Family(ABC):
     pipeline: ClassVar[str]  # the class of diffusers that runs it
     classes: ClassVar[dict[str, tuple[str, str]]]  # part of a diffusers folder → its library and class
     index: ClassVar[dict[str, Json]]  # what `model_index.json` says beside classes
+    unsaid: ClassVar[tuple[str, ...]]  # facts that differ between real checkpoints, and that no tensor tells
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
+    adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
+    context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
     architecture_v: ClassVar[str]  # the same of those that predict v
 
@@ -108,6 +111,13 @@ class Family(ABC):
         """The U-Net's tensors that make keys and values of the conditioning; none where it has no separate ones."""
         ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
         return tuple(n.canonical for n in self.names() if n.component == "unet" and n.canonical.endswith(ends))
+
+    def takes(self, kind: str, name: str) -> bool:
+        """Say whether an artifact of a kind fits that was made for the family `name` (empty: for none in particular).
+
+        Networks are a family's own; what adapts them may be meant for another's.
+        """
+        return name in ("", self.name) or (kind != "checkpoint" and name in self.adapters_of)
 
     def guided(self, facts: dict[str, Json]) -> bool:
         """Say whether classifier-free guidance means something: it does not where a base was distilled without."""

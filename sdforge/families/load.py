@@ -70,8 +70,8 @@ def common(family: Family, given: Given, device: torch.device, precision: torch.
     if family.text_encoders and not given.vocabulary:
         raise UsageError(
             "the checkpoint has no tokenizer, as single files have none",
-            hint="take the text encoder and tokenizer of a diffusers folder with [swap.NAME], "
-            "or put a folder `tokenizer` with vocab.json and merges.txt beside the file",
+            hint="name a diffusers folder of this family, or CLIP's tokenizer folder (vocab.json and merges.txt, as in "
+            "openai/clip-vit-large-patch14), as a source, and take its words: [swap.NAME] with `tokenizer = …`",
         )
     configs, facts = family.configs(given.facts, given.shapes()), given.facts
     schedule = scaled_linear(

@@ -151,7 +151,6 @@ class StableDiffusion(Family):
     depths: ClassVar[tuple[int, ...]]  # transformer blocks at each level of the U-Net, 0: no attention
     linear: ClassVar[bool]  # whether what stands around those blocks are matrices, not 1×1 convolutions
     label: ClassVar[str]  # what diffusers calls the layers for a vector that concerns the whole picture
-    context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     encoders: ClassVar[tuple[TextEncoder, ...]]
     images: ClassVar[ImageEncoder | None]
     unused: ClassVar[dict[str, str]]  # how further tensors of a single file begin → why they are read over

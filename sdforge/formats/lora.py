@@ -37,7 +37,7 @@ def family_with(modules: Iterable[str]) -> Family | None:
 
 def lora_layout(path: Path, found: Family, pairs: dict[str, Pair]) -> Layout:
     """Return the layout of a LoRA file: `pairs` maps canonical modules to their factors. Raises UsageError."""
-    layout = Layout("lora", found.name, [path])
+    layout = Layout("lora", _meant(found, pairs), [path])
     alphas = {}
     for module, pair in pairs.items():
         rank = pair.down.shape[0]
@@ -54,6 +54,18 @@ def lora_layout(path: Path, found: Family, pairs: dict[str, Pair]) -> Layout:
     layout.notes["widths"] = {"context": contexts.pop()} if len(contexts) == 1 else {}
     layout.notes["rank"] = max(ranks.values(), default=0)
     return layout
+
+
+def _meant(found: Family, pairs: dict[str, Pair]) -> str:
+    """Return the family that a LoRA is for, or nothing where several have all its modules and no width tells which."""
+    fits = [each for each in families() if pairs.keys() <= each.modules()]
+    around = {m: len(p.down.shape) == 4 for m, p in pairs.items() if m.endswith((".proj_in", ".proj_out"))}
+    fits = [each for each in fits if all(each.is_conv(module) == conv for module, conv in around.items())] or [found]
+    contexts = {p.down.shape[1] for m, p in pairs.items() if m.endswith(("attn2.to_k", "attn2.to_v"))}
+    fits = [each for each in fits if {each.context} == contexts] or fits
+    # a family that takes another's LoRAs leaves the name to that one
+    names = [each.name for each in fits if not {other.name for other in fits} & set(each.adapters_of)]
+    return names[0] if len(names) == 1 else ""
 
 
 def alpha_fact(alphas: dict[str, float], ranks: dict[str, int]) -> dict[str, Json]:

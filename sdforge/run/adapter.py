@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,12 +60,12 @@ class Group:
 class Learned:
     """What a training saves: component → name → tensor, the artifact's facts, and the update for the sketch.
 
-    update: (name, matrix, None), or (name, up, down) for their product.
+    update: (name, matrix, None), or (name, up, down) for their product; a matrix may be made when its turn comes.
     """
 
     components: dict[str, dict[str, Tensor]]
     facts: dict[str, Any] = field(default_factory=dict)
-    update: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
+    update: Sequence[tuple[str, Tensor | Callable[[], Tensor], Tensor | None]] = ()
 
 
 class Adapter(ABC):
@@ -76,6 +77,10 @@ class Adapter(ABC):
 
     def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare
         """Look at the order's inputs before the first step. Whatever comes of it depends on contents alone."""
+
+    def caption(self, caption: str) -> str:
+        """Return what is said of a picture of the data set, by its caption there."""
+        return caption
 
     @abstractmethod
     def groups(self) -> list[Group]:

@@ -71,7 +71,7 @@ class _Training:
         self.order, self.settings, self.diffusion, self.adapter = order, settings, diffusion, adapter
         self.seed = int(order.settings["seed"])
         self.derived = Derived(order.derived)
-        learned, held_out = split(order.the("dataset"))
+        learned, held_out = ([_saying(row, adapter) for row in rows] for rows in split(order.the("dataset")))
         self.shown = [self._show(learned, self.seed, "noise", 1.0)]
         if order.inputs.get("prior"):
             # its own stream of numbers: what is learned from does not change by what is kept beside it
@@ -232,7 +232,9 @@ class _Training:
 
     def _predict(self, batch: Batch) -> Tensor:
         condition = self.adapter.condition(batch, self._text(batch.captions))
-        return self.adapter.predict(batch, condition.to(self.diffusion.device))
+        framings = [(picture.original, picture.crop, picture.size) for picture in batch.pictures]
+        condition = self.diffusion.sized(condition.to(self.diffusion.device), framings)
+        return self.adapter.predict(batch, condition)
 
     def _text(self, captions: list[str]) -> Conditioning | None:
         if self.texts:
@@ -424,6 +426,12 @@ class _Training:
         if self.chosen:
             outcome.record["fits"] = self.chosen
         return outcome
+
+
+def _saying(row: list[Any], adapter: Adapter) -> list[Any]:
+    """Return a row of the data set with the caption that the method gives it."""
+    path, sha256, caption, *rest = row
+    return [path, sha256, adapter.caption(caption), *rest]
 
 
 def _joined(batches: list[Batch]) -> Batch:

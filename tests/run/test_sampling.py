@@ -11,6 +11,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
+from sdforge.families.load import WordsAlone
 from sdforge.families.sd15.load import load
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.sample import Wish, sample
@@ -58,7 +59,7 @@ def test_a_perfect_prediction_ends_at_the_picture(ours: Diffusion) -> None:
         assert torch.allclose(found, ours.decode_picture(clean).expand(2, -1, -1, -1), atol=1e-3)
 
 
-class _Knowing(Diffusion):
+class _Knowing(WordsAlone):
     """A checkpoint whose network knows the picture."""
 
     def __init__(self, clean_BCHW: Tensor, **parts: Any) -> None:

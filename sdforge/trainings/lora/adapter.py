@@ -92,7 +92,7 @@ class _Lora(Adapter):
             ranks[module] = down.shape[0]
             scaled = up * (self.alphas[module] / ranks[module])
             update.append((module, scaled, down.reshape(down.shape[0], -1)))
-        return Learned({"lora": tensors}, alpha_fact(self.alphas, ranks), update)  # type: ignore[arg-type]
+        return Learned({"lora": tensors}, alpha_fact(self.alphas, ranks), update)
 
 
 def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
