@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -239,6 +240,7 @@ class Session:
             rows = list(advise(table, inputs)) if advise else []
             rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
+            rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
@@ -381,6 +383,36 @@ def _foretold(step: Step) -> Artifact | None:
     if tell is None:
         return None
     return Artifact(signature.makes, facts=tell(found.table.model_validate(step.node.target.raw)))
+
+
+def _other_unet(plan: Plan, step: Step) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Say which null-text inversions were made with another U-Net than the one that will draw them."""
+    checkpoint = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
+    for link, _ in step.inputs:
+        maker = plan.steps.get(link.id)
+        if link.use.role != "sidecars" or maker is None or maker.node.target.signature.makes != "null_text":
+            continue
+        on = next(found for found, _ in maker.inputs if found.use.role == "on")
+        theirs, ours = _unet_maker(plan, on.id), _unet_maker(plan, checkpoint)
+        if theirs and ours and theirs != ours:
+            name = link.use.reference
+            text = f"`{name}` was inverted with another U-Net than the preset has, and comes out less like its picture"
+            hint = f'on = "{step.node.recipe.preset["checkpoint"] if step.node.recipe.preset else ""}", or no baking'
+            yield (f"sidecars.{name}", "base", text, hint, True)
+
+
+def _unet_maker(plan: Plan, identifier: str) -> str:
+    """Return what made the U-Net of a target or source, or "" while that cannot be told.
+
+    Another type of numbers makes no other U-Net.
+    """
+    while (step := plan.steps.get(identifier)) is not None:
+        identifier = step.makers.get("unet", "")
+        made = plan.steps.get(identifier)
+        if made is None or made.node.target.signature.name != "cast":
+            break
+        identifier = made.inputs[0][0].id
+    return identifier
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:

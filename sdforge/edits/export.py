@@ -57,7 +57,7 @@ Form = Literal[
     "custom",
     "hypernetworks",
     "hypernetworks-pt",
-    "image_embeddings",
+    "image-embeddings",
     "aesthetics",
 ]
 
@@ -331,7 +331,7 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
-    "image_embeddings": _Writing.image_embeddings,
+    "image-embeddings": _Writing.image_embeddings,
     "aesthetics": _Writing.aesthetics,
 }
 

@@ -290,3 +290,11 @@ def test_a_diffusers_folder_or_a_single_file_names_its_preset(folder: Path) -> N
     for path in (folder / "diffusers", folder / "toy.safetensors"):
         found: Any = load_preset(path)
         assert found.preset["preset"] == "toy"
+
+
+def test_a_picture_that_was_inverted_with_another_unet_is_noticed(made: Project, tmp_path: Path) -> None:
+    shutil.copytree(made.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    assert "`cat` was inverted with another U-Net" in project.forge("check").err
+    project.edit("bake = { style = 0.8 }\n", "")
+    assert "another U-Net" not in project.forge("check").err  # fp16 makes no other one
