@@ -393,25 +393,21 @@ def _other_unet(plan: Plan, step: Step) -> Iterator[tuple[str, str, str, str, bo
         if link.use.role != "sidecars" or maker is None or maker.node.target.signature.makes != "null_text":
             continue
         on = next(found for found, _ in maker.inputs if found.use.role == "on")
-        theirs, ours = _unet_maker(plan, on.id), _unet_maker(plan, checkpoint)
-        if theirs and ours and theirs != ours:
+        if _unet_of(plan, on.id) != _unet_of(plan, checkpoint):
             name = link.use.reference
             text = f"`{name}` was inverted with another U-Net than the preset has, and comes out less like its picture"
             hint = f'on = "{step.node.recipe.preset["checkpoint"] if step.node.recipe.preset else ""}", or no baking'
             yield (f"sidecars.{name}", "base", text, hint, True)
 
 
-def _unet_maker(plan: Plan, identifier: str) -> str:
-    """Return what made the U-Net of a target or source, or "" while that cannot be told.
-
-    Another type of numbers makes no other U-Net.
-    """
+def _unet_of(plan: Plan, identifier: str) -> str:
+    """Return the target or source from which a checkpoint has its U-Net; another type of numbers is no other one."""
     while (step := plan.steps.get(identifier)) is not None:
-        identifier = step.makers.get("unet", "")
-        made = plan.steps.get(identifier)
-        if made is None or made.node.target.signature.name != "cast":
+        method_name, roles = step.node.target.signature.name, {link.use.role for link, _ in step.inputs}
+        passes = method_name in ("insert", "cast") or (method_name == "swap" and "unet" not in roles)
+        if not passes and roles != {"checkpoint", "aesthetics"}:
             break
-        identifier = made.inputs[0][0].id
+        identifier = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
     return identifier
 
 
