@@ -36,12 +36,14 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
     }
     if name == "textual_inversion":
         fixed["token"] = "<toy>"
+    if name == "dreambooth":
+        fixed["prompt"] = "a <toy> cat"
     return method(name).table.model_validate(fixed | changes).settings() | {"seed": SEED}
 
 
 def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> Order:
     work.mkdir(parents=True, exist_ok=True)
-    how = changes.pop("how", {})
+    how, prior = changes.pop("how", {}), changes.pop("prior", None)
     return Order(
         key="",
         target="toy",
@@ -50,7 +52,7 @@ def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> 
         family="sd15",
         settings=settings(name, **changes),
         work=str(work),
-        inputs={"on": [on.given()], "dataset": [pictures]},
+        inputs={"on": [on.given()], "dataset": [pictures], **({"prior": [prior]} if prior else {})},
         states=str(work / "states"),
         derived=str(work / "derived"),
         how={"device": "cpu", "threads": 1, **how},

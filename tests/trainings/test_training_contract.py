@@ -23,7 +23,10 @@ from sdforge.trainings import Training
 from tests.families.workbench import Taken, digest
 from tests.run.order import order, settings, train
 
-TRAININGS = sorted(name for name, group in method_groups().items() if group == "trainings")
+TRAININGS = sorted(
+    name for name, group in method_groups().items() if group == "trainings" and issubclass(method(name).table, Training)
+)
+DRAWN = ("lora", "textual_inversion")  # whose parameters start from random numbers
 EACH = pytest.mark.parametrize("name", TRAININGS)
 CAPTIONS = ["a red <toy> cat", "a house"]
 
@@ -53,7 +56,7 @@ def said(diffusion: Diffusion, adapter: Adapter, captions: list[str] = CAPTIONS)
 
 
 def test_the_trainings_that_recipes_rely_on_are_found_in_the_folder() -> None:
-    assert {"lora", "textual_inversion"} <= set(TRAININGS)
+    assert {"dreambooth", "fine_tune", "lora", "textual_inversion"} <= set(TRAININGS)
 
 
 @EACH
@@ -107,7 +110,7 @@ def test_only_what_is_declared_trainable_moves(name: str, toy: Taken) -> None:
         optimizer.step()
     assert {n: digest(everything[n]) for n in frozen} == frozen
     assert all(digest(p) != start[n] for n, p in declared.items())
-    assert len(frozen) >= 900
+    assert len(frozen) >= 280  # VAE and text encoder at the least
 
 
 @EACH
@@ -130,7 +133,8 @@ def test_the_start_depends_on_the_seed_alone(name: str, toy: Taken) -> None:
         adapter = module_of("trainings", f"{name}.adapter").begin(wanted, diffusion)
         starts.append({n: digest(p) for n, p in parameters(adapter).items()})
     torch.random.set_rng_state(state)
-    assert starts[0] == starts[1] != starts[2]
+    assert starts[0] == starts[1]
+    assert (starts[1] != starts[2]) == (name in DRAWN)
 
 
 @EACH
