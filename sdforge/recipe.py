@@ -361,13 +361,11 @@ class _Reading:
 
     def _refuse_twice(self, preset: Any) -> None:
         for i, name in enumerate(preset.sidecars):
+            place, hint = ("preset", "sidecars", i), "it would act twice"
             if name in preset.bake:
-                hint = "leave it out of one of them, or it would act twice"
-                self.wrong(
-                    "setting", f"`{name}` is baked and a sidecar", "preset", "sidecars", i, hint=hint, value=True
-                )
+                self.wrong("setting", f"`{name}` is baked and a sidecar", *place, hint=hint, value=True)
             elif name in preset.sidecars[:i]:
-                self.wrong("setting", f"`{name}` is a sidecar twice", "preset", "sidecars", i, value=True)
+                self.wrong("setting", f"`{name}` is a sidecar twice", *place, hint=hint, value=True)
 
     def _behind(self, preset: Any) -> tuple[dict[str, list[str]], list[str]]:
         """What lies behind the preset in this recipe: export's roles → what targets made, and bases."""

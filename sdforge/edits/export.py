@@ -44,6 +44,7 @@ PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
+DIFFUSERS = ".diffusers"  # behind the name of the file of an embedding as diffusers writes them
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
@@ -51,11 +52,11 @@ Form = Literal[
     "diffusers",
     "loras",
     "embeddings",
-    "embeddings_diffusers",
-    "embeddings_pt",
+    "embeddings-diffusers",
+    "embeddings-pt",
     "custom",
     "hypernetworks",
-    "hypernetworks_pt",
+    "hypernetworks-pt",
     "image_embeddings",
     "aesthetics",
 ]
@@ -70,8 +71,8 @@ class Whole(Table):
 class Export(Table):
     """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings_diffusers` name the word by the
-    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `_pt` is a pickle, as A1111 writes it.
+    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings-diffusers` name the word by the
+    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `-pt` is a pickle, as A1111 writes it.
     Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
@@ -264,7 +265,7 @@ class _Writing:
             for encoder, ref in sorted(word.rows.items()):
                 ending = encoder.removeprefix("text_encoder")
                 metadata = {**spec, **word.metadata, "modelspec.trigger_phrase": word.word}
-                self._write(f"{word.file}.diffusers{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
+                self._write(f"{word.file}{DIFFUSERS}{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
 
     def embeddings_pt(self) -> None:
         """A1111's form, of one text encoder; of two it takes what others write into safetensors."""
@@ -326,8 +327,8 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "diffusers": _Writing.diffusers,
     "loras": _Writing.loras,
     "embeddings": _Writing.embeddings,
-    "embeddings_diffusers": _Writing.embeddings_diffusers,
-    "embeddings_pt": _Writing.embeddings_pt,
+    "embeddings-diffusers": _Writing.embeddings_diffusers,
+    "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
     "image_embeddings": _Writing.image_embeddings,

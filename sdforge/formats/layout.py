@@ -18,7 +18,17 @@ from sdforge.errors import UsageError
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.identity import Json
 
-READERS = ("diffusers_folder", "tokenizer", "single_file", "kohya", "diffusers_lora", "null_text", "embedding")
+READERS = (
+    "diffusers_folder",
+    "clip_folder",
+    "tokenizer",
+    "single_file",
+    "kohya",
+    "diffusers_lora",
+    "null_text",
+    "own",
+    "embedding",
+)
 
 
 class Found(NamedTuple):

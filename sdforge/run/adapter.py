@@ -73,6 +73,7 @@ class Adapter(ABC):
 
     diffusion: Diffusion
     text_is_frozen: bool = True  # then what captions say is encoded once
+    reads_captions: bool = True  # else nothing of them is encoded
 
     def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare
         """Look at the order's inputs before the first step. Whatever comes of it depends on contents alone."""

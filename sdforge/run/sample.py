@@ -28,7 +28,7 @@ class Wish(NamedTuple):
 def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = None) -> Tensor:
     """Return pictures (B, 3, H, W) in −1 … 1. All wishes share steps, guidance, resolution and clip skip.
 
-    images_BD: embeddings of pictures, one for each wish, for a family that draws from them.
+    images_BD: embeddings of pictures, one for each wish, for a family that draws from them; default: what is shown.
     """
     first, device = wishes[0], diffusion.device
     scheduler = solver(diffusion.schedule)
@@ -39,6 +39,8 @@ def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = 
     latents_BCHW = torch.cat(noise).to(device)
     prompts, whole = [wish.prompt for wish in wishes], (first.resolution, first.resolution)
     sizes: list[Framing] = [(whole, (0, 0), whole)] * len(wishes)
+    if images_BD is None and diffusion.shown_1D is not None:
+        images_BD = diffusion.shown_1D.expand(len(wishes), -1)
     if images_BD is None:
         positive = diffusion.sized(diffusion.encode_text(prompts, clip_skip=first.clip_skip), sizes)
     else:

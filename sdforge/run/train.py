@@ -80,7 +80,7 @@ class _Training:
         self.pictures = [picture for shown in self.shown for picture in shown.pictures]
         self.latents = Latents(diffusion, on, self.derived)
         self.masks: dict[tuple[str, str, tuple[int, int]], Tensor] = {}
-        cached = adapter.text_is_frozen and not settings.shuffle
+        cached = adapter.text_is_frozen and adapter.reads_captions and not settings.shuffle
         self.texts = _Texts(diffusion, on, self.derived) if cached and diffusion.text_encoders else None
         adapter.prepare(order, self.shown[0].pictures)
         self.groups = adapter.groups()
@@ -239,7 +239,7 @@ class _Training:
     def _text(self, captions: list[str]) -> Conditioning | None:
         if self.texts:
             return self.texts.of(captions)
-        if not self.diffusion.text_encoders:
+        if not self.diffusion.text_encoders or not self.adapter.reads_captions:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapter.text_is_frozen):
             return self.diffusion.encode_text(captions)

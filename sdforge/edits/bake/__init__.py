@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, final
 
 from pydantic import Field
 
-from sdforge.artifact import Tensor
+from sdforge.artifact import Artifact, Tensor
 from sdforge.edits.bake.update import Kind, Place, Strength, Update
 from sdforge.errors import UsageError
 from sdforge.families import Family
@@ -23,22 +23,45 @@ if TYPE_CHECKING:
 VERSION = 1
 MAKES = "checkpoint"
 
-KINDS = {"loras": "lora"}  # role → the module of its kind
+# role → the module of its kind
+KINDS = {"loras": "lora", "image_embeddings": "image_embedding", "aesthetics": "aesthetic"}
 
 
 @final
 class Bake(Target):
     """W + Σ changeᵢ(W), every change taken against the same W and rounded once.
 
-    A LoRA's change is strength · alpha / rank · up @ down. Every part of every artifact must find its layer.
+    A LoRA's change is strength · alpha / rank · up @ down. Every part of every artifact must find its layer. An image
+    embedding takes the place of whatever picture is shown, an aesthetic that of the text encoder, as far as strength.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder"), ())]
     loras: Annotated[dict[Reference, Strength], Takes("lora")] = Field({}, description="LoRAs and how much of each")
+    image_embeddings: Annotated[dict[Reference, Strength], Takes("image_embedding")] = Field(
+        {}, description="what is drawn from, whatever picture is shown"
+    )
+    aesthetics: Annotated[dict[Reference, Strength], Takes("aesthetic")] = Field(
+        {}, description="towards what the text encoder is steered"
+    )
 
 
 TABLE = Bake
+
+
+def advise(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Say for what an aesthetic is right, and by how much it shifts what it was not made for."""
+    found = []
+    for name, aesthetic in zip(table.aesthetics, inputs.get("aesthetics", []), strict=True):
+        if aesthetic is None or "prompts" not in aesthetic.facts:
+            continue
+        facts: dict[str, Any] = aesthetic.facts
+        prompts, shift = facts["prompts"], facts.get("shift", 0.0)
+        what = f"the prompt {prompts[0]!r}" if len(prompts) == 1 else f"{len(prompts)} prompts together"
+        sentence = f"`{name}` was steered by {what}; baked, it shifts every prompt, the empty one by {shift:.0%}"
+        hint = f'[preset] sidecars = ["{name}"] steers each prompt by itself, and leaves the empty one'
+        found.append((f"aesthetics.{name}", "aesthetic", sentence, hint, True))
+    return found
 
 
 def kind_of(name: str) -> Kind:
@@ -73,8 +96,9 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
 
 def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
     target = target_dtype(dtype, tensor)
-    if not updates:
-        return passes(tensor) if target == tensor.dtype else cast(tensor.name, tensor, target)
+    if not updates or (len(updates) == 1 and updates[0].replaces):
+        through = updates[0].tensors[0]._replace(name=tensor.name) if updates else tensor
+        return passes(through) if target == through.dtype else cast(tensor.name, through, target)
     ordered = sorted(updates, key=lambda update: update.order)
     inputs = [tensor, *(each for update in ordered for each in update.tensors)]
     return computed("bake", VERSION, tensor.name, target, tensor.shape, inputs, _parameters(ordered))

@@ -24,12 +24,13 @@ class Update(NamedTuple):
     """A change of one weight.
 
     kind: the module beside this one that computes it. parameters: what concerns this weight, as JSON; tensors: what
-    the change is computed from. shape: what the weight's must be, where the tensors tell it.
+    the change is computed from. replaces: where nothing else changes the weight, it becomes the tensor as it is.
     """
 
     kind: str
     parameters: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    replaces: bool = False
 
     @property
     def order(self) -> tuple[Any, ...]:

@@ -53,11 +53,12 @@ class _Drawing:
         inputs = [preset, *self.order.inputs.get("beside", [])]
         columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
         attached = any(sidecar.attached for sidecar in self.sidecars)
-        self.total = len(self.cells) * (len(columns) + attached)
+        worded = bool(self.order.architecture.text_encoders)  # else without a picture there is nothing to draw
+        self.total = len(self.cells) * (worded * len(columns) + attached)
         self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
         for given in columns:
             diffusion, column = load(given, self.device, torch.float32), given.identity[:16]
-            if diffusion.vocabulary is not None:  # without a word and without a picture there is nothing to draw
+            if worded:
                 self._draw_cells(column, diffusion)
             if given.identity == preset.identity and self.sidecars:
                 self._draw_sidecars(column, diffusion, attached=attached)
