@@ -15,7 +15,7 @@ from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import ENCODERS, KEY, POLARITY, TOKEN
-from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, layout_names, single_shape, stated_metadata
 from sdforge.formats.tokenizer import tokenizer_files
@@ -169,17 +169,17 @@ class _Writing:
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
-            shapes, origin, constant = kohya_tensors(self.family, factors, lora.facts)
-            rank = max(shape[0] for name, (_, shape) in factors.items() if name.endswith(".lora_down"))
+            file = kohya_tensors(self.family, factors, lora.facts)
+            shapes = file.shapes
 
-            def content(name: str, origin: Any = origin, constant: Any = constant, refs: Any = refs) -> Iterable[bytes]:
-                return [constant[name]] if name in constant else refs[origin[name]].chunks()
+            def content(name: str, file: KohyaFile = file, refs: dict[str, Ref] = refs) -> Iterable[bytes]:
+                return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.architecture}/lora", self.family.fact(self.checkpoint.facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
+                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"

@@ -18,7 +18,7 @@ from sdforge.errors import UsageError
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.identity import Json
 
-READERS = ("diffusers_folder", "single_file", "kohya", "diffusers_lora", "embedding")
+READERS = ("diffusers_folder", "single_file", "kohya", "diffusers_lora", "cloneofsimo", "embedding")
 
 
 class Found(NamedTuple):
