@@ -26,7 +26,7 @@ from sdforge.formats.embedding import (
     negative_word,
     words_of,
 )
-from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.own import own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
@@ -224,17 +224,17 @@ class _Writing:
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
-            shapes, origin, constant = kohya_tensors(self.family, factors, lora.facts)
-            rank = max(shape[0] for name, (_, shape) in factors.items() if name.endswith(".lora_down"))
+            file = kohya_tensors(self.family, factors, lora.facts)
+            shapes = file.shapes
 
-            def content(name: str, origin: Any = origin, constant: Any = constant, refs: Any = refs) -> Iterable[bytes]:
-                return [constant[name]] if name in constant else refs[origin[name]].chunks()
+            def content(name: str, file: KohyaFile = file, refs: dict[str, Ref] = refs) -> Iterable[bytes]:
+                return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
+                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"

@@ -25,6 +25,7 @@ READERS = (
     "single_file",
     "kohya",
     "diffusers_lora",
+    "cloneofsimo",
     "null_text",
     "own",
     "embedding",

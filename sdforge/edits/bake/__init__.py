@@ -31,7 +31,8 @@ KINDS = {"loras": "lora", "image_embeddings": "image_embedding", "aesthetics": "
 class Bake(Target):
     """W + Σ changeᵢ(W), every change taken against the same W and rounded once.
 
-    A LoRA's change is strength · alpha / rank · up @ down. Every part of every artifact must find its layer. An image
+    A LoRA's change is strength · alpha / rank · up @ down. What replaces W (DoRA, rotations) is gone towards by the
+    share that strength says, so that strength 0 is W. Every part of every artifact must find its layer. An image
     embedding takes the place of whatever picture is shown, an aesthetic that of the text encoder, as far as strength.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1
     """
@@ -105,7 +106,7 @@ def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
 
 
 def _parameters(updates: list[Update]) -> dict[str, Any]:
-    if all(update.kind == "lora" for update in updates):
+    if all(update.kind == "lora" and set(update.parameters) == {"scale"} for update in updates):
         return {"scales": [update.parameters["scale"] for update in updates]}
     return {"updates": [[u.kind, len(u.tensors), u.parameters] for u in updates]}
 
