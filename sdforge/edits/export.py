@@ -287,7 +287,9 @@ class _Writing:
         """Files of kinds for which no other program has a form."""
         for given in self.order.inputs.get(role, []):
             named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
-            metadata = own_metadata(given.kind, self.family.name, given.facts)
+            facts = self.checkpoint.facts
+            spec = self._spec(f"{self.family.spec(facts)}/{given.kind}", self.family.fact(facts, "resolution"))
+            metadata = spec | own_metadata(given.kind, self.family.name, given.facts)
             self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
