@@ -56,7 +56,6 @@ Form = Literal[
     "embeddings-pt",
     "custom",
     "hypernetworks",
-    "hypernetworks-pt",
     "image-embeddings",
     "aesthetics",
 ]
