@@ -28,13 +28,17 @@ LOOP_VERSION = 1  # of the training loop that all trainings share
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used)."""
+    """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used).
+
+    widens: other role → components and facts of it that matter too where this role is given.
+    """
 
     kind: str
     reads: tuple[str, ...]
     facts: tuple[str, ...]
     moves: tuple[str, ...]
     many: str
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ class Method:
         from sdforge.settings import Seeded, takes
 
         roles = {
-            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation))
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation), mark.widens)
             for name, field in self.table.model_fields.items()
             if (mark := takes(field))
         }

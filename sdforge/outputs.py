@@ -15,6 +15,7 @@ from typing import Any
 from sdforge.formats.embedding import OPPOSITE
 from sdforge.plan import Step
 from sdforge.project import Project
+from sdforge.recipe import ROLES
 from sdforge.store import Store
 from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_of
 
@@ -43,7 +44,11 @@ class Outputs:
         names = {}
         for file in step.result.files:
             head, dot, end = file.rpartition(".")
-            names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
+            folder, _, inner = file.rpartition("/")
+            if folder in called:
+                names[file] = f"{called[folder]}/{inner}"
+            else:
+                names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
         return names
 
     def _called(self, step: Step) -> dict[str, str]:
@@ -51,7 +56,7 @@ class Outputs:
         named = [
             (link.use.role, artifact.digest[:16], link.use.reference)
             for link, artifact in step.inputs
-            if artifact is not None and link.use.role in ("loras", "embeddings")
+            if artifact is not None and link.use.role in ROLES
         ]
         last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
         found = {}

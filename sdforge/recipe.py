@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "variant", "sweep")
 LATER = ("variant", "sweep")
+# role of `export` → the kind of artifact that becomes files of its own there; BAKED: those that `bake` takes too
+ROLES = {"loras": "lora", "embeddings": "embedding", "custom": "custom", "hypernetworks": "hypernetwork"}
+BAKED = ("loras", "custom", "hypernetworks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Target:
     seed: int | None
     raw: dict[str, Any]
     path: tuple[str, ...]
+
+    def role(self, name: str) -> Role:
+        """Return a role of the method as it is here: what is given for another one may make more of it matter."""
+        found = self.signature.roles[name]
+        for other, role in self.signature.roles.items():
+            if name in role.widens and any(use.role == other for use in self.uses):
+                reads, facts = role.widens[name]
+                found = replace(found, reads=(*found.reads, *reads), facts=(*found.facts, *facts))
+        return found
 
     @property
     def implicit(self) -> bool:
@@ -104,7 +116,14 @@ class Recipe:
 
 def _signature(value: dict[str, Any]) -> Signature:
     roles = {
-        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"])
+        name: Role(
+            r["kind"],
+            tuple(r["reads"]),
+            tuple(r["facts"]),
+            tuple(r["moves"]),
+            r["many"],
+            {other: (tuple(reads), tuple(facts)) for other, (reads, facts) in r["widens"].items()},
+        )
         for name, r in value.pop("roles").items()
     }
     return Signature(roles=roles, **value)
@@ -306,17 +325,18 @@ class _Reading:
             checkpoint = "preset.insert"
         unbaked = checkpoint
         if preset.bake:
-            strengths = {name: {"strength": strength} for name, strength in preset.bake.items()}
-            steps.append(("bake", {"checkpoint": checkpoint, "loras": strengths, "dtype": preset.dtype}))
+            strengths: dict[str, dict[str, Any]] = {}
+            for name, strength in preset.bake.items():
+                strengths.setdefault(self._baked_as(name), {})[name] = {"strength": strength}
+            steps.append(("bake", {"checkpoint": checkpoint, **strengths, "dtype": preset.dtype}))
             checkpoint = "preset.bake"
         if preset.dtype:
             steps.append(("cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
             checkpoint = "preset.cast"
-        loras, embeddings, bases = self._behind(preset)
+        behind, bases = self._behind(preset)
         export = {
             "checkpoint": checkpoint,
-            "loras": {name: {} for name in loras},
-            "embeddings": {name: {} for name in embeddings},
+            **{role: {name: {} for name in names} for role, names in behind.items()},
             "forms": sorted(set(preset.export)),
             "title": preset.title or self.name,
             "description": preset.description,
@@ -335,9 +355,18 @@ class _Reading:
         for name, raw in steps:
             self._target(f"preset.{name}", name, raw, ("preset",))
 
-    def _behind(self, preset: Any) -> tuple[list[str], list[str], list[str]]:
-        """What lies behind the preset in this recipe: LoRAs that targets made, embeddings, bases."""
-        loras, embeddings, bases = list(preset.bake), list(preset.insert), []
+    def _baked_as(self, name: str) -> str:
+        """Return the role of `bake` for an artifact: what is not made in this recipe counts as a LoRA."""
+        makes = self.targets[name].signature.makes if name in self.targets else ""
+        return next((role for role, kind in ROLES.items() if kind == makes and role in BAKED), "loras")
+
+    def _behind(self, preset: Any) -> tuple[dict[str, list[str]], list[str]]:
+        """What lies behind the preset in this recipe: for every role of the export what was made for it, and bases."""
+        found: dict[str, list[str]] = {role: [] for role in ROLES}
+        for name in preset.bake:
+            found[self._baked_as(name)].append(name)
+        found["embeddings"] += preset.insert
+        bases: list[str] = []
         queue, seen = [preset.checkpoint], set()
         while queue:
             name = queue.pop(0)
@@ -352,12 +381,13 @@ class _Reading:
                 kind = target.signature.roles[use.role].kind
                 if kind == "checkpoint":
                     queue.append(use.reference)
-                elif kind == "lora":
-                    loras.append(use.reference)
-                elif kind == "embedding" and not (use.use or {}).get("over"):
-                    embeddings.append(use.reference)
-        made = [name for name in dict.fromkeys(loras) if name in self.targets or ":" in name]
-        return made, list(dict.fromkeys(embeddings)), bases[:4]
+                elif not (use.use or {}).get("over"):
+                    for role, made in ROLES.items():
+                        found[role] += [use.reference] if kind == made else []
+        for role, names in found.items():
+            made_here = [name for name in names if role == "embeddings" or name in self.targets or ":" in name]
+            found[role] = list(dict.fromkeys(made_here))
+        return found, bases[:4]
 
 
 def explain(

@@ -6,7 +6,7 @@ Fields marked `Takes` name artifacts; all others are settings and enter the mani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,12 +24,14 @@ class Takes:
     reads: the components that the action's result depends on, by how their names begin; ("",) is every one.
     facts: the facts that it depends on.
     moves: the components (with the facts that belong to them) that go over into the result as they are.
+    widens: of other roles, the components and facts that matter too where something is given here.
     """
 
     kind: str
     reads: tuple[str, ...] = ("",)
     facts: tuple[str, ...] = ALL
     moves: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,11 @@ class Table(BaseModel):
         A setting that came later is left out at its neutral value.
         """
         found = {}
-        for name, field in type(self).model_fields.items():
-            if takes(field) or name in self.FREE:
+        for name, info in type(self).model_fields.items():
+            if takes(info) or name in self.FREE:
                 continue
             value = getattr(self, name)
-            later = next((m for m in field.metadata if isinstance(m, Since)), None)
+            later = next((m for m in info.metadata if isinstance(m, Since)), None)
             if later is None or value != later.neutral:
                 found[name] = plain(value)
         return found

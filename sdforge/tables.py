@@ -71,7 +71,7 @@ class Preset(Table):
 
     checkpoint: Reference = Field(description="what the preset is made from")
     insert: list[Reference] = Field([], description="embeddings that become words")
-    bake: dict[Reference, Weight] = Field({}, description="LoRA → strength")
+    bake: dict[Reference, Weight] = Field({}, description="LoRA, Custom Diffusion or linear hypernetwork → strength")
     dtype: Literal["", "fp16", "bf16", "fp32"] = Field("", description="type of the numbers; empty: as they are")
     export: list[Form] = Field(["checkpoint"], description="the files that are written")
     clip_skip: int = Field(0, ge=0, le=11, description="layers of the text encoder that are left out at the end")

@@ -15,6 +15,8 @@ from pydantic import Field
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
+from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
+from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import (
     ENCODERS,
@@ -26,6 +28,8 @@ from sdforge.formats.embedding import (
     negative_word,
     words_of,
 )
+from sdforge.formats.hypernetwork import hypernetwork_metadata
+from sdforge.formats.hypernetwork_pt import pickled
 from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import Written, header_bytes, write_file
@@ -42,7 +46,7 @@ INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
 
-Form = Literal["checkpoint", "diffusers", "loras", "embeddings"]
+Form = Literal["checkpoint", "diffusers", "loras", "embeddings", "custom", "hypernetworks", "hypernetworks-pt"]
 
 
 @final
@@ -52,7 +56,9 @@ class Whole(Table):
 
 @final
 class Export(Table):
-    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), `loras` and `embeddings` (files of their own).
+    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and files of what it was made with.
+
+    `loras`, `embeddings`, `custom` (folders as diffusers has them), `hypernetworks`, and `hypernetworks-pt` for A1111.
 
     Title, description, licence and triggers reach the files' metadata and nothing else.
     """
@@ -60,6 +66,8 @@ class Export(Table):
     checkpoint: Annotated[Reference, Takes("checkpoint")]
     loras: Annotated[dict[Reference, Whole], Takes("lora")] = Field({})
     embeddings: Annotated[dict[Reference, Whole], Takes("embedding")] = Field({})
+    custom: Annotated[dict[Reference, Whole], Takes("custom")] = Field({})
+    hypernetworks: Annotated[dict[Reference, Whole], Takes("hypernetwork")] = Field({})
     forms: list[Form] = Field([])
     title: str = ""
     description: str = ""
@@ -95,6 +103,9 @@ def run(order: Order, report: Callable[..., None]) -> Outcome:
             "diffusers": writing.diffusers,
             "loras": writing.loras,
             "embeddings": writing.embeddings,
+            "custom": writing.custom,
+            "hypernetworks": writing.hypernetworks,
+            "hypernetworks-pt": writing.pickled_hypernetworks,
         }[form]()
     return Outcome(files=writing.files)
 
@@ -233,6 +244,37 @@ class _Writing:
                     _from(named),
                     metadata,
                 )
+
+    def custom(self) -> None:
+        for custom in self.order.inputs.get("custom", []):
+            folder = f"custom/{custom.identity[:16]}"
+            matrices = {raw_name(ref.name.removeprefix("unet.")): ref for ref in custom.components["custom"]}
+            self._write_refs(f"{folder}/{MATRICES}", matrices, {"format": "pt"})
+            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
+            for i, word in enumerate(custom_words(custom.facts)):
+                for encoder in self.family.text_encoders:
+                    self._write_refs(
+                        f"{folder}/{row_file(encoder, i)}", {word: rows[row_name(encoder, i)]}, {"format": "pt"}
+                    )
+
+    def hypernetworks(self) -> None:
+        for each in self.order.inputs.get("hypernetworks", []):
+            named = {ref.name: ref for ref in each.components["hypernetwork"]}
+            metadata = hypernetwork_metadata(self.family.name, each.facts)
+            self._write_refs(f"hypernetworks/{each.identity[:16]}.safetensors", named, metadata)
+
+    def pickled_hypernetworks(self) -> None:
+        for each in self.order.inputs.get("hypernetworks", []):
+            tensors = {ref.name: (ref.dtype, ref.shape, bytes(ref.bytes())) for ref in each.components["hypernetwork"]}
+            name = f"hypernetworks/{each.identity[:16]}.pt"
+            path = Path(self.order.work) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = pickled(self.settings["title"], tensors, each.facts)
+            path.write_bytes(data)
+            self.files[name] = [hashlib.sha256(data).hexdigest(), len(data)]
+
+    def _write_refs(self, name: str, refs: dict[str, Ref], metadata: dict[str, str]) -> None:
+        self._write(name, {key: (ref.dtype, ref.shape) for key, ref in refs.items()}, _from(refs), metadata)
 
 
 def _from(refs: dict[str, Ref]) -> Callable[[str], Iterable[bytes]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def shapes_of(width: int, facts: dict[str, Json]) -> dict[str, tuple[int, ...]]:
     structure: Any = facts["structure"]
     sizes = [int(width * share) for share in structure]
     shapes: dict[str, tuple[int, ...]] = {}
-    for i, (inner, outer) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (inner, outer) in enumerate(pairwise(sizes)):
         shapes |= {f"linear.{i}.weight": (outer, inner), f"linear.{i}.bias": (outer,)}
         if fact(facts, "layer_norm"):
             shapes |= {f"norm.{i}.weight": (outer,), f"norm.{i}.bias": (outer,)}
@@ -98,7 +99,9 @@ def check_shapes(what: str, found: dict[str, tuple[int, ...]], facts: dict[str, 
     """Refuse tensors that are not the networks that the facts describe. Raises UsageError."""
     strange = sorted(name for name in found if not TENSOR.fullmatch(name))
     if strange or not found:
-        raise UsageError(f"{what} holds {strange[0]!r}, which is no part of a hypernetwork" if strange else f"{what} is empty")
+        raise UsageError(
+            f"{what} holds {strange[0]!r}, which is no part of a hypernetwork" if strange else f"{what} is empty"
+        )
     for width in widths_of(list(found)):
         for side in SIDES:
             for name, shape in shapes_of(width, facts).items():

@@ -18,7 +18,16 @@ from sdforge.errors import UsageError
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.identity import Json
 
-READERS = ("diffusers_folder", "single_file", "kohya", "diffusers_lora", "null_text", "embedding")
+READERS = (
+    "diffusers_folder",
+    "custom_diffusion",
+    "single_file",
+    "kohya",
+    "diffusers_lora",
+    "null_text",
+    "hypernetwork",
+    "embedding",
+)
 
 
 class Found(NamedTuple):
@@ -116,5 +125,5 @@ def read_layout(path: Path) -> Layout:
     names = ", ".join(sorted(header.tensors)[:3]) if header else ""
     raise UsageError(
         f"{path} is a {what} of no kind that is known here" + (f" (it holds {names}, …)" if names else ""),
-        hint="a checkpoint, a LoRA or an embedding of a family that `forge list --families` names",
+        hint="a checkpoint, a LoRA, an embedding or another artifact of a family that `forge list --families` names",
     )

@@ -86,17 +86,16 @@ def make_nets(widths: list[int], facts: dict[str, Json]) -> Nets:
         return {(width, side): Net(width, facts) for width in widths for side in SIDES}
 
 
-def wrap(
-    unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 1.0, drop: Drop | None = None
-) -> None:
+def wrap(unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 1.0, drop: Drop | None = None) -> None:
     """Put networks before the layers that make keys and values. Raises UsageError for a width that none has."""
     if not strength:
         return
     places = contexts(unet, str(fact(facts, "attention")))
     known = {width for _, _, width in places}
     if lost := sorted({width for width, _ in nets} - known):
+        there = ", ".join(map(str, sorted(known)))
         raise UsageError(
-            f"the hypernetwork is for contexts {lost[0]} wide, and the U-Net's are {', '.join(map(str, sorted(known)))}",
+            f"the hypernetwork is for contexts {lost[0]} wide, and the U-Net's are {there}",
             hint="it was made for another family",
         )
     for path, side, width in places:
@@ -112,9 +111,9 @@ def contexts(unet: nn.Module, attention: str) -> list[tuple[str, str, int]]:
     found = []
     for path, layer in unet.named_modules():
         parent, _, name = path.rpartition(".")
-        if name in ("to_k", "to_v") and isinstance(layer, nn.Linear):
-            if attention == "all" or parent.endswith("attn2"):
-                found.append((path, name[-1], layer.in_features))
+        here = attention == "all" or parent.endswith("attn2")
+        if here and name in ("to_k", "to_v") and isinstance(layer, nn.Linear):
+            found.append((path, name[-1], layer.in_features))
     return found
 
 

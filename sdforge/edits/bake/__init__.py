@@ -6,14 +6,18 @@ What a kind of artifact changes, and how, is said by the module of that kind bes
 from __future__ import annotations
 
 import importlib
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 from pydantic import Field
 
-from sdforge.artifact import Tensor
-from sdforge.edits.bake.update import Kind, Place, Strength, Update
+from sdforge.artifact import Artifact, Tensor
+from sdforge.edits.bake.custom import words as custom_words
+from sdforge.edits.bake.update import Kind, Place, Strength, UNetStrength, Update
+from sdforge.edits.insert import ROWS, with_words
 from sdforge.errors import UsageError
 from sdforge.families import Family
+from sdforge.formats.hypernetwork import nonlinear
 from sdforge.formula import Input, Made, Plan, cast, computed, passes, target_dtype
 from sdforge.settings import Reference, Takes, Target
 
@@ -23,19 +27,29 @@ if TYPE_CHECKING:
 VERSION = 1
 MAKES = "checkpoint"
 
-KINDS = {"loras": "lora"}  # role → the module of its kind
+# role → the module of its kind, which is also what the artifacts in it are
+KINDS = {"loras": "lora", "custom": "custom", "hypernetworks": "hypernetwork"}
 
 
 @final
 class Bake(Target):
     """W + Σ changeᵢ(W), every change taken against the same W and rounded once.
 
-    A LoRA's change is strength · alpha / rank · up @ down. Every part of every artifact must find its layer.
-    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1
+    A LoRA's change is strength · alpha / rank · up @ down. Custom Diffusion's is strength · (its matrix − W), and its
+    word is appended as `insert` does. A linear hypernetwork's is strength · W A. Every part must find its layer.
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1; Kumari et al. 2022, https://arxiv.org/abs/2212.04488
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder"), ())]
     loras: Annotated[dict[Reference, Strength], Takes("lora")] = Field({}, description="LoRAs and how much of each")
+    custom: Annotated[
+        dict[Reference, UNetStrength],
+        # where words are appended, it matters which ones there are
+        Takes("custom", widens={"checkpoint": (("tokenizer",), ("tokens",))}),
+    ] = Field({}, description="what Custom Diffusion made, and how much of each")
+    hypernetworks: Annotated[dict[Reference, UNetStrength], Takes("hypernetwork")] = Field(
+        {}, description="linear hypernetworks and how much of each"
+    )
 
 
 TABLE = Bake
@@ -60,22 +74,44 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
             for place, found in kind_of(kind).updates(given, family, weights).items():
                 updates.setdefault(place, []).extend(found)
     if lost := sorted(".".join(place) for place in updates if place not in weights):
-        raise UsageError(f"a LoRA has factors for {len(lost)} layers that the checkpoint does not have: {lost[0]}")
-    result = Plan()
+        raise UsageError(f"what is baked changes {len(lost)} layers that the checkpoint does not have: {lost[0]}")
+    words = [word for given in inputs.get("custom", []) for word in custom_words(given)]
+    words.sort(key=lambda each: each.word)
+    rows, facts = with_words(checkpoint, words, table.dtype) if words else ({}, {})
+    result = Plan(facts=facts)
     for component, tensors in tables.items():
-        touched = any(place[0] == component for place in updates)
+        touched = component in rows or any(place[0] == component for place in updates)
         if touched or (table.dtype and component not in family.kept):
             result.components[component] = [
-                _baked(tensor, updates.get((component, tensor.name), []), table.dtype) for tensor in tensors.values()
+                rows[component]
+                if component in rows and tensor.name == ROWS
+                else _baked(tensor, updates.get((component, tensor.name), []), table.dtype)
+                for tensor in tensors.values()
             ]
     return result
+
+
+def advise(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Refuse what can never become weights before it is trained."""
+    found = []
+    for name, artifact in zip(table.hypernetworks, inputs.get("hypernetworks", []), strict=True):
+        if artifact is not None and (reason := nonlinear(artifact.facts)):
+            sentence = f"`{name}` has {reason}, and only linear hypernetworks become weights"
+            found.append((f"hypernetworks.{name}", "linear", sentence, f'[preset] sidecars = ["{name}"]', False))
+    return found
 
 
 def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
     target = target_dtype(dtype, tensor)
     if not updates:
         return passes(tensor) if target == tensor.dtype else cast(tensor.name, tensor, target)
-    ordered = sorted(updates, key=lambda update: update.order)
+    ordered = [
+        update
+        for kind, same in groupby(sorted(updates, key=lambda update: update.order), lambda update: update.kind)
+        for update in kind_of(kind).joined(list(same))
+    ]
+    if len(ordered) == 1 and (whole := ordered[0].becomes):
+        return passes(whole._replace(name=tensor.name)) if target == whole.dtype else cast(tensor.name, whole, target)
     inputs = [tensor, *(each for update in ordered for each in update.tensors)]
     return computed("bake", VERSION, tensor.name, target, tensor.shape, inputs, _parameters(ordered))
 

@@ -24,17 +24,25 @@ class Update(NamedTuple):
     """A change of one weight.
 
     kind: the module beside this one that computes it. parameters: what concerns this weight, as JSON; tensors: what
-    the change is computed from. shape: what the weight's must be, where the tensors tell it.
+    the change is computed from. becomes: what the weight is in the end, where nothing else changes it. after: by what
+    those of a kind are sorted first, where the order matters and is to be the same for all weights.
     """
 
     kind: str
     parameters: dict[str, Any]
     tensors: tuple[Tensor, ...]
+    becomes: Tensor | None = None
+    after: str = ""
 
     @property
     def order(self) -> tuple[Any, ...]:
         """By what updates of one weight are sorted: no name decides in which order they are added."""
-        return (self.kind, *(tensor.identity for tensor in self.tensors), repr(sorted(self.parameters.items())))
+        return (
+            self.kind,
+            self.after,
+            *(tensor.identity for tensor in self.tensors),
+            repr(sorted(self.parameters.items())),
+        )
 
 
 class Kind(Protocol):
@@ -42,6 +50,10 @@ class Kind(Protocol):
 
     def updates(self, given: Input, family: Family, weights: dict[Place, Tensor]) -> dict[Place, list[Update]]:
         """Return what an artifact changes; weights: the checkpoint's. Raises UsageError for what fits nowhere."""
+        ...
+
+    def joined(self, updates: list[Update]) -> list[Update]:
+        """Return the updates of one weight (of this kind, in an order that no name decides) as they are added."""
         ...
 
     def delta(
@@ -64,11 +76,18 @@ class Strength(Table):
     blocks: dict[Block, Weight] = Field({}, description="component or component.block (patterns allowed) → strength")
 
 
-class Strengths:
-    """The strength at every weight of a family."""
+class UNetStrength(Table):
+    """How much of an artifact that changes the U-Net is baked. A block's number replaces `strength` there."""
 
-    def __init__(self, use: dict[str, Any], family: Family) -> None:
-        self.use = Strength.model_validate(use)
+    strength: Weight = Field(1.0, description="1: as trained; may be negative")
+    blocks: dict[Block, Weight] = Field({}, description="unet or unet.block (patterns allowed) → strength")
+
+
+class Strengths:
+    """The strength at every weight of a family, as a table of one of the kinds above states it."""
+
+    def __init__(self, use: dict[str, Any], family: Family, table: type[Strength | UNetStrength] = Strength) -> None:
+        self.use = table.model_validate(use)
         self.blocks = {(name.component, name.canonical): name.block for name in family.names()}
         self.places = resolve_blocks(self.use.blocks, family)
 

@@ -44,9 +44,12 @@ class Hypernetwork(Training):
         "linear", description="behind every layer but the last; only linear ones can be baked"
     )
     layer_norm: bool = Field(False, description="norms behind every layer; then it cannot be baked")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of every inner layer's output that is left out at a step")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of every inner layer's output that is left out at a step"
+    )
     attention: Literal["cross", "all"] = Field(
-        "cross", description="cross: what the conditioning is turned into; all: what pictures are told of themselves too"
+        "cross",
+        description="cross: what the conditioning is turned into; all: what pictures are told of themselves too",
     )
     learning_rate: Positive = Field(1e-5, description="of AdamW, after the warm-up")
     steps: int = Field(2000, ge=1, le=1_000_000, description="updates of the weights")
@@ -59,9 +62,7 @@ TABLE = Hypernetwork
 
 def facts(table: Hypernetwork) -> dict[str, Any]:
     """Return what is known of the artifact before it is trained."""
-    return stated(
-        table.structure, activation=table.activation, layer_norm=table.layer_norm, attention=table.attention
-    )
+    return stated(table.structure, activation=table.activation, layer_norm=table.layer_norm, attention=table.attention)
 
 
 def advise(table: Hypernetwork, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:

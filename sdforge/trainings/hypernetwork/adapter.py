@@ -68,7 +68,7 @@ class _Networks(Adapter):
 
 @torch.no_grad()
 def _begin_at_zero(net: Net, seed: int, name: str) -> None:
-    """Draw all layers (as torch bounds them) and let what comes last be nothing: its matrix, or the gain of its norm."""
+    """Draw all layers, bounded as torch bounds them; the last matrix (or the gain of the norm behind it) is 0."""
     last = net.count - 1
     for i, linear in enumerate(net.linear):
         assert isinstance(linear, nn.Linear)
