@@ -1,7 +1,8 @@
-"""Draw the demo's two data sets: `python -m demo.make_data`.
+"""Draw the demo's data sets: `python -m demo.make_data`.
 
 `mascot/` teaches a word (textual inversion): ten pictures of one character, captions with the placeholder {trigger}.
-`sketches/` teaches a style (LoRA): twenty chalk drawings, captions in ordinary words.
+`one-mascot/` is one of them (DreamArtist). `sketches/` teaches a style (LoRA): twenty chalk drawings, captions in
+ordinary words. `portrait.png` is a face that no base was shown (null-text inversion).
 """
 
 from __future__ import annotations
@@ -42,6 +43,28 @@ MASCOT = Attributes(
     background="pink",
     accessory="cat ears",
 )
+
+
+# A combination that the bases' training held out.
+PORTRAIT = Attributes(
+    expression="smiling",
+    person="girl",
+    hair="twin tails",
+    hair_colour="brown",
+    eye_colour="purple",
+    background="yellow",
+    accessory="cat ears",
+)
+
+
+def one_mascot_picture() -> list[tuple[Image.Image, str]]:
+    """The sixth of the mascot's drawings."""
+    return mascot_pictures()[5:6]
+
+
+def portrait() -> Image.Image:
+    """A face whose caption is `caption(PORTRAIT)`."""
+    return draw(PORTRAIT, FLAT, 5_500_000)
 
 
 def mascot_pictures() -> list[tuple[Image.Image, str]]:
@@ -89,13 +112,15 @@ def write(folder: Path, pictures: list[tuple[Image.Image, str]]) -> None:
 
 
 def main() -> None:
-    """Write both data sets."""
-    parser = argparse.ArgumentParser(description="Draw the demo's two data sets.")
+    """Write all of them."""
+    parser = argparse.ArgumentParser(description="Draw the demo's data sets.")
     parser.add_argument(
-        "--out", type=Path, default=Path("recipes/data"), help="where mascot/ and sketches/ are written"
+        "--out", type=Path, default=Path("recipes/data"), help="where mascot/, sketches/, … are written"
     )
     out = parser.parse_args().out
     write(out / "mascot", mascot_pictures())
+    write(out / "one-mascot", one_mascot_picture())
+    portrait().save(out / "portrait.png", optimize=True)
     write(out / "sketches", sketch_pictures())
 
 

@@ -9,10 +9,18 @@ import pytest
 from PIL import Image
 
 from demo.evaluate import held_out_prompts
-from demo.make_data import SKETCHES, mascot_pictures, sketch_attributes, sketch_pictures
+from demo.make_data import (
+    PORTRAIT,
+    SKETCHES,
+    mascot_pictures,
+    one_mascot_picture,
+    portrait,
+    sketch_attributes,
+    sketch_pictures,
+)
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
-DRAWN = {"mascot": mascot_pictures, "sketches": sketch_pictures}
+DRAWN = {"mascot": mascot_pictures, "one-mascot": one_mascot_picture, "sketches": sketch_pictures}
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -44,3 +52,9 @@ def test_captions_of_the_sketches_name_everything_but_the_style() -> None:
 def test_the_style_is_measured_on_none_of_the_sketches() -> None:
     sketches = {sketch_attributes(index) for index in range(SKETCHES)}
     assert not sketches & {asked for asked, _ in held_out_prompts("flat", 64)}
+
+
+def test_the_portrait_is_one_that_no_base_was_shown() -> None:
+    assert PORTRAIT.held_out
+    with Image.open(DATA / "portrait.png") as shipped:
+        assert np.array_equal(np.asarray(shipped.convert("RGB")), np.asarray(portrait()))

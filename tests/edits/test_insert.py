@@ -50,6 +50,16 @@ def face(tmp_path: Path) -> Taken:
 
 
 @pytest.fixture
+def ink(tmp_path: Path) -> Taken:
+    """A word of two vectors with an opposite of three."""
+    draw = torch.Generator().manual_seed(5)
+    sets = {"embedding": torch.randn(2, 16, generator=draw), "negative": torch.randn(3, 16, generator=draw)}
+    facts = {"token": "<ink>", "negative": "<ink-neg>", "guidance": 3.0}
+    parts = {component: {"text_encoder": rows} for component, rows in sets.items()}
+    return keep(tmp_path / "ink", parts, kind="embedding", facts=facts)
+
+
+@pytest.fixture
 def style(tmp_path: Path) -> Taken:
     return embedding(tmp_path, "<style>", 2)
 
@@ -213,3 +223,57 @@ def test_overwritten_words_reach_the_single_file(toy: Taken, style: Taken, tmp_p
     out = exported(tmp_path, toy, planned(toy, style, over={"<style>": ["cat", "red"]}), style)
     table = take(out / "checkpoint.safetensors").tensors("text_encoder")[ROWS]
     assert torch.equal(table[toy.vocabulary["vocab"][CAT]], rows_of(style)[0].half())
+
+
+# -- a word with its opposite ------------------------------------------------------------------------------------------
+
+
+def test_a_word_brings_its_opposite(toy: Taken, face: Taken, ink: Taken) -> None:
+    plan = planned(toy, face, ink)
+    assert plan.facts == {"tokens": [["<face>", 3], ["<ink>", 2], ["<ink-neg>", 3]]}
+    table = made(plan, toy, face, ink)["text_encoder"][ROWS]
+    both = torch.cat([ink.tensors(part)["text_encoder"] for part in ("embedding", "negative")])
+    assert torch.equal(table[SIZE + 3 :], both.half())
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_words_are_overwritten_by_the_word_and_then_by_its_opposite(count: int, toy: Taken, ink: Taken) -> None:
+    words = ["cat", "red", "house", "drawing", "x"][:count]
+    plan = planned(toy, ink, over={"<ink>": words})
+    assert plan.facts == ({"tokens": [["<ink-neg>", 3]]} if count == 2 else {})
+    table = made(plan, toy, ink)["text_encoder"][ROWS]
+    both = torch.cat([ink.tensors(part)["text_encoder"] for part in ("embedding", "negative")]).half()
+    places = [toy.vocabulary["vocab"][f"{word}</w>"] for word in words]
+    assert torch.equal(table[places], both[:count])
+    assert torch.equal(table[SIZE:], both[count:])
+
+
+def test_words_that_reach_only_part_of_the_opposite_are_refused(toy: Taken, ink: Taken) -> None:
+    with pytest.raises(UsageError, match=r"has 2 vectors \(and 3 of its negative word\), and 3 words"):
+        planned(toy, ink, over={"<ink>": ["cat", "red", "house"]})
+
+
+def test_an_opposite_may_not_be_inserted_twice(toy: Taken, ink: Taken, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'<ink-neg>' is inserted twice"):
+        planned(toy, ink, embedding(tmp_path, "<ink-neg>", 1))
+
+
+def test_rows_go_to_the_text_encoder_that_they_were_trained_for(toy: Taken, tmp_path: Path) -> None:
+    names = {"text_encoder": 16, "text_encoder_2": 24}
+    parts = {name: {ROWS: torch.zeros(SIZE, width)} for name, width in names.items()}
+    base = keep(tmp_path / "two", parts, words=toy.vocabulary)
+    rows = {name: torch.randn(2, width) for name, width in names.items()}
+    word = keep(tmp_path / "word", {"embedding": rows}, kind="embedding", facts={"token": "<two>"})
+    tables = made(planned(base, word), base, word)
+    assert all(torch.equal(tables[name][ROWS][SIZE:], rows[name]) for name in names)
+    over = made(planned(base, word, over={"<two>": ["cat", "red"]}), base, word)
+    places = [toy.vocabulary["vocab"][CAT], toy.vocabulary["vocab"][RED]]
+    assert all(torch.equal(over[name][ROWS][places], rows[name]) for name in names)
+    lonely = keep(
+        tmp_path / "one",
+        {"embedding": {"text_encoder": rows["text_encoder"]}},
+        kind="embedding",
+        facts={"token": "<one>"},
+    )
+    with pytest.raises(UsageError, match="'<one>' has no rows for text_encoder_2"):
+        planned(base, lonely)

@@ -92,3 +92,17 @@ def test_stock_diffusers_loads_our_embedding(toy: Taken, tmp_path: Path) -> None
     assert ids[1:4] == [size, size + 1, size + 2]
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[size : size + 3], ROWS)
+
+
+def test_a_word_with_its_opposite_becomes_two_files(toy: Taken, tmp_path: Path) -> None:
+    parts = {"embedding": {"text_encoder": ROWS}, "negative": {"text_encoder": ROWS[:2] + 1}}
+    facts = {"token": "<ink>", "negative": "<ink-neg>", "guidance": 3.0}
+    kept = keep(tmp_path / "ink", parts, kind="embedding", facts=facts)
+    export(tmp_path / "out", toy, ["embeddings"], {}, embeddings=[kept.given()])
+    name = kept.artifact.digest[:16]
+    positive, negative = (tmp_path / "out" / "embeddings" / f"{name}{end}.safetensors" for end in ("", "-neg"))
+    assert take(positive).artifact.facts == {"token": "<ink>"}
+    assert take(negative).artifact.facts == {"token": "<ink-neg>", "polarity": "negative"}
+    assert same_bytes(take(negative).tensors("embedding")["text_encoder"], (ROWS[:2] + 1).clone())
+    with safe_open(negative, "pt") as file:
+        assert file.metadata()["sdforge.guidance"] == "3"

@@ -22,7 +22,7 @@ def vectors() -> dict[str, Any]:
 
 
 def fixed_world(root: Path) -> World:
-    """Two checkpoints, a LoRA, an embedding and a data set whose identities are mere digits."""
+    """Two checkpoints, a LoRA, an embedding, a data set and a picture whose identities are mere digits."""
     world = World(root)
     parts = ("unet", "text_encoder", "vae", "tokenizer")
     for name, digit in (("flat", "1"), ("ink", "2")):
@@ -35,5 +35,6 @@ def fixed_world(root: Path) -> World:
         facts = {"token": "<word>"} if kind == "embedding" else {"alpha": 4.0}
         world.artifacts[name] = Artifact(kind, "sd15", {kind: component}, facts)
     world.artifacts["pictures"] = Artifact("dataset", whole="5" * 64, notes={"rows": [], "names": {}, "without": []})
-    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word")}
+    world.artifacts["photo"] = Artifact("picture", whole="6" * 64)
+    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word", "photo")}
     return world

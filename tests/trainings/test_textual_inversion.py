@@ -13,7 +13,7 @@ from sdforge.artifact import Artifact
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, TokenTable
 from sdforge.trainings.textual_inversion import TABLE, advise
 from sdforge.trainings.textual_inversion.adapter import begin
 from tests.families.workbench import Taken, digest
@@ -113,3 +113,28 @@ def test_captions_that_never_name_the_word_are_noticed_before_hours_are_spent() 
     assert "<toy>" in sentence
     assert 'trigger = "<toy>"' in hint
     assert _advice("a cat", "a <toy>") == []
+
+
+def test_no_row_grows_beyond_the_longest(toy: Taken) -> None:
+    diffusion, adapter = begun(toy, vectors=2, longest=2.0)
+    median = float(diffusion.token_tables()["text_encoder"].weight.norm(dim=1).median())
+    with torch.no_grad():
+        rows(adapter)[0].mul_(1000)
+        rows(adapter)[1].mul_(0.5 * median / rows(adapter)[1].norm())
+    adapter.stepped(0)
+    assert rows(adapter).norm(dim=1).tolist() == pytest.approx([2 * median, 0.5 * median], rel=1e-4)
+
+
+def test_every_text_encoder_has_rows_of_its_own(toy: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
+    wide = TokenTable(torch.randn(SIZE, 24, generator=torch.Generator().manual_seed(0)))
+    tables = {**diffusion.token_tables(), "text_encoder_2": wide}
+    monkeypatch.setattr(type(diffusion), "token_tables", lambda _: tables)
+    adapter = begin(TABLE.model_construct(**settings("textual_inversion", vectors=2, init="red")), diffusion)
+    red = toy.vocabulary["vocab"]["red</w>"]
+    found = adapter.learned().components["embedding"]
+    assert set(found) == {"text_encoder", "text_encoder_2"}
+    assert torch.equal(found["text_encoder_2"], wide.weight[red].expand(2, -1))
+    assert torch.equal(wide(torch.tensor([[SIZE, red]]))[0, 0], wide.weight[red])
+    (group,) = adapter.groups()
+    assert {tuple(p.shape) for p in group.parameters.values()} == {(2, 16), (2, 24)}

@@ -1,0 +1,147 @@
+"""Null-text inversion: drawings that the base has never seen come back under guidance, and their hair can be dyed.
+
+Measured in latents, against DDIM inversion with the plain empty prompt, and against negative-prompt inversion (the
+prompt itself on both sides), which searches for nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from PIL import Image
+
+from benchmarks.learning.bench import Bench, Finding
+from demo.attributes import Attributes, caption, draw_combinations
+from demo.classifier import classify
+from demo.drawing import draw
+from demo.palettes import FLAT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdforge.run.diffusion import Diffusion
+
+COUNT = 16
+DYE = "blue"
+TARGET = """
+[source.face-{i}]
+from = "recipes/data/inverted/{i}.png"
+[null_text_inversion.back-{i}]
+on = "flat"
+image = "face-{i}"
+prompt = "{prompt}"
+steps = 20
+inner = 8
+learning_rate = 0.1
+"""
+
+
+class Inverted(NamedTuple):
+    """A drawing with what was found for it."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def measure(bench: Bench) -> list[Finding]:
+    """Return levels in decibels, and what an edit shows."""
+    import torch
+
+    torch.set_num_threads(1)
+    faces = [face for face in islice(draw_combinations(21, held_out=True), 4 * COUNT) if face.hair_colour != DYE][
+        :COUNT
+    ]
+    diffusion, found = inverted(bench, faces)
+    levels: dict[str, list[float]] = {"ddim": [], "prompt": [], "found": [], "others": []}
+    dyed: list[list[float]] = [[], []]
+    for i, (face, one) in enumerate(zip(faces, found, strict=True)):
+        count = len(one.tensors["uncond"])
+        with torch.no_grad():
+            sides = {
+                side: diffusion.encode_text([text]).hidden_BLD
+                for side, text in (("ddim", ""), ("prompt", caption(face)))
+            }
+        empty = {side: hidden.expand(count, -1, -1) for side, hidden in sides.items()}
+        empty |= {"found": one.tensors["uncond"], "others": found[i - 1].tensors["uncond"]}
+        for name, uncond in empty.items():
+            levels[name].append(level(diffusion, one, uncond))
+        wish = caption(replace(face, hair_colour=DYE))
+        for column, prompt in zip(dyed, (None, wish), strict=True):
+            column.append(float(classify(drawn(diffusion, one, prompt)).hair_colour == DYE))
+    ddim, prompt, own, others = (tuple(values) for values in levels.values())
+    gain = mean(own) - mean(ddim)
+    return [
+        Finding("dB, DDIM inversion → null-text", ddim, own, bound=f"≥ 10 dB more ({gain:.1f})", kept=gain >= 10),
+        Finding("dB, negative-prompt inversion → null-text", prompt, own, bound="more", kept=mean(own) > mean(prompt)),
+        Finding(
+            "dB, its own empty prompts → another drawing's", own, others, bound="less", kept=mean(others) < mean(own)
+        ),
+        Finding(f"hair is {DYE}, the same prompt → {DYE} hair", tuple(dyed[0]), tuple(dyed[1])),
+    ]
+
+
+def mean(numbers: tuple[float, ...]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def inverted(bench: Bench, faces: list[Attributes]) -> tuple[Diffusion, list[Inverted]]:
+    """Build an inversion of every face; return the base and what the store has of them."""
+    import torch
+
+    from sdforge.orders import make_order
+    from sdforge.run.tensors import load
+    from sdforge.session import open_session
+
+    folder = bench.folder / "recipes" / "data" / "inverted"
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, face in enumerate(faces):
+        draw(face, FLAT, 5_000_000 + i).save(folder / f"{i}.png")
+    text = "".join(TARGET.format(i=i, prompt=caption(face)) for i, face in enumerate(faces))
+    bench.build("inverted", f'family = "sd15"\n{text}')
+    session = open_session(bench.folder)
+    plan = session.plan(session.resolve(["inverted"]))
+    found = []
+    for i in range(len(faces)):
+        artifact = plan.steps[f"inverted:back-{i}"].artifact
+        assert artifact is not None
+        rows = session.store.table(artifact.components["null_text"])
+        given = {row.name: row for row in rows}
+        found.append(
+            Inverted(folder / f"{i}.png", {n: load(_ref(session, row)) for n, row in given.items()}, artifact.facts)
+        )
+    step = plan.steps["inverted:back-0"]
+    order = make_order(session, step, step.key, step.manifest, bench.folder, {})
+    loading = importlib.import_module(f"sdforge.families.{order.family}.load")
+    return loading.load(order.the("on"), torch.device("cpu"), torch.float32), found
+
+
+def _ref(session: Any, row: Any) -> Any:
+    from sdforge.order import Ref
+
+    return Ref(row.name, row.dtype, row.shape, str(session.find(row.spot.file)), row.spot.offset, row.xxh3)
+
+
+def level(diffusion: Diffusion, one: Inverted, uncond_TLD: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of the latents that come back; the peak is the latents' range."""
+    import torch
+
+    from sdforge.run.images import Picture, read_pixels
+    from sdforge.sidecars.null_text import replay_latents
+
+    clean = diffusion.encode_picture(read_pixels(Picture(str(one.path), "", "", (128, 128)), flip=False))
+    back = replay_latents(diffusion, one.tensors | {"uncond": uncond_TLD}, one.facts)
+    return float(10 * torch.log10((clean.max() - clean.min()).square() / (back - clean).square().mean()))
+
+
+def drawn(diffusion: Diffusion, one: Inverted, prompt: str | None) -> Image.Image:
+    """Return what a prompt makes of the drawing."""
+    from sdforge.sidecars.null_text import replay
+
+    pixels_BCHW = replay(diffusion, one.tensors, one.facts, prompt)
+    values = ((pixels_BCHW[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+    return Image.fromarray(values.numpy())
