@@ -31,7 +31,7 @@ TEXT_PREFIX = "text_model."
 
 DIFFUSERS = "0.42.1"  # the version whose folders are written
 
-_UNET_CONFIG: dict[str, Any] = {
+UNET_CONFIG: dict[str, Any] = {
     "sample_size": CELLS,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
@@ -56,7 +56,7 @@ _VAE_CONFIG: dict[str, Any] = {
     "norm_num_groups": 8,
     "scaling_factor": SCALING_FACTOR,
 }
-_SCHEDULER_CONFIG: dict[str, Any] = {
+SCHEDULER_CONFIG: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
     "_diffusers_version": DIFFUSERS,
     "beta_schedule": "scaled_linear",
@@ -104,7 +104,7 @@ class Base:
 
 def new_unet() -> UNet2DConditionModel:
     """Return an untrained U-Net for latents (B, 4, 16, 16) and text (B, 77, 64)."""
-    return UNet2DConditionModel(**_UNET_CONFIG)
+    return UNet2DConditionModel(**UNET_CONFIG)
 
 
 def new_vae() -> AutoencoderKL:
@@ -131,12 +131,14 @@ def new_text_encoder(tokenizer: Tokenizer) -> CLIPTextModel:
     )
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a configuration, its keys sorted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights in fp16, without position ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
     halves = {
         key: value.detach().cpu().to(torch.float16).contiguous()
@@ -147,13 +149,15 @@ def _write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     path.chmod(0o644)
 
 
-def _diffusers_config(model: Any) -> dict[str, Any]:
+def diffusers_config(model: Any) -> dict[str, Any]:
+    """Return a model's configuration as diffusers writes it."""
     # diffusers' private entries come in another order every time
     stated = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
     return stated | {"_class_name": type(model).__name__, "_diffusers_version": DIFFUSERS}
 
 
-def _text_config(encoder: CLIPTextModel) -> dict[str, Any]:
+def text_config(encoder: CLIPTextModel) -> dict[str, Any]:
+    """Return a text encoder's configuration as transformers writes it."""
     keys = (
         "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size", "initializer_factor",
         "initializer_range", "intermediate_size", "layer_norm_eps", "max_position_embeddings", "num_attention_heads",
@@ -170,15 +174,15 @@ def old_text_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def write_base(folder: Path, base: Base) -> None:
     """Write the diffusers folder of a base, weights in fp16."""
-    _write_json(folder / "model_index.json", _MODEL_INDEX)
-    _write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULER_CONFIG)
-    _write_json(folder / "unet" / "config.json", _diffusers_config(base.unet))
-    _write_weights(folder / "unet" / "diffusion_pytorch_model.safetensors", base.unet.state_dict())
-    _write_json(folder / "vae" / "config.json", _diffusers_config(base.vae))
-    _write_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", base.vae.state_dict())
-    _write_json(folder / "text_encoder" / "config.json", _text_config(base.text_encoder))
+    write_json(folder / "model_index.json", _MODEL_INDEX)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER_CONFIG)
+    write_json(folder / "unet" / "config.json", diffusers_config(base.unet))
+    write_weights(folder / "unet" / "diffusion_pytorch_model.safetensors", base.unet.state_dict())
+    write_json(folder / "vae" / "config.json", diffusers_config(base.vae))
+    write_weights(folder / "vae" / "diffusion_pytorch_model.safetensors", base.vae.state_dict())
+    write_json(folder / "text_encoder" / "config.json", text_config(base.text_encoder))
     text_state = old_text_names(base.text_encoder.state_dict())
-    _write_weights(folder / "text_encoder" / "model.safetensors", text_state)
+    write_weights(folder / "text_encoder" / "model.safetensors", text_state)
     base.tokenizer.write(folder / "tokenizer")
 
 
@@ -186,14 +190,15 @@ def read_base(folder: Path) -> Base:
     """Read a base folder, weights in fp32."""
     tokenizer = Tokenizer.read(folder / "tokenizer")
     unet, vae, encoder = new_unet(), new_vae(), new_text_encoder(tokenizer)
-    unet.load_state_dict(_read(folder / "unet" / "diffusion_pytorch_model.safetensors"))
-    vae.load_state_dict(_read(folder / "vae" / "diffusion_pytorch_model.safetensors"))
-    text_state = _read(folder / "text_encoder" / "model.safetensors")
+    unet.load_state_dict(read_weights(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    vae.load_state_dict(read_weights(folder / "vae" / "diffusion_pytorch_model.safetensors"))
+    text_state = read_weights(folder / "text_encoder" / "model.safetensors")
     has_prefix = next(iter(encoder.state_dict())).startswith(TEXT_PREFIX)
     renamed = {key if has_prefix else key.removeprefix(TEXT_PREFIX): value for key, value in text_state.items()}
     encoder.load_state_dict(renamed)
     return Base(unet.eval(), vae.eval(), encoder.eval(), tokenizer)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights in fp32."""
     return {key: value.float() for key, value in load_file(path).items()}

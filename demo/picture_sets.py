@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from demo.attributes import Attributes, draw_combinations
 from demo.drawing import draw
-from demo.palettes import CHALK, FLAT, INK, Look, random_look
+from demo.palettes import CHALK, FLAT, INK, LOOKS, Look, random_look
 from demo.progress import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 Pictures = npt.NDArray[np.uint8]
@@ -68,6 +68,18 @@ def _mixed_pictures(path: Path, count: int, *, seeds: tuple[int, int], until: tu
         return np.stack(pictures)
 
     return _cached(path, make)
+
+
+def styled_pictures(shown: Sequence[Attributes], styles: Sequence[str], seed: int, cache: Path) -> Pictures:
+    """uint8 (N, 128, 128, 3): drawings of these combinations, each in its style."""
+
+    def make() -> Pictures:
+        pairs = zip(shown, styles, strict=True)
+        return np.stack(
+            [np.asarray(draw(a, LOOKS[s], 6_000_000 + seed * 10_000 + i)) for i, (a, s) in enumerate(pairs)]
+        )
+
+    return _cached(cache / f"drawings-styled-{seed}-{len(shown)}.npy", make)
 
 
 def held_out_pictures(count: int = 24) -> dict[str, Pictures]:

@@ -17,7 +17,7 @@ from demo.bases import BETA_END, BETA_START, LATENT_CHANNELS, SCALING_FACTOR, TR
 from demo.geometry import CELLS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -55,24 +55,33 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> Tensor:
 
 @torch.no_grad()
 def sample(base: Base, text_BLD: Tensor, seeds: Sequence[int], sampler: Sampler) -> Tensor:
-    """Scaled latents; each picture's noise comes from its own seed, so batches do not matter.
+    """Scaled latents; each picture's noise comes from its own seed, so batches do not matter."""
+    target = text_BLD.device
+    noise = [torch.randn(LATENT_CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    both_BLD = torch.cat([encode_prompts(base, [""]).expand_as(text_BLD), text_BLD])
+
+    def predict(noisy_BCHW: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        time_B = torch.full((len(both_BLD),), timestep, device=target)
+        empty, prompted = base.unet(torch.cat([noisy_BCHW, noisy_BCHW]), time_B, both_BLD).sample.chunk(2)
+        return empty, prompted
+
+    return solve(predict, torch.stack(noise).to(target), sampler)
+
+
+def solve(predict: Callable[[Tensor, int], tuple[Tensor, Tensor]], noise_BCHW: Tensor, sampler: Sampler) -> Tensor:
+    """Go from noise to scaled latents; predict: (noisy latents, timestep) → noise without and with the prompt.
 
     DPM-Solver++(2M), algorithm 2 of Lu et al. 2022 (https://arxiv.org/abs/2211.01095), in the space x = z / sqrt(ᾱ)
     with sigma = sqrt((1 - ᾱ) / ᾱ), where the exponential integrator is a plain interpolation.
     """
-    target = text_BLD.device
-    noise = [torch.randn(LATENT_CHANNELS, CELLS, CELLS, generator=torch.Generator().manual_seed(s)) for s in seeds]
     timesteps = trailing_timesteps(sampler.steps)
     alphas = alphas_cumprod()[timesteps]
     sigmas = [*((1 - alphas) / alphas).sqrt().tolist(), 0.0]
-    both_BLD = torch.cat([encode_prompts(base, [""]).expand_as(text_BLD), text_BLD])
-    x_BCHW: Tensor = torch.stack(noise).to(target) * (sigmas[0] ** 2 + 1) ** 0.5
+    x_BCHW = noise_BCHW * (sigmas[0] ** 2 + 1) ** 0.5
     before_BCHW = x_BCHW
     for index, timestep in enumerate(timesteps):
         sigma, following = sigmas[index], sigmas[index + 1]
-        scaled_BCHW = x_BCHW / (sigma**2 + 1) ** 0.5
-        time_B = torch.full((2 * len(x_BCHW),), timestep, device=target)
-        empty, prompted = base.unet(torch.cat([scaled_BCHW, scaled_BCHW]), time_B, both_BLD).sample.chunk(2)
+        empty, prompted = predict(x_BCHW / (sigma**2 + 1) ** 0.5, timestep)
         clean_BCHW = x_BCHW - sigma * (empty + sampler.guidance * (prompted - empty))
         guess_BCHW = clean_BCHW
         if index and following:  # the first step has no predecessor, the last goes to the clean picture itself

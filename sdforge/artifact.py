@@ -29,6 +29,8 @@ KINDS = (
     "pictures",
     "files",
 )
+SIDECARS = ("hypernetwork", "null_text", "image_embedding", "aesthetic")  # kinds that act while pictures are drawn
+WITH = "-with"  # behind the name of a folder of pictures: those that were drawn with a preset's sidecars
 
 
 class Spot(NamedTuple):

@@ -269,8 +269,11 @@ class Build:
         return None
 
     def _restored(self, step: Step) -> bool:
-        """Write files again whose bytes the store has as they are (pictures); exports are written by their action."""
-        if step.node.target.signature.makes != "pictures":
+        """Write files again whose bytes the store has as they are (pictures); exports are written by their action.
+
+        Of an export that is whole it is only the description that is put together anew.
+        """
+        if step.node.target.signature.makes != "pictures" and not self.outputs.written(step):
             return False
         assert step.result is not None
         self._place(step, step.result, None)

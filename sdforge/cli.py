@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("target", metavar="TARGET|FILE")
     log = command("log", "the last run of a target, and its losses")
     log.add_argument("target", nargs="?", default="", metavar="TARGET")
+    log.add_argument(
+        "--samples", default="", metavar="FILE.png", help="write the pictures that were drawn while it ran"
+    )
     graph = command("graph", "what is made from what")
     graph.add_argument("targets", nargs="*", metavar="TARGET")
     graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
@@ -273,7 +276,7 @@ def other(wishes: argparse.Namespace) -> int:
     elif name == "show":
         looking.show(session, wishes.target, as_json=wishes.json)
     elif name == "log":
-        looking.log(session, wishes.target, as_json=wishes.json)
+        looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
     else:
         looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)
     return 0

@@ -51,6 +51,35 @@ def _block_sums(a: Tensor, b: Tensor) -> Iterator[float]:
         yield float(x)
 
 
+def row_norms(matrix: Tensor) -> Tensor:
+    """Return ‖row‖ of a matrix, fp64, the same on every machine: squares are folded by halves, padded with zeros."""
+    squares = matrix.double().square()
+    width = 1 << max(0, squares.shape[1] - 1).bit_length()
+    if width > squares.shape[1]:
+        padded = squares.new_zeros(squares.shape[0], width)
+        padded[:, : squares.shape[1]] = squares
+        squares = padded
+    while squares.shape[1] > 1:
+        half = squares.shape[1] // 2
+        squares = squares[:, :half] + squares[:, half:]
+    return squares[:, 0].sqrt()
+
+
+def solve(a: Tensor, b: Tensor) -> Tensor:
+    """Return a⁻¹ b of batches (K, B, B) in fp64, the same on every machine (elimination, elementwise).
+
+    Nothing is exchanged, so a's symmetric part must be positive definite, as that of I − Q is for skew Q.
+    """
+    a, b = a.clone(), b.clone()
+    for i in range(a.shape[-1]):
+        pivot = a[:, i : i + 1, i : i + 1].clone()
+        row_a, row_b = a[:, i : i + 1] / pivot, b[:, i : i + 1] / pivot
+        column = a[:, :, i : i + 1].clone()
+        a, b = a - column * row_a, b - column * row_b
+        a[:, i : i + 1], b[:, i : i + 1] = row_a, row_b
+    return b
+
+
 def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
     """Return up @ down in fp64 for factors of at most 32 bits; up: (out, rank), down: (rank, in).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
+from sdforge.method import Role
 from sdforge.places import FILE, RECIPES
 from sdforge.project import Project, read_small
 from sdforge.recipe import Recipe, Target, Use, place_in
@@ -149,9 +150,10 @@ class _Linking:
         name, _, rest = found.partition(":")
         makes = self.project.recipe(name).targets[rest].signature.makes if name != recipe.name else ""
         makes = makes or recipe.targets[rest].signature.makes
-        wanted = target.signature.roles[use.role].kind
-        if makes != wanted:
-            self._problem(recipe, target, use, "kind", wrong_kind(use.reference, makes, wanted))
+        role = target.signature.roles[use.role]
+        if makes not in role.kinds:
+            hint = way_in(use.reference, makes) if target.implicit else ""
+            self._problem(recipe, target, use, "kind", wrong_kind(use.reference, makes, role), hint)
 
     def _problem(self, recipe: Recipe, target: Target, use: Use, code: str, message: str, hint: str = "") -> None:
         found = problem_at(self.project, recipe, target, use, code, message, hint)
@@ -254,10 +256,28 @@ def source_place(project: Project, identifier: str) -> Place:
     return place_in(source, file, kind, name, key, value=True)
 
 
-def wrong_kind(name: str, makes: str, wanted: str) -> str:
+def wrong_kind(name: str, makes: str, role: Role) -> str:
     """Return the sentence for an artifact of another kind than belongs there."""
-    a, b = (f"{'an' if kind[0] in 'aeiou' else 'a'} {kind.replace('_', ' ')}" for kind in (makes, wanted))
+    a, *wanted = (f"{'an' if k[0] in 'aeiou' else 'a'} {k.replace('_', ' ')}" for k in (makes, *role.kinds))
+    b = " or ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]]))
     return f"`{name}` is {a}, and {b} belongs here"
+
+
+PRESET = {  # kind → how [preset] takes it
+    "checkpoint": 'checkpoint = "NAME"',
+    "embedding": 'insert = ["NAME"]',
+    "lora": "bake = { NAME = 1.0 }",
+    "custom": "bake = { NAME = 1.0 }",
+    "hypernetwork": 'bake = { NAME = 1.0 }, or sidecars = ["NAME"] where it is not linear',
+    "aesthetic": 'bake = { NAME = 1.0 }, or sidecars = ["NAME"]',
+    "image_embedding": 'bake = { NAME = 1.0 }, or sidecars = ["NAME"]',
+    "null_text": 'sidecars = ["NAME"]',
+}
+
+
+def way_in(name: str, makes: str) -> str:
+    """Return how a preset takes an artifact of a kind, or nothing."""
+    return f"[preset] {PRESET[makes].replace('NAME', name)}" if makes in PRESET else ""
 
 
 def _path_to(key: str, table: dict[str, Any]) -> tuple[str, ...]:
@@ -271,8 +291,9 @@ def _path_to(key: str, table: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _preset_path(use: Use, preset: dict[str, Any]) -> tuple[tuple[str | int, ...], bool]:
-    if use.role == "loras":
+    for key in ("insert", "sidecars"):
+        if use.reference in preset.get(key, []):
+            return ("preset", key, preset[key].index(use.reference)), True
+    if use.role == "loras" or use.reference in preset.get("bake", {}):
         return ("preset", "bake", use.reference), False
-    if use.role == "embeddings" and use.reference in preset.get("insert", []):
-        return ("preset", "insert", preset["insert"].index(use.reference)), True
     return ("preset", "checkpoint"), True

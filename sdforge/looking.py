@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
+from sdforge.artifact import Tensor
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
+from sdforge.formats.embedding import negative_word, words_of
 from sdforge.formats.layout import Layout, read_layout
 from sdforge.formats.safetensors import read_header
 from sdforge.method import method, method_groups
@@ -23,6 +28,9 @@ from sdforge.session import Session
 from sdforge.store import Result
 
 MOST_TENSORS = 12  # that `show` prints of a file
+MOST_LETTERS = 80  # of what `list --methods` says of one
+CITED = re.compile(r" \([^()]*https?://[^()]*\)")
+MOST_CAPTIONS = 4  # and of a data set
 
 
 def say(text: str) -> None:
@@ -71,11 +79,13 @@ def _list_methods(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"v": 1, "event": "methods", "methods": found}))
         return
+    names, kinds = max(map(len, found)), max(len(about["makes"]) for about in found.values())
     for group in ("merges", "trainings", "edits"):
         say(group)
         for name, about in found.items():
             if about["group"] == group:
-                say(f"  {name:<20} {about['makes']:<11} {about['says']}")
+                says = CITED.sub("", about["says"])  # where it is from is in the module, and in --json
+                say(f"  {name:<{names}}  {about['makes']:<{kinds}}  {shorten(says, MOST_LETTERS, placeholder=' …')}")
 
 
 def _first_line(name: str) -> str:
@@ -147,24 +157,57 @@ def show(session: Session, name: str, *, as_json: bool) -> None:
 
 
 def _show_result(session: Session, step: Step, result: Result, record: dict[str, Any]) -> None:
-    say(f"{step.id}  {step.node.target.signature.name} → {result.kind}")
+    say(f"{step.id}  {step.node.target.signature.name} → {result.kind.replace('_', ' ')}")
     say(f"  key      {result.key}")
     say(f"  digest   {shown_digest(step, result)}   class {result.grade}")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
     say(f"  made     {made} in {seconds(record.get('seconds', 0))}")
     for name, value in sorted(result.fingerprint.items()):
         say(f"  {name:<8} {value}")
-    for name, component in result.components.items():
-        table = session.store.table(component)
-        say(f"  {name:<8} {len(table)} tensors, {component.dtype}, {size(sum(t.size for t in table))}")
+    tables = {name: session.store.table(component) for name, component in result.components.items()}
+    for name, table in tables.items():
+        dtype = result.components[name].dtype
+        say(f"  {name:<8} {len(table)} tensors, {dtype}, {size(sum(t.size for t in table))}")
+    for name, told in telling(result.kind, result.facts, tables):
+        say(f"  {name:<8} {told}")
     for name, fact in sorted(result.facts.items()):
-        say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
+        if result.kind == "dataset":
+            _show_pictures(session, fact)
+        else:
+            say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
     for setting, value in sorted(json.loads(step.node.target.settings).items()):
         say(f"  {setting} = {json.dumps(value, ensure_ascii=False)}")
-    for name, found in sorted(result.files.items()):
+    for name, found in sorted(result.files.items()) if result.kind != "dataset" else ():
         say(f"  {name}  {size(found[1])}  sha256 {found[0][:16]}…")
     if "loss" in record:
         say(f"  loss     {record['loss']:.4f} at the end; `forge log {step.id}` shows more")
+
+
+def telling(kind: str, facts: dict[str, Any], tables: dict[str, list[Tensor]]) -> Iterator[tuple[str, str]]:
+    """Yield what a person asks first of an artifact: the words that it brings, the rank of its factors."""
+    if kind == "embedding":
+        for component, word in words_of(facts).items():
+            vectors = tables[component][0].shape[0] if component in tables else 0
+            of = "for the negative prompt" if word == negative_word(facts) else ""
+            yield "word", " ".join(filter(None, [word, f"({vectors} vectors)", of]))
+    for word, vectors in facts.get("tokens", []):
+        yield "word", f"{word} ({vectors} vectors)"
+    downs = [t.shape[0] for table in tables.values() for t in table if t.name.endswith(".lora_down")]
+    if downs:
+        yield "rank", " … ".join(map(str, dict.fromkeys((min(downs), max(downs)))))
+
+
+def _show_pictures(session: Session, rows: list[list[Any]]) -> None:
+    """Say what a data set holds that was made: how many pictures, what they show, and where the first ones lie."""
+    captions = sorted({row[1] for row in rows})
+    files = [session.store.object(row[0]) for row in rows]
+    say(f"  pictures {len(rows)}, {size(sum(file.stat().st_size for file in files if file.is_file()))}")
+    for caption in captions[:MOST_CAPTIONS]:
+        say(f"  says     {json.dumps(caption, ensure_ascii=False)}")
+    if len(captions) > MOST_CAPTIONS:
+        say(f"           and {len(captions) - MOST_CAPTIONS} more")
+    for file in files[:MOST_CAPTIONS]:
+        say(f"  lies in  {file}")
 
 
 def show_file(path: Path, *, as_json: bool) -> None:
@@ -228,8 +271,14 @@ def _layout(path: Path) -> Layout | None:
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def log(session: Session, name: str, *, as_json: bool) -> None:
-    """`forge log`: the last run of a target, or of all targets of the default recipes; its losses, its output."""
+def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
+    """`forge log`: the last run of a target, or of all targets of the default recipes; its losses, its output.
+
+    samples: a file for the pictures that were drawn while it ran.
+    """
+    if samples:
+        _write_samples(session, name, Path(samples))
+        return
     wanted = session.resolve([name] if name else [])
     plan = session.plan(wanted)
     steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
@@ -252,6 +301,9 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
                         "current": step.result is not None,
                         "seconds": record.get("seconds"),
                         "losses": losses,
+                        "validation": record.get("validation", []),
+                        "recommended": record.get("recommended"),
+                        "samples": record.get("samples", []),
                         "log": _text(session, record.get("log")),
                     }
                 )
@@ -263,10 +315,45 @@ def log(session: Session, name: str, *, as_json: bool) -> None:
             say("    made with other settings or inputs than now: `forge why` says which")
         if losses:
             say(f"    {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}  {curve(losses, 48)}")
+        for line in _watched(step, record):
+            say(f"    {line}")
         if len(steps) == 1:
             for resumed in record.get("resumed", []):
                 say(f"    went on from step {resumed['step']}")
             say(_text(session, record.get("log")) or "    (it printed nothing)")
+
+
+def _watched(step: Step, record: dict[str, Any]) -> Iterator[str]:
+    """Yield what was seen of a training while it ran: the loss on held-out pictures, and samples."""
+    if found := record.get("validation"):
+        values, best = [loss for _, loss in found], record["recommended"]
+        yield f"held-out pictures: loss {values[0]:.4f} → {values[-1]:.4f}  {curve(values, 48)}"
+        least = f"least after step {best}: {min(values):.4f}"
+        later = best < max(at for at, _ in found)
+        yield f"{least}; steps = {best} is recommended" if later and best else least
+    if drawn := record.get("samples"):
+        steps = len({row[0] for row in drawn})
+        yield f"{len(drawn)} pictures after {steps} steps: `forge log {step.id} --samples FILE.png`"
+
+
+def _write_samples(session: Session, name: str, path: Path) -> None:
+    """Write the samples of a training as a contact sheet. Raises UsageError where there are none."""
+    from sdforge.report.sheet import sample_sheet
+
+    if path.suffix != ".png":
+        raise UsageError(f"{path} is no name for a picture", hint="samples are written as FILE.png")
+    wanted = session.resolve([name] if name else [])
+    step = session.plan(wanted).steps[wanted[0]]
+    result = step.result or _last_result(session, step)
+    drawn = session.store.record(result).get("samples", []) if result else []
+    drawn = [row for row in drawn if session.store.object(row[2]).is_file()]
+    if not drawn:
+        raise UsageError(
+            f"no picture was drawn while {step.id} was made",
+            hint="[run.samples] steps = 100 in forge.toml draws some every 100 steps",
+        )
+    path.write_bytes(sample_sheet(drawn, session.store.read_object))
+    say(f"{path}: {len(drawn)} pictures")
 
 
 def _last_result(session: Session, step: Step) -> Result | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
@@ -30,7 +30,8 @@ LOOP_VERSION = 1  # of the training loop that all trainings share
 class Role:
     """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used).
 
-    widens: other role → components and facts of it that matter too where this role is given.
+    also: further kinds that serve. widens: other role → components and facts of it that matter too where this one is
+    given.
     """
 
     kind: str
@@ -38,7 +39,12 @@ class Role:
     facts: tuple[str, ...]
     moves: tuple[str, ...]
     many: str
-    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    also: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return (self.kind, *self.also)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +83,9 @@ class Method:
         from sdforge.settings import Seeded, takes
 
         roles = {
-            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation), mark.widens)
-            for name, field in self.table.model_fields.items()
-            if (mark := takes(field))
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(info.annotation), mark.also, mark.widens)
+            for name, info in self.table.model_fields.items()
+            if (mark := takes(info))
         }
         formula = self.group == "merges" or hasattr(self.module, "plan")
         moves = any(role.moves for role in roles.values())
@@ -91,7 +97,7 @@ class Method:
             kind="formula" if formula else "moves" if moves else "content",
             seeded=issubclass(self.table, Seeded),
             pinned=getattr(self.module, "PINNED", True),
-            code={"loop": LOOP_VERSION} if self.group == "trainings" else {},
+            code=getattr(self.module, "CODE", {"loop": LOOP_VERSION} if self.group == "trainings" else {}),
             roles=roles,
         )
 
@@ -227,6 +233,15 @@ def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
     if wrong:
         raise SettingErrors(list(wrong.values()))
     return found
+
+
+def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
+    """Return every (component, block) that a pattern matches. Raises SettingErrors if there is none."""
+    places = block_places(family)
+    matched = [place for place in places if block_matches(pattern, *place)]
+    if not matched:
+        raise SettingErrors([_unmatched(pattern, places, family)])
+    return matched
 
 
 def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:

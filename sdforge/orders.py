@@ -61,7 +61,7 @@ def state_folder(session: Session, step: Step, manifest: str) -> Path:
 def state_key(manifest: dict[str, Any]) -> str:
     """Name a training's states: without `steps` where nothing computed depends on the total."""
     settings = dict(manifest["settings"])
-    if settings.get("schedule") == "constant":
+    if settings.get("schedule") == "constant":  # one that has none counts its steps otherwise
         settings.pop("steps", None)
     text = json.dumps(manifest | {"settings": settings}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return digest_of_text("state", text)

@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdforge.formats.embedding import OPPOSITE
+from sdforge.artifact import WITH
 from sdforge.plan import Step
 from sdforge.project import Project
-from sdforge.recipe import ROLES
 from sdforge.store import Store
 from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_of
 
 REPLACED = ".replaced"
+DIGITS = 16  # of a digest, by which files are called until they get a person's name
+MANIFEST = 2  # version of `preset.json`
+ADVISED = ("steps", "guidance", "resolution")  # of the previews: what a preset advises to draw with
 
 
 class Outputs:
@@ -43,41 +45,43 @@ class Outputs:
             return dict(self._picture_names(step))
         names = {}
         for file in step.result.files:
-            head, dot, end = file.rpartition(".")
-            folder, _, inner = file.rpartition("/")
-            if folder in called:
-                names[file] = f"{called[folder]}/{inner}"
-            else:
-                names[file] = f"{preset}.{end}" if head == "checkpoint" else called.get(head, head) + dot + end
+            head, _, end = file.rpartition(".")
+            role, _, rest = file.partition("/")
+            own = called.get((role, rest[:DIGITS]))
+            names[file] = f"{preset}.{end}" if head == "checkpoint" else f"{own}{rest[DIGITS:]}" if own else file
         return names
 
-    def _called(self, step: Step) -> dict[str, str]:
-        """Return role/digest → role/name of what becomes a file as it is; equal names of two recipes stay apart."""
+    def _called(self, step: Step) -> dict[tuple[str, str], str]:
+        """Return (role, digest) → role/name of what becomes a file as it is; equal names of two recipes stay apart."""
         named = [
-            (link.use.role, artifact.digest[:16], link.use.reference)
+            (link.use.role, artifact.digest[:DIGITS], link.use.reference)
             for link, artifact in step.inputs
-            if artifact is not None and link.use.role in ROLES
+            if artifact is not None and link.use.role != "checkpoint"
         ]
         last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
-        found = {}
-        for (role, digest, reference), (_, name) in zip(named, last, strict=True):
-            own = name if last.count((role, name)) == 1 else reference.replace(":", ".")
-            for ending in ("", OPPOSITE):
-                found[f"{role}/{digest}{ending}"] = f"{role}/{own}{ending}"
-        return found
+        return {
+            (role, digest): f"{role}/{name if last.count((role, name)) == 1 else reference.replace(':', '.')}"
+            for (role, digest, reference), (_, name) in zip(named, last, strict=True)
+        }
 
     def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
         assert step.result is not None
         labels: dict[str, str] = {}
+        own: dict[str, str] = {}  # digest of a sidecar → its name
         for link, artifact in step.inputs:
             if artifact is not None:
                 label = step.node.recipe.name if link.use.role == "checkpoint" else link.use.reference
-                labels.setdefault(
-                    (artifact.digest or artifact.identity)[:16], label.replace(":", ".").removeprefix("preset.")
-                )
+                digest = (artifact.digest or artifact.identity)[:DIGITS]
+                found = own if link.use.role == "sidecars" else labels
+                found.setdefault(digest, label.replace(":", ".").removeprefix("preset."))
+        with_sidecars = {file.partition("/")[0] for file in step.result.files if file.partition("/")[0].endswith(WITH)}
+        twice = {file.partition("/")[2] for file in step.result.files if file.partition("/")[0] in with_sidecars}
         for file in step.result.files:
-            column, _, rest = file.partition("/")
-            yield file, f"previews/{rest.removesuffix('.png')}-{labels.get(column, column)}.png"
+            column, _, rest = file.removesuffix(".png").partition("/")
+            label = labels.get(column[:DIGITS], column)
+            plain = column + WITH in with_sidecars and f"{rest}.png" in twice
+            stem = own[rest[:DIGITS]] + rest[DIGITS:] if rest[:DIGITS] in own else rest
+            yield file, f"previews/{stem}-{label}{'-without' if plain else ''}.png"
 
     def expect(self, recipes: list[str]) -> None:
         """Look up, in one go, what is known of the files of several presets."""
@@ -90,17 +94,25 @@ class Outputs:
 
     def whole(self, step: Step) -> bool:
         """Say whether all files of a preset's export or previews lie in `out/` as they were made."""
+        written = self.written(step)
+        return written and all(self._is(self.folder(step) / name, text) for name, text in self.composed(step))
+
+    def written(self, step: Step) -> bool:
+        """Say the same of the files that the action itself made."""
         assert step.result is not None
         folder = self.folder(step)
+        # every one is looked at, since a verdict rests on all of them
         found = [self._is(folder / name, step.result.files[file][0]) for file, name in self.names(step).items()]
-        return all(found) and all(self._is(folder / name, text) for name, text in self.composed(step))
+        return all(found)
 
     def composed(self, step: Step) -> Iterator[tuple[str, str]]:
         """What is put together from results and names when it is written: the file, and what it was made from."""
         if step.node.target.signature.makes == "pictures":
             yield "previews/sheet.png", "made from " + self.sheet_source(step)
         else:
-            yield "preset.json", "made from " + self.sheet_source(step)
+            previews = (step.node.recipe.preset or {}).get("previews", {})
+            advised = [MANIFEST, *(previews.get(name) for name in ADVISED)]
+            yield "preset.json", "made from " + self.sheet_source(step) + json.dumps(advised)
 
     def sheet_source(self, step: Step) -> str:
         """Name what a composed file is made from: the files, and the names that are written on it."""

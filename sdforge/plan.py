@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, Problem, RecipeError, SettingErrors, UsageError
 from sdforge.families import family
-from sdforge.graph import Graph, Link, Node, Taken, wrong_kind
+from sdforge.graph import Graph, Link, Node, Taken, way_in, wrong_kind
 from sdforge.identity import canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
@@ -183,16 +183,16 @@ class Planner:
         widths: dict[str, tuple[Any, str]] = {}
         recipe = step.node.recipe
         for link, artifact in step.inputs:
-            wanted = step.node.target.signature.roles[link.use.role].kind
-            name = link.use.reference
-            if artifact is None:
-                makes = self.steps[link.id].node.target.signature.makes
-                if makes != wanted:
-                    self._misfit(step, link.use, "kind", wrong_kind(name, makes, wanted))
+            target, name = step.node.target, link.use.reference
+            role = target.signature.roles[link.use.role]
+            makes = artifact.kind if artifact else self.steps[link.id].node.target.signature.makes
+            if makes not in role.kinds:
+                hint = way_in(name, makes) if target.implicit else ""
+                self._misfit(step, link.use, "kind", wrong_kind(name, makes, role), hint)
                 continue
-            if artifact.kind != wanted:
-                self._misfit(step, link.use, "kind", wrong_kind(name, artifact.kind, wanted))
-            elif artifact.family and artifact.family != recipe.family:
+            if artifact is None:
+                continue
+            if not family(recipe.family).takes(artifact.kind, artifact.family):
                 theirs, ours = family(artifact.family).title, family(recipe.family).title
                 self._misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours}")
             for key, value in artifact.notes.get("widths", {}).items():

@@ -2,7 +2,7 @@
 
 What is read here depends on the file alone, so it is kept in a cache by the file's digest and the fingerprint of our
 code. Names are linked across files in `graph`. A `[preset]` becomes targets of its own: `preset.insert`,
-`preset.bake`, `preset.cast`, `preset.export`, `preset.previews`.
+`preset.bake`, `preset.steer`, `preset.cast`, `preset.export`, `preset.previews`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "variant", "sweep")
 LATER = ("variant", "sweep")
-# role of `export` → the kind of artifact that becomes files of its own there; BAKED: those that `bake` takes too
-ROLES = {"loras": "lora", "embeddings": "embedding", "custom": "custom", "hypernetworks": "hypernetwork"}
-BAKED = ("loras", "custom", "hypernetworks")
+LAST = ("aesthetic",)  # kinds that are baked after the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +113,10 @@ class Recipe:
 
 
 def _signature(value: dict[str, Any]) -> Signature:
+    def pair(widened: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        reads, facts = widened
+        return tuple(reads), tuple(facts)
+
     roles = {
         name: Role(
             r["kind"],
@@ -122,7 +124,8 @@ def _signature(value: dict[str, Any]) -> Signature:
             tuple(r["facts"]),
             tuple(r["moves"]),
             r["many"],
-            {other: (tuple(reads), tuple(facts)) for other, (reads, facts) in r["widens"].items()},
+            tuple(r["also"]),
+            {other: pair(widened) for other, widened in r["widens"].items()},
         )
         for name, r in value.pop("roles").items()
     }
@@ -319,24 +322,31 @@ class _Reading:
     def _expand(self, preset: Any) -> None:
         """Turn `[preset]` into targets."""
         checkpoint = preset.checkpoint
-        steps: list[tuple[str, dict[str, Any]]] = []
+        steps: list[tuple[str, str, dict[str, Any]]] = []  # name, method, table
         if preset.insert:
-            steps.append(("insert", {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}))
+            words = {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}
+            steps.append(("insert", "insert", words))
             checkpoint = "preset.insert"
         unbaked = checkpoint
-        if preset.bake:
-            strengths: dict[str, dict[str, Any]] = {}
-            for name, strength in preset.bake.items():
-                strengths.setdefault(self._baked_as(name), {})[name] = {"strength": strength}
-            steps.append(("bake", {"checkpoint": checkpoint, **strengths, "dtype": preset.dtype}))
-            checkpoint = "preset.bake"
+        baked = self._routed("bake", list(preset.bake), "loras")
+        # what steers a text encoder was made for the words as they are in the end
+        roles = method("bake").signature.roles
+        last = {role: names for role, names in baked.items() if roles[role].kind in LAST}
+        for name, routed in (("bake", {role: n for role, n in baked.items() if role not in last}), ("steer", last)):
+            if routed:
+                strengths = {role: {n: {"strength": preset.bake[n]} for n in names} for role, names in routed.items()}
+                dtype = "" if name == "bake" and last else preset.dtype  # rounded once, at the end
+                steps.append((name, "bake", {"checkpoint": checkpoint, **strengths, "dtype": dtype}))
+                checkpoint = f"preset.{name}"
         if preset.dtype:
-            steps.append(("cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
+            steps.append(("cast", "cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
             checkpoint = "preset.cast"
-        behind, bases = self._behind(preset)
+        self._refuse_twice(preset)
+        artifacts, bases = self._behind(preset)
         export = {
             "checkpoint": checkpoint,
-            **{role: {name: {} for name in names} for role, names in behind.items()},
+            **{role: {name: {} for name in names} for role, names in artifacts.items()},
+            "sidecars": {name: {} for name in preset.sidecars},
             "forms": sorted(set(preset.export)),
             "title": preset.title or self.name,
             "description": preset.description,
@@ -345,28 +355,43 @@ class _Reading:
             "negative_prompt": preset.negative_prompt,
             "clip_skip": preset.clip_skip,
         }
-        steps.append(("export", export))
+        steps.append(("export", "export", export))
         if preset.previews.prompts:
             beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
             drawing = preset.previews.model_dump(exclude_unset=True)
             drawing.setdefault("negative_prompt", preset.negative_prompt)
             drawing.setdefault("clip_skip", preset.clip_skip)
-            steps.append(("previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
-        for name, raw in steps:
-            self._target(f"preset.{name}", name, raw, ("preset",))
+            drawing["sidecars"] = {name: {} for name in preset.sidecars}
+            steps.append(("previews", "previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
+        for name, method_name, raw in steps:
+            self._target(f"preset.{name}", method_name, raw, ("preset",))
 
-    def _baked_as(self, name: str) -> str:
-        """Return the role of `bake` for an artifact: what is not made in this recipe counts as a LoRA."""
-        makes = self.targets[name].signature.makes if name in self.targets else ""
-        return next((role for role, kind in ROLES.items() if kind == makes and role in BAKED), "loras")
+    def _routed(self, method_name: str, names: list[str], otherwise: str) -> dict[str, list[str]]:
+        """Return role of a method → the names that belong there, by what this recipe's targets make.
+
+        otherwise: the role of names that are no targets of this recipe, or belong nowhere.
+        """
+        roles = method(method_name).signature.roles
+        by_kind = {role.kind: name for name, role in roles.items() if role.many == "table" and not role.also}
+        found: dict[str, list[str]] = {}
+        for name in names:
+            target = self.targets.get(name)
+            role = by_kind.get(target.signature.makes, otherwise) if target else otherwise
+            found.setdefault(role, []).append(name)
+        return found
+
+    def _refuse_twice(self, preset: Any) -> None:
+        for i, name in enumerate(preset.sidecars):
+            place, hint = ("preset", "sidecars", i), "it would act twice"
+            if name in preset.bake:
+                self.wrong("setting", f"`{name}` is baked and a sidecar", *place, hint=hint, value=True)
+            elif name in preset.sidecars[:i]:
+                self.wrong("setting", f"`{name}` is a sidecar twice", *place, hint=hint, value=True)
 
     def _behind(self, preset: Any) -> tuple[dict[str, list[str]], list[str]]:
-        """What lies behind the preset in this recipe: for every role of the export what was made for it, and bases."""
-        found: dict[str, list[str]] = {role: [] for role in ROLES}
-        for name in preset.bake:
-            found[self._baked_as(name)].append(name)
-        found["embeddings"] += preset.insert
-        bases: list[str] = []
+        """What lies behind the preset in this recipe: export's roles → what targets made, and bases."""
+        kinds = {role.kind for role in method("bake").signature.roles.values()} - {"checkpoint"}
+        baked, embeddings, bases = list(preset.bake), list(preset.insert), []
         queue, seen = [preset.checkpoint], set()
         while queue:
             name = queue.pop(0)
@@ -381,13 +406,13 @@ class _Reading:
                 kind = target.signature.roles[use.role].kind
                 if kind == "checkpoint":
                     queue.append(use.reference)
-                elif not (use.use or {}).get("over"):
-                    for role, made in ROLES.items():
-                        found[role] += [use.reference] if kind == made else []
-        for role, names in found.items():
-            made_here = [name for name in names if role == "embeddings" or name in self.targets or ":" in name]
-            found[role] = list(dict.fromkeys(made_here))
-        return found, bases[:4]
+                elif kind in kinds:
+                    baked.append(use.reference)
+                elif kind == "embedding" and not (use.use or {}).get("over"):
+                    embeddings.append(use.reference)
+        made = [name for name in dict.fromkeys(baked) if name in self.targets or ":" in name]
+        routed = {"embeddings": list(dict.fromkeys(embeddings))} | self._routed("export", made, "loras")
+        return routed, bases[:4]
 
 
 def explain(

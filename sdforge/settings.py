@@ -24,6 +24,7 @@ class Takes:
     reads: the components that the action's result depends on, by how their names begin; ("",) is every one.
     facts: the facts that it depends on.
     moves: the components (with the facts that belong to them) that go over into the result as they are.
+    also: further kinds that serve.
     widens: of other roles, the components and facts that matter too where something is given here.
     """
 
@@ -31,6 +32,7 @@ class Takes:
     reads: tuple[str, ...] = ("",)
     facts: tuple[str, ...] = ALL
     moves: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
 

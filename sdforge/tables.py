@@ -67,11 +67,14 @@ class PresetPreviews(Drawing):
 
 @final
 class Preset(Table):
-    """The end of a recipe: what is exported for people to use. Order: insert, bake."""
+    """The end of a recipe: what is exported for people to use. Order: insert, bake, sidecars."""
 
     checkpoint: Reference = Field(description="what the preset is made from")
     insert: list[Reference] = Field([], description="embeddings that become words")
-    bake: dict[Reference, Weight] = Field({}, description="LoRA, Custom Diffusion or linear hypernetwork → strength")
+    bake: dict[Reference, Weight] = Field({}, description="what becomes part of the weights → strength")
+    sidecars: list[Reference] = Field(
+        [], description="what no weights can hold: hypernetworks, image embeddings, null-text inversions, aesthetics"
+    )
     dtype: Literal["", "fp16", "bf16", "fp32"] = Field("", description="type of the numbers; empty: as they are")
     export: list[Form] = Field(["checkpoint"], description="the files that are written")
     clip_skip: int = Field(0, ge=0, le=11, description="layers of the text encoder that are left out at the end")

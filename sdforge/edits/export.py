@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 from pydantic import Field
 
-from sdforge.artifact import Artifact
+from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
@@ -28,16 +28,18 @@ from sdforge.formats.embedding import (
     negative_word,
     words_of,
 )
-from sdforge.formats.hypernetwork import hypernetwork_metadata
-from sdforge.formats.hypernetwork_pt import pickled
-from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.hypernetwork import pickled_form
+from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
+from sdforge.formats.own import own_metadata, own_names
+from sdforge.formats.pickled import Pickled, write_pickle
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
 from sdforge.formats.tokenizer import stands_in, tokenizer_files
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
+from sdforge.store.files import sha256_of
 
 VERSION = 1
 MAKES = "files"
@@ -45,8 +47,22 @@ PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
+DIFFUSERS = ".diffusers"  # behind the name of the file of an embedding as diffusers writes them
+PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
-Form = Literal["checkpoint", "diffusers", "loras", "embeddings", "custom", "hypernetworks", "hypernetworks-pt"]
+Form = Literal[
+    "checkpoint",
+    "diffusers",
+    "loras",
+    "embeddings",
+    "embeddings-diffusers",
+    "embeddings-pt",
+    "custom",
+    "hypernetworks",
+    "hypernetworks-pt",
+    "image_embeddings",
+    "aesthetics",
+]
 
 
 @final
@@ -56,11 +72,11 @@ class Whole(Table):
 
 @final
 class Export(Table):
-    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and files of what it was made with.
+    """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    `loras`, `embeddings`, `custom` (folders as diffusers has them), `hypernetworks`, and `hypernetworks-pt` for A1111.
-
-    Title, description, licence and triggers reach the files' metadata and nothing else.
+    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings-diffusers` name the word by the
+    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `-pt` is a pickle, as A1111 writes it.
+    Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint")]
@@ -68,6 +84,9 @@ class Export(Table):
     embeddings: Annotated[dict[Reference, Whole], Takes("embedding")] = Field({})
     custom: Annotated[dict[Reference, Whole], Takes("custom")] = Field({})
     hypernetworks: Annotated[dict[Reference, Whole], Takes("hypernetwork")] = Field({})
+    image_embeddings: Annotated[dict[Reference, Whole], Takes("image_embedding")] = Field({})
+    aesthetics: Annotated[dict[Reference, Whole], Takes("aesthetic")] = Field({})
+    sidecars: Annotated[dict[Reference, Whole], Takes(SIDECARS[0], also=SIDECARS[1:])] = Field({})
     forms: list[Form] = Field([])
     title: str = ""
     description: str = ""
@@ -95,18 +114,10 @@ def advise(table: Export, inputs: dict[str, list[Artifact | None]]) -> list[tupl
 def run(order: Order, report: Callable[..., None]) -> Outcome:
     """Write the files into the work folder; they are named apart from people's names, which are no part of them."""
     writing = _Writing(order)
-    forms = order.settings["forms"]
-    for done, form in enumerate(forms):
+    forms = {form: FORMS[form] for form in order.settings["forms"]} | {"sidecars": _Writing.sidecars}
+    for done, (form, write) in enumerate(forms.items()):
         report(step=done, steps=len(forms), note=form)
-        {
-            "checkpoint": writing.single_file,
-            "diffusers": writing.diffusers,
-            "loras": writing.loras,
-            "embeddings": writing.embeddings,
-            "custom": writing.custom,
-            "hypernetworks": writing.hypernetworks,
-            "hypernetworks-pt": writing.pickled_hypernetworks,
-        }[form]()
+        write(writing)
     return Outcome(files=writing.files)
 
 
@@ -135,6 +146,12 @@ class _Writing:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text.encode())
         self.files[name] = [hashlib.sha256(text.encode()).hexdigest(), len(text.encode())]
+
+    def _pickle(self, name: str, value: Any) -> None:
+        path = Path(self.order.work) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_pickle(path, value)
+        self.files[name] = [sha256_of(path), path.stat().st_size]
 
     def _spec(self, architecture: str, resolution: int) -> dict[str, str]:
         """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files."""
@@ -210,71 +227,138 @@ class _Writing:
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
-            shapes, origin, constant = kohya_tensors(self.family, factors, lora.facts)
-            rank = max(shape[0] for name, (_, shape) in factors.items() if name.endswith(".lora_down"))
+            file = kohya_tensors(self.family, factors, lora.facts)
+            shapes = file.shapes
 
-            def content(name: str, origin: Any = origin, constant: Any = constant, refs: Any = refs) -> Iterable[bytes]:
-                return [constant[name]] if name in constant else refs[origin[name]].chunks()
+            def content(name: str, file: KohyaFile = file, refs: dict[str, Ref] = refs) -> Iterable[bytes]:
+                return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
+                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
 
-    def embeddings(self) -> None:
+    def _words(self) -> Iterator[_Word]:
+        """Yield every word of every embedding."""
         for embedding in self.order.inputs.get("embeddings", []):
             facts = embedding.facts
             for component, word in words_of(facts).items():
-                refs = {ref.name: ref for ref in embedding.components[component]}
-                named = {KEY: refs["text_encoder"]} if len(refs) == 1 else {e: refs[c] for e, c in ENCODERS.items()}
                 metadata = {TOKEN: word}
                 if word == negative_word(facts):
                     metadata[POLARITY] = "negative"
                 if "guidance" in facts:
                     metadata[GUIDANCE] = f"{facts['guidance']:g}"
-                ending = OPPOSITE if component == "negative" else ""
-                self._write(
-                    f"embeddings/{embedding.identity[:16]}{ending}.safetensors",
-                    {name: (ref.dtype, ref.shape) for name, ref in named.items()},
-                    _from(named),
-                    metadata,
-                )
+                name = f"embeddings/{embedding.identity[:16]}{OPPOSITE if component == 'negative' else ''}"
+                yield _Word(word, name, {ref.name: ref for ref in embedding.components[component]}, metadata)
+
+    def embeddings(self) -> None:
+        for word in self._words():
+            self._write(f"{word.file}.safetensors", *_laid_out(word.named), word.metadata)
+
+    def embeddings_diffusers(self) -> None:
+        """One file for each text encoder, the word as the tensor's name, as diffusers' own training writes them."""
+        facts = self.checkpoint.facts
+        spec = self._spec(f"{self.family.spec(facts)}/textual-inversion", self.family.fact(facts, "resolution"))
+        for word in self._words():
+            for encoder, ref in sorted(word.rows.items()):
+                ending = encoder.removeprefix("text_encoder")
+                metadata = {**spec, **word.metadata, "modelspec.trigger_phrase": word.word}
+                self._write(f"{word.file}{DIFFUSERS}{ending}.safetensors", *_laid_out({word.word: ref}), metadata)
+
+    def embeddings_pt(self) -> None:
+        """A1111's form, of one text encoder; of two it takes what others write into safetensors."""
+        for word in self._words():
+            tensors = {name: Pickled(ref.dtype, ref.shape, ref.chunks) for name, ref in word.named.items()}
+            stated: dict[str, Any] = dict(tensors)
+            if len(tensors) == 1:
+                stated = {
+                    "string_to_token": {"*": PLACEHOLDER},
+                    "string_to_param": {"*": tensors[KEY]},
+                    "name": word.word,
+                    "step": None,
+                    "sd_checkpoint": None,
+                    "sd_checkpoint_name": None,
+                }
+            self._pickle(f"{word.file}.pt", stated)
+
+    def _own(self, role: str) -> None:
+        """Files of kinds for which no other program has a form."""
+        for given in self.order.inputs.get(role, []):
+            named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
+            metadata = own_metadata(given.kind, self.family.name, given.facts)
+            self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
+        """Folders as diffusers' example script writes them: all matrices, and a file of rows for each word."""
         for custom in self.order.inputs.get("custom", []):
-            folder = f"custom/{custom.identity[:16]}"
+            folder, metadata = f"custom/{custom.identity[:16]}", {"format": "pt"}
             matrices = {raw_name(ref.name.removeprefix("unet.")): ref for ref in custom.components["custom"]}
-            self._write_refs(f"{folder}/{MATRICES}", matrices, {"format": "pt"})
+            self._write(f"{folder}/{MATRICES}", *_laid_out(matrices), metadata)
             rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
             for i, word in enumerate(custom_words(custom.facts)):
                 for encoder in self.family.text_encoders:
-                    self._write_refs(
-                        f"{folder}/{row_file(encoder, i)}", {word: rows[row_name(encoder, i)]}, {"format": "pt"}
-                    )
+                    own = {word: rows[row_name(encoder, i)]}
+                    self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out(own), metadata)
 
     def hypernetworks(self) -> None:
-        for each in self.order.inputs.get("hypernetworks", []):
-            named = {ref.name: ref for ref in each.components["hypernetwork"]}
-            metadata = hypernetwork_metadata(self.family.name, each.facts)
-            self._write_refs(f"hypernetworks/{each.identity[:16]}.safetensors", named, metadata)
+        self._own("hypernetworks")
 
-    def pickled_hypernetworks(self) -> None:
-        for each in self.order.inputs.get("hypernetworks", []):
-            tensors = {ref.name: (ref.dtype, ref.shape, bytes(ref.bytes())) for ref in each.components["hypernetwork"]}
-            name = f"hypernetworks/{each.identity[:16]}.pt"
-            path = Path(self.order.work) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            data = pickled(self.settings["title"], tensors, each.facts)
-            path.write_bytes(data)
-            self.files[name] = [hashlib.sha256(data).hexdigest(), len(data)]
+    def hypernetworks_pt(self) -> None:
+        for given in self.order.inputs.get("hypernetworks", []):
+            refs = given.components["hypernetwork"]
+            tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
+            value = pickled_form(self.settings["title"], tensors, given.facts)
+            self._pickle(f"hypernetworks/{given.identity[:16]}.pt", value)
 
-    def _write_refs(self, name: str, refs: dict[str, Ref], metadata: dict[str, str]) -> None:
-        self._write(name, {key: (ref.dtype, ref.shape) for key, ref in refs.items()}, _from(refs), metadata)
+    def image_embeddings(self) -> None:
+        self._own("image_embeddings")
+
+    def aesthetics(self) -> None:
+        self._own("aesthetics")
+
+    def sidecars(self) -> None:
+        self._own("sidecars")
+
+
+class _Word(NamedTuple):
+    """A word of an embedding: its file's name without ending, text encoder → rows, and what the file states."""
+
+    word: str
+    file: str
+    rows: dict[str, Ref]
+    metadata: dict[str, str]
+
+    @property
+    def named(self) -> dict[str, Ref]:
+        """The rows by the names that programs know."""
+        if len(self.rows) == 1:
+            return {KEY: self.rows["text_encoder"]}
+        return {key: self.rows[encoder] for key, encoder in ENCODERS.items()}
+
+
+FORMS: dict[str, Callable[[_Writing], None]] = {
+    "checkpoint": _Writing.single_file,
+    "diffusers": _Writing.diffusers,
+    "loras": _Writing.loras,
+    "embeddings": _Writing.embeddings,
+    "embeddings-diffusers": _Writing.embeddings_diffusers,
+    "embeddings-pt": _Writing.embeddings_pt,
+    "custom": _Writing.custom,
+    "hypernetworks": _Writing.hypernetworks,
+    "hypernetworks-pt": _Writing.hypernetworks_pt,
+    "image_embeddings": _Writing.image_embeddings,
+    "aesthetics": _Writing.aesthetics,
+}
+
+
+def _laid_out(refs: dict[str, Ref]) -> tuple[dict[str, tuple[str, tuple[int, ...]]], Callable[[str], Iterable[bytes]]]:
+    """Return what a file needs of tensors that are written as they are: their shapes, and their bytes by name."""
+    return {name: (ref.dtype, ref.shape) for name, ref in refs.items()}, _from(refs)
 
 
 def _from(refs: dict[str, Ref]) -> Callable[[str], Iterable[bytes]]:

@@ -26,6 +26,9 @@ class Swap(Table):
     text_encoder: Annotated[
         Part, Takes("checkpoint", ("text_encoder", "tokenizer"), moves=("text_encoder", "tokenizer"))
     ] = Field(None, description="the checkpoint whose text encoders are taken, with their tokenizers")
+    tokenizer: Annotated[Part, Takes("checkpoint", ("tokenizer",), moves=("tokenizer",))] = Field(
+        None, description="the checkpoint, or folder of a tokenizer, whose words are taken; single files have none"
+    )
     vae: Annotated[Part, Takes("checkpoint", ("vae",), moves=("vae",))] = Field(
         None, description="the checkpoint whose VAE is taken"
     )

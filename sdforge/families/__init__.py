@@ -52,9 +52,12 @@ class Family(ABC):
     pipeline: ClassVar[str]  # the class of diffusers that runs it
     classes: ClassVar[dict[str, tuple[str, str]]]  # part of a diffusers folder → its library and class
     index: ClassVar[dict[str, Json]]  # what `model_index.json` says beside classes
+    unsaid: ClassVar[tuple[str, ...]]  # facts that differ between real checkpoints, and that no tensor tells
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
+    adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
+    context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
     architecture_v: ClassVar[str]  # the same of those that predict v
 
@@ -109,6 +112,13 @@ class Family(ABC):
         ends = (".attn2.to_k.weight", ".attn2.to_v.weight")
         return tuple(n.canonical for n in self.names() if n.component == "unet" and n.canonical.endswith(ends))
 
+    def takes(self, kind: str, name: str) -> bool:
+        """Say whether an artifact of a kind fits that was made for the family `name` (empty: for none in particular).
+
+        Networks are a family's own; what adapts them may be meant for another's.
+        """
+        return name in ("", self.name) or (kind != "checkpoint" and name in self.adapters_of)
+
     def guided(self, facts: dict[str, Json]) -> bool:
         """Say whether classifier-free guidance means something: it does not where a base was distilled without."""
         return not self.fact(facts, "guidance_free")
@@ -131,15 +141,20 @@ class Family(ABC):
         return (*shape, 1, 1) if len(shape) == 2 and self.is_conv(module) else shape
 
     @cached_property
-    def _modules(self) -> frozenset[str]:
+    def _weighted(self) -> tuple[frozenset[str], frozenset[str]]:
         weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component.startswith(("unet", "text")))
         norms = ("norm", "norm1", "norm2", "norm3", "layer_norm1", "layer_norm2", "final_layer_norm", "conv_norm_out")
-        modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
-        return frozenset(m for m in modules if m.rpartition(".")[2] not in norms and ".embeddings." not in m)
+        modules = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
+        scaled = frozenset(m for m in modules if m.rpartition(".")[2] in norms)
+        return frozenset(m for m in modules - scaled if ".embeddings." not in m), scaled
 
     def modules(self) -> frozenset[str]:
         """Every linear and convolution (`component.path`) of U-Net and text encoders: what a LoRA can change."""
-        return self._modules
+        return self._weighted[0]
+
+    def norms(self) -> frozenset[str]:
+        """Every normalisation with a weight of U-Net and text encoders: some LoRA files change them too."""
+        return self._weighted[1]
 
     def stated(self, facts: dict[str, Json]) -> dict[str, Json]:
         """Return `facts` without those at their neutral value."""

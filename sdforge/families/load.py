@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -69,8 +70,8 @@ def common(family: Family, given: Given, device: torch.device, precision: torch.
     if family.text_encoders and not given.vocabulary:
         raise UsageError(
             "the checkpoint has no tokenizer, as single files have none",
-            hint="take the text encoder and tokenizer of a diffusers folder with [swap.NAME], "
-            "or put a folder `tokenizer` with vocab.json and merges.txt beside the file",
+            hint="name a diffusers folder of this family, or CLIP's tokenizer folder (vocab.json and merges.txt, as in "
+            "openai/clip-vit-large-patch14), as a source, and take its words: [swap.NAME] with `tokenizer = …`",
         )
     configs, facts = family.configs(given.facts, given.shapes()), given.facts
     schedule = scaled_linear(
@@ -80,12 +81,12 @@ def common(family: Family, given: Given, device: torch.device, precision: torch.
         zero_terminal_snr=family.fact(facts, "zero_terminal_snr"),
     )
     encoders = {
-        name: _text_encoder(configs[name], given.components[name], device, projected=_projects(given, name))
+        name: load_text_encoder(configs[name], given.components[name], device, projected=_projects(given, name))
         for name in family.text_encoders
     }
     image_encoder = None
     if "image_encoder" in configs:
-        image_encoder = _image_encoder(configs["image_encoder"], given.components["image_encoder"], device)
+        image_encoder = load_image_encoder(configs["image_encoder"], given.components["image_encoder"], device)
     return {
         "family": family,
         "facts": facts,
@@ -115,7 +116,7 @@ def _filled(network: nn.Module, tensors: dict[str, Tensor], device: torch.device
     return network.to(device).eval().requires_grad_(False)
 
 
-def _text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
+def load_text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
     """Build a text encoder. transformers since 5.6 leaves `text_model.` out of the one without projection."""
     tensors = load_component(refs, torch.float32)
     with torch.device("meta"):
@@ -128,7 +129,8 @@ def _text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device,
     return _filled(network, tensors, device)
 
 
-def _image_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
+def load_image_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
+    """Build a CLIP vision model with its projection, frozen."""
     tensors = load_component(refs, torch.float32)
     with torch.device("meta"):
         network: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
@@ -141,16 +143,24 @@ def _place(embeddings: Any, count: int) -> None:
     embeddings.register_buffer("position_ids", torch.arange(count)[None], persistent=False)
 
 
-def see(encoder: nn.Module, pixels_BCHW: Tensor, *, antialias: bool) -> Tensor:
+def see(
+    encoder: nn.Module,
+    pixels_BCHW: Tensor,
+    *,
+    antialias: bool,
+    mean: Sequence[float] = IMAGE_MEAN,
+    std: Sequence[float] = IMAGE_STD,
+) -> Tensor:
     """Return the projected CLIP embedding (B, D) of pictures in −1 … 1, squeezed to the encoder's square.
 
     antialias: of the bicubic scaling; an encoder wants pictures scaled as they were when its U-Net was trained.
+    mean, std: by which pictures in 0 … 1 are normalised, per channel.
     """
     config: Any = encoder.config
     edge, device = (config.image_size, config.image_size), pixels_BCHW.device
     scaled = functional.interpolate(pixels_BCHW.float(), edge, mode="bicubic", antialias=antialias)
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    found: Tensor = encoder(pixel_values=((scaled + 1) / 2 - mean) / std).image_embeds
+    mean_C11, std_C11 = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+    found: Tensor = encoder(pixel_values=((scaled + 1) / 2 - mean_C11) / std_C11).image_embeds
     return found.float()
 
 

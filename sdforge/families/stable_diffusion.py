@@ -151,7 +151,6 @@ class StableDiffusion(Family):
     depths: ClassVar[tuple[int, ...]]  # transformer blocks at each level of the U-Net, 0: no attention
     linear: ClassVar[bool]  # whether what stands around those blocks are matrices, not 1×1 convolutions
     label: ClassVar[str]  # what diffusers calls the layers for a vector that concerns the whole picture
-    context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     encoders: ClassVar[tuple[TextEncoder, ...]]
     images: ClassVar[ImageEncoder | None]
     unused: ClassVar[dict[str, str]]  # how further tensors of a single file begin → why they are read over
@@ -287,7 +286,9 @@ class StableDiffusion(Family):
             if each.component in shapes:
                 found[each.component] = self._text_config(facts, shapes[each.component], each)
         if "image_encoder" in shapes:
-            found["image_encoder"] = self._image_config(facts, shapes["image_encoder"])
+            found["image_encoder"] = vision_config(
+                shapes["image_encoder"], self.fact(facts, "image_heads"), self.fact(facts, "image_activation")
+            )
             edge = found["image_encoder"]["image_size"]
             found["feature_extractor"] = {
                 "crop_size": {"height": edge, "width": edge},
@@ -379,23 +380,6 @@ class StableDiffusion(Family):
             "vocab_size": table[0],
         }
 
-    def _image_config(self, facts: dict[str, Json], vision: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-        width, _, patch, _ = vision["vision_model.embeddings.patch_embedding.weight"]
-        places = vision["vision_model.embeddings.position_embedding.weight"][0] - 1
-        return {
-            "attention_dropout": 0.0,
-            "hidden_act": self.fact(facts, "image_activation"),
-            "hidden_size": width,
-            "image_size": round(places**0.5) * patch,
-            "intermediate_size": vision["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
-            "layer_norm_eps": 1e-05,
-            "num_attention_heads": self.fact(facts, "image_heads"),
-            "num_channels": 3,
-            "num_hidden_layers": sum(name.endswith(".layer_norm1.weight") for name in vision),
-            "patch_size": patch,
-            "projection_dim": vision["visual_projection.weight"][0],
-        }
-
     def _scheduler_config(self, facts: dict[str, Json]) -> dict[str, Any]:
         config = {
             "beta_end": self.fact(facts, "beta_end"),
@@ -425,6 +409,25 @@ class StableDiffusion(Family):
             if name in shapes.get(part, {}):
                 found[key] = shapes[part][name][axis]
         return found
+
+
+def vision_config(vision: dict[str, tuple[int, ...]], heads: int, activation: str) -> dict[str, Any]:
+    """Return the configuration of a CLIP vision model with these tensors (name → shape)."""
+    width, _, patch, _ = vision["vision_model.embeddings.patch_embedding.weight"]
+    places = vision["vision_model.embeddings.position_embedding.weight"][0] - 1
+    return {
+        "attention_dropout": 0.0,
+        "hidden_act": activation,
+        "hidden_size": width,
+        "image_size": round(places**0.5) * patch,
+        "intermediate_size": vision["vision_model.encoder.layers.0.mlp.fc1.weight"][0],
+        "layer_norm_eps": 1e-05,
+        "num_attention_heads": heads,
+        "num_channels": 3,
+        "num_hidden_layers": sum(name.endswith(".layer_norm1.weight") for name in vision),
+        "patch_size": patch,
+        "projection_dim": vision["visual_projection.weight"][0],
+    }
 
 
 def channels(shapes: dict[str, tuple[int, ...]]) -> int:

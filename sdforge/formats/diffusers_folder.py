@@ -26,7 +26,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 
 
 def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
-    configs = {p.parent.name: _json(p) for p in sorted(path.glob("*/*config.json")) if "tokenizer" not in p.name}
+    configs = {p.parent.name: read_json(p) for p in sorted(path.glob("*/*config.json")) if "tokenizer" not in p.name}
     found = _family(path, configs)
     layout = Layout("checkpoint", found.name, [])
     try:
@@ -63,7 +63,8 @@ def _read_tokenizers(path: Path, found: Family, layout: Layout) -> None:
     layout.facts |= found.stated(facts)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration. Raises UsageError for what is none."""
     try:
         if path.stat().st_size > MOST_CONFIG:
             raise UsageError(f"{path} is larger than a configuration can be")
@@ -85,12 +86,12 @@ def _family(path: Path, configs: dict[str, dict[str, Any]]) -> Family:
     raise UsageError(f"{path} is a diffusers folder of no family that is known here")
 
 
-def _weight_files(folder: Path, component: str) -> list[Path]:
-    """The files that hold a component: all shards, or the full one rather than a variant such as `.fp16`."""
+def weight_files(folder: Path, component: str) -> list[Path]:
+    """Return the files that hold a component: all shards, or the full one rather than a variant such as `.fp16`."""
     stem = WEIGHTS.get(component, "diffusion_pytorch_model")
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
-        names = _json(index).get("weight_map", {})
+        names = read_json(index).get("weight_map", {})
         files = {str(name) for name in names.values()} if isinstance(names, dict) else set()
         if not files or any("/" in name or name.startswith(".") for name in files):
             raise UsageError(f"{index} names no files beside it")
@@ -108,7 +109,7 @@ def _weight_files(folder: Path, component: str) -> list[Path]:
 def _read_component(path: Path, component: str, found: Family, layout: Layout) -> None:
     known = {name.canonical: name for name in found.names() if name.component == component}
     here, unknown = set(), []
-    for file in _weight_files(path / component, component):
+    for file in weight_files(path / component, component):
         layout.files.append(file)
         for raw, entry in read_header(file).tensors.items():
             name = _canonical(component, raw)

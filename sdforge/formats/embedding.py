@@ -17,7 +17,10 @@ KEY = "emb_params"
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 TOKEN, POLARITY, GUIDANCE = "sdforge.token", "sdforge.polarity", "sdforge.guidance"  # metadata of files that we write
 OPPOSITE = "-neg"  # behind the name of the file with the rows of a word for the negative prompt
-FAMILY_OF_WIDTH = {768: "sd15"}  # widths that say more than they hide; other files take the family of the recipe
+FAMILY_OF_WIDTH = {
+    768: "sd15",
+    1024: "sd2",
+}  # widths that say more than they hide; other files take the family of the recipe
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
@@ -42,6 +45,8 @@ def read(path: Path, header: Header | None) -> Layout:
         if name == "text_encoder":
             layout.family = FAMILY_OF_WIDTH.get(shape[1], "")
             layout.notes["widths"] = {"text": shape[1]}
+    if "clip_g" in header.tensors:
+        layout.family = "sdxl"
     if len(counts) != 1:
         raise UsageError(f"{path} has another number of vectors for each text encoder")
     (name,) = list(header.tensors)[:1]

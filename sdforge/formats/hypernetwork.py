@@ -1,4 +1,4 @@
-"""Hypernetworks: what their tensors and facts are called, and their safetensors file (read and written).
+"""Hypernetworks: what their tensors and facts are called, their safetensors file, and what A1111's pickles hold.
 
 For every width of a context there are two networks, `k` and `v`, of layers counted from 0: `768.k.linear.0.weight`
 (out, in), `….bias`, and with layer norms `768.k.norm.0.weight`, `….bias`. The facts that decide what they compute:
@@ -7,7 +7,7 @@ structure: widths of the layers' inputs and of the last output, in widths of the
 activation: behind every layer but the last (`activate_output`: behind that too); layer_norm: behind that, everywhere.
 attention: `cross`, where only what the conditioning is turned into is changed; else every attention of that width is.
 
-No other program has a safetensors form, so that is ours; A1111's pickles are in `hypernetwork_pt`.
+No other program has a safetensors form, so it is ours (see `own`). Pickles are read by `sdforge.run.hypernetwork_pt`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import json
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.null_text import FACTS, FAMILY, KIND
 from sdforge.formats.safetensors import Header
-from sdforge.identity import Json, canonical
+from sdforge.identity import Json
 
 NAME = "hypernetwork"
+Value = TypeVar("Value")
 ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid")
 NEUTRAL: dict[str, Json] = {
     "activation": "linear",
@@ -76,9 +77,52 @@ def widths_of(names: list[str]) -> list[int]:
     return sorted({int(name.partition(".")[0]) for name in names})
 
 
-def hypernetwork_metadata(family: str, facts: dict[str, Json]) -> dict[str, str]:
-    """Return the metadata of a file with these facts."""
-    return {KIND: NAME, FAMILY: family, FACTS: canonical(facts)}
+def sequence(facts: dict[str, Json]) -> dict[str, int]:
+    """Return `linear.0`, `norm.0`, … → its number in A1111's sequence of a network without dropout."""
+    numbers, place, last = {}, 0, layers_of(facts) - 1
+    for i in range(last + 1):
+        numbers[f"linear.{i}"] = place
+        place += 1
+        if fact(facts, "activation") != "linear" and (i < last or fact(facts, "activate_output")):
+            place += 1
+        if fact(facts, "layer_norm"):
+            numbers[f"norm.{i}"] = place
+            place += 1
+    return numbers
+
+
+def pickled_form(name: str, tensors: dict[str, Value], facts: dict[str, Json]) -> dict[Any, Any]:
+    """Return what A1111 reads: widths → the states of the two networks, and how those are built.
+
+    Its layers are numbered within a sequence of matrices, activations and norms; widths are whole numbers.
+    """
+    structure: Any = facts["structure"]
+    found: dict[Any, Any] = {
+        width: [
+            {
+                f"linear.{number}.{part}": tensors[f"{width}.{side}.{layer}.{part}"]
+                for layer, number in sequence(facts).items()
+                for part in ("weight", "bias")
+            }
+            for side in SIDES
+        ]
+        for width in widths_of(list(tensors))
+    }
+    return found | {
+        "step": 0,
+        "name": name,
+        "layer_structure": [int(n) if n == int(n) else float(n) for n in structure],
+        "activation_func": fact(facts, "activation"),
+        "is_layer_norm": fact(facts, "layer_norm"),
+        "weight_initialization": "Normal",
+        "use_dropout": False,
+        "dropout_structure": [0] * len(structure),
+        "last_layer_dropout": False,
+        "activate_output": fact(facts, "activate_output"),
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+        "optional_info": None,
+    }
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers

@@ -20,12 +20,16 @@ from sdforge.identity import Json
 
 READERS = (
     "diffusers_folder",
+    "clip_folder",
     "custom_diffusion",
+    "tokenizer",
     "single_file",
     "kohya",
     "diffusers_lora",
+    "cloneofsimo",
     "null_text",
     "hypernetwork",
+    "own",
     "embedding",
 )
 
@@ -125,5 +129,5 @@ def read_layout(path: Path) -> Layout:
     names = ", ".join(sorted(header.tensors)[:3]) if header else ""
     raise UsageError(
         f"{path} is a {what} of no kind that is known here" + (f" (it holds {names}, …)" if names else ""),
-        hint="a checkpoint, a LoRA, an embedding or another artifact of a family that `forge list --families` names",
+        hint="a checkpoint, a LoRA or an embedding of a family that `forge list --families` names",
     )

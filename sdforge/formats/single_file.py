@@ -60,6 +60,9 @@ def read(path: Path, header: Header | None) -> Layout:
     _refuse_gaps(path, family, layout)
     layout.facts = family.facts_of_shapes(layout.shapes()) | layout.facts
     _state(path, header.metadata, layout)
+    if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in header.metadata]:
+        stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
+        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise; its source can"
     layout.facts = family.stated(layout.facts)
     layout.notes["widths"] = family.widths(layout.shapes())
     return layout
@@ -101,7 +104,8 @@ def _refuse_gaps(path: Path, family: Family, layout: Layout) -> None:
 
 
 def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
-    if metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
+    v_base = metadata.get("modelspec.architecture", "").endswith("-v")
+    if v_base or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
         layout.facts["prediction"] = "v_prediction"
     for key in (FACTS, TOKENIZER):
         if key in metadata:

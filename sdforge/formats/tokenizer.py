@@ -8,10 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
+from sdforge.formats.layout import Layout
+from sdforge.formats.safetensors import Header
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def recognises(path: Path, header: Header | None) -> bool:
+    """Say whether a path is a folder with nothing but a tokenizer: words for a single file, which has none."""
+    both = (path / "vocab.json").is_file() and (path / "merges.txt").is_file()
+    return header is None and (both or (path / "tokenizer.json").is_file())
+
+
+def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+    """Read a tokenizer's folder as a checkpoint without networks, of no family: `swap` takes its tokenizer."""
+    layout = Layout("checkpoint", "", [])
+    tokenizer = read_tokenizer(path, layout.files)
+    if tokenizer is None or tokenizer["added"]:
+        raise UsageError(f"{path} has words of its own, which belong to a text encoder", hint="name that checkpoint")
+    layout.tokenizer = {"vocab": tokenizer["vocab"], "merges": tokenizer["merges"]}
+    return layout
 
 
 def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:

@@ -21,6 +21,8 @@ def estimate(session: Session, step: Step) -> float | None:
             * len(settings["seeds"])
             * (1 + sum(link.use.role == "beside" for link, _ in step.inputs))
         )
+    elif step.node.target.signature.makes == "dataset":
+        units = settings["count"]
     else:
         units = settings.get("steps", 1)
     return float(fixed + each * units)

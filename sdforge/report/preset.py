@@ -1,10 +1,17 @@
-"""`preset.json`: what lies in a preset's folder, for people and for programs that load it."""
+"""`preset.json`: what lies in a preset's folder, for people and for programs that load it (`sdforge.load_preset`)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from sdforge import sampler
+from sdforge.artifact import Artifact
+from sdforge.edits.export import DIFFUSERS
+from sdforge.families import family
+from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
+from sdforge.outputs import ADVISED, DIGITS, MANIFEST
 from sdforge.plan import Step
 
 
@@ -18,19 +25,82 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
     settings = json.loads(step.node.target.settings)
     checkpoint = step.inputs[0][1]
     assert checkpoint is not None
+    files = [_file(step, file, names[file], row) for file, row in sorted(step.result.files.items())]
     described: dict[str, Any] = {
-        "v": 1,
+        "v": MANIFEST,
         "preset": step.node.recipe.name,
         "family": step.node.recipe.family,
         "checkpoint": checkpoint.digest,
-        "words": checkpoint.facts.get("tokens", []),
+        "words": list(_words(checkpoint, files)),
         "negative_prompt": settings["negative_prompt"],
         "clip_skip": settings["clip_skip"],
+        "sampler": _sampler(step, checkpoint),
         "trigger": settings["trigger"],
         "licence": settings["licence"],
-        "files": [file_row(names[file], row) for file, row in sorted(step.result.files.items())],
+        "sidecars": [
+            {key: row[key] for key in ("name", "kind", "path", "strength")} for row in files if _is_sidecar(row)
+        ],
+        "files": files,
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _sampler(step: Step, checkpoint: Artifact) -> dict[str, Any]:
+    """What the previews were drawn with, and so what pictures like them need."""
+    previews = (step.node.recipe.preset or {}).get("previews", {})
+    of = family(step.node.recipe.family)
+    advised = {name: previews[name] for name in ADVISED if name in previews}
+    return {
+        "name": sampler.SAMPLER,
+        "diffusers": sampler.CLASS,
+        "settings": sampler.SETTINGS,
+        "prediction": of.fact(checkpoint.facts, "prediction"),
+        "zero_terminal_snr": of.fact(checkpoint.facts, "zero_terminal_snr"),
+        **advised,
+        "resolution": advised.get("resolution") or of.fact(checkpoint.facts, "resolution"),
+    }
+
+
+def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the words that the diffusers folder knows beside the vocabulary, in the order of their rows."""
+    rows = [row for row in files if row["kind"] == "embedding" and row["path"].endswith(".safetensors")]
+    found = {word: row for row in rows if DIFFUSERS not in row["path"] for word in row["trigger"] + row["negative"]}
+    tokens: Any = checkpoint.facts.get("tokens", [])
+    for word, vectors in tokens:
+        row = found.get(word, {})
+        yield {
+            "word": word,
+            "vectors": vectors,
+            "negative": word in row.get("negative", []),
+            "file": row.get("path", ""),
+        }
+
+
+def _is_sidecar(row: dict[str, Any]) -> bool:
+    path = str(row["path"])
+    return path.startswith("sidecars/") and path.endswith(".safetensors")
+
+
+def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
+    """Return what is said of a file, and of the artifact that it holds."""
+    role, _, rest = file.partition("/")
+    found: dict[str, Any] = {"path": name, "kind": "diffusers" if role == "diffusers" else "checkpoint"}
+    preset = step.node.recipe.preset or {}
+    for link, artifact in step.inputs:
+        if artifact is None or (link.use.role, artifact.digest[:DIGITS]) != (role, rest[:DIGITS]):
+            continue
+        reference = link.use.reference
+        found |= {"kind": artifact.kind, "name": reference, "trigger": artifact.notes.get("trigger", [])}
+        if artifact.kind == "embedding":
+            opposite = rest[DIGITS:].startswith(OPPOSITE)
+            word = words_of(artifact.facts)["negative" if opposite else "embedding"]
+            found |= {"trigger": [], "negative": []}
+            found["negative" if word == negative_word(artifact.facts) else "trigger"] = [word]
+        elif role == "sidecars" or reference in preset.get("bake", {}):
+            found["strength"] = preset.get("bake", {}).get(reference, artifact.facts.get("strength", 1.0))
+        found |= {fact: artifact.facts[fact] for fact in ("guidance", "steps", "prompt") if fact in artifact.facts}
+        break
+    return found | file_row(name, row)
 
 
 def file_row(name: str, row: list[Any]) -> dict[str, Any]:

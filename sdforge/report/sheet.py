@@ -1,14 +1,18 @@
-"""The contact sheet: prompts and seeds down, the preset and what it came from across."""
+"""Contact sheets: of a preset (prompts and seeds down, what it came from across), and of a training's samples."""
 
 from __future__ import annotations
 
 import io
 import json
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from sdforge.artifact import WITH
+from sdforge.outputs import DIGITS
 from sdforge.plan import Step
 
 GROUND, INK, QUIET, RULE = (250, 249, 246), (34, 34, 40), (120, 120, 128), (226, 224, 218)
@@ -16,18 +20,42 @@ GAP, LEFT, TOP, SMALLEST, LARGEST = 8, 230, 44, 128, 384
 
 
 def columns(step: Step) -> list[tuple[str, str]]:
-    """Return (beginning of the file names, label) of the columns: bases, what is between, the preset last."""
+    """Return (folder of the pictures, label) of the columns: bases, what is between, the preset last."""
     found = []
+    sidecars = any(link.use.role == "sidecars" for link, _ in step.inputs)
     for link, artifact in step.inputs:
         assert artifact is not None
-        label = link.use.reference
+        label, folder = link.use.reference, (artifact.digest or artifact.identity)[:DIGITS]
+        if link.use.role == "sidecars":
+            continue
         if link.use.role == "checkpoint":
-            label = step.node.recipe.name
-        elif label.startswith("preset.") or label in _unbaked(step):
+            preset = [(folder, "without sidecars"), (folder + WITH, step.node.recipe.name)]
+            last = preset if sidecars else [(folder, step.node.recipe.name)]
+            continue
+        if label.startswith("preset.") or label in _unbaked(step):
             label = "before baking"
-        found.append((link.use.role, (artifact.digest or artifact.identity)[:16], label))
-    ordered = [row for row in found if row[0] != "checkpoint"] + [row for row in found if row[0] == "checkpoint"]
-    return [(digest, label) for _, digest, label in ordered]
+        found.append((folder, label))
+    return found + last
+
+
+def rows(step: Step) -> list[tuple[str, list[str]]]:
+    """Return (stem of the pictures' names, lines that say what they show) of the rows; a line above begins a group."""
+    settings = json.loads(step.node.target.settings)
+    found = []
+    for p, prompt in enumerate(settings["prompts"]):
+        for seed in settings["seeds"]:
+            said = _wrapped(prompt) if seed == settings["seeds"][0] else []
+            found.append((f"{p + 1}-{seed}", [*said, f"seed {seed}"]))
+    for link, artifact in step.inputs:
+        if artifact is not None and link.use.role == "sidecars" and artifact.kind == "null_text":
+            for p, prompt in enumerate([artifact.facts["prompt"], *settings["prompts"]]):
+                says = f"{link.use.reference}, {'as it was inverted' if p == 0 else 'edited'}"
+                found.append((f"{(artifact.digest or artifact.identity)[:DIGITS]}-{p}", [*_wrapped(prompt), says]))
+    return found
+
+
+def _wrapped(text: Any) -> list[str]:
+    return textwrap.wrap(str(text), 30)[:5]
 
 
 def _unbaked(step: Step) -> list[str]:
@@ -37,31 +65,59 @@ def _unbaked(step: Step) -> list[str]:
 
 
 def contact_sheet(step: Step, folder: Path) -> bytes:
-    """Return the sheet as PNG, from the single pictures in `folder`."""
-    settings = json.loads(step.node.target.settings)
-    across = columns(step)
-    rows = [(p, seed) for p in range(len(settings["prompts"])) for seed in settings["seeds"]]
-    with Image.open(folder / f"{across[0][0]}/{rows[0][0] + 1}-{rows[0][1]}.png") as first:
-        edge = min(LARGEST, max(SMALLEST, first.width))
-    sheet = Image.new("RGB", (LEFT + len(across) * (edge + GAP) + GAP, TOP + len(rows) * (edge + GAP) + GAP), GROUND)
+    """Return the sheet as PNG, from the single pictures in `folder`. What was not drawn stays empty."""
+    names = {path.relative_to(folder).as_posix() for path in folder.glob("*/*.png")}
+    across = [column for column in columns(step) if any(name.startswith(f"{column[0]}/") for name in names)]
+    down = rows(step)
+
+    def cell(i: int, j: int) -> Path | None:
+        column, stem = across[i][0], down[j][0]
+        # with sidecars that leave a row as it is, it was drawn once
+        wanted = (f"{column}/{stem}.png", f"{column.removesuffix(WITH)}/{stem}.png")
+        return next((folder / name for name in wanted if name in names), None)
+
+    return _grid([label for _, label in across], [lines for _, lines in down], cell)
+
+
+def sample_sheet(samples: list[list[Any]], read: Callable[[str], bytes]) -> bytes:
+    """Return the pictures that were drawn while a training ran as PNG: steps down, prompts across.
+
+    samples: [step, prompt, sha256]; read: sha256 → the picture's bytes.
+    """
+    prompts, steps = list(dict.fromkeys(row[1] for row in samples)), sorted({row[0] for row in samples})
+    found = {(row[1], row[0]): row[2] for row in samples}
+
+    def cell(i: int, j: int) -> io.BytesIO | None:
+        sha256 = found.get((prompts[i], steps[j]))
+        return io.BytesIO(read(sha256)) if sha256 else None
+
+    return _grid(prompts, [[f"step {step}"] for step in steps], cell)
+
+
+def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], Any]) -> bytes:
+    """Return a grid of pictures as PNG; the last column is the one that matters.
+
+    down: the lines beside each row; with several of them it begins a group. cell: (column, row) → a file, or None.
+    """
+    first = next(found for i in range(len(across)) for j in range(len(down)) if (found := cell(i, j)))
+    with Image.open(first) as picture:
+        edge = min(LARGEST, max(SMALLEST, picture.width))
+    sheet = Image.new("RGB", (LEFT + len(across) * (edge + GAP) + GAP, TOP + len(down) * (edge + GAP) + GAP), GROUND)
     draw = ImageDraw.Draw(sheet)
     head, text = ImageFont.load_default(16), ImageFont.load_default(13)
-    for i, (_, label) in enumerate(across):
-        x = LEFT + i * (edge + GAP)
-        bold = i == len(across) - 1
-        draw.text((x, 16), _fitting(draw, label, head, edge), INK if bold else QUIET, head)
-    for j, (p, seed) in enumerate(rows):
-        y = TOP + j * (edge + GAP)
-        if j and rows[j - 1][0] != p:
+    for i, label in enumerate(across):
+        colour = INK if i == len(across) - 1 else QUIET
+        draw.text((LEFT + i * (edge + GAP), 16), _fitting(draw, label, head, edge), colour, head)
+    for j, lines in enumerate(down):
+        y, begins = TOP + j * (edge + GAP), len(lines) > 1
+        if j and begins:
             draw.line((GAP, y - GAP // 2, sheet.width - GAP, y - GAP // 2), RULE)
-        lines = textwrap.wrap(settings["prompts"][p], 30)[:5] if seed == settings["seeds"][0] else []
-        draw.multiline_text(
-            (GAP * 2, y + 2), "\n".join([*lines, f"seed {seed}"]), INK if lines else QUIET, text, spacing=4
-        )
-        for i, (digest, _) in enumerate(across):
-            with Image.open(folder / f"{digest}/{p + 1}-{seed}.png") as picture:
-                small = picture.convert("RGB").resize((edge, edge), Image.Resampling.LANCZOS)
-            sheet.paste(small, (LEFT + i * (edge + GAP), y))
+        draw.multiline_text((GAP * 2, y + 2), "\n".join(lines), INK if begins else QUIET, text, spacing=4)
+        for i in range(len(across)):
+            if found := cell(i, j):
+                with Image.open(found) as picture:
+                    small = picture.convert("RGB").resize((edge, edge), Image.Resampling.LANCZOS)
+                sheet.paste(small, (LEFT + i * (edge + GAP), y))
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,12 +61,12 @@ class Group:
 class Learned:
     """What a training saves: component → name → tensor, the artifact's facts, and the update for the sketch.
 
-    update: (name, matrix, None), or (name, up, down) for their product.
+    update: (name, matrix, None), or (name, up, down) for their product; a matrix may be made when its turn comes.
     """
 
     components: dict[str, dict[str, Tensor]]
     facts: dict[str, Any] = field(default_factory=dict)
-    update: list[tuple[str, Tensor, Tensor | None]] = field(default_factory=list)
+    update: Sequence[tuple[str, Tensor | Callable[[], Tensor], Tensor | None]] = ()
 
 
 class Adapter(ABC):
@@ -74,6 +75,7 @@ class Adapter(ABC):
     diffusion: Diffusion
     text_is_frozen: bool = True  # then what captions say is encoded once
     varies: bool = False  # whether `view` says at every step how a picture is shown; else it is encoded once
+    reads_captions: bool = True  # else nothing of them is encoded
 
     def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare
         """Look at the order's inputs before the first step. Whatever comes of it depends on contents alone."""
@@ -84,6 +86,10 @@ class Adapter(ABC):
 
     def begins(self, step: int) -> None:  # noqa: B027 -- most have nothing to do
         """Get ready for a step: what is drawn at random for it depends on its number."""
+
+    def caption(self, caption: str) -> str:
+        """Return what is said of a picture of the data set, by its caption there."""
+        return caption
 
     @abstractmethod
     def groups(self) -> list[Group]:

@@ -91,6 +91,7 @@ class Diffusion(ABC):
     precision: torch.dtype = torch.float32
     vocabulary: Words | None = None
     image_encoder: nn.Module | None = None
+    shown_1D: Tensor | None = None  # an image embedding from which all is drawn, where no other one is given
 
     @property
     def words(self) -> Words:

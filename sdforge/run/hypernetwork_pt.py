@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sdforge.errors import ForgeError, UsageError
 from sdforge.families import family
-from sdforge.formats.hypernetwork import ACTIVATIONS, SIDES, check_shapes, hypernetwork_metadata, is_structure, stated
+from sdforge.formats.hypernetwork import ACTIVATIONS, SIDES, NAME, check_shapes, is_structure, stated
+from sdforge.formats.own import own_metadata
 from sdforge.formats.safetensors import write_file
 from sdforge.identity import Json
 from sdforge.run.tensors import NAMES, raw
@@ -94,7 +95,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     try:
         tensors, facts = read(wanted.old)
-        metadata = hypernetwork_metadata(family(wanted.family).name, facts)
+        metadata = own_metadata(NAME, family(wanted.family).name, facts)
         shapes = {name: (NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
         write_file(wanted.new, shapes, lambda name: [raw(tensors[name])], metadata)
     except ForgeError as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from sdforge.errors import UsageError
+from sdforge.run.seeds import generator
 
 if TYPE_CHECKING:
     from sdforge.run.adapter import Group
@@ -27,6 +28,8 @@ def make_optimizer(settings: Training, groups: list[Group], device: torch.device
     rows: list[dict[str, Any]] = [
         {"params": list(g.parameters.values()), "lr": g.learning_rate, "weight_decay": g.weight_decay} for g in groups
     ]
+    if settings.optimizer == "adamw" and any(p.dtype == torch.bfloat16 for row in rows for p in row["params"]):
+        return RoundedAdamW(rows, int(settings.seed or 0))
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(rows, betas=BETAS, eps=EPS, fused=True)
     if settings.optimizer == "adamw8bit" and device.type != "cuda":
@@ -43,6 +46,50 @@ def make_optimizer(settings: Training, groups: list[Group], device: torch.device
     else:
         made = module.AdamWScheduleFree(rows, betas=BETAS, eps=EPS)
     return made
+
+
+@final
+class RoundedAdamW(torch.optim.Optimizer):
+    """AdamW for bf16 weights: an update is made in fp32 and rounded by chance, so that small ones are not lost.
+
+    A weight that stands between two values of bf16 becomes the nearer one more often, and stays in the mean where it
+    is (Gupta et al. 2015, https://arxiv.org/abs/1502.02551). Moments are fp32.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], seed: int) -> None:
+        super().__init__(rows, {"lr": 0.0, "weight_decay": 0.0, "updates": 0})
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 -- torch's signature
+        for number, group in enumerate(self.param_groups):
+            group["updates"] += 1
+            draw: torch.Generator | None = None
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if draw is None:  # of the step alone, so that a training that goes on draws the same
+                    draw = generator(self.seed, f"rounding {number}", group["updates"], parameter.device)
+                self._update(parameter, group, draw)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any], draw: torch.Generator) -> None:
+        state = self.state[parameter]
+        if not state:
+            state |= {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+        assert parameter.grad is not None
+        gradient, (beta1, beta2), t = parameter.grad.float(), BETAS, group["updates"]
+        m = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        v = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        value = parameter.float().mul_(1 - group["lr"] * group["weight_decay"])
+        value.addcdiv_(m, (v / (1 - beta2**t)).sqrt_().add_(EPS), value=-group["lr"] / (1 - beta1**t))
+        parameter.copy_(rounded_by_chance(value, draw) if parameter.dtype == torch.bfloat16 else value)
+
+
+def rounded_by_chance(value: Tensor, draw: torch.Generator) -> Tensor:
+    """Round fp32 to bf16, up or down with probabilities that keep the mean: a random tail is added and cut off."""
+    bits = value.contiguous().view(torch.int32)
+    tail = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=draw)
+    return (bits + tail).bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
 
 
 def set_training(optimizer: torch.optim.Optimizer, *, on: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdforge.run.diffusion import Conditioning, Diffusion, Framing
-from sdforge.run.noise import STEPS
+from sdforge.run.noise import STEPS, Schedule
+from sdforge.sampler import SETTINGS
 
 
 class Wish(NamedTuple):
@@ -27,20 +28,10 @@ class Wish(NamedTuple):
 def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = None) -> Tensor:
     """Return pictures (B, 3, H, W) in −1 … 1. All wishes share steps, guidance, resolution and clip skip.
 
-    images_BD: embeddings of pictures, one for each wish, for a family that draws from them.
+    images_BD: embeddings of pictures, one for each wish, for a family that draws from them; default: what is shown.
     """
-    from diffusers import DPMSolverMultistepScheduler
-
     first, device = wishes[0], diffusion.device
-    scheduler = DPMSolverMultistepScheduler(
-        num_train_timesteps=STEPS,
-        trained_betas=_betas(diffusion.schedule.alphas_T.cpu()),
-        prediction_type=diffusion.schedule.prediction,
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        timestep_spacing="trailing",
-        final_sigmas_type="zero",
-    )
+    scheduler = solver(diffusion.schedule)
     scheduler.set_timesteps(first.steps, device=device)
     edge = first.resolution // 8
     # every picture has noise of its own, so that it does not depend on what it is drawn beside
@@ -48,6 +39,8 @@ def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = 
     latents_BCHW = torch.cat(noise).to(device)
     prompts, whole = [wish.prompt for wish in wishes], (first.resolution, first.resolution)
     sizes: list[Framing] = [(whole, (0, 0), whole)] * len(wishes)
+    if images_BD is None and diffusion.shown_1D is not None:
+        images_BD = diffusion.shown_1D.expand(len(wishes), -1)
     if images_BD is None:
         positive = diffusion.sized(diffusion.encode_text(prompts, clip_skip=first.clip_skip), sizes)
     else:
@@ -66,6 +59,18 @@ def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = 
             predicted = diffusion.predict(latents_BCHW, timesteps_B, positive)
         latents_BCHW = scheduler.step(predicted, timestep, latents_BCHW, return_dict=False)[0]
     return torch.cat([diffusion.decode_picture(latents_BCHW[i : i + 1]) for i in range(len(wishes))])
+
+
+def solver(schedule: Schedule) -> Any:
+    """Return diffusers' DPM-Solver++ 2M for a schedule."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=STEPS,
+        trained_betas=_betas(schedule.alphas_T.cpu()),
+        prediction_type=schedule.prediction,
+        **SETTINGS,
+    )
 
 
 def _betas(alphas_T: Tensor) -> list[float]:

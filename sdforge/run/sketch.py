@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,14 +19,15 @@ from sdforge.run.seeds import generator
 LINES = 64
 
 
-def sketch(updates: Iterable[tuple[str, Tensor, Tensor | None]]) -> tuple[str, float]:
+def sketch(updates: Iterable[tuple[str, Tensor | Callable[[], Tensor], Tensor | None]]) -> tuple[str, float]:
     """Return (base64 of 64 little-endian fp32 projections, the update's Frobenius norm).
 
-    updates: (name, matrix (m, n), None), or (name, up (m, r), down (r, n)) for their product.
+    updates: (name, matrix (m, n), None), or (name, up (m, r), down (r, n)) for their product. Instead of a matrix what
+    returns it, so that large ones need not be there all at once.
     """
     lines, squares = torch.zeros(LINES, dtype=torch.float64), 0.0
     for name, left, right in sorted(updates, key=lambda row: row[0]):
-        a = left.detach().double().cpu()
+        a = (left if isinstance(left, Tensor) else left()).detach().double().cpu()
         b = right.detach().double().cpu() if right is not None else None
         width = a.shape[1] if b is None else b.shape[1]
         u, v = _signs(name, "rows", a.shape[0]), _signs(name, "columns", width)

@@ -30,6 +30,11 @@ class Words:
         for word, count in added:
             self.add(word, count)
 
+    @property
+    def end(self) -> int:
+        """The number of the token that ends a prompt."""
+        return self._vocab[END]
+
     def add(self, word: str, count: int) -> None:
         """Append a word of `count` rows."""
         first = self.size + sum(map(len, self._rows.values()))

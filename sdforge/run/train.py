@@ -72,7 +72,7 @@ class _Training:
         self.order, self.settings, self.diffusion, self.adapter = order, settings, diffusion, adapter
         self.seed = int(order.settings["seed"])
         self.derived = Derived(order.derived)
-        learned, held_out = split(order.the("dataset"))
+        learned, held_out = ([_saying(row, adapter) for row in rows] for rows in split(order.the("dataset")))
         self.shown = [self._show(learned, self.seed, "noise", 1.0)]
         if order.inputs.get("prior"):
             # its own stream of numbers: what is learned from does not change by what is kept beside it
@@ -81,7 +81,7 @@ class _Training:
         self.pictures = [picture for shown in self.shown for picture in shown.pictures]
         self.latents = Latents(diffusion, on, self.derived)
         self.masks: dict[tuple[str, str, tuple[int, int]], Tensor] = {}
-        cached = adapter.text_is_frozen and not settings.shuffle
+        cached = adapter.text_is_frozen and adapter.reads_captions and not settings.shuffle
         self.texts = _Texts(diffusion, on, self.derived) if cached and diffusion.text_encoders else None
         adapter.prepare(order, self.shown[0].pictures)
         self.groups = adapter.groups()
@@ -237,12 +237,14 @@ class _Training:
 
     def _predict(self, batch: Batch) -> Tensor:
         condition = self.adapter.condition(batch, self._text(batch.captions))
-        return self.adapter.predict(batch, condition.to(self.diffusion.device))
+        framings = [(picture.original, picture.crop, picture.size) for picture in batch.pictures]
+        condition = self.diffusion.sized(condition.to(self.diffusion.device), framings)
+        return self.adapter.predict(batch, condition)
 
     def _text(self, captions: list[str]) -> Conditioning | None:
         if self.texts:
             return self.texts.of(captions)
-        if not self.diffusion.text_encoders:
+        if not self.diffusion.text_encoders or not self.adapter.reads_captions:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapter.text_is_frozen):
             return self.diffusion.encode_text(captions)
@@ -445,6 +447,12 @@ class _Training:
         if self.chosen:
             outcome.record["fits"] = self.chosen
         return outcome
+
+
+def _saying(row: list[Any], adapter: Adapter) -> list[Any]:
+    """Return a row of the data set with the caption that the method gives it."""
+    path, sha256, caption, *rest = row
+    return [path, sha256, adapter.caption(caption), *rest]
 
 
 def _joined(batches: list[Batch]) -> Batch:

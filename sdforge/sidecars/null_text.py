@@ -41,6 +41,12 @@ def replay_latents(
     return latents_BCHW
 
 
+def plain(diffusion: Diffusion, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same with the ordinary empty prompt at every step: what guidance makes of the start by itself."""
+    empty_BLD = diffusion.encode_negative([""]).hidden_BLD
+    return tensors | {"uncond": empty_BLD.expand_as(tensors["uncond"])}
+
+
 def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Callable[..., Any]:
     """Return `draw(prompt=None, **more)`, which calls a pipeline of diffusers with this start and these empty prompts.
 

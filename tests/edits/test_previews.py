@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sdforge.edits.previews import run
 from sdforge.edits.previews.draw import save_png
 from sdforge.order import Order, Outcome
 from sdforge.run.sample import Wish
-from tests.families.workbench import Taken
+from tests.families.workbench import Taken, keep
 
 SETTINGS: dict[str, Any] = {
     "prompts": ["a red cat", "a house"],
@@ -100,3 +101,74 @@ def test_colours_beyond_the_range_are_cut(tmp_path: Path) -> None:
     pixels = torch.stack([torch.full((8, 8), value) for value in (-3.0, 0.0, 3.0)])
     save_png(tmp_path / "x.png", pixels, Wish("", "", 0, 1, 1, 8))
     assert Image.open(tmp_path / "x.png").getpixel((0, 0)) == (0, 128, 255)
+
+
+class Louder:
+    """A sidecar that takes part in every picture: what the U-Net is told is told twice as loud."""
+
+    def attach(self, diffusion: Any, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Any:
+        def louder(_: Any, inputs: Any) -> Any:
+            return (inputs[0] * tensors["louder"] * facts["by"], *inputs[1:])
+
+        hooks = [m.register_forward_pre_hook(louder) for n, m in diffusion.unet.named_modules() if n.endswith("to_k")]
+        return lambda: [hook.remove() for hook in hooks]
+
+    def attach_pipeline(self, pipeline: Any, tensors: Any, facts: Any) -> None: ...
+
+
+NULL_TEXT = {"prompt": "a red cat", "guidance": 7.5, "steps": 2, "resolution": 64, "spacing": "leading"}
+
+
+@pytest.fixture
+def sidecars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Taken]:
+    monkeypatch.setitem(sys.modules, "sdforge.sidecars.hypernetwork", Louder())  # type: ignore[arg-type]
+    louder = {"hypernetwork": {"louder": torch.tensor(3.0)}}
+    found = {"null_text": {"uncond": torch.ones(2, 77, 16), "start": torch.ones(1, 4, 8, 8)}}
+    return [
+        keep(tmp_path / "louder", louder, kind="hypernetwork", facts={"by": 2.0}),
+        keep(tmp_path / "found", found, kind="null_text", facts=NULL_TEXT),
+    ]
+
+
+def drawn_with(work: Path, checkpoint: Taken, sidecars: list[Taken]) -> Outcome:
+    work.mkdir()
+    inputs = {"checkpoint": [checkpoint.given()], "sidecars": [each.given() for each in sidecars]}
+    how = {"device": "cpu", "threads": 1}
+    order = Order("", "", "previews", "edits", "sd15", SETTINGS | {"seeds": [1]}, str(work), inputs, how=how)
+    return run(order, lambda **_: None)
+
+
+def test_sidecars_take_part_in_a_column_of_their_own(
+    toy: Taken, sidecars: list[Taken], outcome: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    louder = sidecars[0]
+    made = drawn_with(tmp_path / "work", toy, [louder])
+    column = toy.artifact.digest[:16]
+    assert set(made.files) == {f"{column}{end}/{p}-1.png" for end in ("", "-with") for p in (1, 2)}
+    for p in (1, 2):
+        plain = made.files[f"{column}/{p}-1.png"]
+        assert plain == outcome[1].files[f"{column}/{p}-1.png"]  # as it is drawn where there is none
+        assert plain != made.files[f"{column}-with/{p}-1.png"]
+
+
+def test_a_sidecar_with_pictures_of_its_own_adds_them_and_an_edit_for_every_prompt(
+    toy: Taken, sidecars: list[Taken], tmp_path: Path
+) -> None:
+    cat = sidecars[1]
+    made = drawn_with(tmp_path / "work", toy, [cat])
+    column, own = toy.artifact.digest[:16], cat.artifact.digest[:16]
+    expected = {f"{column}/{p}-1.png" for p in (1, 2)}  # what it leaves as it is is drawn once
+    expected |= {f"{column}{end}/{own}-{p}.png" for end in ("", "-with") for p in (0, 1, 2)}
+    assert set(made.files) == expected
+    same = [made.files[f"{column}-with/{own}-{p}.png"] for p in (0, 1)]  # its own prompt is the first one too
+    assert same[0][0] == same[1][0]
+    text = Image.open(tmp_path / "work" / f"{column}-with/{own}-0.png").info["parameters"]
+    assert text == "a red cat\nSteps: 2, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 64x64"
+
+
+def test_several_sidecars_are_attached_together_and_taken_off_again(
+    toy: Taken, sidecars: list[Taken], tmp_path: Path
+) -> None:
+    both = drawn_with(tmp_path / "both", toy, sidecars)
+    alone = drawn_with(tmp_path / "alone", toy, sidecars[:1])
+    assert {name: row for name, row in both.files.items() if name in alone.files} == alone.files

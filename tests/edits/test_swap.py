@@ -57,6 +57,7 @@ def parts(found: Artifact) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("takes", "moved", "facts"),
     [
+        ('tokenizer = "other"', ("tokenizer",), {}),
         ('vae = "other"', ("vae",), {"latent_scaling": 0.25}),
         ('unet = "other"', ("unet",), {"prediction": "v_prediction", "resolution": 128}),
         ('text_encoder = "other"', ("text_encoder", "tokenizer"), {"text_activation": "gelu"}),

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.families import family
-from sdforge.run.diffusion import Conditioning, Diffusion, TokenTable
+from sdforge.formats.tokenizer import END
+from sdforge.run.diffusion import Conditioning, Diffusion, TokenTable, text_model
 from sdforge.run.sample import Wish, sample
-from tests.families.toys import TOYS
+from tests.families.toys import TOYS, write_family
 from tests.families.workbench import Taken, take
 from tests.formats.conftest import export
 
@@ -139,13 +140,12 @@ def test_its_file_and_its_folder_are_read_as_what_was_written(each: Taken, writt
 @torch.no_grad()
 def test_diffusers_opens_the_written_folder(each: Taken, ours: Diffusion, written: Path) -> None:
     theirs = pipeline(written / "diffusers", each.artifact.family)
-    for name in each.artifact.components:
-        if name.startswith("tokenizer"):
-            continue
-        network = getattr(ours, name, None) or ours.text_encoders.get(name)
-        for key, tensor in getattr(theirs, name).state_dict().items():
-            if network is not None:
-                assert torch.equal(tensor, network.state_dict()[key]), key
+    networks = {"unet": ours.unet, "vae": ours.vae, **ours.text_encoders}
+    if ours.image_encoder:
+        networks["image_encoder"] = ours.image_encoder
+    for name, network in networks.items():
+        expected, found = network.state_dict(), getattr(theirs, name).state_dict()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items()), name
     hidden, _ = stock_told(theirs, each.artifact.family)
     assert torch.allclose(told(ours).hidden_BLD, hidden, **CLOSE)
 
@@ -207,7 +207,7 @@ def test_what_a_family_does_not_take_is_refused(ours: Diffusion) -> None:
 @pytest.mark.parametrize("name", TOYS)
 def test_a_training_needs_no_image_encoder(name: str, toys: Path) -> None:
     """Trainings are given U-Net, text encoders, VAE and tokenizer."""
-    taken = take(toys / ("toy" if name == "sd15" else name))
+    taken = take(write_family(toys / ("toy" if name == "sd15" else name), name))
     given = taken.given()
     parts = {part: refs for part, refs in given.components.items() if not part.startswith("image_")}
     diffusion = load(taken, components=parts)
@@ -228,3 +228,70 @@ def test_the_written_file_has_the_names_of_its_trade(each: Taken, written: Path)
     }
     name, shape = telltale[each.artifact.family]
     assert found[name].shape == shape
+
+
+@torch.no_grad()
+def test_a_text_encoder_pools_at_the_true_end_whatever_was_appended(each: Taken) -> None:
+    """transformers takes the largest number for the end where a configuration states 2, as many do."""
+    end = each.vocabulary["vocab"][END] if each.vocabulary else 0
+    for encoder in load(each).text_encoders.values():
+        assert text_model(encoder).eos_token_id == end
+
+
+@pytest.fixture(scope="module")
+def large(toys: Path) -> Diffusion:
+    return load(take(write_family(toys / "sdxl", "sdxl")))
+
+
+@torch.no_grad()
+def test_a_pictures_sizes_are_told_height_first(large: Diffusion) -> None:
+    condition = large.encode_text(["a red cat"])
+    assert condition.added["time_ids"].tolist() == [[64, 64, 0, 0, 64, 64]]
+    sized = large.sized(condition, [((640, 480), (8, 16), (512, 384))])
+    assert sized.added["time_ids"].tolist() == [[480, 640, 16, 8, 384, 512]]
+    assert torch.equal(sized.added["text_embeds"], condition.added["text_embeds"])
+
+
+@torch.no_grad()
+def test_an_empty_negative_prompt_is_zeros_to_a_large_base(large: Diffusion) -> None:
+    both = large.encode_negative(["", "a house"])
+    for value in (both.hidden_BLD, both.added["text_embeds"]):
+        assert not value[0].any()
+        assert value[1].any()
+    assert torch.equal(both.hidden_BLD[1:], large.encode_text(["a house"]).hidden_BLD)
+
+
+@torch.no_grad()
+def test_clip_skip_leaves_out_layers_before_the_penultimate_one(large: Diffusion, toys: Path) -> None:
+    hidden, *_ = pipeline(toys / "sdxl", "sdxl").encode_prompt(
+        PROMPTS[0], device=CPU, do_classifier_free_guidance=False, clip_skip=1
+    )
+    assert torch.allclose(large.encode_text(PROMPTS[:1], clip_skip=1).hidden_BLD, hidden, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("level", [0, 500, 999])
+def test_noise_is_added_to_an_embedding_as_diffusers_adds_it(level: int, toys: Path) -> None:
+    folder = write_family(toys / "unclip", "unclip")
+    draw = torch.Generator().manual_seed(3)
+    images, noise = (torch.randn(2, 12, generator=draw) for _ in range(2))
+    theirs = pipeline(folder, "unclip").noise_image_embeddings(images, level, noise=noise)
+    ours = load(take(folder)).imagine(images, level=level, noise_BD=noise).added["class_labels"]
+    assert torch.allclose(ours, theirs, **CLOSE)
+
+
+def test_pictures_of_any_size_are_squeezed_to_the_encoders_square(toys: Path) -> None:
+    """Without antialiasing for image variations, with it for unCLIP: as their U-Nets were trained."""
+    wide = torch.rand(1, 3, 48, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for name, antialias in (("unclip", True), ("image_variations", False)):
+        diffusion = load(take(write_family(toys / name, name)))
+        square = torch.nn.functional.interpolate(wide, (32, 32), mode="bicubic", antialias=antialias)
+        assert torch.allclose(diffusion.encode_image(wide), diffusion.encode_image(square), **CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name in TOYS if name != "image_variations"])
+def test_a_file_without_words_says_where_to_take_them(name: str, toys: Path) -> None:
+    taken = take(write_family(toys / ("toy" if name == "sd15" else name), name))
+    with pytest.raises(UsageError, match="has no tokenizer") as caught:
+        load(taken, vocabulary={})
+    assert "[swap.NAME]" in caught.value.hint

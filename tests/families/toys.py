@@ -90,7 +90,7 @@ def _pipeline(folder: Path, name: str, dtype: torch.dtype) -> Any:
         config = CLIPTextConfig(**configs[f"text_encoder{suffix}"], **ids)
         kind = CLIPTextModelWithProjection if suffix else CLIPTextModel
         parts[f"text_encoder{suffix}"] = shaken(kind(config), dtype)
-        parts[f"tokenizer{suffix}"] = _tokenizer(folder.with_name(f"{name}-tokenizer{suffix}"), padding)
+        parts[f"tokenizer{suffix}"] = _tokenizer(folder.with_name(f"{folder.name}-tokenizer{suffix}"), padding)
     if "image_encoder" in configs:
         parts["image_encoder"] = _image_encoder(configs["image_encoder"], dtype)
         edge = VISION["image_size"]

@@ -170,3 +170,14 @@ def test_a_matrix_is_turned_bit_by_bit(dtype: torch.dtype) -> None:
     turned = bytes(matrix.t().contiguous().view(torch.uint8).numpy())
     assert transposed(data, 5, matrix.itemsize) == turned
     assert transposed(turned, 3, matrix.itemsize) == data
+
+
+def test_what_a_file_does_not_say_is_said(files: dict[str, Path], tmp_path: Path) -> None:
+    """Nothing in the tensors of Stable Diffusion 2 tells ε from v."""
+    bare = tmp_path / "bare.safetensors"
+    save_file({name: t for name, t in load_file(files["sd2"]).items() if name != "v_pred"}, bare)
+    assert "prediction is taken to be epsilon" in read_layout(bare).notes["unsaid"]
+    named = tmp_path / "named.safetensors"
+    save_file(load_file(bare), named, {"modelspec.architecture": "stable-diffusion-v2-768-v"})
+    assert read_layout(named).facts["prediction"] == "v_prediction"
+    assert "unsaid" not in read_layout(files["sd2"]).notes | read_layout(files["sdxl"]).notes

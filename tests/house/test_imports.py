@@ -16,7 +16,7 @@ ADAPTERS = (".draw", ".adapter", ".load")  # files beside a method or family tha
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "names", "dtypes", "exact", "wire"},
+    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire"},
     {"artifact", "settings", "syntax", "places", "index"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets"},

@@ -141,9 +141,7 @@ def test_prior_pictures_are_shown_as_they_are(toy: Taken, pictures: Given, tmp_p
 
 
 def test_bf16_and_a_budget_of_memory_train_too(toy: Taken, pictures: Given, tmp_path: Path) -> None:
-    wanted = order(
-        tmp_path, "custom_diffusion", toy, pictures, steps=2, precision="bf16", how={"vram": 40_000_000}
-    )
+    wanted = order(tmp_path, "custom_diffusion", toy, pictures, steps=2, precision="bf16", how={"vram": 40_000_000})
     made = train(wanted)
     assert all(loss == loss for loss in made.record["losses"])
     assert "fits" in made.record

@@ -6,6 +6,7 @@ What a kind of artifact changes, and how, is said by the module of that kind bes
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -27,16 +28,25 @@ if TYPE_CHECKING:
 VERSION = 1
 MAKES = "checkpoint"
 
-# role → the module of its kind, which is also what the artifacts in it are
-KINDS = {"loras": "lora", "custom": "custom", "hypernetworks": "hypernetwork"}
+# role → the module of its kind
+KINDS = {
+    "loras": "lora",
+    "custom": "custom",
+    "hypernetworks": "hypernetwork",
+    "image_embeddings": "image_embedding",
+    "aesthetics": "aesthetic",
+}
 
 
 @final
 class Bake(Target):
     """W + Σ changeᵢ(W), every change taken against the same W and rounded once.
 
-    A LoRA's change is strength · alpha / rank · up @ down. Custom Diffusion's is strength · (its matrix − W), and its
-    word is appended as `insert` does. A linear hypernetwork's is strength · W A. Every part must find its layer.
+    A LoRA's change is strength · alpha / rank · up @ down. What replaces W (DoRA, rotations) is gone towards by the
+    share that strength says, so that strength 0 is W. Every part of every artifact must find its layer. An image
+    embedding takes the place of whatever picture is shown, an aesthetic that of the text encoder, as far as strength.
+    Custom Diffusion's change is strength · (its matrix − W), and its word is appended as `insert` does; a linear
+    hypernetwork's is strength · W A, and several are applied one after the other.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1; Kumari et al. 2022, https://arxiv.org/abs/2212.04488
     """
 
@@ -50,9 +60,40 @@ class Bake(Target):
     hypernetworks: Annotated[dict[Reference, UNetStrength], Takes("hypernetwork")] = Field(
         {}, description="linear hypernetworks and how much of each"
     )
+    image_embeddings: Annotated[dict[Reference, Strength], Takes("image_embedding")] = Field(
+        {}, description="what is drawn from, whatever picture is shown"
+    )
+    aesthetics: Annotated[dict[Reference, Strength], Takes("aesthetic")] = Field(
+        {}, description="towards what the text encoder is steered"
+    )
 
 
 TABLE = Bake
+
+
+def advise(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Refuse what can never become weights before it is trained, and say what an aesthetic does."""
+    found = _aesthetics(table, inputs)
+    for name, artifact in zip(table.hypernetworks, inputs.get("hypernetworks", []), strict=True):
+        if artifact is not None and (reason := nonlinear(artifact.facts)):
+            sentence = f"`{name}` has {reason}, and only linear hypernetworks become weights"
+            found.append((f"hypernetworks.{name}", "linear", sentence, f'[preset] sidecars = ["{name}"]', False))
+    return found
+
+
+def _aesthetics(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Say for what an aesthetic is right, and by how much it shifts what it was not made for."""
+    found = []
+    for name, aesthetic in zip(table.aesthetics, inputs.get("aesthetics", []), strict=True):
+        if aesthetic is None or "prompts" not in aesthetic.facts:
+            continue
+        facts: dict[str, Any] = aesthetic.facts
+        prompts, shift = facts["prompts"], facts.get("shift", 0.0)
+        what = f"the prompt {prompts[0]!r}" if len(prompts) == 1 else f"{len(prompts)} prompts together"
+        sentence = f"`{name}` was steered by {what}; baked, it shifts every prompt, the empty one by {shift:.0%}"
+        hint = f'[preset] sidecars = ["{name}"] steers each prompt by itself, and leaves the empty one'
+        found.append((f"aesthetics.{name}", "aesthetic", sentence, hint, True))
+    return found
 
 
 def kind_of(name: str) -> Kind:
@@ -78,6 +119,11 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
     words = [word for given in inputs.get("custom", []) for word in custom_words(given)]
     words.sort(key=lambda each: each.word)
     rows, facts = with_words(checkpoint, words, table.dtype) if words else ({}, {})
+    if taken := [component for component in rows if (component, ROWS) in updates]:
+        raise UsageError(
+            f"words are appended to the {taken[0].replace('_', ' ')}, which something else replaces",
+            hint="bake one after the other, in two targets",
+        )
     result = Plan(facts=facts)
     for component, tensors in tables.items():
         touched = component in rows or any(place[0] == component for place in updates)
@@ -91,33 +137,25 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
     return result
 
 
-def advise(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
-    """Refuse what can never become weights before it is trained."""
-    found = []
-    for name, artifact in zip(table.hypernetworks, inputs.get("hypernetworks", []), strict=True):
-        if artifact is not None and (reason := nonlinear(artifact.facts)):
-            sentence = f"`{name}` has {reason}, and only linear hypernetworks become weights"
-            found.append((f"hypernetworks.{name}", "linear", sentence, f'[preset] sidecars = ["{name}"]', False))
-    return found
-
-
 def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
     target = target_dtype(dtype, tensor)
-    if not updates:
-        return passes(tensor) if target == tensor.dtype else cast(tensor.name, tensor, target)
-    ordered = [
-        update
-        for kind, same in groupby(sorted(updates, key=lambda update: update.order), lambda update: update.kind)
-        for update in kind_of(kind).joined(list(same))
-    ]
-    if len(ordered) == 1 and (whole := ordered[0].becomes):
-        return passes(whole._replace(name=tensor.name)) if target == whole.dtype else cast(tensor.name, whole, target)
+    if not updates or (len(updates) == 1 and updates[0].replaces):
+        through = updates[0].tensors[0]._replace(name=tensor.name) if updates else tensor
+        return passes(through) if target == through.dtype else cast(tensor.name, through, target)
+    ordered = list(_joined(sorted(updates, key=lambda update: update.order)))
     inputs = [tensor, *(each for update in ordered for each in update.tensors)]
     return computed("bake", VERSION, tensor.name, target, tensor.shape, inputs, _parameters(ordered))
 
 
+def _joined(updates: list[Update]) -> Iterator[Update]:
+    """Yield updates as they are added: those of a kind that do not add up are one (its module says how)."""
+    for kind, same in groupby(updates, lambda update: update.kind):
+        join = getattr(kind_of(kind), "joined", None)
+        yield from join(list(same)) if join else same
+
+
 def _parameters(updates: list[Update]) -> dict[str, Any]:
-    if all(update.kind == "lora" for update in updates):
+    if all(update.kind == "lora" and set(update.parameters) == {"scale"} for update in updates):
         return {"scales": [update.parameters["scale"] for update in updates]}
     return {"updates": [[u.kind, len(u.tensors), u.parameters] for u in updates]}
 

@@ -34,14 +34,8 @@ def updates(custom: Input, family: Family, weights: dict[Place, Tensor]) -> dict
                 hint="it was made for a checkpoint of other widths",
             )
         if strength := strengths.at(*place):
-            whole = matrix if strength == 1 else None
-            found[place] = [Update("custom", {"strength": strength}, (matrix,), whole)]
+            found[place] = [Update("custom", {"strength": strength}, (matrix,), replaces=strength == 1)]
     return found
-
-
-def joined(updates: list[Update]) -> list[Update]:
-    """Return them as they are: what moves is added."""
-    return updates
 
 
 def words(custom: Input) -> list[Word]:

@@ -24,14 +24,14 @@ class Update(NamedTuple):
     """A change of one weight.
 
     kind: the module beside this one that computes it. parameters: what concerns this weight, as JSON; tensors: what
-    the change is computed from. becomes: what the weight is in the end, where nothing else changes it. after: by what
-    those of a kind are sorted first, where the order matters and is to be the same for all weights.
+    the change is computed from. replaces: where nothing else changes the weight, it becomes the tensor as it is.
+    after: by what those of a kind are sorted first, where their order matters and is to be the same for all weights.
     """
 
     kind: str
     parameters: dict[str, Any]
     tensors: tuple[Tensor, ...]
-    becomes: Tensor | None = None
+    replaces: bool = False
     after: str = ""
 
     @property
@@ -50,10 +50,6 @@ class Kind(Protocol):
 
     def updates(self, given: Input, family: Family, weights: dict[Place, Tensor]) -> dict[Place, list[Update]]:
         """Return what an artifact changes; weights: the checkpoint's. Raises UsageError for what fits nowhere."""
-        ...
-
-    def joined(self, updates: list[Update]) -> list[Update]:
-        """Return the updates of one weight (of this kind, in an order that no name decides) as they are added."""
         ...
 
     def delta(

@@ -8,6 +8,7 @@ from typing import Annotated, final
 
 from pydantic import Field
 
+from sdforge.artifact import SIDECARS
 from sdforge.order import Order, Outcome
 from sdforge.settings import NotNegative, Reference, Seed, Table, Takes
 
@@ -20,7 +21,7 @@ Reads = ("unet", "text_encoder", "vae", "tokenizer")
 
 @final
 class Beside(Table):
-    """A checkpoint that is drawn for comparison."""
+    """A checkpoint that is drawn for comparison, or a sidecar that is drawn with."""
 
 
 class Drawing(Table):
@@ -37,10 +38,15 @@ class Drawing(Table):
 
 @final
 class Previews(Drawing):
-    """Draw the prompts with DPM-Solver++ 2M (Lu et al. 2022, https://arxiv.org/abs/2211.01095), in fp32 noise."""
+    """Draw the prompts with DPM-Solver++ 2M (Lu et al. 2022, https://arxiv.org/abs/2211.01095), in fp32 noise.
+
+    With sidecars the checkpoint is drawn with and without them; one that has pictures of its own adds them, as they
+    were found and as every prompt edits them.
+    """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", Reads)]
     beside: Annotated[dict[Reference, Beside], Takes("checkpoint", Reads)] = Field({})
+    sidecars: Annotated[dict[Reference, Beside], Takes(SIDECARS[0], also=SIDECARS[1:])] = Field({})
 
 
 TABLE = Previews

@@ -4,67 +4,145 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
+from sdforge.artifact import SIDECARS, WITH
+from sdforge.formats.own import own_names
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sample import Wish, sample
+from sdforge.run.tensors import load_component
+from sdforge.sampler import SAMPLER
 
 BATCH = 8  # pictures at a time
-SAMPLER = "DPM++ 2M"
+
+Report = Callable[..., None]
 
 
-def draw(order: Order, report: Callable[..., None]) -> Outcome:
-    """Return the pictures as files `COLUMN/PROMPT-SEED.png`; COLUMN begins with the digest of its checkpoint."""
-    settings, device = order.settings, torch.device(order.how["device"])
-    inputs = [order.the("checkpoint"), *order.inputs.get("beside", [])]
-    columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
-    cells = [(p, seed) for p in range(len(settings["prompts"])) for seed in settings["seeds"]]
-    outcome = Outcome(grade="B", fingerprint=fingerprint(device))
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    done, total = 0, len(cells) * len(columns)
-    for given in columns:
-        diffusion = load(given, device, torch.float32)
-        for start in range(0, len(cells), BATCH):
-            part = cells[start : start + BATCH]
-            _draw_some(order, given, diffusion, part, outcome)
-            done += len(part)
-            report(step=done, steps=total)
-    return outcome
+def draw(order: Order, report: Report) -> Outcome:
+    """Return the pictures as files `COLUMN/PROMPT-SEED.png`; COLUMN begins with the digest of its checkpoint.
+
+    Behind it stands `-with` where sidecars take part. Of a sidecar with pictures of its own they are called
+    `SIDECAR-PROMPT.png`, PROMPT 0 being its own.
+    """
+    return _Drawing(order, report).run()
 
 
-def _draw_some(order: Order, given: Given, diffusion: Diffusion, cells: list[Any], outcome: Outcome) -> None:
-    settings = order.settings
-    wishes = [
-        Wish(
-            settings["prompts"][p],
-            settings["negative_prompt"],
-            seed,
-            settings["steps"],
-            settings["guidance"],
-            settings["resolution"] or diffusion.resolution,
-            settings["clip_skip"],
-        )
-        for p, seed in cells
-    ]
-    for (p, seed), wish, pixels_CHW in zip(cells, wishes, sample(diffusion, wishes), strict=True):
-        name = f"{given.identity[:16]}/{p + 1}-{seed}.png"
-        path = Path(order.work) / name
+class _Drawing:
+    def __init__(self, order: Order, report: Report) -> None:
+        self.order, self.report, self.settings = order, report, order.settings
+        self.device = torch.device(order.how["device"])
+        self.outcome = Outcome(grade="B", fingerprint=fingerprint(self.device))
+        self.cells = [(p, seed) for p in range(len(self.settings["prompts"])) for seed in self.settings["seeds"]]
+        self.sidecars = [_Sidecar(given) for given in order.inputs.get("sidecars", [])]
+        self.sidecars.sort(key=lambda sidecar: (SIDECARS.index(sidecar.given.kind), sidecar.given.identity))
+        self.done = self.total = 0
+
+    def run(self) -> Outcome:
+        load = importlib.import_module(f"sdforge.families.{self.order.family}.load").load
+        preset = self.order.the("checkpoint")
+        inputs = [preset, *self.order.inputs.get("beside", [])]
+        columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
+        attached = any(sidecar.attached for sidecar in self.sidecars)
+        worded = bool(self.order.architecture.text_encoders)  # else without a picture there is nothing to draw
+        self.total = len(self.cells) * (worded * len(columns) + attached)
+        self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
+        for given in columns:
+            diffusion, column = load(given, self.device, torch.float32), given.identity[:16]
+            if worded:
+                self._draw_cells(column, diffusion)
+            if given.identity == preset.identity and self.sidecars:
+                self._draw_sidecars(column, diffusion, attached=attached)
+        return self.outcome
+
+    def _draw_sidecars(self, column: str, diffusion: Diffusion, *, attached: bool) -> None:
+        for sidecar in self.sidecars:
+            if sidecar.replayed:
+                self._draw_replays(column, sidecar, diffusion)
+        if attached:
+            with ExitStack() as stack:
+                for sidecar in self.sidecars:
+                    stack.enter_context(sidecar.on(diffusion))
+                self._draw_cells(column + WITH, diffusion)
+
+    def _draw_cells(self, column: str, diffusion: Diffusion) -> None:
+        settings = self.settings
+        for start in range(0, len(self.cells), BATCH):
+            part = self.cells[start : start + BATCH]
+            wishes = [
+                Wish(
+                    settings["prompts"][p],
+                    settings["negative_prompt"],
+                    seed,
+                    settings["steps"],
+                    settings["guidance"],
+                    settings["resolution"] or diffusion.resolution,
+                    settings["clip_skip"],
+                )
+                for p, seed in part
+            ]
+            for (p, seed), wish, pixels_CHW in zip(part, wishes, sample(diffusion, wishes), strict=True):
+                self._keep(f"{column}/{p + 1}-{seed}.png", pixels_CHW, wish)
+            self.report(step=self.done, steps=self.total)
+
+    def _draw_replays(self, column: str, sidecar: _Sidecar, diffusion: Diffusion) -> None:
+        """Draw a sidecar's own picture, and what every prompt makes of it, with and without what was found."""
+        module, facts = sidecar.replayed, sidecar.given.facts
+        assert module is not None
+        plain = module.plain(diffusion, sidecar.tensors)
+        for p, prompt in enumerate([None, *self.settings["prompts"]]):
+            wish = Wish(
+                facts["prompt"] if prompt is None else prompt,
+                "",
+                0,
+                facts["steps"],
+                facts["guidance"],
+                facts["resolution"],
+            )
+            for folder, tensors in ((column, plain), (column + WITH, sidecar.tensors)):
+                (pixels_CHW,) = module.replay(diffusion, tensors, facts, prompt)
+                self._keep(f"{folder}/{sidecar.given.identity[:16]}-{p}.png", pixels_CHW, wish, sampler="DDIM")
+            self.report(step=self.done, steps=self.total)
+
+    def _keep(self, name: str, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER) -> None:
+        path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_png(path, pixels_CHW, wish)
+        save_png(path, pixels_CHW, wish, sampler)
         data = path.read_bytes()
-        outcome.files[name] = [hashlib.sha256(data).hexdigest(), len(data)]
+        self.outcome.files[name] = [hashlib.sha256(data).hexdigest(), len(data)]
+        self.done += 1
 
 
-def save_png(path: Path, pixels_CHW: torch.Tensor, wish: Wish) -> None:
+class _Sidecar:
+    """A sidecar with its tensors and the module of its kind."""
+
+    def __init__(self, given: Given) -> None:
+        kinds = importlib.import_module("sdforge.sidecars")
+        self.given = given
+        self.tensors: dict[str, Tensor] = own_names({c: load_component(refs) for c, refs in given.components.items()})
+        self.attached, self.replayed = kinds.attached(given.kind), kinds.replayed(given.kind)
+
+    @contextmanager
+    def on(self, diffusion: Diffusion) -> Iterator[None]:
+        """Let a checkpoint draw with it meanwhile."""
+        take_off = self.attached.attach(diffusion, self.tensors, self.given.facts) if self.attached else None
+        try:
+            yield
+        finally:
+            if take_off:
+                take_off()
+
+
+def save_png(path: Path, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER) -> None:
     """Write a picture (−1 … 1) with the parameters it was drawn with, as A1111 writes them."""
     values = ((pixels_CHW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     negative = f"\nNegative prompt: {wish.negative_prompt}" if wish.negative_prompt else ""
@@ -72,7 +150,7 @@ def save_png(path: Path, pixels_CHW: torch.Tensor, wish: Wish) -> None:
     info = PngInfo()
     info.add_text(
         "parameters",
-        f"{wish.prompt}{negative}\nSteps: {wish.steps}, Sampler: {SAMPLER}, CFG scale: {wish.guidance:g}, "
+        f"{wish.prompt}{negative}\nSteps: {wish.steps}, Sampler: {sampler}, CFG scale: {wish.guidance:g}, "
         f"Seed: {wish.seed}, Size: {wish.resolution}x{wish.resolution}{skip}",
     )
     Image.fromarray(np.ascontiguousarray(values)).save(path, pnginfo=info)

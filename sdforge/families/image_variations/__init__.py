@@ -36,6 +36,7 @@ class ImageVariations(StableDiffusion):
     networks = ("unet", "image_encoder", "vae")
     kept = ("image_encoder", "vae")
     spare = ("image_encoder",)
+    unsaid = ()
     image_embeddings = True
     neutral: ClassVar = neutral_facts(heads=8, resolution=512, scaling=0.18215, encoders=(), images=IMAGES)
     owners: ClassVar = fact_owners(neutral)
@@ -53,6 +54,7 @@ class ImageVariations(StableDiffusion):
     depths = (1, 1, 1, 0)
     linear = False
     label = ""
+    adapters_of = ("sd15",)
     context = 768
     encoders = ()
     images = IMAGES

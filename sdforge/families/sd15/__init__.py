@@ -31,6 +31,7 @@ class StableDiffusion1(StableDiffusion):
     networks = ("unet", "text_encoder", "vae")
     kept = ("vae",)
     spare = ()
+    unsaid = ()
     image_embeddings = False
     neutral: ClassVar = neutral_facts(heads=8, resolution=512, scaling=0.18215, encoders=(TEXT,))
     owners: ClassVar = fact_owners(neutral)
@@ -52,6 +53,7 @@ class StableDiffusion1(StableDiffusion):
     depths = (1, 1, 1, 0)
     linear = False
     label = ""
+    adapters_of = ()
     context = 768
     encoders = (TEXT,)
     images = None

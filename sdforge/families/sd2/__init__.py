@@ -2,7 +2,7 @@
 
 Of the text model's 24 layers the last is never used (https://github.com/Stability-AI/stablediffusion, `layer:
 penultimate`): 23 are kept, and the U-Net sees what they say through the final norm. Nothing in the tensors of a file
-tells ε from v; where the file does not say it either, its source states `prediction = "v"`.
+tells ε from v; where the file does not say it either, its source states `prediction = "v_prediction"`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class StableDiffusion2(StableDiffusion):
     networks = ("unet", "text_encoder", "vae")
     kept = ("vae",)
     spare = ()
+    unsaid = ("prediction",)
     image_embeddings = False
     neutral: ClassVar = neutral_facts(heads=[5, 10, 20, 20], resolution=512, scaling=0.18215, encoders=(VIT_H,))
     owners: ClassVar = fact_owners(neutral)
@@ -57,6 +58,7 @@ class StableDiffusion2(StableDiffusion):
     depths = (1, 1, 1, 0)
     linear = True
     label = ""
+    adapters_of = ()
     context = 1024
     encoders = (VIT_H,)
     images = None

@@ -48,6 +48,7 @@ class StableDiffusionXL(StableDiffusion):
     networks = ("unet", "text_encoder", "text_encoder_2", "vae")
     kept = ("vae",)
     spare = ()
+    unsaid = ()
     image_embeddings = False
     neutral: ClassVar = neutral_facts(heads=[5, 10, 20], resolution=1024, scaling=0.13025, encoders=(FIRST, SECOND))
     owners: ClassVar = fact_owners(neutral)
@@ -67,6 +68,7 @@ class StableDiffusionXL(StableDiffusion):
     depths = (0, 2, 10)
     linear = True
     label = "add_embedding"
+    adapters_of = ()
     context = 2048
     encoders = (FIRST, SECOND)
     images = None

@@ -2,7 +2,7 @@
 
 Beside the prompt the U-Net takes a vector: a CLIP image embedding to which noise was added, and the noise's level. The
 embedding is normalised for the noise and brought back; `-h` is shown OpenCLIP ViT-H's, `-l` (diffusers: `-small`)
-OpenAI's ViT-L/14's. Nothing in a single file tells ε from v: its source states `prediction = "v"`.
+OpenAI's ViT-L/14's. Nothing in a single file tells ε from v: its source states `prediction = "v_prediction"`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class StableUnclip(StableDiffusion):
     networks = ("unet", "text_encoder", "image_encoder", "image_normalizer", "vae")
     kept = ("image_encoder", "image_normalizer", "vae")
     spare = ("image_encoder", "image_normalizer")
+    unsaid = ("prediction",)
     image_embeddings = True
     neutral: ClassVar = neutral_facts(
         heads=[5, 10, 20, 20], resolution=768, scaling=0.18215, encoders=(VIT_H,), images=IMAGES
@@ -64,6 +65,7 @@ class StableUnclip(StableDiffusion):
     depths = (1, 1, 1, 0)
     linear = True
     label = "class_embedding"
+    adapters_of = ("sd2",)
     context = 1024
     encoders = (VIT_H,)
     images = IMAGES

@@ -1,0 +1,91 @@
+"""A CLIP as a folder of transformers (`CLIPModel`): the vision model and both projections; its text model is read over.
+
+Components: `image_encoder` (as the families call it) and `text_projection` (`weight`: (D, width of the text)). Facts:
+how pictures are prepared and what shapes do not tell; those of OpenAI's ViT-L/14 are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+from sdforge.families.naming import clip_vision_names
+from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD
+from sdforge.formats.diffusers_folder import read_json, weight_files
+from sdforge.formats.layout import Found, Layout
+from sdforge.formats.safetensors import Header, read_header
+from sdforge.identity import Json
+
+NAME = "clip"
+MOST_LAYERS = 64
+NEUTRAL: dict[str, Any] = {
+    "size": 224,  # pixels, the edge of the square that is looked at
+    "mean": list(IMAGE_MEAN),
+    "std": list(IMAGE_STD),
+    "heads": 16,
+    "activation": "quick_gelu",
+    "text_layers": 12,
+}
+PROJECTION = "text_projection.weight"
+
+
+def fact(facts: dict[str, Json], name: str) -> Any:
+    """Return a fact of a CLIP, stated or neutral."""
+    return facts.get(name, NEUTRAL[name])
+
+
+def recognises(path: Path, header: Header | None) -> bool:
+    config = path / "config.json"
+    return header is None and config.is_file() and read_json(config).get("model_type") == "clip"
+
+
+def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+    layout = Layout(NAME, "", [path / "config.json"])
+    layout.facts = _facts(path, layout)
+    known = {name.canonical: name for name in clip_vision_names("image_encoder", "", MOST_LAYERS)}
+    here: set[str] = set()
+    for file in weight_files(path, "image_encoder"):
+        layout.files.append(file)
+        for raw, entry in read_header(file).tensors.items():
+            if raw.startswith("text_model."):
+                layout.passed["the text model: a checkpoint's own is used"] += 1
+            elif raw == "logit_scale" or raw.endswith("position_ids"):
+                layout.passed["the logit scale and position ids, of which no angle depends"] += 1
+            elif raw in known or raw == PROJECTION:
+                component, name = ("text_projection", "weight") if raw == PROJECTION else ("image_encoder", raw)
+                place = len(layout.files) - 1
+                layout.tensors.append(Found(component, name, entry.dtype, entry.shape, place, entry.offset))
+                here.add(raw)
+            else:
+                raise UsageError(f"{path} holds {raw}, which a CLIP does not have")
+    gaps = sorted({PROJECTION, *(name for name, each in known.items() if not each.optional)} - here)
+    if gaps:
+        raise UsageError(f"{path} lacks {len(gaps)} tensors of a CLIP: {', '.join(gaps[:3])}")
+    layout.notes["widths"] = {"text": layout.shapes()["text_projection"]["weight"][1]}
+    return layout
+
+
+def _facts(path: Path, layout: Layout) -> dict[str, Json]:
+    """Return the facts that configurations state; where one is silent, transformers' defaults."""
+    config, prepared = read_json(path / "config.json"), {}
+    if (path / "preprocessor_config.json").is_file():
+        layout.files.append(path / "preprocessor_config.json")
+        prepared = read_json(layout.files[-1])
+    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    facts: dict[str, Any] = {
+        "size": vision.get("image_size", 224),
+        "mean": prepared.get("image_mean", NEUTRAL["mean"]),
+        "std": prepared.get("image_std", NEUTRAL["std"]),
+        "heads": vision.get("num_attention_heads", 12),
+        "activation": vision.get("hidden_act", "quick_gelu"),
+        "text_layers": text.get("num_hidden_layers", 12),
+    }
+    for name in ("size", "heads", "text_layers"):
+        if type(facts[name]) is not int or facts[name] < 1:
+            raise UsageError(f"{path} states {name.replace('_', ' ')} as {facts[name]!r} where a whole number belongs")
+    for name in ("mean", "std"):
+        values = facts[name]
+        if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
+            raise UsageError(f"{path} states the {name} of pictures as {values!r} where three numbers belong")
+    return {name: value for name, value in facts.items() if value != NEUTRAL[name]}

@@ -1,0 +1,104 @@
+"""Draw a data set, in batches that are the same however often the drawing stops and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from sdforge.edits.previews.draw import save_png
+from sdforge.order import Order, Outcome
+from sdforge.run.diffusion import Diffusion
+from sdforge.run.fingerprint import fingerprint
+from sdforge.run.sample import Wish, sample
+from sdforge.run.seeds import generator
+from sdforge.run.states import Stopped
+from sdforge.run.train import PRECISIONS
+from sdforge.store.files import publish, sha256_of
+
+BATCH = 8  # pictures at a time: part of what they are, since sums of other batches round in other places
+
+
+def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:
+    """Return the pictures as files `N.png` and as a data set. Raises Stopped between batches."""
+    began, settings = time.monotonic(), order.settings
+    kept = Path(order.states or order.work)
+    kept.mkdir(parents=True, exist_ok=True)
+    count, diffusion = settings["count"], None
+    done = _kept(kept)
+    if done:
+        report(resumed=len(done), same=True)
+    for start in range(0, count, BATCH):
+        numbers = range(start, min(start + BATCH, count))
+        if all(number in done for number in numbers):
+            continue
+        if stopped():
+            raise Stopped
+        diffusion = diffusion or _loaded(order, report)
+        done |= _draw_some(order, diffusion, numbers, kept)
+        report(step=numbers[-1] + 1, steps=count)
+    outcome = Outcome(grade="B", fingerprint=fingerprint(torch.device(order.how["device"])))
+    rows = []
+    for number in range(count):
+        path = Path(order.work) / f"{number + 1}.png"
+        done[number].replace(path)
+        sha256 = sha256_of(path)
+        outcome.files[path.name] = [sha256, path.stat().st_size]
+        rows.append([sha256, _prompt(order, number), 1])
+    outcome.facts = {"pictures": sorted(rows)}
+    outcome.record = {"pictures": count, "seconds": round(time.monotonic() - began, 3)}
+    return outcome
+
+
+def _loaded(order: Order, report: Callable[..., None]) -> Diffusion:
+    report(note="loading the checkpoint")
+    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
+    precision = PRECISIONS[order.settings["precision"]]
+    diffusion: Diffusion = load(order.the("on"), torch.device(order.how["device"]), precision)
+    return diffusion
+
+
+def _kept(folder: Path) -> dict[int, Path]:
+    """Return number → file of the pictures that were drawn before; their names say what their bytes are."""
+    found = {}
+    for path in folder.glob("*-*.png"):
+        number, _, sha256 = path.stem.partition("-")
+        if number.isdigit() and sha256_of(path) == sha256:
+            found[int(number)] = path
+    return found
+
+
+def _prompt(order: Order, number: int) -> str:
+    prompts = order.settings["prompts"] or [order.settings["prompt"]]
+    prompt: str = prompts[number % len(prompts)]
+    return prompt
+
+
+def _draw_some(order: Order, diffusion: Diffusion, numbers: range, kept: Path) -> dict[int, Path]:
+    """Draw a batch, and publish its pictures."""
+    settings = order.settings
+    wishes = [
+        Wish(
+            _prompt(order, number),
+            settings["negative_prompt"],
+            int(torch.randint(1 << 32, (1,), generator=generator(settings["seed"], "class image", number))),
+            settings["steps"],
+            settings["guidance"],
+            settings["resolution"] or diffusion.resolution,
+            settings["clip_skip"],
+        )
+        for number in numbers
+    ]
+    found = {}
+    for number, wish, pixels_CHW in zip(numbers, wishes, sample(diffusion, wishes), strict=True):
+        with TemporaryDirectory(dir=kept, prefix=".tmp-") as folder:
+            path = Path(folder) / "picture.png"
+            save_png(path, pixels_CHW, wish)
+            found[number] = kept / f"{number}-{hashlib.sha256(path.read_bytes()).hexdigest()}.png"
+            publish(path, found[number])
+    return found

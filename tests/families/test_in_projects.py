@@ -1,0 +1,95 @@
+"""Checkpoints of all families as sources of a project: planned without torch, a wrong pair refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdforge.errors import RecipeError
+from sdforge.housekeeping import clean
+from sdforge.order import Ref
+from sdforge.run.tensors import load
+from sdforge.session import Session, open_session
+from tests.families.loras import LINEAR, NARROW, random_lora, write_kohya
+from tests.families.toys import write_family
+from tests.families.workbench import same_bytes, take, vocabulary, write_toy
+from tests.formats.conftest import export
+
+PROJECTION = "text_projection.weight"  # an OpenCLIP file holds it transposed
+
+
+@pytest.fixture
+def root(toys: Path, tmp_path: Path) -> Path:
+    """A project with a single file of SDXL, another one without a word of its own, and a folder of 1.x."""
+    taken = take(write_family(toys / "sdxl", "sdxl"))
+    file = export(tmp_path / "written", taken, ["checkpoint"], {}) / "checkpoint.safetensors"
+    file.rename(tmp_path / "large.safetensors")
+    shutil.copytree(write_toy(toys / "toy", seed=1), tmp_path / "small")
+    shutil.copytree(toys / "sdxl" / "tokenizer", tmp_path / "words")
+    sources = {"large": "large.safetensors", "small": "small", "words": "words"}
+    lines = [f'[source.{name}]\nfrom = "{place}"\n' for name, place in sources.items()]
+    (tmp_path / "forge.toml").write_text("".join(lines))
+    (tmp_path / "recipes").mkdir()
+    return tmp_path
+
+
+def planned(root: Path, text: str) -> Session:
+    (root / "recipes" / "r.toml").write_text(f'family = "sdxl"\n{text}')
+    session = open_session(root)
+    session.plan(session.resolve(["r:made"]))
+    return session
+
+
+MERGE = '[weighted_sum.made]\ncheckpoints = ["large", "{other}"]\nweights = [0.5, 0.5]\n'
+
+
+def test_a_wrong_pair_is_refused_by_the_plan(root: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        planned(root, MERGE.format(other="small"))
+    message = caught.value.problems[0].message
+    assert message == "`small` is for Stable Diffusion 1.x, and the recipe is for Stable Diffusion XL"
+
+
+def test_a_transposed_matrix_is_kept_in_the_store_and_stays_there(root: Path, toys: Path) -> None:
+    session = planned(root, MERGE.format(other="large"))
+    artifact = session.planner().steps["r:made"].inputs[0][1]
+    assert artifact is not None
+    tensor = next(t for t in session.store.table(artifact.components["text_encoder_2"]) if t.name == PROJECTION)
+    expected = take(toys / "sdxl").tensors("text_encoder_2")[PROJECTION]
+    for _ in range(2):
+        assert tensor.spot is not None
+        path = session.store.find(tensor.spot.file)
+        assert path == session.store.object(tensor.sha256)
+        assert path is not None
+        found = load(Ref(tensor.name, tensor.dtype, tensor.shape, str(path), tensor.spot.offset, tensor.xxh3))
+        assert same_bytes(found, expected)
+        clean(session, argparse.Namespace(dry_run=False, trained=True, json=False))
+
+
+def test_a_tokenizers_folder_gives_a_single_file_its_words(root: Path) -> None:
+    session = planned(root, '[swap.made]\ncheckpoint = "large"\ntokenizer = "words"\n')
+    artifact = session.planner().steps["r:made"].artifact
+    assert artifact is not None
+    assert session.store.vocabulary(artifact.components["tokenizer"]) == vocabulary()
+    assert set(artifact.components) == {"unet", "text_encoder", "text_encoder_2", "vae", "tokenizer"}
+
+
+def test_a_lora_of_the_family_beneath_fits_a_base_that_is_shown_pictures(root: Path, toys: Path) -> None:
+    shutil.copytree(write_family(toys / "image_variations", "image_variations"), root / "shown")
+    lora = random_lora(take(root / "small"), (LINEAR, NARROW))
+    write_kohya(root / "line.safetensors", lora)
+    with (root / "forge.toml").open("a") as file:
+        file.write('[source.shown]\nfrom = "shown"\n[source.line]\nfrom = "line.safetensors"\n')
+    bake = '[bake.made]\ncheckpoint = "shown"\nloras.line = { strength = 0.5 }\n'
+    (root / "recipes" / "r.toml").write_text(f'family = "image_variations"\n{bake}')
+    session = open_session(root)
+    session.plan(session.resolve(["r:made"]))
+    assert {artifact.family for _, artifact in session.planner().steps["r:made"].inputs if artifact} == {
+        "image_variations",
+        "sd15",
+    }
+    with pytest.raises(RecipeError, match="the recipe is for Stable Diffusion XL"):
+        planned(root, bake.replace("shown", "large"))
