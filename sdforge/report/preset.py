@@ -10,6 +10,8 @@ from sdforge import sampler
 from sdforge.artifact import Artifact
 from sdforge.edits.export import DIFFUSERS
 from sdforge.families import family
+from sdforge.formats.custom_diffusion import row_file
+from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
 from sdforge.outputs import ADVISED, DIGITS, MANIFEST
 from sdforge.plan import Step
@@ -63,8 +65,9 @@ def _sampler(step: Step, checkpoint: Artifact) -> dict[str, Any]:
 
 def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the words that the diffusers folder knows beside the vocabulary, in the order of their rows."""
-    rows = [row for row in files if row["kind"] == "embedding" and row["path"].endswith(".safetensors")]
-    found = {word: row for row in rows if DIFFUSERS not in row["path"] for word in row["trigger"] + row["negative"]}
+    rows = [row for row in files if row["kind"] in ("embedding", "custom") and row["path"].endswith(".safetensors")]
+    named = [(row["trigger"] + row.get("negative", []), row) for row in rows if DIFFUSERS not in row["path"]]
+    found = {word: row for words, row in named for word in words}
     tokens: Any = checkpoint.facts.get("tokens", [])
     for word, vectors in tokens:
         row = found.get(word, {})
@@ -96,7 +99,10 @@ def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
             word = words_of(artifact.facts)["negative" if opposite else "embedding"]
             found |= {"trigger": [], "negative": []}
             found["negative" if word == negative_word(artifact.facts) else "trigger"] = [word]
-        elif role == "sidecars" or reference in preset.get("bake", {}):
+        elif artifact.kind == "custom":
+            words = enumerate(custom_words(artifact.facts))
+            found["trigger"] = [word for i, word in words if rest.endswith(f"/{row_file('text_encoder', i)}")]
+        if role == "sidecars" or reference in preset.get("bake", {}):
             found["strength"] = preset.get("bake", {}).get(reference, artifact.facts.get("strength", 1.0))
         found |= {fact: artifact.facts[fact] for fact in ("guidance", "steps", "prompt") if fact in artifact.facts}
         break
