@@ -311,11 +311,14 @@ class _Writing:
         self._own("hypernetworks")
 
     def hypernetworks_pt(self) -> None:
-        for given in self.order.inputs.get("hypernetworks", []):
-            refs = given.components["hypernetwork"]
-            tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
-            value = pickled_form(self.settings["title"], tensors, given.facts)
-            self._pickle(f"hypernetworks/{given.identity[:16]}.pt", value)
+        """As A1111 reads them, those that are sidecars too."""
+        for role in ("hypernetworks", "sidecars"):
+            for given in self.order.inputs.get(role, []):
+                if given.kind == "hypernetwork":
+                    refs = given.components["hypernetwork"]
+                    tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
+                    value = pickled_form(self.settings["title"], tensors, given.facts)
+                    self._pickle(f"{role}/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:
         self._own("image_embeddings")

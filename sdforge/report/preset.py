@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdforge import sampler
-from sdforge.artifact import Artifact
+from sdforge.artifact import SIDECARS, Artifact
 from sdforge.edits.export import DIFFUSERS
 from sdforge.families import family
 from sdforge.formats.custom_diffusion import row_file
@@ -39,10 +39,8 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
         "sampler": _sampler(step, checkpoint),
         "trigger": settings["trigger"],
         "licence": settings["licence"],
-        "sidecars": [
-            {key: row[key] for key in ("name", "kind", "path", "strength")} for row in files if _is_sidecar(row)
-        ],
-        "files": files,
+        "sidecars": _sidecars(files),
+        "files": sorted(files, key=lambda row: row["path"]),
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -79,9 +77,11 @@ def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[s
         }
 
 
-def _is_sidecar(row: dict[str, Any]) -> bool:
-    path = str(row["path"])
-    return path.startswith("sidecars/") and path.endswith(".safetensors")
+def _sidecars(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sidecars in the order in which previews attach them: by kind, then by digest, as the files are."""
+    rows = [row for row in files if row["path"].startswith("sidecars/") and row["path"].endswith(".safetensors")]
+    rows.sort(key=lambda row: SIDECARS.index(row["kind"]))
+    return [{key: row[key] for key in ("name", "kind", "path", "strength")} for row in rows]
 
 
 def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
