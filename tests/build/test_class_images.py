@@ -46,7 +46,7 @@ def test_a_class_is_drawn_once_and_stays(drawn: Project, tmp_path: Path) -> None
     files = pictures(drawn)
     assert len(files) == 3
     states = drawn.root / "cache" / "v1" / "states"
-    assert not [path for path in states.rglob("*.png")]
+    assert not list(states.rglob("*.png"))
 
     # nothing to do, and nothing of it goes: not even where no recipe asks for it any more
     assert drawn.build().built == []
