@@ -412,7 +412,8 @@ class Planner:
             each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
-        return found.plan(found.table.model_validate(target.raw), inputs, family(step.node.recipe.family))
+        seed = {} if target.seed is None else {"seed": target.seed}
+        return found.plan(found.table.model_validate(target.raw | seed), inputs, family(step.node.recipe.family))
 
     def _tensors(self, component: Component) -> list[Tensor]:
         """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""

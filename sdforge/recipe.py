@@ -278,7 +278,7 @@ class _Reading:
         lists |= {("blocks", pattern): value for pattern, value in getattr(table, "blocks", {}).items()}
         count = len(getattr(table, "checkpoints", ()))
         for place, value in lists.items():
-            if isinstance(value, list) and len(value) != count:
+            if isinstance(value, list) and value and len(value) != count:
                 self.wrong(
                     "setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True
                 )

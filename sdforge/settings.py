@@ -34,7 +34,12 @@ class Takes:
 
 @dataclass(frozen=True)
 class PerBlock:
-    """Marks a setting of a merge that `blocks` may override for components and blocks."""
+    """Marks a setting of a merge that `blocks` may override for components and blocks.
+
+    shares: it is a list of shares, so that of two the second one says both.
+    """
+
+    shares: bool = False
 
 
 @dataclass(frozen=True)
