@@ -89,9 +89,15 @@ def _only_later(before: dict[str, Any], now: dict[str, Any]) -> bool:
     """Say whether all that is new are settings marked `Since`."""
     old = next(iter(before["families"].values()))
     new = next(iter(now["families"].values()))
-    later = {name for name, value in new.items() if isinstance(value, dict) and "since" in value}
-    kept = {name: value for name, value in new.items() if name not in later or name in old}
-    return (kept, now["code"]) == (old, before["code"])
+    return (_without_later(new, old), now["code"]) == (old, before["code"])
+
+
+def _without_later(new: Any, old: Any) -> Any:
+    """Leave out what `old` has no row of and is marked `Since`, in tables within tables too."""
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return new
+    later = {name for name, value in new.items() if isinstance(value, dict) and "since" in value and name not in old}
+    return {name: _without_later(value, old.get(name)) for name, value in new.items() if name not in later}
 
 
 if __name__ == "__main__":
