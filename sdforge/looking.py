@@ -71,11 +71,12 @@ def _list_methods(*, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"v": 1, "event": "methods", "methods": found}))
         return
+    width = max(map(len, found))
     for group in ("merges", "trainings", "edits"):
         say(group)
         for name, about in found.items():
             if about["group"] == group:
-                say(f"  {name:<20} {about['makes']:<11} {about['says']}")
+                say(f"  {name:<{width}}  {about['makes']:<11} {about['says']}")
 
 
 def _first_line(name: str) -> str:

@@ -157,12 +157,12 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
 
     from pydantic import Field, create_model
 
-    from sdforge.settings import PerBlock, Reference, Seeded, Takes, Target
+    from sdforge.settings import PerBlock, Reference, SeededTarget, Takes, Target
 
     hints = get_type_hints(function, localns={"Tensor": object}, include_extras=True)
     takes_ = Takes("checkpoint", ("unet", "text_encoder"), ())
     fields: dict[str, Any] = {}
-    bases: tuple[type[Table], ...] = (Target,)
+    base: type[Target] = Target
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             bounds = getattr(hints[name], "__metadata__", ()) or (Field(min_length=1),)
@@ -170,7 +170,7 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             fields[name] = (Annotated[Reference, takes_], ...)
         elif name == SEED:
-            bases = (Seeded, Target)
+            base = SeededTarget
         elif name != TENSOR:
             default = ... if parameter.default is parameter.empty else parameter.default
             hint = hints[name]
@@ -178,7 +178,7 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
             mark = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, PerBlock)), None)
             if mark is not None:
                 fields |= _block_fields(hint, mark)
-    model: type[Table] = create_model(function.__name__, __base__=bases, __doc__=getdoc(function), **fields)
+    model: type[Table] = create_model(function.__name__, __base__=base, __doc__=getdoc(function), **fields)
     return model
 
 

@@ -97,6 +97,10 @@ class Seeded(Table):
     seed: Seed | SkipJsonSchema[None] = Field(None, description="default: the recipe's `seed`")
 
 
+class SeededTarget(Seeded, Target):
+    """A merge or edit that depends on random numbers."""
+
+
 def takes(field: Any) -> Takes | None:
     """Return how a pydantic field takes artifacts, or None for a setting."""
     return next((m for m in field.metadata if isinstance(m, Takes)), None)

@@ -1,4 +1,4 @@
-"""A checkpoint plus what another one learned that it has not learned itself."""
+"""A checkpoint plus what another one learned across its own direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Breadcrumbs: of each task vector the outliers go, and the smallest; the middle is added to the base."""
+"""Model breadcrumbs: task vectors without their outliers and without their smallest."""
 
 from __future__ import annotations
 

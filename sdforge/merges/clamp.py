@@ -1,4 +1,4 @@
-"""A checkpoint kept within the range of others: no weight beyond the smallest and largest of theirs."""
+"""A checkpoint whose weights are kept within the range of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two checkpoints, the first one where their columns point the same way, the second one elsewhere."""
+"""The first checkpoint where columns point the same way, the second one elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DARE: most of each task vector is dropped at random, and what is left made up for it."""
+"""DARE: most of each task vector is dropped at random, the rest makes up for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mean of any number of checkpoints: each by its share, in no order."""
+"""Mean of any number of checkpoints by their shares, in no order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model stock: towards the mean of fine-tuned checkpoints, as far from the base as they agree."""
+"""Model stock: towards the mean of fine-tuned checkpoints, as far as they agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two weighted sums in one step: a with b, and the result with c."""
+"""Two weighted sums in one step: a with b, then the result with c."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: some rows of every tensor from one, the others from the other."""
+"""Some rows of every tensor from one checkpoint, the others from another one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ def tensor_sum(a: Tensor, b: Tensor, *, width: Annotated[Share, PerBlock()] = 0.
     if a.dim() == 0:
         return (b if width > 0.5 else a).clone()
     count, start, end = a.shape[0], fraction(offset), fraction(offset) + fraction(width)
-    first, last = int(count * start), int(count * min(end, 1))
+    first, last = int(count * start), int(count * end)
     result = a.clone()
     result[first:last] = b[first:last]
-    if end > 1:
-        wrapped = int(count * (end - 1))
-        result[:wrapped] = b[:wrapped]
+    if last > count:
+        result[: last - count] = b[: last - count]
     return result
 
 

@@ -1,4 +1,4 @@
-"""TIES: task vectors are trimmed, elect a sign for every weight, and those that agree are averaged."""
+"""TIES: task vectors are trimmed, elect signs, and those that agree are averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint plus what another one learned, where it has not learned the same already."""
+"""A checkpoint plus what another one learned that it does not know already."""
 
 from __future__ import annotations
 

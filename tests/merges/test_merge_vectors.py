@@ -299,7 +299,8 @@ def np_model_stock(m: list[Array], parameters: dict[str, Any], real: Callable[[f
     with localcontext(Context(prec=60)):
         lengths = [Decimal(np_dot(x, x)).sqrt() for x in wide]
         pairs = [(0, 1), (0, 2), (1, 2)]
-        c = sum(Decimal(np_dot(wide[i], wide[j])) / (lengths[i] * lengths[j]) for i, j in pairs) / 3
+        cosines = [Decimal(np_dot(wide[i], wide[j])) / (lengths[i] * lengths[j]) for i, j in pairs]
+        c = sum(cosines, Decimal(0)) / 3
         t = 3 * c / (1 + 2 * c)
         return base + np_total(d) * real(float(t / 3))
 
