@@ -1,6 +1,7 @@
 """Arithmetic that gives the same bits on every machine (class A): sums in a fixed order, scalars in decimal.
 
-Elementwise `+ − × ÷ sqrt` on arrays need nothing from here, as long as they are separate operations. Library
+Elementwise `+ − × ÷` on arrays need nothing from here, as long as they are separate operations. torch's `sqrt` is
+MKL's, which is one unit off in the last place of every sixth fp32 number, so roots are taken by numpy. Library
 functions such as `sin` or `acos`, dot products and norms differ between processors and thread counts, so scalars are
 computed with 50 decimal digits and reductions in blocks of 65,536 folded by halves, whose sums are added exactly.
 The largest numbers of a tensor are chosen exactly, the first of equal ones; random ones come from a counter, so that
@@ -48,6 +49,16 @@ def line(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     return (a + (b - a) * weight).where(weight.abs() < 0.5, b - (b - a) * (1 - weight))
 
 
+def root(x: Tensor) -> Tensor:
+    """Return √x of every element, rounded correctly (IEEE 754)."""
+    import numpy as np
+    import torch
+
+    found = torch.empty(x.shape, dtype=x.dtype)
+    np.sqrt(x.numpy(), out=found.numpy())
+    return found
+
+
 def dot(a: Tensor, b: Tensor) -> Decimal:
     """Return Σ aᵢ·bᵢ of two tensors of one shape, the same on every machine.
 
@@ -69,6 +80,12 @@ def _block_sums(a: Tensor, b: Tensor) -> Iterator[float]:
             half = x.numel() // 2
             x = x[:half] + x[half:]
         yield float(x)
+
+
+def gram(vectors: list[Tensor]) -> list[list[Decimal]]:
+    """Return the dot products of all pairs."""
+    found = [[dot(a, b) for b in vectors[: i + 1]] for i, a in enumerate(vectors)]
+    return [[found[max(i, j)][min(i, j)] for j in range(len(vectors))] for i in range(len(vectors))]
 
 
 def column_dots(a: Tensor, b: Tensor) -> Tensor:
@@ -150,16 +167,20 @@ def random_words(count: int, *names: str) -> Iterator[Tensor]:
         yield torch.from_numpy(words.astype(np.int64))
 
 
-def drawn(like: Tensor, share: float, *names: str) -> Tensor:
-    """Return a random choice among a tensor's elements (bool): each one is chosen with probability `share`."""
+def drawn(like: Tensor, share: float | Tensor, *names: str) -> Tensor:
+    """Return a random choice among a tensor's elements (bool): each one is chosen with probability `share`.
+
+    share: of all of them, or of each (fp64, of the tensor's shape).
+    """
     import torch
 
-    below = math.ceil(fraction(share) * 2**32)
+    below: Any = math.ceil(fraction(share) * 2**32) if isinstance(share, float | int) else share.reshape(-1) * 2.0**32
     chosen = torch.empty(like.numel(), dtype=torch.bool)
     start = 0
     for words in random_words(like.numel(), *names):
-        chosen[start : start + words.numel()] = words < below
-        start += words.numel()
+        end = start + words.numel()
+        chosen[start:end] = words < (below[start:end] if isinstance(below, torch.Tensor) else below)
+        start = end
     return chosen.reshape(like.shape)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
@@ -147,7 +147,8 @@ def method(name: str) -> Method:
     group = groups[name]
     module = module_of(group, name)
     if group == "merges":
-        return Method(name, group, module.VERSION, "checkpoint", _merge_table(getattr(module, name)), module)
+        makes = getattr(module, "MAKES", "checkpoint")
+        return Method(name, group, module.VERSION, makes, _merge_table(getattr(module, name)), module)
     return Method(name, group, module.VERSION, module.MAKES, module.TABLE, module)
 
 
@@ -168,7 +169,8 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
             bounds = getattr(hints[name], "__metadata__", ()) or (Field(min_length=1),)
             fields[name] = (Annotated[list[Reference], *bounds, takes_], ...)
         elif parameter.kind is not parameter.KEYWORD_ONLY:
-            fields[name] = (Annotated[Reference, takes_], ...)
+            own = next((m.kind for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Takes)), takes_.kind)
+            fields[name] = (Annotated[Reference, replace(takes_, kind=own)], ...)
         elif name == SEED:
             base = SeededTarget
         elif name != TENSOR:

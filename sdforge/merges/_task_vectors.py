@@ -25,20 +25,16 @@ SMALLEST_SUM = Fraction(1, 10**8)  # of weights: below it they are not divided b
 
 def coefficients(weights: list[float], scale: float, *, normalize: bool, by: Fraction = Fraction(1)) -> list[float]:
     """Return scale · wᵢ · by, with `normalize` divided by Σ wᵢ: computed exactly, rounded once."""
-    total = sum(map(fraction, weights), Fraction(0)) if normalize else Fraction(1)
-    if abs(total) < SMALLEST_SUM:
-        total = Fraction(1)
-    return [float(fraction(scale) * fraction(weight) * by / total) for weight in weights]
+    below = sum(map(fraction, weights), Fraction(0)) if normalize else Fraction(1)
+    if abs(below) < SMALLEST_SUM:
+        below = Fraction(1)
+    return [float(fraction(scale) * fraction(weight) * by / below) for weight in weights]
 
 
 def added(base: Tensor, vectors: list[Tensor], factors: list[float]) -> Tensor:
     """Return base + Σ fᵢ·dᵢ; the products are added in their order."""
-    if not vectors:
-        return base.clone()
-    total = vectors[0] * factors[0]
-    for vector, factor in zip(vectors[1:], factors[1:], strict=True):
-        total = total + vector * factor
-    return base + total
+    products = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
+    return base + total(products) if products else base.clone()
 
 
 def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vote: Vote, *, normalize: bool) -> Tensor:
@@ -49,20 +45,21 @@ def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vot
     """
     scaled = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
     ballots = scaled if vote == "sum" else [each.sign() for each in scaled]
-    plus = _sum(ballots) >= 0
+    plus = total(ballots) >= 0
     agree = [(each > 0).where(plus, each < 0) for each in scaled]
-    total = _sum([each * yes for each, yes in zip(scaled, agree, strict=True)])
+    above = total([each * yes for each, yes in zip(scaled, agree, strict=True)])
     if not normalize:
-        return total
-    weight = _sum([yes.to(total.dtype) * each for yes, each in zip(agree, weights, strict=True)])
-    return total / weight.where(weight != 0, 1.0)
+        return above
+    below = total([yes.to(above.dtype) * each for yes, each in zip(agree, weights, strict=True)])
+    return above / below.where(below != 0, 1.0)
 
 
-def _sum(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0]
+def total(tensors: list[Tensor]) -> Tensor:
+    """Return their sum, added in their order."""
+    found = tensors[0]
     for tensor in tensors[1:]:
-        total = total + tensor
-    return total
+        found = found + tensor
+    return found
 
 
 def trimmed(vector: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sdforge.exact import column_dots, dot, line
+from sdforge.exact import column_dots, dot, line, root
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def cosine(
     SuperMerger, which stretch q by its range over the whole checkpoint.
     """
     x, y = (a.reshape(1), b.reshape(1)) if a.dim() == 0 else (a, b)
-    lengths = column_dots(x, x).sqrt() * column_dots(y, y).sqrt()
+    lengths = root(column_dots(x, x)) * root(column_dots(y, y))
     q = column_dots(x, y) / lengths.where(lengths != 0, 1.0)
     if similarity == "mean":
         whole = dot(a, a).sqrt() * dot(b, b).sqrt()

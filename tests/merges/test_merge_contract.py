@@ -16,8 +16,19 @@ from sdforge.settings import takes
 
 MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
 EACH = pytest.mark.parametrize("name", MERGES)
-CHANGE_ONE = ("scale",)  # a checkpoint is changed by a number: equal inputs say nothing
-UNORDERED = ("linear", "task_arithmetic", "ties", "breadcrumbs", "model_stock")  # in their any number of checkpoints
+CHANGE_ONE = ("scale", "adjust", "subtract", "add")  # numbers change a checkpoint: equal inputs say nothing
+UNORDERED = (  # the order of what they take any number of decides nothing
+    "linear",
+    "task_arithmetic",
+    "ties",
+    "breadcrumbs",
+    "model_stock",
+    "sce",
+    "geometric_median",
+    "karcher",
+    "clamp",
+)
+CHANGED = {"adjust": {"detail_in": 2.0}}  # settings of merges that do nothing by themselves
 
 
 def function(name: str) -> Callable[..., Tensor]:
@@ -47,6 +58,7 @@ def settings(name: str) -> dict[str, Any]:
             continue
         wanted = [1 / 4] * (n - 1) + [1 - (n - 1) / 4] if "list" in str(info.annotation) else 0.25
         found[field] = wanted if info.default is PydanticUndefined or info.default == [] else info.default
+    found |= CHANGED.get(name, {})
     asked = inspect.signature(function(name)).parameters
     return found | {field: value for field, value in (("seed", 5), ("tensor", "unet.conv_in.weight")) if field in asked}
 
@@ -74,7 +86,7 @@ def test_inputs_come_by_place_and_settings_by_name(name: str) -> None:
 def test_a_merge_states_version_source_and_what_it_makes(name: str) -> None:
     found = method(name)
     assert found.version >= 1
-    assert found.makes == "checkpoint"
+    assert found.makes in ("checkpoint", "delta")
     assert found.signature.kind == "formula"
     assert "Source:" in (inspect.getdoc(function(name)) or "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,22 +14,33 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.exact import complement, line
+from sdforge.merges.add import add
+from sdforge.merges.add import simplify as simplify_add
 from sdforge.merges.add_difference import add_difference
 from sdforge.merges.add_difference import simplify as simplify_difference
 from sdforge.merges.add_perpendicular import add_perpendicular
 from sdforge.merges.add_perpendicular import simplify as simplify_perpendicular
+from sdforge.merges.adjust import COLORS, FACTORS, adjust
+from sdforge.merges.adjust import simplify as simplify_adjust
 from sdforge.merges.clamp import clamp
 from sdforge.merges.clamp import simplify as simplify_clamp
 from sdforge.merges.cosine import cosine
 from sdforge.merges.cosine import simplify as simplify_cosine
+from sdforge.merges.euclidean_add_difference import euclidean_add_difference
+from sdforge.merges.extract import extract
+from sdforge.merges.geometric_median import geometric_median
+from sdforge.merges.karcher import karcher
 from sdforge.merges.linear import linear
 from sdforge.merges.linear import simplify as simplify_linear
+from sdforge.merges.nearswap import nearswap
 from sdforge.merges.scale import scale
 from sdforge.merges.scale import simplify as simplify_scale
 from sdforge.merges.similarity_add_difference import similarity_add_difference
 from sdforge.merges.similarity_add_difference import simplify as simplify_similarity
 from sdforge.merges.slerp import simplify as simplify_slerp
 from sdforge.merges.slerp import slerp
+from sdforge.merges.subtract import simplify as simplify_subtract
+from sdforge.merges.subtract import subtract
 from sdforge.merges.sum_twice import simplify as simplify_twice
 from sdforge.merges.sum_twice import sum_twice
 from sdforge.merges.tensor_sum import simplify as simplify_tensor
@@ -215,6 +227,103 @@ def test_clamping_a_rounded_merge_gives_what_clamping_before_rounding_would() ->
     merge = add_difference(a.float(), b.float(), c.float(), weight=1.5)
     inside = clamp(merge, a.float(), b.float()).half()
     assert torch.equal(clamp(merge.half().float(), a.float(), b.float()).half(), inside)
+
+
+def test_t15_two_sides_of_a_right_angle() -> None:
+    found = euclidean_add_difference(vector(3, 0), vector(0, 4), vector(0, 0))
+    assert near(found, 1.7677669529663689, 1.7677669529663689)  # 2.5 / √2
+    assert torch.allclose(euclidean_add_difference(A, B, C, weight=0.0), A, rtol=1e-14)
+    assert torch.allclose(euclidean_add_difference(A, A, C), A, rtol=1e-14)
+    assert torch.equal(euclidean_add_difference(A, A, A), A)
+
+
+def test_t17_what_two_have_learned_alike() -> None:
+    base, b, c = vector(0, 0), vector(1, 0), vector(0, 2)
+    assert extract(base, b, c).tolist() == [0.25, 0.5]
+    assert extract(base, b, c, beta=1.0, gamma=2).tolist() == [0.375, 0.75]
+    rows = extract(torch.zeros(2, 2), torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), alpha=0.0)
+    assert rows.tolist() == [[1, 0], [0, 0]]  # the first row alike, the second opposite
+
+
+def test_t25_the_geometric_median_of_a_triangle_and_of_a_square() -> None:
+    triangle = geometric_median(vector(0, 0), vector(1, 0), vector(0, 1))
+    assert triangle.tolist() == pytest.approx([0.21132486540518713] * 2, abs=1e-12)
+    assert geometric_median(vector(0, 0), vector(2, 0), vector(0, 2), vector(2, 2)).tolist() == [1, 1]
+
+
+def test_an_outlier_weighs_less_than_in_a_mean() -> None:
+    found = geometric_median(vector(0, 0), vector(0, 0), vector(9, 0))
+    assert abs(float(found[0])) < 1e-4
+
+
+def test_t26_the_mean_of_directions_times_the_mean_of_lengths() -> None:
+    assert near(karcher(vector(1, 0), vector(0, 2)), 1.0606601717798212, 1.0606601717798212)  # 1.5 / √2
+    three = karcher(vector(1, 0, 0), vector(0, 1, 0), vector(0, 0, 1))
+    assert three.tolist() == pytest.approx([math.sqrt(1 / 3)] * 3, rel=1e-12)
+
+
+@PROPERTY
+@given(st.floats(0.1, 1.4), st.floats(0.1, 1.4))
+def test_on_a_circle_the_mean_of_directions_is_that_of_angles(first: float, second: float) -> None:
+    """Three angles, one of them 0, all within half a turn."""
+    found = karcher(*(vector(math.cos(angle), math.sin(angle)) for angle in (0.0, first, -second)), max_iter=50)
+    mean = (first - second) / 3
+    assert found.tolist() == pytest.approx([math.cos(mean), math.sin(mean)], abs=1e-5)
+
+
+def test_directions_that_cancel_have_their_plain_mean() -> None:
+    assert karcher(vector(1, 0), vector(-1, 0)).tolist() == [0, 0]
+    assert karcher(vector(0, 0), vector(0, 0)).tolist() == [0, 0]
+    assert karcher(vector(0, 0), vector(0, 4)).tolist() == [0, 2]
+
+
+def test_t27_a_step_no_longer_than_t() -> None:
+    assert near(nearswap(vector(1, 1, 1), vector(1.001, 1.1, 2), t=0.01), 1.001, 1.01, 1.01)
+    assert torch.equal(nearswap(A, A, t=0.5), A)
+
+
+def test_t30_six_tensors_are_adjusted() -> None:
+    names = ["conv_in.weight", "conv_in.bias", "conv_norm_out.weight", "conv_norm_out.bias", "conv_out.weight"]
+    numbers: dict[str, Any] = {
+        "detail_in": 5.0,
+        "detail_out": 5.0,
+        "detail_out2": 5.0,
+        "contrast": 2.0,
+        "brightness": 1.0,
+    }
+    one = vector(1)
+    assert [float(adjust(one, **numbers, tensor=f"unet.{name}")) for name in names] == [0.95, 1.1, 0.95, 1.1, 0.95]
+    zeros = vector(0, 0, 0, 0)
+    assert near(adjust(zeros, **numbers, tensor="unet.conv_out.bias"), 0.04, -0.02, 0.02 / 3, 0.04 / 3)
+    assert adjust(zeros, **numbers, latents="sdxl", tensor="unet.conv_out.bias").tolist() == [0.04, 0, 0, 0.02]
+    assert adjust(one, **numbers, tensor="unet.mid.bias").tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("color", "sd", "sdxl"),
+    [("cyan_red", [0, 1, 1, 0], [0, 1, 0, 0]), ("magenta_green", [0, 0, -1, -1], [0, -1, -1, 0]),
+     ("yellow_blue", [0, 1, 0, 1], [0, -1, 1, 0])],
+)  # fmt: skip
+def test_colors_are_directions_of_the_latents(color: str, sd: list[float], sdxl: list[float]) -> None:
+    given: dict[str, Any] = {color: 50.0, "tensor": "unet.conv_out.bias"}
+    assert adjust(vector(0, 0, 0, 0), **given).tolist() == sd
+    assert adjust(vector(0, 0, 0, 0), **given, latents="sdxl").tolist() == sdxl
+
+
+def test_each_tensor_is_adjusted_by_its_own_settings_alone() -> None:
+    rest: dict[str, Any] = dict.fromkeys((name for name, _ in FACTORS.values()), 0.0) | dict.fromkeys(COLORS, 0.0)
+    rest |= {"contrast": 0.0, "latents": "sd", "detail_in": 3.0}
+    assert simplify_adjust(["a"], rest | {"tensor": "unet.conv_out.bias"}) == "a"
+    assert simplify_adjust(["a"], rest | {"tensor": "unet.mid_block.bias"}) == "a"
+    kept = simplify_adjust(["a"], rest | {"tensor": "unet.conv_in.bias", "latents": "sdxl"})
+    assert kept == (["a"], {"detail_in": 3.0, "tensor": "unet.conv_in.bias"})
+
+
+def test_a_delta_added_to_where_it_was_taken_from_gives_what_it_was_taken_of() -> None:
+    assert add(C, subtract(B, C)).tolist() == B.tolist()
+    assert add(A, subtract(B, C), weight=0.5).tolist() == add_difference(A, B, C, weight=0.5).tolist()
+    assert simplify_add(["a", "d"], {"weight": 0.0}) == "a"
+    assert simplify_subtract(["a", "a"], {"weight": 1.0}) == (["a", "a"], {"weight": 1.0})
 
 
 def test_linear_is_a_mean() -> None:

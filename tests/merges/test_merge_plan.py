@@ -295,6 +295,41 @@ def test_the_order_in_which_a_recipe_names_checkpoints_is_no_change(toy: Taken, 
     assert planned("linear", [other, toy], weights=[0.6, 0.4]).identities() != there
 
 
+DELTA = """
+[subtract.learned]
+a = "ink"
+b = "flat"
+
+[add.x]
+a = "flat"
+delta = "learned"
+weight = 0.5
+"""
+
+
+def test_a_delta_is_no_checkpoint_and_has_what_was_computed_alone(world: World) -> None:
+    world.recipe(DELTA)
+    steps = world.plan().steps
+    delta, whole = steps["r:learned"].artifact, steps["r:x"].artifact
+    assert delta is not None
+    assert whole is not None
+    assert (delta.kind, set(delta.components)) == ("delta", {"unet", "text_encoder"})
+    assert (whole.kind, set(whole.components)) == ("checkpoint", {"unet", "text_encoder", "vae", "tokenizer"})
+    assert steps["r:learned"].state == "build"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('delta = "learned"', 'delta = "ink"', "`ink` is a checkpoint, and a delta belongs here"),
+        ('a = "flat"\ndelta', 'a = "learned"\ndelta', "`learned` is a delta, and a checkpoint belongs here"),
+    ],
+)
+def test_deltas_and_checkpoints_are_not_mistaken_for_each_other(old: str, new: str, message: str, world: World) -> None:
+    world.recipe(DELTA.replace(old, new))
+    assert message in world.misfits()
+
+
 @pytest.mark.parametrize("checkpoints", [[], ["flat"]])
 def test_model_stock_wants_two_checkpoints(checkpoints: list[str]) -> None:
     with pytest.raises(ValueError, match="at least 2"):

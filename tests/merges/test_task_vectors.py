@@ -12,14 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sdforge.errors import UsageError
 from sdforge.exact import drawn, largest, philox, random_words, share_of
 from sdforge.merges._task_vectors import coefficients, trimmed
 from sdforge.merges.breadcrumbs import breadcrumbs
 from sdforge.merges.breadcrumbs import simplify as simplify_breadcrumbs
 from sdforge.merges.dare import dare
 from sdforge.merges.dare import simplify as simplify_dare
+from sdforge.merges.della import _chances, della
+from sdforge.merges.della import simplify as simplify_della
 from sdforge.merges.model_stock import model_stock
 from sdforge.merges.model_stock import simplify as simplify_stock
+from sdforge.merges.sce import sce
 from sdforge.merges.task_arithmetic import simplify as simplify_arithmetic
 from sdforge.merges.task_arithmetic import task_arithmetic
 from sdforge.merges.ties import simplify as simplify_ties
@@ -258,3 +262,41 @@ def test_the_identities_of_breadcrumbs() -> None:
     assert simplify_breadcrumbs(["base", "a"], rest) == "a"
     assert simplify_breadcrumbs(["base", "a"], rest | {"density": 0.9}) != "a"
     assert simplify_breadcrumbs(["base", "base"], rest | {"density": 0.9}) == "base"
+
+
+# -- sce and della -----------------------------------------------------------------------------------------------------
+
+
+def test_t28_sce_weighs_by_energy() -> None:
+    base, a, b = vector(0, 0, 0, 0), vector(2, -1, 0, 1), vector(1, 1, 3, -1)
+    assert near(sce(base, a, b), 4 / 3, 1, 3, 1)
+    assert near(sce(base, a, b, select_topk=0.5), 0, 1, 3, 0)  # of two equal variances the first is used
+
+
+def test_sce_weighs_small_differences_as_it_does_large_ones() -> None:
+    """mergekit's weights are equal where the energies sum to less than 1e-6, as those of trained weights do."""
+    base, a, b = vector(0, 0), vector(2, 1), vector(1, 3)
+    assert torch.equal(sce(base, a / 2**20, b / 2**20) * 2**20, sce(base, a, b))
+
+
+def test_t38_chances_grow_with_the_rank() -> None:
+    found = _chances(vector(3, -1, 5, 2, -4), 0.5, 0.1)
+    assert found.tolist() == pytest.approx([0.5, 0.4, 0.6, 0.45, 0.55])
+    rows = _chances(torch.tensor([[1.0, 2.0], [9.0, 8.0]]), 0.5, 0.25)
+    assert rows.tolist() == [[0.25, 0.75], [0.75, 0.25]]
+    assert _chances(torch.ones(3, 1), 0.5, 0.25).tolist() == [[0.5]] * 3  # a row of one has no rank
+
+
+def test_over_many_seeds_della_gives_what_nothing_dropped_would() -> None:
+    base, model = torch.zeros(50, dtype=torch.float64), torch.arange(1.0, 51).double()
+    total = torch.zeros_like(base)
+    for seed in range(200):
+        total += della(base, model, density=0.5, epsilon=0.2, vote="none", normalize=False, seed=seed, tensor="x")
+    assert abs(float((total / 200 / model).mean()) - 1) < 0.08  # 6 σ of 10,000 draws of σ ≤ 1.3
+
+
+def test_probabilities_of_della_stay_within_their_bounds() -> None:
+    rest = {"weights": [], "rescale": True, "vote": "sum", "scale": 1.0, "normalize": True, "seed": 0, "tensor": "x"}
+    with pytest.raises(UsageError, match=r"from 0\.1 − 0\.15 to 0\.1 \+ 0\.15"):
+        simplify_della(["base", "a"], rest | {"density": 0.1, "epsilon": 0.15})
+    assert simplify_della(["base", "base"], rest | {"density": 0.9, "epsilon": 0.1}) == "base"
