@@ -114,11 +114,39 @@ def largest(magnitudes: Tensor, count: int) -> Tensor:
     flat = magnitudes.reshape(-1)
     if count <= 0 or count >= flat.numel():
         return torch.full(magnitudes.shape, count > 0, dtype=torch.bool)
-    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    threshold, above = _threshold(flat, count)
     chosen = flat > threshold
-    equal = (flat == threshold).nonzero().reshape(-1)
-    chosen[equal[: count - int(chosen.sum())]] = True
+    left = count - above
+    for start in range(0, flat.numel(), BLOCK):
+        equal = (flat[start : start + BLOCK] == threshold).nonzero().reshape(-1)[:left]
+        chosen[start : start + BLOCK][equal] = True
+        left -= equal.numel()
+        if not left:
+            break
     return chosen.reshape(magnitudes.shape)
+
+
+def _threshold(flat: Tensor, count: int) -> tuple[float, int]:
+    """Return the `count`-th largest of some numbers ≥ 0, and how many are larger.
+
+    The bits of such numbers are ordered as whole numbers are. Their digits of 16 bits are counted, the highest first,
+    each among the numbers that begin as the one that is sought: nothing is sorted or copied.
+    """
+    import numpy as np
+
+    numbers = flat.contiguous().numpy()
+    bits = numbers.view(f"u{numbers.itemsize}")
+    found, above = 0, 0
+    for shift in range(8 * numbers.itemsize - 16, -1, -16):
+        counts = np.zeros(1 << 16, np.int64)
+        for start in range(0, bits.size, BLOCK):
+            run = bits[start : start + BLOCK] >> bits.dtype.type(shift)
+            begins = run[run >> bits.dtype.type(16) == found] if found or shift + 16 < 8 * numbers.itemsize else run
+            counts += np.bincount((begins & bits.dtype.type(0xFFFF)).astype(np.int64), minlength=1 << 16)
+        larger = above + counts[::-1].cumsum()[::-1] - counts  # than each digit
+        digit = int(np.flatnonzero(larger < count)[0])
+        found, above = found << 16 | digit, int(larger[digit])
+    return float(np.array(found, bits.dtype).view(numbers.dtype)), above
 
 
 def share_of(count: int, share: float) -> int:

@@ -163,6 +163,22 @@ def merge_plan(
     return plan
 
 
+def merged_facts(inputs: list[Input], family: Family, prediction: str) -> dict[str, Json]:
+    """Return what a merge changes of its first input's facts: what it predicts, where that was stated.
+
+    Raises UsageError for checkpoints that predict different things: between them lies a U-Net that predicts neither.
+    """
+    found = [str(family.fact(each.artifact.facts, "prediction")) for each in inputs]
+    if prediction:
+        return {"prediction": None if prediction == family.neutral["prediction"] else prediction}
+    if other := next((each for each in found if each != found[0]), ""):
+        raise UsageError(
+            f"a checkpoint that predicts {found[0]} cannot be merged with one that predicts {other}",
+            hint=f'if the result is meant to predict one of them, say so: prediction = "{found[0]}"',
+        )
+    return {}
+
+
 def _merged(
     method: str,
     version: int,

@@ -27,6 +27,7 @@ GROUPS = ("merges", "trainings", "edits")
 LOOP_VERSION = 1  # of the training loop that all trainings share
 TENSOR, SEED = "tensor", "seed"  # what a merge may ask for by name: `component.name` of the tensor, and the seed
 LISTS = ("blocks", "mbw", "mbw_preset")  # the settings by which a merge differs from block to block
+WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +102,14 @@ class Method:
             return found
         from inspect import signature
 
-        from sdforge.formula import merge_plan
+        from sdforge.formula import merge_plan, merged_facts
 
         flat = [each for role in inputs.values() for each in role]
         named = TENSOR in signature(getattr(self.module, self.name)).parameters
         parameters = block_parameters(table, family, named=named)
-        return merge_plan(self.name, self.version, self.module.simplify, flat, family, parameters, table.dtype)
+        made = merge_plan(self.name, self.version, self.module.simplify, flat, family, parameters, table.dtype)
+        made.facts = merged_facts(flat, family, table.prediction)
+        return made
 
 
 def _many(annotation: Any) -> str:
@@ -158,12 +161,12 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
 
     from pydantic import Field, create_model
 
-    from sdforge.settings import PerBlock, Reference, SeededTarget, Takes, Target
+    from sdforge.settings import Merge, PerBlock, Reference, SeededMerge, Takes
 
     hints = get_type_hints(function, localns={"Tensor": object}, include_extras=True)
     takes_ = Takes("checkpoint", ("unet", "text_encoder"), ())
     fields: dict[str, Any] = {}
-    base: type[Target] = Target
+    base: type[Merge] = Merge
     for name, parameter in signature(function).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             bounds = getattr(hints[name], "__metadata__", ()) or (Field(min_length=1),)
@@ -172,7 +175,7 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
             own = next((m.kind for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Takes)), takes_.kind)
             fields[name] = (Annotated[Reference, replace(takes_, kind=own)], ...)
         elif name == SEED:
-            base = SeededTarget
+            base = SeededMerge
         elif name != TENSOR:
             default = ... if parameter.default is parameter.empty else parameter.default
             hint = hints[name]
@@ -221,7 +224,8 @@ def block_parameters(
     named: the tensor's name is one of them. Raises SettingErrors for lists and patterns that say nothing.
     """
     varies = per_block(table)
-    settings = {k: v for k, v in table.settings().items() if k not in (*LISTS, "dtype")}
+    settings = {k: v for k, v in table.settings().items() if k not in (*LISTS, *WHOLE)}
+    settings |= {SEED: table.seed or 0} if hasattr(table, SEED) else {}
     patterns = getattr(table, "blocks", {})
     places = resolve_blocks(patterns, family)
     listed = _listed(table, family)
@@ -230,7 +234,7 @@ def block_parameters(
     def at(component: str, block: str, tensor: str) -> dict[str, Any] | None:
         if component == "vae" and "vae" not in chosen:
             return None
-        found = settings | ({TENSOR: f"{component}.{tensor}", SEED: table.seed or 0} if named else {})
+        found = settings | ({TENSOR: f"{component}.{tensor}"} if named else {})
         if pattern := places.get((component, block)):
             return found | {varies: patterns[pattern]}
         return found | {varies: listed[component, block]} if (component, block) in listed else found

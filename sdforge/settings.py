@@ -97,8 +97,16 @@ class Seeded(Table):
     seed: Seed | SkipJsonSchema[None] = Field(None, description="default: the recipe's `seed`")
 
 
-class SeededTarget(Seeded, Target):
-    """A merge or edit that depends on random numbers."""
+class Merge(Target):
+    """A merge: what all of them may state besides."""
+
+    prediction: Annotated[Literal["", "epsilon", "v_prediction"], Since(2, "")] = Field(
+        "", description="what the result's U-Net predicts; only where the checkpoints do not agree"
+    )
+
+
+class SeededMerge(Seeded, Merge):
+    """A merge that depends on random numbers."""
 
 
 def takes(field: Any) -> Takes | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import SettingErrors
 from sdforge.exact import ROWS, drawn, fraction
 from sdforge.merges._task_vectors import Density, Strengths, Vote, added, coefficients, simplified, voted
 from sdforge.settings import Share, Weight
@@ -67,8 +67,6 @@ def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[
     """What has weight 0 or equals the base is left out; without any the base passes through."""
     density, epsilon = parameters["density"], parameters["epsilon"]
     if not 0 <= fraction(density) - fraction(epsilon) <= fraction(density) + fraction(epsilon) <= 1:
-        raise UsageError(
-            f"probabilities from {density} − {epsilon} to {density} + {epsilon} are not within 0 … 1",
-            hint="della wants a smaller epsilon",
-        )
+        message = f"probabilities from {density} − {epsilon} to {density} + {epsilon} are not within 0 … 1"
+        raise SettingErrors([("density", message, "a smaller epsilon, or a density nearer to 0.5")])
     return simplified(inputs, parameters, linear=False, in_places=True)

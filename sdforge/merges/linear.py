@@ -6,8 +6,9 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import SettingErrors
 from sdforge.exact import fraction, line
+from sdforge.identity import number
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[
 def _shares(weights: list[float]) -> list[Fraction]:
     total = sum(map(fraction, weights), Fraction(0))
     if not total:
-        raise UsageError(f"the weights of linear sum to 0: {weights}", hint="weighted_sum divides by no sum")
+        message = f"the weights {', '.join(map(number, weights))} sum to 0, and linear divides by their sum"
+        raise SettingErrors([("weights", message, "weighted_sum divides by nothing")])
     return [fraction(weight) / total for weight in weights]
 
 
@@ -59,4 +61,4 @@ def _whole(shares: list[Fraction]) -> list[float]:
     """Return the smallest whole numbers in the same proportions, by which equal mixtures have one name."""
     common = lcm(*(share.denominator for share in shares))
     numbers = [int(share * common) for share in shares]
-    return [float(number // gcd(*numbers)) for number in numbers]
+    return [float(each // gcd(*numbers)) for each in numbers]

@@ -11,7 +11,7 @@ import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
 
-from sdforge.method import LISTS, method, method_groups, module_of
+from sdforge.method import LISTS, WHOLE, method, method_groups, module_of
 from sdforge.settings import takes
 
 MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
@@ -54,7 +54,7 @@ def settings(name: str) -> dict[str, Any]:
     """The defaults; where there is none, equal shares of one. With it what the engine adds for those that ask."""
     n, found = count(name) - fixed(name), {}
     for field, info in method(name).table.model_fields.items():
-        if takes(info) or field in (*LISTS, "dtype", "seed"):
+        if takes(info) or field in (*LISTS, *WHOLE, "seed"):
             continue
         wanted = [1 / 4] * (n - 1) + [1 - (n - 1) / 4] if "list" in str(info.annotation) else 0.25
         found[field] = wanted if info.default is PydanticUndefined or info.default == [] else info.default

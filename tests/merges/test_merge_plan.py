@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,25 @@ def test_the_seed_concerns_what_is_drawn_alone(toy: Taken, other: Taken) -> None
     assert whole[0] == whole[1]
 
 
+def test_what_adjusts_six_tensors_lets_the_others_through(toy: Taken) -> None:
+    plan = planned("adjust", [toy], detail_in=1.0, detail_out=1.0, detail_out2=1.0, contrast=1.0)
+    changed = {row.tensor.name for row in plan.components["unet"] if row.method}
+    assert changed == {
+        f"{layer}.{part}" for layer in ("conv_in", "conv_norm_out", "conv_out") for part in ("weight", "bias")
+    }
+    assert plan.identities()["text_encoder"] == toy.identity("text_encoder")
+    before, after = toy.tensors("unet"), made(plan, toy)["unet"]
+    assert torch.allclose(after["conv_out.bias"][0].float(), before["conv_out.bias"][0].float() + 0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adjust", "dare", "della"])
+def test_a_merge_is_told_what_it_asks_for_and_nothing_else(name: str, toy: Taken, other: Taken) -> None:
+    settings = {"detail_in": 1.0} if name == "adjust" else {}
+    rows = planned(name, [toy] if name == "adjust" else [toy, other], **settings).components["unet"]
+    found = {key for row in rows if row.method for key in row.parameters} & {"seed", "tensor"}
+    assert found == ({"tensor"} if name == "adjust" else {"seed", "tensor"})
+
+
 def test_the_recipes_seed_reaches_a_merge(world: World) -> None:
     text = '[dare.x]\nbase = "flat"\ncheckpoints = ["ink"]\n'
     identities = []
@@ -350,3 +370,13 @@ def test_what_no_program_uses_stays_the_firsts_and_may_be_missing(tmp_path: Path
     for pair in ([with_, without], [without, with_]):
         merged = made(planned("weighted_sum", pair, weights=[0.5, 0.5]), *pair)["unet"]
         assert set(merged) == set(pair[0].tensors("unet"))
+
+
+def test_what_predicts_noise_and_what_predicts_v_are_not_merged_unless_it_is_said(toy: Taken, other: Taken) -> None:
+    v = replace(other, artifact=replace(other.artifact, facts={"prediction": "v_prediction"}))
+    with pytest.raises(UsageError, match="predicts epsilon cannot be merged with one that predicts v_prediction"):
+        summed(toy, v, weights=[0.5, 0.5])
+    assert summed(v, v, weights=[0.5, 0.5]).facts == {}
+    stated = [summed(toy, v, weights=[0.5, 0.5], prediction=word) for word in ("epsilon", "v_prediction")]
+    assert [plan.facts for plan in stated] == [{"prediction": None}, {"prediction": "v_prediction"}]
+    assert stated[0].identities() == summed(toy, other, weights=[0.5, 0.5]).identities()
