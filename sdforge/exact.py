@@ -141,7 +141,7 @@ def _threshold(flat: Tensor, count: int) -> tuple[float, int]:
         counts = np.zeros(1 << 16, np.int64)
         for start in range(0, bits.size, BLOCK):
             run = bits[start : start + BLOCK] >> bits.dtype.type(shift)
-            begins = run[run >> bits.dtype.type(16) == found] if found or shift + 16 < 8 * numbers.itemsize else run
+            begins = run[run >> bits.dtype.type(16) == found]
             counts += np.bincount((begins & bits.dtype.type(0xFFFF)).astype(np.int64), minlength=1 << 16)
         larger = above + counts[::-1].cumsum()[::-1] - counts  # than each digit
         digit = int(np.flatnonzero(larger < count)[0])

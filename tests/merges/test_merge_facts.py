@@ -27,7 +27,7 @@ from sdforge.merges.clamp import simplify as simplify_clamp
 from sdforge.merges.cosine import cosine
 from sdforge.merges.cosine import simplify as simplify_cosine
 from sdforge.merges.euclidean_add_difference import euclidean_add_difference
-from sdforge.merges.extract import extract
+from sdforge.merges.extract_similar import extract_similar
 from sdforge.merges.geometric_median import geometric_median
 from sdforge.merges.karcher import karcher
 from sdforge.merges.linear import linear
@@ -239,9 +239,9 @@ def test_t15_two_sides_of_a_right_angle() -> None:
 
 def test_t17_what_two_have_learned_alike() -> None:
     base, b, c = vector(0, 0), vector(1, 0), vector(0, 2)
-    assert extract(base, b, c).tolist() == [0.25, 0.5]
-    assert extract(base, b, c, beta=1.0, gamma=2).tolist() == [0.375, 0.75]
-    rows = extract(torch.zeros(2, 2), torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), alpha=0.0)
+    assert extract_similar(base, b, c).tolist() == [0.25, 0.5]
+    assert extract_similar(base, b, c, beta=1.0, gamma=2).tolist() == [0.375, 0.75]
+    rows = extract_similar(torch.zeros(2, 2), torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), alpha=0.0)
     assert rows.tolist() == [[1, 0], [0, 0]]  # the first row alike, the second opposite
 
 

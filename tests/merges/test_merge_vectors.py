@@ -62,7 +62,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "adjust": (1, {"detail_in": 3.0, "tensor": "unet.conv_in.bias"}),
     "nearswap": (2, {"t": 0.01}),
     "euclidean_add_difference": (3, {"weight": 0.3}),
-    "extract": (3, {"alpha": 0.3, "beta": 0.4, "gamma": 3}),
+    "extract_similar": (3, {"alpha": 0.3, "beta": 0.4, "gamma": 3}),
     "geometric_median": (4, {"max_iter": 20}),
     "karcher": (3, {"max_iter": 10, "tol": 1e-5}),
     "sce": (4, {"select_topk": 0.4}),
@@ -389,7 +389,7 @@ def np_norm(x: Array) -> Decimal:
     return Decimal(np_dot(wide, wide)).sqrt()
 
 
-def np_extract(m: list[Array], parameters: dict[str, Any], real: Callable[[float], Any]) -> Array:
+def np_extract_similar(m: list[Array], parameters: dict[str, Any], real: Callable[[float], Any]) -> Array:
     x, y = m[1] - m[0], m[2] - m[0]
     wide_x, wide_y = x.astype(np.float64).T, y.astype(np.float64).T
     lengths = np.sqrt(np_columns(wide_x * wide_x)) * np.sqrt(np_columns(wide_y * wide_y))

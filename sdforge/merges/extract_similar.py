@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 
-def extract(
+def extract_similar(
     base: Tensor,
     b: Tensor,
     c: Tensor,
