@@ -19,7 +19,7 @@ FLOORS = (
     {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire"},
     {"artifact", "settings", "syntax", "places", "index"},
     {"store.files", "verdict"},
-    {"store", "formats", "families", "formula", "order", "datasets"},
+    {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock"},
     {"plan", "sources", "outputs"},
