@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
@@ -34,7 +34,8 @@ WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 class Role:
     """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used).
 
-    also: further kinds that serve.
+    also: further kinds that serve. widens: other role → components and facts of it that matter too where this one is
+    given.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Role:
     moves: tuple[str, ...]
     many: str
     also: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -85,9 +87,9 @@ class Method:
         from sdforge.settings import Seeded, takes
 
         roles = {
-            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation), mark.also)
-            for name, field in self.table.model_fields.items()
-            if (mark := takes(field))
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(info.annotation), mark.also, mark.widens)
+            for name, info in self.table.model_fields.items()
+            if (mark := takes(info))
         }
         formula = self.group == "merges" or hasattr(self.module, "plan")
         moves = any(role.moves for role in roles.values())

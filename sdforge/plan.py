@@ -204,10 +204,10 @@ class Planner:
         return len(self.problems) == before
 
     def _refuse_twins(self, step: Step) -> None:
-        """Refuse two embeddings of one word, also where they have not been trained yet."""
+        """Refuse two artifacts that make one word, also where they have not been trained yet."""
         words: dict[str, str] = {}
         for link, artifact in step.inputs:
-            if step.node.target.signature.roles[link.use.role].kind != "embedding":
+            if step.node.target.signature.roles[link.use.role].kind not in ("embedding", "custom"):
                 continue
             facts = artifact.facts if artifact is not None else self.steps[link.id].node.target.raw
             word, name = str(facts.get("token", "")), link.use.reference
@@ -225,7 +225,7 @@ class Planner:
         target = step.node.target
         roles: dict[str, list[str]] = {}
         for link, artifact in step.inputs:
-            role = target.signature.roles[link.use.role]
+            role = target.role(link.use.role)
             if role.moves:
                 continue
             assert artifact is not None
@@ -471,7 +471,7 @@ class Planner:
             if artifact is None:
                 self._need(other)
                 continue
-            reads = step.node.target.signature.roles[link.use.role].reads
+            reads = step.node.target.role(link.use.role).reads
             for name, maker in other.makers.items():
                 if name.startswith(reads or ("\0",)):
                     self._need_maker(maker)

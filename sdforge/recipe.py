@@ -51,6 +51,15 @@ class Target:
     raw: dict[str, Any]
     path: tuple[str, ...]
 
+    def role(self, name: str) -> Role:
+        """Return a role of the method as it is here: what is given for another one may make more of it matter."""
+        found = self.signature.roles[name]
+        for other, role in self.signature.roles.items():
+            if name in role.widens and any(use.role == other for use in self.uses):
+                reads, facts = role.widens[name]
+                found = replace(found, reads=(*found.reads, *reads), facts=(*found.facts, *facts))
+        return found
+
     @property
     def implicit(self) -> bool:
         """Whether `[preset]` made it."""
@@ -104,8 +113,20 @@ class Recipe:
 
 
 def _signature(value: dict[str, Any]) -> Signature:
+    def pair(widened: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        reads, facts = widened
+        return tuple(reads), tuple(facts)
+
     roles = {
-        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"], tuple(r["also"]))
+        name: Role(
+            r["kind"],
+            tuple(r["reads"]),
+            tuple(r["facts"]),
+            tuple(r["moves"]),
+            r["many"],
+            tuple(r["also"]),
+            {other: pair(widened) for other, widened in r["widens"].items()},
+        )
         for name, r in value.pop("roles").items()
     }
     return Signature(roles=roles, **value)

@@ -239,6 +239,7 @@ class Session:
             advise = getattr(found_method.module, "advise", None)
             rows = list(advise(table, inputs)) if advise else []
             rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
+            rows += self._words(found_method.module, table, inputs)
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
@@ -248,6 +249,13 @@ class Session:
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
+
+    def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
+        """Return what a training has to say of the words that it makes, once it is known which ones there are."""
+        advise_words = getattr(module, "advise_words", None)
+        on = next(iter(inputs.get("on", [])), None)
+        component = on.components.get("tokenizer") if on is not None else None
+        return list(advise_words(table, self.vocabulary(component))) if advise_words and component else []
 
     def refuse_mistakes(self, plan: Plan) -> None:
         """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""

@@ -6,7 +6,7 @@ Fields marked `Takes` name artifacts; all others are settings and enter the mani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,7 @@ class Takes:
     facts: the facts that it depends on.
     moves: the components (with the facts that belong to them) that go over into the result as they are.
     also: further kinds that serve.
+    widens: of other roles, the components and facts that matter too where something is given here.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Takes:
     facts: tuple[str, ...] = ALL
     moves: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ class Table(BaseModel):
         A setting that came later is left out at its neutral value.
         """
         found = {}
-        for name, field in type(self).model_fields.items():
-            if takes(field) or name in self.FREE:
+        for name, info in type(self).model_fields.items():
+            if takes(info) or name in self.FREE:
                 continue
             value = getattr(self, name)
-            later = next((m for m in field.metadata if isinstance(m, Since)), None)
+            later = next((m for m in info.metadata if isinstance(m, Since)), None)
             if later is None or value != later.neutral:
                 found[name] = plain(value)
         return found

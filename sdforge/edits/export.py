@@ -15,6 +15,8 @@ from pydantic import Field
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
+from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
+from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import (
     ENCODERS,
@@ -26,6 +28,7 @@ from sdforge.formats.embedding import (
     negative_word,
     words_of,
 )
+from sdforge.formats.hypernetwork import pickled_form
 from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.own import own_metadata, own_names
@@ -292,10 +295,26 @@ class _Writing:
             self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
-        self._own("custom")
+        """Folders as diffusers' example script writes them: all matrices, and a file of rows for each word."""
+        for custom in self.order.inputs.get("custom", []):
+            folder, metadata = f"custom/{custom.identity[:16]}", {"format": "pt"}
+            matrices = {raw_name(ref.name.removeprefix("unet.")): ref for ref in custom.components["custom"]}
+            self._write(f"{folder}/{MATRICES}", *_laid_out(matrices), metadata)
+            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
+            for i, word in enumerate(custom_words(custom.facts)):
+                for encoder in self.family.text_encoders:
+                    own = {word: rows[row_name(encoder, i)]}
+                    self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out(own), metadata)
 
     def hypernetworks(self) -> None:
         self._own("hypernetworks")
+
+    def hypernetworks_pt(self) -> None:
+        for given in self.order.inputs.get("hypernetworks", []):
+            refs = given.components["hypernetwork"]
+            tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
+            value = pickled_form(self.settings["title"], tensors, given.facts)
+            self._pickle(f"hypernetworks/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:
         self._own("image_embeddings")
@@ -332,6 +351,7 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
+    "hypernetworks-pt": _Writing.hypernetworks_pt,
     "image-embeddings": _Writing.image_embeddings,
     "aesthetics": _Writing.aesthetics,
 }

@@ -143,3 +143,18 @@ def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> li
         return []
     sentence = f"{what} works through classifier-free guidance, which does nothing on `{on}`"
     return [("on", "guidance", sentence, "take the checkpoint that it was distilled from", False)]
+
+
+LACKS = {
+    "cross_attention": "has no separate keys and values for what it is told",
+    "text_encoders": "is shown pictures and understands no words",
+}
+
+
+def without(part: str, what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """Refuse a checkpoint of a family without a part that a method trains (a property of families that lists it)."""
+    (checkpoint,) = inputs["on"]
+    if checkpoint is None or not checkpoint.family or getattr(family(checkpoint.family), part):
+        return []
+    sentence = f"{what} cannot be trained on `{on}`: {family(checkpoint.family).title} {LACKS[part]}"
+    return [("on", "family", sentence, "take a checkpoint of another family", False)]

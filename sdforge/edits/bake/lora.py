@@ -100,6 +100,11 @@ def _update(
     return Update("lora", own | {"scale": scale}, tensors)
 
 
+def joined(updates: list[Update]) -> list[Update]:
+    """Return them as they are: products of factors are added."""
+    return updates
+
+
 def delta(
     weight: torch.Tensor, parameters: dict[str, Any], tensors: list[torch.Tensor], *, exact: bool
 ) -> torch.Tensor:

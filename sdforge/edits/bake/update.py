@@ -28,17 +28,24 @@ class Update(NamedTuple):
 
     kind: the module beside this one that computes it. parameters: what concerns this weight, as JSON; tensors: what
     the change is computed from. replaces: where nothing else changes the weight, it becomes the tensor as it is.
+    after: by what those of a kind are sorted first, where their order matters and is to be the same for all weights.
     """
 
     kind: str
     parameters: dict[str, Any]
     tensors: tuple[Tensor, ...]
     replaces: bool = False
+    after: str = ""
 
     @property
     def order(self) -> tuple[Any, ...]:
         """By what updates of one weight are sorted: no name decides in which order they are added."""
-        return (self.kind, *(tensor.identity for tensor in self.tensors), repr(sorted(self.parameters.items())))
+        return (
+            self.kind,
+            self.after,
+            *(tensor.identity for tensor in self.tensors),
+            repr(sorted(self.parameters.items())),
+        )
 
 
 class Kind(Protocol):
@@ -78,11 +85,18 @@ class Strength(Table):
     )
 
 
-class Strengths:
-    """The strength at every weight of a family."""
+class UNetStrength(Table):
+    """How much of an artifact that changes the U-Net is baked. A block's number replaces `strength` there."""
 
-    def __init__(self, use: dict[str, Any], family: Family) -> None:
-        self.use = Strength.model_validate(use)
+    strength: Weight = Field(1.0, description="1: as trained; may be negative")
+    blocks: dict[Block, Weight] = Field({}, description="unet or unet.block (patterns allowed) → strength")
+
+
+class Strengths:
+    """The strength at every weight of a family, as a table of one of the kinds above states it."""
+
+    def __init__(self, use: dict[str, Any], family: Family, table: type[Strength | UNetStrength] = Strength) -> None:
+        self.use = table.model_validate(use)
         self.blocks = {(name.component, name.canonical): name.block for name in family.names()}
         self.places = resolve_blocks(self.use.blocks, family)
         self.factors = self._listed(family)
