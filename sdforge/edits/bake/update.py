@@ -111,6 +111,8 @@ class Strengths:
         return float(decimal(strength) * decimal(self.factors.get(place, 1.0)))
 
     def _listed(self, family: Family) -> dict[Place, float]:
+        if not isinstance(self.use, Strength):
+            return {}
         values, name = self.use.mbw, self.use.mbw_preset
         if values and name:
             message = "`mbw` and `mbw_preset` are two lists for the same blocks"
