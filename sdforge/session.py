@@ -368,10 +368,12 @@ class Session:
                 return self.planner().formula(step).size()
             except UsageError:
                 return 0
-        if step.node.target.signature.makes == "files":
+        makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
+        if makes == "checkpoint" and checkpoint:
+            return self.size(checkpoint)  # at most: what is not trained passes
+        if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
-            checkpoint = step.inputs[0][1]
-            return forms * self.size(checkpoint) if checkpoint else 0
+            return forms * self.size(checkpoint)
         return 0
 
     def size(self, artifact: Artifact) -> int:

@@ -22,7 +22,7 @@ def vectors() -> dict[str, Any]:
 
 
 def fixed_world(root: Path) -> World:
-    """Two checkpoints, a LoRA, an embedding, a data set and a picture whose identities are mere digits."""
+    """Two checkpoints, a LoRA, an embedding, a delta, a data set and a picture whose identities are mere digits."""
     world = World(root)
     parts = ("unet", "text_encoder", "vae", "tokenizer")
     for name, digit in (("flat", "1"), ("ink", "2")):
@@ -34,7 +34,8 @@ def fixed_world(root: Path) -> World:
         component = Component(digit * 64, digit * 64, "", "F16")
         facts = {"token": "<word>"} if kind == "embedding" else {"alpha": 4.0}
         world.artifacts[name] = Artifact(kind, "sd15", {kind: component}, facts)
+    world.artifacts["learned"] = Artifact("delta", "sd15", {"unet": Component("6" * 64, "6" * 64, "", "F16")})
     world.artifacts["pictures"] = Artifact("dataset", whole="5" * 64, notes={"rows": [], "names": {}, "without": []})
     world.artifacts["photo"] = Artifact("picture", whole="6" * 64)
-    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word", "photo")}
+    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word", "photo", "learned")}
     return world

@@ -1,4 +1,4 @@
-"""Custom Diffusion: keys and values of the cross-attention, one word, varied views, and nothing of the start of text."""
+"""Custom Diffusion: keys and values of the cross-attention, one word, varied views, nothing of the start of text."""
 
 from __future__ import annotations
 

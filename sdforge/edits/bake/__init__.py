@@ -151,7 +151,8 @@ def _joined(updates: list[Update]) -> Iterator[Update]:
     """Yield updates as they are added: those of a kind that do not add up are one (its module says how)."""
     for kind, same in groupby(updates, lambda update: update.kind):
         join = getattr(kind_of(kind), "joined", None)
-        yield from join(list(same)) if join else same
+        found = list(same)
+        yield from join(found) if join else found
 
 
 def _parameters(updates: list[Update]) -> dict[str, Any]:
