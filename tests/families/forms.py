@@ -224,7 +224,7 @@ CASES = {
     "lokr, none whole": Case(_lokr(False, False), _kronecker),
     "glora": Case(_glora, _general),
     "oft": Case(_blocks, _rotated, 0.0),
-    "oft with a limit": Case(_blocks, _rotated, 0.01),
+    "oft with a limit": Case(_blocks, _rotated, 2**-6),
     "boft": Case(_butterflies, _butterfly, 0.0),
     "oft of inputs": Case(_inputs, _input_rotated, None),
     "oft of inputs, a series": Case(_inputs, _input_series, None, {"neumann": 5}),
