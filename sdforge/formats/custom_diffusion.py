@@ -82,7 +82,9 @@ def read(path: Path, header: Header | None) -> Layout:
     if not words and len(others) == 1:  # under the word's own name, as diffusers' example script writes it
         words = [_read_rows(layout, "text_encoder", others[0])]
     if words:
-        layout.facts |= {"token": words[0]} | ({"further": words[1:]} if words[1:] else {})
+        layout.facts["token"] = words[0]
+    if words[1:]:
+        layout.facts["further"] = [*words[1:]]
     return layout
 
 

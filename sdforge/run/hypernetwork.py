@@ -40,7 +40,8 @@ class Net(nn.Module):
         self.activation = ACTIVATIONS[fact(facts, "activation")]
         self.activate_output = bool(fact(facts, "activate_output"))
         shapes = shapes_of(width, facts)
-        self.linear = nn.ModuleList(nn.Linear(*reversed(shapes[f"linear.{i}.weight"])) for i in range(self.count))
+        sizes = [shapes[f"linear.{i}.weight"] for i in range(self.count)]
+        self.linear = nn.ModuleList(nn.Linear(inner, outer) for outer, inner in sizes)
         normed = self.count if fact(facts, "layer_norm") else 0
         self.norm = nn.ModuleList(nn.LayerNorm(shapes[f"norm.{i}.weight"]) for i in range(normed))
 
@@ -65,10 +66,13 @@ class Net(nn.Module):
 Nets = dict[tuple[int, str], Net]  # (width of the context, side) → network
 
 
-def attach(unet: nn.Module, tensors: dict[str, Tensor], facts: dict[str, Json], strength: float = 1.0) -> None:
+def attach(
+    unet: nn.Module, tensors: dict[str, Tensor], facts: dict[str, Json], strength: float = 1.0
+) -> Callable[[], None]:
     """Let a diffusers U-Net see its contexts through a hypernetwork, behind those that are attached already.
 
-    Raises UsageError for tensors that are not what the facts say, and for a width that no attention has.
+    Returns what takes it off again. Raises UsageError for tensors that are not what the facts say, and for a width
+    that no attention has.
     """
     check_shapes("the hypernetwork", {name: tuple(tensor.shape) for name, tensor in tensors.items()}, facts)
     nets = make_nets(widths_of(list(tensors)), facts)
@@ -77,7 +81,7 @@ def attach(unet: nn.Module, tensors: dict[str, Tensor], facts: dict[str, Json], 
         own = {name.removeprefix(start): t.detach().float() for name, t in tensors.items() if name.startswith(start)}
         net.load_state_dict(own)
         net.requires_grad_(False)
-    wrap(unet, nets, facts, strength)
+    return wrap(unet, nets, facts, strength)
 
 
 def make_nets(widths: list[int], facts: dict[str, Json]) -> Nets:
@@ -86,10 +90,13 @@ def make_nets(widths: list[int], facts: dict[str, Json]) -> Nets:
         return {(width, side): Net(width, facts) for width in widths for side in SIDES}
 
 
-def wrap(unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 1.0, drop: Drop | None = None) -> None:
-    """Put networks before the layers that make keys and values. Raises UsageError for a width that none has."""
-    if not strength:
-        return
+def wrap(
+    unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 1.0, drop: Drop | None = None
+) -> Callable[[], None]:
+    """Put networks before the layers that make keys and values; return what takes them away.
+
+    Raises UsageError for a width that none has.
+    """
     places = contexts(unet, str(fact(facts, "attention")))
     known = {width for _, _, width in places}
     if lost := sorted({width for width, _ in nets} - known):
@@ -98,9 +105,17 @@ def wrap(unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 
             f"the hypernetwork is for contexts {lost[0]} wide, and the U-Net's are {there}",
             hint="it was made for another family",
         )
-    for path, side, width in places:
-        if net := nets.get((width, side)):
-            unet.get_submodule(path).register_forward_pre_hook(_through(net, strength, path, drop))
+    hooks = [
+        unet.get_submodule(path).register_forward_pre_hook(_through(nets[width, side], strength, path, drop))
+        for path, side, width in places
+        if (width, side) in nets and strength
+    ]
+
+    def take_off() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return take_off
 
 
 def contexts(unet: nn.Module, attention: str) -> list[tuple[str, str, int]]:

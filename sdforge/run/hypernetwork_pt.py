@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdforge.errors import ForgeError, UsageError
 from sdforge.families import family
-from sdforge.formats.hypernetwork import ACTIVATIONS, SIDES, NAME, check_shapes, is_structure, stated
+from sdforge.formats.hypernetwork import ACTIVATIONS, NAME, SIDES, check_shapes, is_structure, stated
 from sdforge.formats.own import own_metadata
 from sdforge.formats.safetensors import write_file
 from sdforge.identity import Json

@@ -253,6 +253,7 @@ class _Training:
         chosen, device = shown.batches.at(step), self.diffusion.device
         pairs = list(zip(chosen.pictures, chosen.flips, strict=True))
         captions = chosen.captions
+        masks: Tensor | None
         if self.adapter.varies and shown is self.shown[0]:
             views = [self.adapter.view(picture, step) for picture in chosen.pictures]
             captions = [view.caption(caption) for view, caption in zip(views, captions, strict=True)]

@@ -150,8 +150,8 @@ def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
 def _joined(updates: list[Update]) -> Iterator[Update]:
     """Yield updates as they are added: those of a kind that do not add up are one (its module says how)."""
     for kind, same in groupby(updates, lambda update: update.kind):
-        join = getattr(kind_of(kind), "joined", None)
-        yield from join(list(same)) if join else same
+        found, join = list(same), getattr(kind_of(kind), "joined", None)
+        yield from join(found) if join else found
 
 
 def _parameters(updates: list[Update]) -> dict[str, Any]:

@@ -41,7 +41,9 @@ class _Concept(Adapter):
         start = starting_rows(diffusion, settings.init, settings.vectors, seed)
         self.rows = new_word(diffusion, settings.token, settings.vectors, start)
         own = dict(diffusion.unet.named_parameters())
-        self.matrices = {name: own[name].requires_grad_(True) for name in names}
+        self.matrices = {name: own[name] for name in names}
+        for weight in self.matrices.values():
+            weight.requires_grad_(True)
         self.before = {name: weight.detach().clone() for name, weight in self.matrices.items()}
         for name in diffusion.family.cross_attention:
             diffusion.unet.get_submodule(name.removesuffix(".weight")).register_forward_hook(_leave_start)

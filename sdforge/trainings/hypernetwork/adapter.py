@@ -63,7 +63,7 @@ class _Networks(Adapter):
             (name, (parameter.detach() - self.start[name]).reshape(parameter.shape[0], -1), None)
             for name, parameter in self.parameters.items()
         ]
-        return Learned({"hypernetwork": tensors}, facts(self.settings), update)  # type: ignore[arg-type]
+        return Learned({"hypernetwork": tensors}, facts(self.settings), update)
 
 
 @torch.no_grad()
