@@ -83,8 +83,8 @@ def read(path: Path, header: Header | None) -> Layout:
         words = [_read_rows(layout, "text_encoder", others[0])]
     if words:
         layout.facts["token"] = words[0]
-        if words[1:]:
-            layout.facts["further"] = list(words[1:])
+    if words[1:]:
+        layout.facts["further"] = [*words[1:]]
     return layout
 
 

@@ -13,7 +13,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from sdforge.errors import UsageError
 from sdforge.formats.hypernetwork import SIDES, check_shapes, fact, layers_of, shapes_of, widths_of
@@ -72,7 +71,7 @@ def attach(
 ) -> Callable[[], None]:
     """Let a diffusers U-Net see its contexts through a hypernetwork, behind those that are attached already.
 
-    Returns what takes it away again. Raises UsageError for tensors that are not what the facts say, and for a width
+    Returns what takes it off again. Raises UsageError for tensors that are not what the facts say, and for a width
     that no attention has.
     """
     check_shapes("the hypernetwork", {name: tuple(tensor.shape) for name, tensor in tensors.items()}, facts)
@@ -82,13 +81,7 @@ def attach(
         own = {name.removeprefix(start): t.detach().float() for name, t in tensors.items() if name.startswith(start)}
         net.load_state_dict(own)
         net.requires_grad_(False)
-    hooks = wrap(unet, nets, facts, strength)
-
-    def detach() -> None:
-        for hook in hooks:
-            hook.remove()
-
-    return detach
+    return wrap(unet, nets, facts, strength)
 
 
 def make_nets(widths: list[int], facts: dict[str, Json]) -> Nets:
@@ -99,13 +92,11 @@ def make_nets(widths: list[int], facts: dict[str, Json]) -> Nets:
 
 def wrap(
     unet: nn.Module, nets: Nets, facts: dict[str, Json], strength: float = 1.0, drop: Drop | None = None
-) -> list[RemovableHandle]:
-    """Put networks before the layers that make keys and values; return the hooks.
+) -> Callable[[], None]:
+    """Put networks before the layers that make keys and values; return what takes them away.
 
     Raises UsageError for a width that none has.
     """
-    if not strength:
-        return []
     places = contexts(unet, str(fact(facts, "attention")))
     known = {width for _, _, width in places}
     if lost := sorted({width for width, _ in nets} - known):
@@ -114,11 +105,17 @@ def wrap(
             f"the hypernetwork is for contexts {lost[0]} wide, and the U-Net's are {there}",
             hint="it was made for another family",
         )
-    return [
-        unet.get_submodule(path).register_forward_pre_hook(_through(net, strength, path, drop))
+    hooks = [
+        unet.get_submodule(path).register_forward_pre_hook(_through(nets[width, side], strength, path, drop))
         for path, side, width in places
-        if (net := nets.get((width, side)))
+        if (width, side) in nets and strength
     ]
+
+    def take_off() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return take_off
 
 
 def contexts(unet: nn.Module, attention: str) -> list[tuple[str, str, int]]:

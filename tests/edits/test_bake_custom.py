@@ -158,12 +158,8 @@ def test_a_baked_checkpoint_says_what_the_training_said(toy: Taken, tmp_path: Pa
 
 
 def test_words_of_a_checkpoint_matter_to_a_bake_only_where_one_is_added() -> None:
-    plain_, worded_ = (
-        '[bake.plain]\ncheckpoint = "a"\nloras.l = {}\n',
-        '[bake.worded]\ncheckpoint = "a"\ncustom.c = {}\n',
-    )
-    text = f'family = "sd15"\n{plain_}{worded_}'
-    targets = read_recipe(text.encode(), "r", "r.toml").targets
+    tables = "[bake.plain]\ncheckpoint = 'a'\nloras.l = {}\n[bake.worded]\ncheckpoint = 'a'\ncustom.c = {}\n"
+    targets = read_recipe(b'family = "sd15"\n' + tables.encode(), "r", "r.toml").targets
     plain, worded = (targets[name].role("checkpoint") for name in ("plain", "worded"))
     assert (plain.reads, plain.facts) == (("unet", "text_encoder"), ())
     assert (worded.reads, worded.facts) == (("unet", "text_encoder", "tokenizer"), ("tokens",))

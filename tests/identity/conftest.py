@@ -34,8 +34,12 @@ def fixed_world(root: Path) -> World:
         component = Component(digit * 64, digit * 64, "", "F16")
         facts = {"token": "<word>"} if kind == "embedding" else {"alpha": 4.0}
         world.artifacts[name] = Artifact(kind, "sd15", {kind: component}, facts)
+    for name, kind, digit in (("look", "custom", "7"), ("clip", "clip", "8")):
+        parts = {"custom": ("custom",), "clip": ("text_encoder", "image_encoder", "tokenizer")}[kind]
+        components = {part: Component((digit + str(i)) * 32, (digit + str(i)) * 32, "", "F16") for i, part in enumerate(parts)}
+        world.artifacts[name] = Artifact(kind, "sd15", components, {"token": "<look>"} if kind == "custom" else {})
     world.artifacts["learned"] = Artifact("delta", "sd15", {"unet": Component("6" * 64, "6" * 64, "", "F16")})
     world.artifacts["pictures"] = Artifact("dataset", whole="5" * 64, notes={"rows": [], "names": {}, "without": []})
     world.artifacts["photo"] = Artifact("picture", whole="6" * 64)
-    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word", "photo", "learned")}
+    world.tables |= {name: {"from": name} for name in ("flat", "ink", "glow", "word", "photo", "learned", "look", "clip")}
     return world

@@ -1,4 +1,4 @@
-"""Custom Diffusion: keys and values of the cross-attention, one word, varied views, nothing of the start of text."""
+"""Custom Diffusion: keys and values of the cross-attention, one word, varied views, the start of text left alone."""
 
 from __future__ import annotations
 

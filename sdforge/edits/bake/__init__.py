@@ -150,8 +150,7 @@ def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
 def _joined(updates: list[Update]) -> Iterator[Update]:
     """Yield updates as they are added: those of a kind that do not add up are one (its module says how)."""
     for kind, same in groupby(updates, lambda update: update.kind):
-        join = getattr(kind_of(kind), "joined", None)
-        found = list(same)
+        found, join = list(same), getattr(kind_of(kind), "joined", None)
         yield from join(found) if join else found
 
 
