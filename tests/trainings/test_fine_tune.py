@@ -139,8 +139,7 @@ def test_a_fine_tuning_that_stops_and_goes_on_ends_with_the_same_bits(
     changes: dict[str, Any], toy: Taken, pictures: Given, tmp_path: Path
 ) -> None:
     more: dict[str, Any] = {"steps": 6, "schedule": "cosine", "learning_rate": 1e-3, "flip": True, **changes}
-    straight, again = (train(order(tmp_path / w, "fine_tune", toy, pictures, **more)) for w in ("a", "again"))
-    assert straight.sha256 == again.sha256
+    straight = train(order(tmp_path / "straight", "fine_tune", toy, pictures, **more))
     broken = order(tmp_path / "broken", "fine_tune", toy, pictures, **more)
     with pytest.raises(Stopped):
         train(broken, stop_before(3))

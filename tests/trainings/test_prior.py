@@ -18,7 +18,7 @@ from sdforge.run.train import _Training
 from tests.families.workbench import Taken
 from tests.run.order import order, train
 
-EACH = pytest.mark.parametrize("name", ["dreambooth", "fine_tune", "lora", "textual_inversion"])
+EACH = pytest.mark.parametrize("name", ["dreambooth", "lora", "textual_inversion"])
 WEIGHT, GAMMA = 0.7, 5.0
 
 
