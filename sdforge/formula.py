@@ -52,10 +52,15 @@ class Input:
 
 @dataclass
 class Plan:
-    """What a formula makes: the components it changes, tensor by tensor, and the facts it changes (None: neutral)."""
+    """What a formula makes: the components it changes, tensor by tensor, and the facts it changes (None: neutral).
+
+    family: what the result belongs to, where that is another one; without: components that it does not have any more.
+    """
 
     components: dict[str, list[Made]] = field(default_factory=dict)
     facts: dict[str, Json] = field(default_factory=dict)
+    family: str = ""
+    without: tuple[str, ...] = ()
 
     def identities(self) -> dict[str, str]:
         """Return component → identity."""

@@ -341,11 +341,16 @@ class Planner:
                 "components": {name: [identity, dtypes[name]] for name, identity in plan.identities().items()},
                 "facts": plan.facts,
             }
+            if plan.family:
+                made |= {"family": plan.family, "without": list(plan.without)}
             self.plan.notes[step.key] = made
         # all results of a formula's key are the same bytes, or building it would have failed
         step.result = known.results[0] if known.results else None
         self._pass_makers(step)
-        components = dict(base.components)
+        dropped = made.get("without", ())
+        components = {name: component for name, component in base.components.items() if name not in dropped}
+        step.makers = {name: maker for name, maker in step.makers.items() if name not in dropped}
+        base = replace(base, family=made.get("family", base.family))
         step.idle = True
         for name, (identity, dtype) in made["components"].items():
             if name in components and components[name].identity == identity:
