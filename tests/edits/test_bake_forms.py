@@ -97,7 +97,8 @@ def test_one_lora_may_hold_forms_of_several_kinds_and_plain_ones_keep_their_name
     both = planned(toy, [(keep(tmp_path / "b", {"lora": tensors}, kind="lora", facts=facts), 1.0)])
 
     def name(plan: Any, module: str) -> str:
-        return next(r.tensor.identity for r in plan.components["unet"] if f"unet.{r.tensor.name}" == f"{module}.weight")
+        rows = {f"unet.{row.tensor.name}": row.tensor.identity for row in plan.components["unet"]}
+        return str(rows[f"{module}.weight"])
 
     assert name(alone, LINEAR) == name(both, LINEAR)
     assert name(alone, FLAT) != name(both, FLAT)
