@@ -182,7 +182,8 @@ def test_a_folder_of_pefts_is_read_and_baked_as_peft_merges_it(name: str, toy: T
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    config, unet = peft_configs()[name], network(toy, "unet")
+    config = peft_configs()[name]
+    unet: Any = network(toy, "unet")
     unet.add_adapter(config)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
