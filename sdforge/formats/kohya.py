@@ -55,6 +55,7 @@ ALPHA, ON_INPUT = ".alpha", ".on_input"
 # how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
 STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_", "oft_": "lora_"}
 EMBEDDING = "bundle_emb."
+BUNDLED = "embeddings that came with the LoRA (bundle_emb): name them as a source of their own"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
 WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
 
@@ -75,16 +76,19 @@ def read(path: Path, header: Header | None) -> Layout:
             alphas[module] = read_scalar(path, entry)
         elif name == ON_INPUT:
             on_input[module] = read_scalar(path, entry)
+        elif name and name in parts.setdefault(module, {}):
+            raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
         elif name:
-            parts.setdefault(module, {})[name] = entry
+            parts[module][name] = entry
         else:
             odd.append(raw)
+    odd += [module + ON_INPUT for module in on_input if "ia3" not in parts.get(module, {})]
     if odd:
         raise UsageError(
             f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
             hint="LoRA, LoCon, DoRA, LoHa, LoKr, GLoRA, OFT, BOFT, IA3 and full differences are read",
         )
-    if lost := sorted({*alphas, *on_input} - set(parts)):
+    if lost := sorted(set(alphas) - set(parts)):
         raise UsageError(f"{path} has an alpha and no factor for {lost[0]}")
     for module, entries in parts.items():
         if "ia3" in entries:
@@ -98,9 +102,7 @@ def read(path: Path, header: Header | None) -> Layout:
         {names[module]: alpha for module, alpha in alphas.items()},
     )
     if embeddings:
-        layout.passed["embeddings that came with the LoRA (bundle_emb): name them as a source of their own"] = (
-            embeddings
-        )
+        layout.passed[BUNDLED] = embeddings
     for key, note in (("modelspec.title", "title"), ("modelspec.trigger_phrase", "trigger")):
         if key in header.metadata:
             layout.notes[note] = header.metadata[key]

@@ -97,7 +97,8 @@ def test_one_lora_may_hold_forms_of_several_kinds_and_plain_ones_keep_their_name
     both = planned(toy, [(keep(tmp_path / "b", {"lora": tensors}, kind="lora", facts=facts), 1.0)])
 
     def name(plan: Any, module: str) -> str:
-        return next(r.tensor.identity for r in plan.components["unet"] if f"unet.{r.tensor.name}" == f"{module}.weight")
+        rows = {f"unet.{row.tensor.name}": row.tensor.identity for row in plan.components["unet"]}
+        return str(rows[f"{module}.weight"])
 
     assert name(alone, LINEAR) == name(both, LINEAR)
     assert name(alone, FLAT) != name(both, FLAT)
@@ -181,7 +182,8 @@ def test_a_folder_of_pefts_is_read_and_baked_as_peft_merges_it(name: str, toy: T
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    config, unet = peft_configs()[name], network(toy, "unet")
+    config = peft_configs()[name]
+    unet: Any = network(toy, "unet")
     unet.add_adapter(config)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

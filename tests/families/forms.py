@@ -118,7 +118,8 @@ def _cayley(x: Tensor, limit: float = 0.0) -> Tensor:
     if limit and q.norm() > limit:
         q = q * limit / q.norm()
     eye = torch.eye(q.shape[-1], dtype=q.dtype)
-    return (eye + q) @ torch.linalg.inv(eye - q)
+    found: Tensor = (eye + q) @ torch.linalg.inv(eye - q)
+    return found
 
 
 def _rotated(w: Tensor, f: Factors, alpha: float) -> Tensor:
@@ -155,7 +156,8 @@ def _above(f: Factors) -> Tensor:
 
 
 def _input_rotated(w: Tensor, f: Factors, alpha: float) -> Tensor:  # noqa: ARG001
-    return (w.flatten(1) @ torch.block_diag(*_cayley(_above(f)))).reshape(w.shape)
+    blocks: Tensor = torch.block_diag(*_cayley(_above(f)))  # type: ignore[no-untyped-call]
+    return (w.flatten(1) @ blocks).reshape(w.shape)
 
 
 def _input_series(w: Tensor, f: Factors, alpha: float) -> Tensor:  # noqa: ARG001
@@ -163,7 +165,8 @@ def _input_series(w: Tensor, f: Factors, alpha: float) -> Tensor:  # noqa: ARG00
     q = x - x.transpose(1, 2)
     eye = torch.eye(4, dtype=q.dtype).expand_as(q)
     r = eye + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
-    return (w.flatten(1) @ torch.block_diag(*r).T).reshape(w.shape)
+    blocks: Tensor = torch.block_diag(*r)  # type: ignore[no-untyped-call]
+    return (w.flatten(1) @ blocks.T).reshape(w.shape)
 
 
 def _per_row(shape: tuple[int, ...], n: Callable[..., Tensor]) -> Factors:

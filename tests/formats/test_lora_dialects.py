@@ -86,7 +86,7 @@ def test_a_lokr_of_whole_factors_says_so(toy: Taken, tmp_path: Path) -> None:
 
 def test_lycoris_shapes_are_those_that_it_reads(toy: Taken, tmp_path: Path) -> None:
     """Of 1×1 convolutions, factors have two dimensions more, except where LyCORIS keeps matrices."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for i, name in enumerate(
         ("dora of rows", "loha", "lokr, the first whole", "lokr, the second whole", "ia3 of rows")
     ):
@@ -157,6 +157,12 @@ def test_norms_biases_and_inputs_are_told_apart(tmp_path: Path) -> None:
     }
 
 
+def test_a_factor_in_two_spellings_is_refused(tmp_path: Path) -> None:
+    twice = {NAMES[FLAT]: torch.ones(64, 8), f"lycoris_{NAMES[FLAT].removeprefix('lora_unet_')}": torch.zeros(64, 8)}
+    with pytest.raises(UsageError, match="twice, in two spellings"):
+        read_layout(saved(tmp_path / "x.safetensors", {f"{name}.diff": tensor for name, tensor in twice.items()}))
+
+
 def test_alphas_may_be_stated_of_some_modules_only(toy: Taken, tmp_path: Path) -> None:
     loha = random_factors(ALL["loha"], (64, 8))
     up, down, _ = random_lora(toy, (LINEAR,))[LINEAR]
@@ -183,7 +189,7 @@ def test_attention_processors_of_old_diffusers_are_read(start: str, toy: Taken, 
     attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn1"
     modules = tuple(f"{attention}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0"))
     lora = random_lora(toy, modules)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for module, factors in lora.items():
         part = module.removeprefix(f"{attention}.").removesuffix(".0")
         name = f"{start}{attention.removeprefix('unet.')}.processor.{part}_lora"
@@ -284,7 +290,8 @@ def test_cloneofsimos_numbers_are_places_in_a_walk(toy: Taken, tmp_path: Path) -
     assert walk["unet"][-1] == "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
     assert walk["unet"][54].startswith("unet.up_blocks.1.attentions.0.")
     assert walk["text_encoder"][5].endswith("layers.1.self_attn.v_proj")
-    tensors, chosen = {}, {"unet": (0, 4, 143), "text_encoder": (5,)}
+    chosen = {"unet": (0, 4, 143), "text_encoder": (5,)}
+    tensors: dict[str, Tensor] = {}
     lora = random_lora(toy, tuple(walk[c][i] for c, own in chosen.items() for i in own))
     for component, own in chosen.items():
         for i in own:

@@ -122,7 +122,7 @@ def speaking(diffusion: Diffusion) -> Diffusion:
         draws = [torch.Generator().manual_seed(sum(map(ord, prompt))) for prompt in prompts]
         return Conditioning(torch.cat([3 * torch.randn(1, 1, 16, generator=d).expand(1, 77, 16) for d in draws]))
 
-    diffusion.encode_text = encode  # type: ignore[method-assign]
+    diffusion.encode_text = encode  # type: ignore[method-assign, assignment]
     return diffusion
 
 

@@ -7,17 +7,19 @@ elementwise: to 16 bits the same bytes on every machine, and with `exact` to 32 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from math import sqrt
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sdforge import exact as arithmetic
 
-Factors = dict[str, Tensor]
-Additive = Callable[[Tensor, Factors, bool], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Factors: TypeAlias = "dict[str, Tensor]"
+Additive: TypeAlias = "Callable[[Tensor, Factors, bool], Tensor]"
+Rotation: TypeAlias = "Callable[[Tensor, Factors, dict[str, Any], bool], Tensor]"
 
 
 def change(weight: Tensor, parameters: dict[str, Any], tensors: list[Tensor], *, exact: bool) -> Tensor:
@@ -45,7 +47,7 @@ def _rescaled(value: Tensor, magnitude: Tensor) -> Tensor:
     rows = magnitude.shape[1] == 1
     matrix = value.reshape(value.shape[0], -1) if rows else value.transpose(0, 1).reshape(value.shape[1], -1)
     norms = arithmetic.row_norms(matrix)
-    ratio = torch.where(norms > 0, magnitude.reshape(-1) / norms.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
+    ratio = (magnitude.reshape(-1) / norms.clamp_min(sys.float_info.min)).where(norms > 0, 1.0)
     shape = [-1, *[1] * (value.dim() - 1)] if rows else [1, -1, *[1] * (value.dim() - 2)]
     return value * ratio.reshape(shape)
 
@@ -140,7 +142,7 @@ def _limited(skew: Tensor, limit: float) -> Tensor:
 
 def _cayley(skew_KBB: Tensor) -> Tensor:
     """Return (I+Q)(I−Q)⁻¹ − I = (I−Q)⁻¹ · 2Q."""
-    eye = torch.eye(skew_KBB.shape[-1], dtype=torch.float64)
+    eye = skew_KBB.new_zeros(skew_KBB.shape[1:]).fill_diagonal_(1)
     return arithmetic.solve(eye - skew_KBB, 2 * skew_KBB)
 
 
@@ -148,9 +150,14 @@ def _turn(minus_eye_KBB: Tensor, weight: Tensor, exact: bool) -> Tensor:
     """Return (R − I)·W for blocks of rows."""
     edge = minus_eye_KBB.shape[-1]
     blocks = weight.reshape(-1, edge, weight[0].numel())
-    return torch.stack([_product(r, w, exact) for r, w in zip(minus_eye_KBB, blocks, strict=True)]).reshape(
-        weight.shape
-    )
+    return _products(minus_eye_KBB, blocks, exact).reshape(weight.shape)
+
+
+def _products(a_KBB: Tensor, b_KBF: Tensor, exact: bool) -> Tensor:
+    result = b_KBF.new_empty(b_KBF.shape)
+    for i, (a, b) in enumerate(zip(a_KBB, b_KBF, strict=True)):
+        result[i] = _product(a, b, exact)
+    return result
 
 
 def _butterfly(weight: Tensor, skew_MKBB: Tensor, exact: bool) -> Tensor:
@@ -175,9 +182,9 @@ def input_rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact
     """
     numbers, flat_OF = f["oft_r"], weight.reshape(weight.shape[0], -1)
     edge = round((1 + sqrt(1 + 8 * numbers.shape[1])) / 2)
-    above = torch.triu_indices(edge, edge, 1)
+    rows, columns = numbers.new_ones(edge, edge).triu(1).nonzero(as_tuple=True)
     skew_KBB = numbers.new_zeros(numbers.shape[0], edge, edge)
-    skew_KBB[:, above[0], above[1]] = numbers
+    skew_KBB[:, rows, columns] = numbers
     skew_KBB = skew_KBB - skew_KBB.transpose(1, 2)
     terms = int(parameters["neumann"])
     turned_KBB = _series(-skew_KBB, terms, exact) if terms else _cayley(skew_KBB)
@@ -188,11 +195,11 @@ def input_rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact
 
 def _series(skew_KBB: Tensor, terms: int, exact: bool) -> Tensor:
     """Return 2Q + 2Q² + … + Qⁿ⁻¹; PEFT never stops before Q³ once it goes beyond the first term."""
-    power, total = skew_KBB, 2 * skew_KBB if terms > 1 else torch.zeros_like(skew_KBB)
+    power, total = skew_KBB, (2 if terms > 1 else 0) * skew_KBB
     if terms > 2:
         last = max(terms, 4) - 1
         for n in range(2, last + 1):
-            power = torch.stack([_product(p, q, exact) for p, q in zip(power, skew_KBB, strict=True)])
+            power = _products(power, skew_KBB, exact)
             total = total + (power if n == last else 2 * power)
     return total
 
@@ -208,7 +215,7 @@ ADDITIVE: dict[str, Additive] = {
     "w_norm": whole,
     "b_norm": whole,
 }
-ROTATIONS: dict[str, Callable[[Tensor, Factors, dict[str, Any], bool], Tensor]] = {
+ROTATIONS: dict[str, Rotation] = {
     "oft": rotation,
     "oft_input": input_rotation,
 }
