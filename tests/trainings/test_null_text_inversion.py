@@ -91,7 +91,7 @@ def test_it_keeps_a_start_and_an_empty_prompt_for_every_step(base: Taken, pictur
     assert outcome.record["norm"] > 0
 
 
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_replaying_what_was_kept_is_where_the_search_ended(
     dtype: str, base: Taken, picture: Path, tmp_path: Path
 ) -> None:
@@ -109,29 +109,29 @@ def test_replaying_what_was_kept_is_where_the_search_ended(
 
 
 def test_more_search_comes_nearer_and_none_stands_for_the_prompt_itself(
-    base: Taken, picture: Path, tmp_path: Path
+    toy: Taken, picture: Path, tmp_path: Path
 ) -> None:
     last = {}
-    for inner in (1, 12):
-        order = asked(tmp_path / str(inner), base, picture, inner=inner)
+    for inner in (1, 6):
+        order = asked(tmp_path / str(inner), toy, picture, inner=inner)
         last[inner] = sum(inverted(order).record["losses"])
-    assert last[12] < last[1]
-    order = asked(tmp_path / "none", base, picture, inner=0, dtype="fp32")
-    diffusion = load(base.given(), torch.device("cpu"), torch.float32)
+    assert last[6] < last[1]
+    order = asked(tmp_path / "none", toy, picture, inner=0, dtype="fp32")
+    diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         said = diffusion.encode_text(["a red cat"]).hidden_BLD
     assert torch.equal(kept(order, inverted(order))["uncond"], said.expand(4, -1, -1))
 
 
-def test_a_step_that_is_good_enough_is_searched_no_further(base: Taken, picture: Path, tmp_path: Path) -> None:
-    order = asked(tmp_path, base, picture, early_stop=1e6, dtype="fp32")
-    diffusion = load(base.given(), torch.device("cpu"), torch.float32)
+def test_a_step_that_is_good_enough_is_searched_no_further(toy: Taken, picture: Path, tmp_path: Path) -> None:
+    order = asked(tmp_path, toy, picture, early_stop=1e6, dtype="fp32")
+    diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         empty = diffusion.encode_text([""]).hidden_BLD
     assert torch.equal(kept(order, inverted(order))["uncond"], empty.expand(4, -1, -1))
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("at", [0, 2])
 def test_stopped_and_resumed_it_ends_with_the_same_bytes(at: int, toy: Taken, picture: Path, tmp_path: Path) -> None:
     whole = inverted(asked(tmp_path / "whole", toy, picture))
     order = asked(tmp_path / "parts", toy, picture)
