@@ -126,7 +126,7 @@ def test_what_fits_no_attention_and_what_is_no_hypernetwork_is_refused(diffusion
         attach(diffusion.unet, random_nets(LINEAR, widths=(12, 16)), LINEAR)
     whole = random_nets(LINEAR)
     lacking = {name: tensor for name, tensor in whole.items() if name != "8.v.linear.1.bias"}
-    with pytest.raises(UsageError, match="no 8.v.linear.1.bias"):
+    with pytest.raises(UsageError, match=r"no 8\.v\.linear\.1\.bias"):
         attach(diffusion.unet, lacking, LINEAR)
     with pytest.raises(UsageError, match="is no part of a hypernetwork"):
         attach(diffusion.unet, whole | {"8.q.linear.0.bias": torch.zeros(16)}, LINEAR)
