@@ -80,7 +80,7 @@ PHASES = (
     Phase(8, 2550, most_weight=1, colours=0, empty=0.5),
     Phase(8, 750, most_weight=20, colours=0, empty=0.5),
     Phase(16, 530, most_weight=20, colours=8, empty=0.85),
-    Phase(16, 900, most_weight=200, colours=8, empty=0.85, late=0.5),
+    Phase(16, 1500, most_weight=200, colours=8, empty=0.85, late=0.5),
 )
 LEARNING_RATE, WARM_UP, FLAT_SHARE = 1e-3, 50, 0.85
 SEED = 40

@@ -341,11 +341,18 @@ class Planner:
                 "components": {name: [identity, dtypes[name]] for name, identity in plan.identities().items()},
                 "facts": plan.facts,
             }
+            if plan.family:
+                made |= {"family": plan.family, "without": list(plan.without)}
             self.plan.notes[step.key] = made
         # all results of a formula's key are the same bytes, or building it would have failed
         step.result = known.results[0] if known.results else None
         self._pass_makers(step)
-        components = dict(base.components)
+        dropped, kind = made.get("without", ()), step.node.target.signature.makes
+        components = {name: component for name, component in base.components.items() if name not in dropped}
+        step.makers = {name: maker for name, maker in step.makers.items() if name not in dropped}
+        if kind != base.kind:  # a delta is no checkpoint: nothing passes into it
+            components, step.makers = {}, {}
+        base = replace(base, family=made.get("family", base.family))
         step.idle = True
         for name, (identity, dtype) in made["components"].items():
             if name in components and components[name].identity == identity:
@@ -355,7 +362,8 @@ class Planner:
             done = step.result.components[name] if step.result else None
             components[name] = done or Component(identity, "", f"plan:{step.key}:{name}", dtype)
         facts = {**base.facts, **made["facts"]}
-        step.artifact = replace(base, components=components, facts={k: v for k, v in facts.items() if v is not None})
+        facts = {k: v for k, v in facts.items() if v is not None}
+        step.artifact = replace(base, kind=kind, components=components, facts=facts)
 
     def _evaluate_content(self, step: Step) -> None:
         known = self.view.known(step.key)
@@ -412,7 +420,8 @@ class Planner:
             each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
-        return found.plan(found.table.model_validate(target.raw), inputs, family(step.node.recipe.family))
+        seed = {} if target.seed is None else {"seed": target.seed}
+        return found.plan(found.table.model_validate(target.raw | seed), inputs, family(step.node.recipe.family))
 
     def _tensors(self, component: Component) -> list[Tensor]:
         """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""

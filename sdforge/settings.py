@@ -38,7 +38,12 @@ class Takes:
 
 @dataclass(frozen=True)
 class PerBlock:
-    """Marks a setting of a merge that `blocks` may override for components and blocks."""
+    """Marks a setting of a merge that `blocks` may override for components and blocks.
+
+    shares: it is a list of shares, so that of two the second one says both.
+    """
+
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,18 @@ class Seeded(Table):
     FREE: ClassVar[tuple[str, ...]] = ("seed",)  # it stands beside the settings in the manifest
 
     seed: Seed | SkipJsonSchema[None] = Field(None, description="default: the recipe's `seed`")
+
+
+class Merge(Target):
+    """A merge: what all of them may state besides."""
+
+    prediction: Annotated[Literal["", "epsilon", "v_prediction"], Since(2, "")] = Field(
+        "", description="what the result's U-Net predicts; only where the checkpoints do not agree"
+    )
+
+
+class SeededMerge(Seeded, Merge):
+    """A merge that depends on random numbers."""
 
 
 def takes(field: Any) -> Takes | None:

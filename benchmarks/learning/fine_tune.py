@@ -11,11 +11,11 @@ PROMPTS = [text for _, text in asked(12)]
 TARGET = """
 [fine_tune.chalk]
 on = "flat"
-dataset = "sketches"
+dataset = "{dataset}"
 seed = {seed}
-steps = {steps}
+steps = 90
 batch = 4
-learning_rate = {rate}
+learning_rate = 3e-4
 schedule = "cosine"
 warmup = 5
 caption_dropout = 0
@@ -30,14 +30,16 @@ def measure(bench: Bench) -> list[Finding]:
     after: tuple[float, ...] = ()
     for seed in SEEDS:
         name = f"chalk-{seed}"
-        target = TARGET.format(seed=seed, steps=90, rate=3e-4)
+        target = TARGET.format(seed=seed, dataset="sketches")
         drawn = bench.draw(name, target, 'checkpoint = "chalk"', PROMPTS)
         before += _chalk(drawn, "flat")
         after += _chalk(drawn, name)
-    still = bench.draw("still", TARGET.format(seed=0, steps=1, rate=1e-12), 'checkpoint = "chalk"', PROMPTS)
+    flat = bench.draw("flatly", TARGET.format(seed=0, dataset="mascot-drawings"), 'checkpoint = "chalk"', PROMPTS)
     return [
         Finding("drawn with chalk", before, after),
-        Finding("the same, a learning rate of nothing", _chalk(still, "flat"), _chalk(still, "still"), control=True),
+        Finding(
+            "the same, taught with drawings that are not", _chalk(flat, "flat"), _chalk(flat, "flatly"), control=True
+        ),
     ]
 
 

@@ -60,7 +60,7 @@ Form = Literal[
     "custom",
     "hypernetworks",
     "hypernetworks-pt",
-    "image_embeddings",
+    "image-embeddings",
     "aesthetics",
 ]
 
@@ -290,7 +290,9 @@ class _Writing:
         """Files of kinds for which no other program has a form."""
         for given in self.order.inputs.get(role, []):
             named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
-            metadata = own_metadata(given.kind, self.family.name, given.facts)
+            facts = self.checkpoint.facts
+            spec = self._spec(f"{self.family.spec(facts)}/{given.kind}", self.family.fact(facts, "resolution"))
+            metadata = spec | own_metadata(given.kind, self.family.name, given.facts)
             self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
@@ -309,11 +311,14 @@ class _Writing:
         self._own("hypernetworks")
 
     def hypernetworks_pt(self) -> None:
-        for given in self.order.inputs.get("hypernetworks", []):
-            refs = given.components["hypernetwork"]
-            tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
-            value = pickled_form(self.settings["title"], tensors, given.facts)
-            self._pickle(f"hypernetworks/{given.identity[:16]}.pt", value)
+        """As A1111 reads them, those that are sidecars too."""
+        for role in ("hypernetworks", "sidecars"):
+            for given in self.order.inputs.get(role, []):
+                if given.kind == "hypernetwork":
+                    refs = given.components["hypernetwork"]
+                    tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
+                    value = pickled_form(self.settings["title"], tensors, given.facts)
+                    self._pickle(f"{role}/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:
         self._own("image_embeddings")
@@ -351,7 +356,7 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
     "hypernetworks-pt": _Writing.hypernetworks_pt,
-    "image_embeddings": _Writing.image_embeddings,
+    "image-embeddings": _Writing.image_embeddings,
     "aesthetics": _Writing.aesthetics,
 }
 

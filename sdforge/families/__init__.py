@@ -46,6 +46,9 @@ class Family(ABC):
     kept: ClassVar[tuple[str, ...]]  # those of them that a merge takes from the first checkpoint, unless it names them
     spare: ClassVar[tuple[str, ...]]  # those of them without which a checkpoint can be loaded
     image_embeddings: ClassVar[bool]  # whether it draws from a CLIP embedding of a picture
+    without_pictures: ClassVar[str] = (
+        ""  # the family that is left when one picture is built in and none is shown any more
+    )
     neutral: ClassVar[dict[str, Json]]  # facts and the value at which each is left out
     owners: ClassVar[dict[str, str]]  # fact → the part (unet, text_encoder, vae) with which it moves
     title: ClassVar[str]  # as people write it

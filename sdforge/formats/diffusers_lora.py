@@ -34,7 +34,7 @@ FACTORS = {
     ".oft_R.weight": "oft_r",
     **{f".{name}": name for name in sorted(CANONICAL) if name.startswith(("hada_", "lokr_"))},
 }
-PROCESSOR = re.compile(r"^(.*)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
+PROCESSOR = re.compile(r"^(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
 METADATA = "lora_adapter_metadata"  # since diffusers 0.35: {"unet.r": 8, "unet.lora_alpha": 16, …}
 CONFIG, WEIGHTS, PEFT = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 MOST_CONFIG = 4 << 20  # bytes

@@ -234,9 +234,8 @@ def _network(changes: dict[str, tuple[Part, Change]]) -> tuple[str, dict[str, st
     arguments = {"algo": {"lora": "locon", "oft": "diag-oft", "w_norm": "full", "diff": "full"}.get(algo, algo)}
     if dora:
         arguments["dora_wd"] = "True"
-    convolutions = [change.rank for part, change in changes.values() if part.weight.endswith(KERNELS)]
-    if convolutions:
-        arguments["conv_dim"] = str(max(convolutions))
+    if conv_dim := max((change.rank for part, change in changes.values() if part.weight.endswith(KERNELS)), default=0):
+        arguments["conv_dim"] = str(conv_dim)
     return "lycoris.kohya", arguments, algo == "lokr" and all(change.rank == 0 for _, change in changes.values())
 
 

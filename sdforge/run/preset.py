@@ -86,7 +86,7 @@ def _from_folder(root: Path, described: dict[str, Any], of: Family, precision: t
         raise UsageError(
             f"{root} has no diffusers folder", hint=f'[preset] export = ["diffusers"] in {described["preset"]}'
         )
-    return _pipeline(of).from_pretrained(folder, torch_dtype=precision, local_files_only=True)
+    return _pipeline(of).from_pretrained(folder, dtype=precision, local_files_only=True)
 
 
 def _from_file(root: Path, described: dict[str, Any], of: Family, precision: torch.dtype) -> Any:
@@ -105,7 +105,7 @@ def _from_file(root: Path, described: dict[str, Any], of: Family, precision: tor
     layout = read_layout(file)
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), root, of, layout)
-        pipeline = kind.from_single_file(str(file), config=folder, torch_dtype=precision, local_files_only=True)
+        pipeline = kind.from_single_file(str(file), config=folder, dtype=precision, local_files_only=True)
     for row in described["words"]:
         _add_word(pipeline, root, row, described["preset"])
     return pipeline

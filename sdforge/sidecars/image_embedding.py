@@ -41,8 +41,10 @@ def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, 
     makers = {SHOWN: _shown, VARIED: _varied}
     if name not in makers:
         raise UsageError(f"{name} draws from words, not from a picture's embedding", hint=f"load it as {SHOWN}")
-    kind = makers[name](type(pipeline), tensors["image_embeds"], int(facts.get("level", 0)))
+    plain = getattr(type(pipeline), "plain_class", type(pipeline))  # one that was attached before is let go
+    kind = makers[name](plain, tensors["image_embeds"], int(facts.get("level", 0)))
     kind.__name__ = kind.__qualname__ = name  # by which diffusers saves it
+    kind.plain_class = plain
     pipeline.__class__ = kind
 
 

@@ -56,15 +56,25 @@ prompt = "a red square"
 steps = 2
 inner = 2
 
+[hypernetwork.mood]
+on = "base"
+dataset = "drawings"
+activation = "relu"
+steps = 1
+warmup = 0
+learning_rate = 0.1
+batch = 1
+precision = "fp32"
+
 [preset]
 checkpoint = "base"
 insert = ["word", "longer"]
 bake = { style = 0.8 }
-sidecars = ["cat"]
+sidecars = ["cat", "mood"]
 negative_prompt = "green <toy>-er"
 clip_skip = 1
 dtype = "fp16"
-export = ["checkpoint", "diffusers", "loras", "embeddings", "embeddings-pt"]
+export = ["checkpoint", "diffusers", "loras", "embeddings", "embeddings-pt", "hypernetworks-pt"]
 
 [preset.previews]
 prompts = ["a drawing of <toy>"]
@@ -108,9 +118,10 @@ def drawn(pipeline: Any, prompt: Any = PROMPT, **wishes: Any) -> Any:
 
 
 def test_a_loaded_preset_draws_what_its_previews_show(pipeline: Any, folder: Path) -> None:
-    """Words, LoRA, sampler, guidance, negative prompt, size and clip skip are the preset's; only the prompt is said."""
+    """Words, LoRA, hypernetwork, sampler, guidance, negative prompt, size and clip skip are the preset's."""
     preview = pixels(Image.open(folder / "previews" / "1-1-toy.png"))
     assert np.abs(drawn(pipeline) - preview).max() <= 2
+    assert np.abs(pixels(Image.open(folder / "previews" / "1-1-toy-without.png")) - preview).max() > 2
     assert np.abs(drawn(pipeline, negative_prompt="") - preview).max() > 2
     assert np.abs(drawn(pipeline, guidance_scale=9.0) - preview).max() > 2
     assert np.abs(drawn(pipeline, clip_skip=0) - preview).max() > 2
@@ -178,7 +189,10 @@ def test_what_is_said_of_a_preset(folder: Path) -> None:
         },
         "trigger": [],
         "licence": "",
-        "sidecars": [{"name": "cat", "kind": "null_text", "path": "sidecars/cat.safetensors", "strength": 1.0}],
+        "sidecars": [
+            {"name": "mood", "kind": "hypernetwork", "path": "sidecars/mood.safetensors", "strength": 1.0},
+            {"name": "cat", "kind": "null_text", "path": "sidecars/cat.safetensors", "strength": 1.0},
+        ],
     }
     hashes = {"sha256", "bytes", "autov2", "autov3"}
     told = {row["path"]: {k: v for k, v in row.items() if k not in {*hashes, "path"}} for row in files}
@@ -195,6 +209,8 @@ def test_what_is_said_of_a_preset(folder: Path) -> None:
         },
         "embeddings/longer.pt": {"kind": "embedding", "name": "longer", "trigger": [], "negative": ["<toy>-er"]},
         "loras/style.safetensors": {"kind": "lora", "name": "style", "trigger": [], "strength": 0.8},
+        "sidecars/mood.safetensors": {"kind": "hypernetwork", "name": "mood", "trigger": [], "strength": 1.0},
+        "sidecars/mood.pt": {"kind": "hypernetwork", "name": "mood", "trigger": [], "strength": 1.0},
         "sidecars/cat.safetensors": {
             "kind": "null_text",
             "name": "cat",
@@ -290,3 +306,11 @@ def test_a_diffusers_folder_or_a_single_file_names_its_preset(folder: Path) -> N
     for path in (folder / "diffusers", folder / "toy.safetensors"):
         found: Any = load_preset(path)
         assert found.preset["preset"] == "toy"
+
+
+def test_a_picture_that_was_inverted_with_another_unet_is_noticed(made: Project, tmp_path: Path) -> None:
+    shutil.copytree(made.root, tmp_path / "project")
+    project = Project(tmp_path / "project")
+    assert "`cat` was inverted with another U-Net" in project.forge("check").err
+    project.edit("bake = { style = 0.8 }\n", "")
+    assert "another U-Net" not in project.forge("check").err  # fp16 makes no other one

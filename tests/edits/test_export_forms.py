@@ -116,6 +116,7 @@ def test_sidecars_are_written_whatever_forms_are_named(export: Export, tmp_path:
     assert name == f"sidecars/{cat.artifact.digest[:16]}.safetensors"
     layout = read_layout(tmp_path / "work" / name)
     assert (layout.kind, layout.family, layout.facts) == ("null_text", "sd15", facts)
+    assert metadata(tmp_path / "work" / name)["modelspec.license"] == "CC0-1.0"
 
 
 def test_equal_presets_are_equal_files(export: Export, word: Taken) -> None:

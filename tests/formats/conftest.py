@@ -12,8 +12,9 @@ from sdforge.edits.export import run
 from sdforge.order import Given, Order
 from tests.families.conftest import each, other, toy, toys
 from tests.families.workbench import Taken
+from tests.run.conftest import drawings, pictures
 
-__all__ = ["each", "other", "toy", "toys"]
+__all__ = ["drawings", "each", "other", "pictures", "toy", "toys"]
 
 Export = Callable[..., Path]
 

@@ -125,7 +125,7 @@ class World:
     def recipe(self, text: str, name: str = "r") -> None:
         path = self.root / "recipes" / f"{name}.toml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'family = "sd15"\n{text}')
+        path.write_text(text if text.startswith("family") else f'family = "sd15"\n{text}')
 
     # -- questions -------------------------------------------------------------------------------------------------
 

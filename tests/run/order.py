@@ -9,7 +9,7 @@ from typing import Any
 from sdforge.method import method
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.train import run_training
-from sdforge.settings import Seeded
+from sdforge.settings import Seeded, takes
 from sdforge.store.files import sha256_of
 from tests.families.workbench import Taken
 
@@ -37,13 +37,21 @@ def settings(name: str, **changes: Any) -> dict[str, Any]:
         "token": "<toy>",
         "image": "drawing",
         "prompt": "a <toy> cat" if name == "dreambooth" else "a red cat",
+        "clip": "clip",
+        "prompts": ["a red cat"],
     }
     if name == "custom_diffusion":  # the toys do not know the rare word that it starts from
         fixed["init"] = "cat"
     table = method(name).table
-    own = {key: value for key, value in fixed.items() if key in table.model_fields}
-    seed = {"seed": SEED} if issubclass(table, Seeded) else {}
+    fields = table.model_fields
+    own = {key: value for key, value in fixed.items() if key in fields and (key != "clip" or takes(fields[key]))}
+    seed = {"seed": changes.pop("seed", SEED)} if issubclass(table, Seeded) else {}
     return table.model_validate(own | changes).settings() | seed
+
+
+def shown(name: str) -> bool:
+    """Say whether a training wants a checkpoint that is shown pictures."""
+    return "image_encoder" in method(name).signature.roles["on"].reads
 
 
 def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> Order:
@@ -54,7 +62,7 @@ def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> 
         target="toy",
         method=name,
         group="trainings",
-        family="sd15",
+        family=on.artifact.family,
         settings=settings(name, **changes),
         work=str(work),
         inputs={"on": [on.given()], "dataset": [pictures], **({"prior": [prior]} if prior else {})},

@@ -43,12 +43,12 @@ def test_captions_that_are_replaced_decide_nothing(toy: Taken, pictures: Given, 
     assert a.sha256 == b.sha256
 
 
-def _advice(prior: Artifact | None, **changes: Any) -> list[Any]:
+def _advice(drawn: Artifact | None, **changes: Any) -> list[Any]:
     raw = {"on": "base", "dataset": "drawings", "prompt": PROMPT, **changes}
     on, dataset = Artifact("checkpoint", "sd15"), Artifact("dataset", whole="x", notes={"rows": []})
     inputs: dict[str, list[Artifact | None]] = {"on": [on], "dataset": [dataset]}
     if "prior" in changes:
-        inputs["prior"] = [prior]
+        inputs["prior"] = [drawn]
     return advise(TABLE.model_validate(raw), inputs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from torch import Tensor, nn
 from sdforge.artifact import KINDS
 from sdforge.errors import ActionFailed
 from sdforge.families import family_names
-from sdforge.families.sd15.load import load
 from sdforge.method import method, method_groups, module_of
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.images import plan_pictures
 from sdforge.run.tensors import DTYPES
 from sdforge.settings import Table
 from sdforge.trainings import Training
-from tests.families.workbench import Taken, digest
-from tests.run.order import order, settings, train
+from tests.families.toys import write_family
+from tests.families.workbench import Taken, digest, take
+from tests.run.order import dataset, order, settings, shown, train
+from tests.toys import write_drawings
 
 TRAININGS = sorted(name for name, group in method_groups().items() if group == "trainings")
 OWN = [name for name in TRAININGS if hasattr(module_of("trainings", name), "run")]  # they do without the loop
@@ -30,14 +33,32 @@ DRAWN = ("lora", "textual_inversion")  # whose parameters start from random numb
 EACH = pytest.mark.parametrize("name", TRAININGS)
 LOOPED = pytest.mark.parametrize("name", sorted({*TRAININGS} - {*OWN}))
 CAPTIONS = ["a red <toy> cat", "a house"]
+RATES = {"loha": 0.01}  # products of four factors move faster than the factors
+
+
+@pytest.fixture
+def on(name: str, toy: Taken, toys: Path) -> Taken:
+    """The checkpoint that a training wants."""
+    return take(write_family(toys / "unclip", "unclip")) if shown(name) else toy
+
+
+def loaded(on: Taken) -> Diffusion:
+    load = importlib.import_module(f"sdforge.families.{on.artifact.family}.load").load
+    found: Diffusion = load(on.given(), torch.device("cpu"), torch.float32)
+    return found
 
 
 def begun(name: str, on: Taken, **changes: Any) -> tuple[Diffusion, Adapter]:
-    diffusion = load(on.given(), torch.device("cpu"), torch.float32)
+    diffusion = loaded(on)
     table: type[Training] = module_of("trainings", name).TABLE
     adapter = module_of("trainings", f"{name}.adapter").begin(
         table.model_construct(**settings(name, **changes)), diffusion
     )
+    if shown(name):  # it begins at what it is shown
+        folder = next(iter(on.files.values())).parents[1] / "shown"
+        write_drawings(folder)
+        given = dataset(folder)
+        adapter.prepare(order(folder, name, on, given), plan_pictures(given.pictures, 64, buckets=False))
     return diffusion, adapter
 
 
@@ -53,7 +74,8 @@ def batch(captions: list[str] = CAPTIONS) -> Batch:
 
 
 def said(diffusion: Diffusion, adapter: Adapter, captions: list[str] = CAPTIONS) -> Tensor:
-    return adapter.predict(batch(captions), diffusion.encode_text(captions))
+    condition = adapter.condition(batch(captions), diffusion.encode_text(captions))
+    return adapter.predict(batch(captions), condition)
 
 
 def test_the_trainings_that_recipes_rely_on_are_found_in_the_folder() -> None:
@@ -81,20 +103,23 @@ def test_a_training_names_no_family(name: str) -> None:
 
 
 @LOOPED
-def test_a_training_begins_where_the_checkpoint_stands(name: str, toy: Taken) -> None:
+def test_a_training_begins_where_the_checkpoint_stands(name: str, on: Taken) -> None:
     """Captions without a new word say what they said, to the bit."""
     plain = ["a red cat", "a house"]
-    base = load(toy.given(), torch.device("cpu"), torch.float32)
-    diffusion, adapter = begun(name, toy)
+    base = loaded(on)
+    diffusion, adapter = begun(name, on)
     one = batch(plain)
     with torch.no_grad():
-        before = base.predict(one.noisy_BCHW, one.timesteps_B, base.encode_text(plain))
+        told = base.encode_text(plain)
+        if shown(name):
+            told = base.imagine(parameters(adapter)["image_embeds"].expand(2, -1))
+        before = base.predict(one.noisy_BCHW, one.timesteps_B, told)
         assert torch.equal(said(diffusion, adapter, plain), before)
 
 
 @LOOPED
-def test_only_what_is_declared_trainable_moves(name: str, toy: Taken) -> None:
-    diffusion, adapter = begun(name, toy)
+def test_only_what_is_declared_trainable_moves(name: str, on: Taken) -> None:
+    diffusion, adapter = begun(name, on)
     declared = parameters(adapter)
     networks = {"unet": diffusion.unet, "vae": diffusion.vae, **diffusion.text_encoders}
     everything = {
@@ -115,23 +140,20 @@ def test_only_what_is_declared_trainable_moves(name: str, toy: Taken) -> None:
 
 
 @LOOPED
-def test_what_is_trained_is_fp32_and_finite(name: str, toy: Taken) -> None:
-    _, adapter = begun(name, toy)
+def test_what_is_trained_is_fp32_and_finite(name: str, on: Taken) -> None:
+    _, adapter = begun(name, on)
     assert parameters(adapter)
     assert {p.dtype for p in parameters(adapter).values()} == {torch.float32}
     assert all(p.requires_grad and bool(torch.isfinite(p).all()) for p in parameters(adapter).values())
 
 
 @LOOPED
-def test_the_start_depends_on_the_seed_alone(name: str, toy: Taken) -> None:
+def test_the_start_depends_on_the_seed_alone(name: str, on: Taken) -> None:
     state = torch.random.get_rng_state()
     starts = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed + 100)
-        diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
-        table: type[Training] = module_of("trainings", name).TABLE
-        wanted = table.model_construct(**settings(name) | {"seed": seed})
-        adapter = module_of("trainings", f"{name}.adapter").begin(wanted, diffusion)
+        _, adapter = begun(name, on, seed=seed)
         starts.append({n: digest(p) for n, p in parameters(adapter).items()})
     torch.random.set_rng_state(state)
     assert starts[0] == starts[1]
@@ -139,9 +161,9 @@ def test_the_start_depends_on_the_seed_alone(name: str, toy: Taken) -> None:
 
 
 @LOOPED
-def test_it_learns_what_its_parameters_can_say(name: str, toy: Taken) -> None:
+def test_it_learns_what_its_parameters_can_say(name: str, on: Taken) -> None:
     """The target is what the network says with other values of the same parameters: a loss near zero exists."""
-    diffusion, adapter = begun(name, toy)
+    diffusion, adapter = begun(name, on)
     own = list(parameters(adapter).values())
     # weights of all layers are moved less than those of a few factors or rows
     far, rate = (0.3, 0.03) if sum(p.numel() for p in own) < 30_000 else (0.02, 0.002)
@@ -153,7 +175,7 @@ def test_it_learns_what_its_parameters_can_say(name: str, toy: Taken) -> None:
         target = said(diffusion, adapter)
         for p, value in zip(own, start, strict=True):
             p.copy_(value)
-    optimizer, losses = torch.optim.Adam(own, lr=rate), []
+    optimizer, losses = torch.optim.Adam(own, lr=RATES.get(name, rate)), []
     for _ in range(25):
         loss = (said(diffusion, adapter) - target).square().mean()
         optimizer.zero_grad()
@@ -166,9 +188,9 @@ def test_it_learns_what_its_parameters_can_say(name: str, toy: Taken) -> None:
 @LOOPED
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_what_is_saved_is_of_the_declared_type_and_names_its_update(
-    name: str, dtype: str, toy: Taken, pictures: Given, tmp_path: Path
+    name: str, dtype: str, on: Taken, pictures: Given, tmp_path: Path
 ) -> None:
-    outcome = train(order(tmp_path, name, toy, pictures, dtype=dtype, steps=1))
+    outcome = train(order(tmp_path, name, on, pictures, dtype=dtype, steps=1))
     for rows in outcome.components.values():
         assert {DTYPES[row[1]] for row in rows} == {{"fp16": torch.float16, "fp32": torch.float32}[dtype]}
         assert rows == sorted(rows)
@@ -179,9 +201,9 @@ def test_what_is_saved_is_of_the_declared_type_and_names_its_update(
 
 
 @LOOPED
-def test_a_loss_that_is_no_number_stops_the_training(name: str, toy: Taken, pictures: Given, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_stops_the_training(name: str, on: Taken, pictures: Given, tmp_path: Path) -> None:
     wild = order(
-        tmp_path, name, toy, pictures, learning_rate=1e30, clip=0.0, steps=20, schedule="constant", dtype="fp32"
+        tmp_path, name, on, pictures, learning_rate=1e30, clip=0.0, steps=20, schedule="constant", dtype="fp32"
     )
     with pytest.raises(ActionFailed, match=r"(NaN|nan|inf|Inf)") as caught:
         train(wild)
@@ -189,8 +211,8 @@ def test_a_loss_that_is_no_number_stops_the_training(name: str, toy: Taken, pict
 
 
 @LOOPED
-def test_what_a_training_asks_of_text_is_what_it_says(name: str, toy: Taken) -> None:
+def test_what_a_training_asks_of_text_is_what_it_says(name: str, on: Taken) -> None:
     """Where the text is said to be frozen, what captions say is encoded once: no gradient may be lost by that."""
-    diffusion, adapter = begun(name, toy)
+    diffusion, adapter = begun(name, on)
     text = diffusion.encode_text(CAPTIONS)
     assert text.hidden_BLD.requires_grad == (not adapter.text_is_frozen)

@@ -30,25 +30,24 @@ def updates(lora: Input, family: Family, weights: dict[Place, Tensor]) -> dict[P
         modules.setdefault(module, {})[factor] = tensor
     found: dict[Place, list[Update]] = {}
     for module, factors in modules.items():
+        component, _, path = module.partition(".")
+        _refuse_unknown(component, f"{path}.weight", module, strengths, family)
         shapes = {name: tensor.shape for name, tensor in factors.items()}
         for part in _parts(module, shapes):
             place = part.component, part.weight
-            if place not in strengths.blocks:
-                guess = nearest(".".join(place), [f"{c}.{n}" for c, n in strengths.blocks])
-                what = module if part.weight.endswith(".weight") else f"the bias of {module}"
-                raise UsageError(f"a LoRA changes {what}, which {family.title} does not have", hint=f"nearest: {guess}")
+            _refuse_unknown(*place, f"the bias of {module}", strengths, family)
             own = {name: shapes[name] for name in part.factors}
-            try:
-                change = change_of(part, own)
-                fits = place not in weights or _fits(change, own, weights[place].shape)
-            except ValueError:
-                fits = False
-            if not fits:
-                raise _misfit(place, own, weights.get(place))
+            change = _change(part, own, place, weights.get(place))
             if strength := strengths.at(*place):
                 update = _update(part, change, module, strength, factors, lora.artifact.facts)
                 found.setdefault(place, []).append(update)
     return found
+
+
+def _refuse_unknown(component: str, name: str, what: str, strengths: Strengths, family: Family) -> None:
+    if (component, name) not in strengths.blocks:
+        guess = nearest(f"{component}.{name}", [f"{c}.{n}" for c, n in strengths.blocks])
+        raise UsageError(f"a LoRA changes {what}, which {family.title} does not have", hint=f"nearest: {guess}")
 
 
 def _parts(module: str, shapes: dict[str, Shape]) -> list[Part]:
@@ -72,12 +71,20 @@ def _fits(change: Change, shapes: dict[str, Shape], weight: Shape) -> bool:
     )
 
 
-def _misfit(place: Place, shapes: dict[str, Shape], weight: Tensor | None) -> UsageError:
-    factors = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-    return UsageError(
-        f"a LoRA's factors {factors} do not fit {'.'.join(place)} {list(weight.shape) if weight else ''}".rstrip(),
-        hint="it was made for a checkpoint of other widths",
-    )
+def _change(part: Part, shapes: dict[str, Shape], place: Place, weight: Tensor | None) -> Change:
+    """Return what a part changes. Raises UsageError where it fits neither itself nor the weight."""
+    try:
+        change = change_of(part, shapes)
+        fits = weight is None or _fits(change, shapes, weight.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        factors = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        raise UsageError(
+            f"a LoRA's factors {factors} do not fit {'.'.join(place)} {list(weight.shape) if weight else ''}".rstrip(),
+            hint="it was made for a checkpoint of other widths",
+        )
+    return change
 
 
 def _update(

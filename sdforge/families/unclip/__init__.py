@@ -43,6 +43,7 @@ class StableUnclip(StableDiffusion):
     spare = ("image_encoder", "image_normalizer")
     unsaid = ("prediction",)
     image_embeddings = True
+    without_pictures = "sd2"
     neutral: ClassVar = neutral_facts(
         heads=[5, 10, 20, 20], resolution=768, scaling=0.18215, encoders=(VIT_H,), images=IMAGES
     )
