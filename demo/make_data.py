@@ -58,8 +58,8 @@ PORTRAIT = Attributes(
 
 
 def one_mascot_picture() -> list[tuple[Image.Image, str]]:
-    """The sixth of the mascot's drawings."""
-    return mascot_pictures()[5:6]
+    """The first of the mascot's drawings."""
+    return mascot_pictures()[:1]
 
 
 def portrait() -> Image.Image:

@@ -16,6 +16,7 @@ from sdforge.identity import H, Json, canonical
 
 KINDS = (
     "checkpoint",
+    "delta",
     "lora",
     "embedding",
     "hypernetwork",

@@ -172,7 +172,6 @@ class Build:
         """Say whether all bytes that a step reads are there."""
         if any(artifact is None for _, artifact in step.inputs):
             return False
-        reads = step.node.target.signature.roles
         busy = {running.step.id for running in self.running}
         for link, artifact in step.inputs:
             other = plan.steps.get(link.id)
@@ -180,9 +179,8 @@ class Build:
                 continue
             if other.state in ("build", "maybe", "running"):
                 return False
-            needed = [
-                maker for name, maker in other.makers.items() if name.startswith(reads[link.use.role].reads or ("\0",))
-            ]
+            reads = step.node.target.role(link.use.role).reads
+            needed = [maker for name, maker in other.makers.items() if name.startswith(reads or ("\0",))]
             if any(maker in plan.steps and (plan.steps[maker].to_do or maker in busy) for maker in needed):
                 return False
         return True

@@ -184,15 +184,17 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
 
 
 def weights_off(plan: Plan, wanted: str) -> list[str]:
-    """Say which merges have weights that do not sum to 1."""
+    """Say which weighted sums have weights that do not sum to 1; other merges' weights are no shares, or made so."""
     from sdforge.identity import decimal
 
     found: list[str] = []
     if wanted != plan.wanted[0]:
         return found
     for step in plan.steps.values():
-        weights = json.loads(step.node.target.settings).get("weights")
-        if isinstance(weights, list) and sum(map(decimal, weights)) != 1:
+        if step.node.target.signature.name != "weighted_sum":
+            continue
+        weights = json.loads(step.node.target.settings)["weights"]
+        if sum(map(decimal, weights)) != 1:
             found.append(f"the weights of {short(step)} sum to {float(sum(map(decimal, weights))):g}, not to 1")
     return found
 

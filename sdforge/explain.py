@@ -115,7 +115,7 @@ class Explainer:
         found = []
         for link, artifact in links:
             assert artifact is not None
-            spec = step.node.target.signature.roles[role]
+            spec = step.node.target.role(role)
             named = json.loads(artifact.named(spec.reads, spec.facts))
             item = {"artifact": named, "use": link.use.use or {}} if spec.many == "table" else named
             if json.dumps(item, sort_keys=True) not in before:

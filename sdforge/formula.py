@@ -125,41 +125,63 @@ def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
             )
 
 
+UNUSED = ("logit_scale", "position_ids")  # CLIP's temperature, of its training alone; whole numbers 0 … 76
+
+
 def merge_plan(
     method: str,
     version: int,
     simplify: Callable[[list[Any], dict[str, Any]], Any],
     inputs: list[Input],
     family: Family,
-    parameters: Callable[[str, str], dict[str, Any] | None],
+    parameters: Callable[[str, str, str], dict[str, Any] | None],
     dtype: str,
 ) -> Plan:
     """Plan a merge of checkpoints.
 
-    parameters: (component, block) → the method's settings there; components for which it returns None pass through
-    from the first checkpoint. Integer tensors always do.
+    parameters: (component, block, tensor) → the method's settings there; components for which it returns None pass
+    through from the first checkpoint. Integer tensors always do, and what is never used.
     """
     plan = Plan()
     blocks = {(name.component, name.canonical): name.block for name in family.names()}
     for component in family.networks:
         tables = [each.tensors(component) for each in inputs]
-        if not tables[0] or parameters(component, "") is None:
+        if not tables[0] or parameters(component, "", "") is None:
             continue
         rows = []
         for name, first in tables[0].items():
+            if name.rpartition(".")[2] in UNUSED:
+                rows.append(passes(first))
+                continue
             missing = [i for i, table in enumerate(tables) if name not in table]
             if missing:
                 raise UsageError(f"{method} needs {component}.{name}, which checkpoint {missing[0] + 1} does not have")
             tensors = [table[name] for table in tables]
             same_shapes(method, f"{component}.{name}", tensors)
             target = target_dtype(dtype, first)
-            here = parameters(component, blocks[component, name]) or {}
+            here = parameters(component, blocks[component, name], name) or {}
             rows.append(_merged(method, version, simplify, name, target, tensors, here))
         for i, table in enumerate(tables):
-            if extra := sorted(set(table) - set(tables[0])):
+            if extra := sorted(n for n in set(table) - set(tables[0]) if n.rpartition(".")[2] not in UNUSED):
                 raise UsageError(f"{method} has no place for {component}.{extra[0]} of checkpoint {i + 1}")
         plan.components[component] = rows
     return plan
+
+
+def merged_facts(inputs: list[Input], family: Family, prediction: str) -> dict[str, Json]:
+    """Return what a merge changes of its first input's facts: what it predicts, where that was stated.
+
+    Raises UsageError for checkpoints that predict different things: between them lies a U-Net that predicts neither.
+    """
+    found = [str(family.fact(each.artifact.facts, "prediction")) for each in inputs]
+    if prediction:
+        return {"prediction": None if prediction == family.neutral["prediction"] else prediction}
+    if other := next((each for each in found if each != found[0]), ""):
+        raise UsageError(
+            f"a checkpoint that predicts {found[0]} cannot be merged with one that predicts {other}",
+            hint=f'if the result is meant to predict one of them, say so: prediction = "{found[0]}"',
+        )
+    return {}
 
 
 def _merged(

@@ -264,6 +264,7 @@ def wrong_kind(name: str, makes: str, role: Role) -> str:
 
 
 PRESET = {  # kind → how [preset] takes it
+    "checkpoint": 'checkpoint = "NAME"',
     "embedding": 'insert = ["NAME"]',
     "lora": "bake = { NAME = 1.0 }",
     "custom": "bake = { NAME = 1.0 }",

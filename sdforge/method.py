@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
@@ -18,19 +18,24 @@ from sdforge.errors import SettingErrors, UsageError, nearest
 from sdforge.places import code_folders
 
 if TYPE_CHECKING:
+    from sdforge.blocks import Place
     from sdforge.families import Family
     from sdforge.formula import Input, Plan
-    from sdforge.settings import Table
+    from sdforge.settings import PerBlock, Table
 
 GROUPS = ("merges", "trainings", "edits")
 LOOP_VERSION = 1  # of the training loop that all trainings share
+TENSOR, SEED = "tensor", "seed"  # what a merge may ask for by name: `component.name` of the tensor, and the seed
+LISTS = ("blocks", "mbw", "mbw_preset")  # the settings by which a merge differs from block to block
+WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
     """A field of a table that names artifacts. many: "" for one name, `list`, or `table` (name → how it is used).
 
-    also: further kinds that serve.
+    also: further kinds that serve. widens: other role → components and facts of it that matter too where this one is
+    given.
     """
 
     kind: str
@@ -39,6 +44,7 @@ class Role:
     moves: tuple[str, ...]
     many: str
     also: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -81,9 +87,9 @@ class Method:
         from sdforge.settings import Seeded, takes
 
         roles = {
-            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(field.annotation), mark.also)
-            for name, field in self.table.model_fields.items()
-            if (mark := takes(field))
+            name: Role(mark.kind, mark.reads, mark.facts, mark.moves, _many(info.annotation), mark.also, mark.widens)
+            for name, info in self.table.model_fields.items()
+            if (mark := takes(info))
         }
         formula = self.group == "merges" or hasattr(self.module, "plan")
         moves = any(role.moves for role in roles.values())
@@ -104,12 +110,16 @@ class Method:
         if self.group != "merges":
             found: Plan = self.module.plan(table, inputs, family)
             return found
-        from sdforge.formula import merge_plan
+        from inspect import signature
+
+        from sdforge.formula import merge_plan, merged_facts
 
         flat = [each for role in inputs.values() for each in role]
-        return merge_plan(
-            self.name, self.version, self.module.simplify, flat, family, block_parameters(table, family), table.dtype
-        )
+        named = TENSOR in signature(getattr(self.module, self.name)).parameters
+        parameters = block_parameters(table, family, named=named)
+        made = merge_plan(self.name, self.version, self.module.simplify, flat, family, parameters, table.dtype)
+        made.facts = merged_facts(flat, family, table.prediction)
+        return made
 
 
 def _many(annotation: Any) -> str:
@@ -150,35 +160,61 @@ def method(name: str) -> Method:
     group = groups[name]
     module = module_of(group, name)
     if group == "merges":
-        return Method(name, group, module.VERSION, "checkpoint", _merge_table(getattr(module, name)), module)
+        makes = getattr(module, "MAKES", "checkpoint")
+        return Method(name, group, module.VERSION, makes, _merge_table(getattr(module, name)), module)
     return Method(name, group, module.VERSION, module.MAKES, module.TABLE, module)
 
 
 def _merge_table(function: Callable[..., Any]) -> type[Table]:
     """Derive a merge's table from its signature: parameters are inputs, keyword-only ones are settings."""
-    import inspect
+    from inspect import getdoc, signature
 
     from pydantic import Field, create_model
 
-    from sdforge.settings import Block, PerBlock, Reference, Takes, Target
+    from sdforge.settings import Merge, PerBlock, Reference, SeededMerge, Takes
 
     hints = get_type_hints(function, localns={"Tensor": object}, include_extras=True)
     takes_ = Takes("checkpoint", ("unet", "text_encoder"), ())
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
+    base: type[Merge] = Merge
+    for name, parameter in signature(function).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
-            fields[name] = (Annotated[list[Reference], Field(min_length=1), takes_], ...)
+            bounds = getattr(hints[name], "__metadata__", ()) or (Field(min_length=1),)
+            fields[name] = (Annotated[list[Reference], *bounds, takes_], ...)
         elif parameter.kind is not parameter.KEYWORD_ONLY:
-            fields[name] = (Annotated[Reference, takes_], ...)
-        else:
+            own = next((m.kind for m in getattr(hints[name], "__metadata__", ()) if isinstance(m, Takes)), takes_.kind)
+            fields[name] = (Annotated[Reference, replace(takes_, kind=own)], ...)
+        elif name == SEED:
+            base = SeededMerge
+        elif name != TENSOR:
             default = ... if parameter.default is parameter.empty else parameter.default
             hint = hints[name]
             fields[name] = (hint, default)
-            if any(isinstance(mark, PerBlock) for mark in getattr(hint, "__metadata__", ())):
-                note = "component or component.block (patterns allowed) → the same setting there"
-                fields["blocks"] = (dict[Block, hint], Field({}, description=note))  # type: ignore[valid-type]
-    model: type[Table] = create_model(function.__name__, __base__=Target, __doc__=inspect.getdoc(function), **fields)
+            mark = next((m for m in getattr(hint, "__metadata__", ()) if isinstance(m, PerBlock)), None)
+            if mark is not None:
+                fields |= _block_fields(hint, mark)
+    model: type[Table] = create_model(function.__name__, __base__=base, __doc__=getdoc(function), **fields)
     return model
+
+
+def _block_fields(hint: Any, mark: PerBlock) -> dict[str, Any]:
+    """Return the settings by which another one, of this type, differs from block to block."""
+    from pydantic import Field
+
+    from sdforge.blocks import Preset
+    from sdforge.settings import Block, Since, Weight
+
+    note = "component or component.block (patterns allowed) → the same setting there"
+    found: dict[str, Any] = {"blocks": (dict[Block, hint], Field({}, description=note))}
+    scalar = get_origin(hint) is not list and get_origin(getattr(hint, "__origin__", None)) is not list
+    if scalar or mark.shares:
+        each = hint if scalar else Weight
+        what = "the second checkpoint's share" if mark.shares else "the same setting"
+        note = f"{what} in BASE, IN00 … M00 … OUT11, as merge programs write it; `blocks` come before it"
+        found["mbw"] = (Annotated[list[each], Since(2, [])], Field([], description=note))  # type: ignore[valid-type]
+        note = "such a list that has a name"
+        found["mbw_preset"] = (Annotated[Preset, Since(2, "")], Field("", description=note))
+    return found
 
 
 def per_block(table: Table | type[Table]) -> str:
@@ -190,21 +226,53 @@ def per_block(table: Table | type[Table]) -> str:
     return next(marked, "")
 
 
-def block_parameters(table: Any, family: Family) -> Callable[[str, str], dict[str, Any] | None]:
-    """Return (component, block) → a merge's settings there; None for a VAE and its like that no pattern names."""
+def block_parameters(
+    table: Any, family: Family, *, named: bool = False
+) -> Callable[[str, str, str], dict[str, Any] | None]:
+    """Return (component, block, tensor) → a merge's settings there; None for a VAE and its like that no pattern names.
+
+    named: the tensor's name is one of them. Raises SettingErrors for lists and patterns that say nothing.
+    """
     varies = per_block(table)
-    settings = {k: v for k, v in table.settings().items() if k not in ("blocks", "dtype")}
+    settings = {k: v for k, v in table.settings().items() if k not in (*LISTS, *WHOLE)}
+    settings |= {SEED: table.seed or 0} if hasattr(table, SEED) else {}
     patterns = getattr(table, "blocks", {})
     places = resolve_blocks(patterns, family)
-    named = {component for component, _ in places}
+    listed = _listed(table, family)
+    chosen = {component for component, _ in places}
 
-    def at(component: str, block: str) -> dict[str, Any] | None:
-        if component in family.kept and component not in named:
+    def at(component: str, block: str, tensor: str) -> dict[str, Any] | None:
+        if component in family.kept and component not in chosen:
             return None
-        pattern = places.get((component, block))
-        return settings if pattern is None else settings | {varies: patterns[pattern]}
+        found = settings | ({TENSOR: f"{component}.{tensor}"} if named else {})
+        if pattern := places.get((component, block)):
+            return found | {varies: patterns[pattern]}
+        return found | {varies: listed[component, block]} if (component, block) in listed else found
 
     return at
+
+
+def _listed(table: Any, family: Family) -> dict[Place, Any]:
+    """Return what `mbw` or `mbw_preset` say of each block, in the form of the setting that they stand for."""
+    from sdforge.blocks import of_whole_unet, preset, spelled_out
+    from sdforge.exact import complement
+
+    values, name = getattr(table, "mbw", []), getattr(table, "mbw_preset", "")
+    if not values and not name:
+        return {}
+    if values and name:
+        raise SettingErrors(
+            [("mbw_preset", "`mbw` and `mbw_preset` are two lists for the same blocks", "leave one out")]
+        )
+    weights = of_whole_unet(preset(name, family) if name else spelled_out(values, family), family)
+    if not isinstance(getattr(table, per_block(table)), list):
+        return dict(weights)
+    if len(table.checkpoints) != 2:
+        message = f"a list of block weights is for two checkpoints, and there are {len(table.checkpoints)}"
+        raise SettingErrors(
+            [("mbw_preset" if name else "mbw", message, "write `blocks`, with a number for each of them")]
+        )
+    return {place: [complement(weight), weight] for place, weight in weights.items()}
 
 
 def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:

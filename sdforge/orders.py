@@ -105,7 +105,7 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
             for sha256, caption, repeats, *mask in artifact.notes["rows"]
         ]
         return Given(artifact.kind, artifact.identity, pictures=pictures, held_out=artifact.notes.get("validation", 0))
-    reads = step.node.target.signature.roles[link.use.role].reads
+    reads = step.node.target.role(link.use.role).reads
     components: dict[str, list[Ref]] = {}
     vocabulary: dict[str, Any] = {}
     for name, component in artifact.components.items():

@@ -204,10 +204,10 @@ class Planner:
         return len(self.problems) == before
 
     def _refuse_twins(self, step: Step) -> None:
-        """Refuse two embeddings of one word, also where they have not been trained yet."""
+        """Refuse two artifacts that make one word, also where they have not been trained yet."""
         words: dict[str, str] = {}
         for link, artifact in step.inputs:
-            if step.node.target.signature.roles[link.use.role].kind != "embedding":
+            if step.node.target.signature.roles[link.use.role].kind not in ("embedding", "custom"):
                 continue
             facts = artifact.facts if artifact is not None else self.steps[link.id].node.target.raw
             word, name = str(facts.get("token", "")), link.use.reference
@@ -225,7 +225,7 @@ class Planner:
         target = step.node.target
         roles: dict[str, list[str]] = {}
         for link, artifact in step.inputs:
-            role = target.signature.roles[link.use.role]
+            role = target.role(link.use.role)
             if role.moves:
                 continue
             assert artifact is not None
@@ -347,9 +347,11 @@ class Planner:
         # all results of a formula's key are the same bytes, or building it would have failed
         step.result = known.results[0] if known.results else None
         self._pass_makers(step)
-        dropped = made.get("without", ())
+        dropped, kind = made.get("without", ()), step.node.target.signature.makes
         components = {name: component for name, component in base.components.items() if name not in dropped}
         step.makers = {name: maker for name, maker in step.makers.items() if name not in dropped}
+        if kind != base.kind:  # a delta is no checkpoint: nothing passes into it
+            components, step.makers = {}, {}
         base = replace(base, family=made.get("family", base.family))
         step.idle = True
         for name, (identity, dtype) in made["components"].items():
@@ -360,7 +362,8 @@ class Planner:
             done = step.result.components[name] if step.result else None
             components[name] = done or Component(identity, "", f"plan:{step.key}:{name}", dtype)
         facts = {**base.facts, **made["facts"]}
-        step.artifact = replace(base, components=components, facts={k: v for k, v in facts.items() if v is not None})
+        facts = {k: v for k, v in facts.items() if v is not None}
+        step.artifact = replace(base, kind=kind, components=components, facts=facts)
 
     def _evaluate_content(self, step: Step) -> None:
         known = self.view.known(step.key)
@@ -417,7 +420,8 @@ class Planner:
             each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
-        return found.plan(found.table.model_validate(target.raw), inputs, family(step.node.recipe.family))
+        seed = {} if target.seed is None else {"seed": target.seed}
+        return found.plan(found.table.model_validate(target.raw | seed), inputs, family(step.node.recipe.family))
 
     def _tensors(self, component: Component) -> list[Tensor]:
         """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""
@@ -472,7 +476,7 @@ class Planner:
             if artifact is None:
                 self._need(other)
                 continue
-            reads = step.node.target.signature.roles[link.use.role].reads
+            reads = step.node.target.role(link.use.role).reads
             for name, maker in other.makers.items():
                 if name.startswith(reads or ("\0",)):
                     self._need_maker(maker)

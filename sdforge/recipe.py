@@ -51,6 +51,15 @@ class Target:
     raw: dict[str, Any]
     path: tuple[str, ...]
 
+    def role(self, name: str) -> Role:
+        """Return a role of the method as it is here: what is given for another one may make more of it matter."""
+        found = self.signature.roles[name]
+        for other, role in self.signature.roles.items():
+            if name in role.widens and any(use.role == other for use in self.uses):
+                reads, facts = role.widens[name]
+                found = replace(found, reads=(*found.reads, *reads), facts=(*found.facts, *facts))
+        return found
+
     @property
     def implicit(self) -> bool:
         """Whether `[preset]` made it."""
@@ -104,8 +113,20 @@ class Recipe:
 
 
 def _signature(value: dict[str, Any]) -> Signature:
+    def pair(widened: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        reads, facts = widened
+        return tuple(reads), tuple(facts)
+
     roles = {
-        name: Role(r["kind"], tuple(r["reads"]), tuple(r["facts"]), tuple(r["moves"]), r["many"], tuple(r["also"]))
+        name: Role(
+            r["kind"],
+            tuple(r["reads"]),
+            tuple(r["facts"]),
+            tuple(r["moves"]),
+            r["many"],
+            tuple(r["also"]),
+            {other: pair(widened) for other, widened in r["widens"].items()},
+        )
         for name, r in value.pop("roles").items()
     }
     return Signature(roles=roles, **value)
@@ -279,7 +300,7 @@ class _Reading:
         lists |= {("blocks", pattern): value for pattern, value in getattr(table, "blocks", {}).items()}
         count = len(getattr(table, "checkpoints", ()))
         for place, value in lists.items():
-            if isinstance(value, list) and len(value) != count:
+            if isinstance(value, list) and value and len(value) != count:
                 self.wrong(
                     "setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True
                 )
@@ -415,8 +436,9 @@ def explain(
             table = ".".join(map(str, where[:-1])) or document.file
             yield Problem("missing", f"{table} needs `{place[-1]}`", document.place(*where[:-1]), "")
         else:
-            message = _sentence(fault)
-            yield Problem("setting", f"`{name}` {message}", document.place(*where, value=True), "")
+            guess = nearest(str(fault["input"]), _choices(fault)) if kind == "literal_error" else ""
+            hint = f"did you mean {guess!r}?" if guess else ""
+            yield Problem("setting", f"`{name}` {_sentence(fault)}", document.place(*where, value=True), hint)
 
 
 def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
@@ -455,6 +477,14 @@ def _known(model: Any, place: tuple[int | str, ...]) -> list[str]:
     return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
+MOST_CHOICES = 12  # that a sentence lists
+
+
+def _choices(fault: Any) -> list[str]:
+    """Return the words that a setting may have, without the empty one."""
+    return [word.strip("'") for word in fault["ctx"]["expected"].replace(" or ", ", ").split(", ") if word != "''"]
+
+
 def _sentence(fault: Any) -> str:
     kind, context, given = fault["type"], fault.get("ctx", {}), fault.get("input")
     shown = json.dumps(given, default=str, ensure_ascii=False)
@@ -470,8 +500,9 @@ def _sentence(fault: Any) -> str:
     if kind in ("list_type", "dict_type", "model_type"):
         return f"is a {'list' if kind == 'list_type' else 'table'}, not {shown}"
     if kind == "literal_error":
-        known = context["expected"].replace(" or ", ", ").removeprefix("'', ")
-        return f"is one of {known}, not {shown}"
+        known = _choices(fault)
+        listed = ", ".join(map(repr, known[:MOST_CHOICES])) + (" …" if len(known) > MOST_CHOICES else "")
+        return f"is one of {listed}, not {shown}"
     if kind == "string_pattern_mismatch":
         return f"is no name: {shown}" if context["pattern"] == REFERENCE else f"cannot be {shown}"
     bounds = {

@@ -14,4 +14,5 @@ SETTINGS: dict[str, Any] = {
     "solver_order": 2,
     "timestep_spacing": "trailing",
     "final_sigmas_type": "zero",
+    "steps_offset": 1,  # without any effect here; diffusers complains of another one
 }

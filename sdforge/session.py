@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -238,7 +239,9 @@ class Session:
             advise = getattr(found_method.module, "advise", None)
             rows = list(advise(table, inputs)) if advise else []
             rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
+            rows += self._words(found_method.module, table, inputs)
             rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
+            rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
@@ -246,6 +249,13 @@ class Session:
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
+
+    def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
+        """Return what a training has to say of the words that it makes, once it is known which ones there are."""
+        advise_words = getattr(module, "advise_words", None)
+        on = next(iter(inputs.get("on", [])), None)
+        component = on.components.get("tokenizer") if on is not None else None
+        return list(advise_words(table, self.vocabulary(component))) if advise_words and component else []
 
     def refuse_mistakes(self, plan: Plan) -> None:
         """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""
@@ -358,10 +368,12 @@ class Session:
                 return self.planner().formula(step).size()
             except UsageError:
                 return 0
-        if step.node.target.signature.makes == "files":
+        makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
+        if makes == "checkpoint" and checkpoint:
+            return self.size(checkpoint)  # at most: what is not trained passes
+        if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
-            checkpoint = step.inputs[0][1]
-            return forms * self.size(checkpoint) if checkpoint else 0
+            return forms * self.size(checkpoint)
         return 0
 
     def size(self, artifact: Artifact) -> int:
@@ -381,6 +393,32 @@ def _foretold(step: Step) -> Artifact | None:
     if tell is None:
         return None
     return Artifact(signature.makes, facts=tell(found.table.model_validate(step.node.target.raw)))
+
+
+def _other_unet(plan: Plan, step: Step) -> Iterator[tuple[str, str, str, str, bool]]:
+    """Say which null-text inversions were made with another U-Net than the one that will draw them."""
+    checkpoint = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
+    for link, _ in step.inputs:
+        maker = plan.steps.get(link.id)
+        if link.use.role != "sidecars" or maker is None or maker.node.target.signature.makes != "null_text":
+            continue
+        on = next(found for found, _ in maker.inputs if found.use.role == "on")
+        if _unet_of(plan, on.id) != _unet_of(plan, checkpoint):
+            name = link.use.reference
+            text = f"`{name}` was inverted with another U-Net than the preset has, and comes out less like its picture"
+            hint = f'on = "{step.node.recipe.preset["checkpoint"] if step.node.recipe.preset else ""}", or no baking'
+            yield (f"sidecars.{name}", "base", text, hint, True)
+
+
+def _unet_of(plan: Plan, identifier: str) -> str:
+    """Return the target or source from which a checkpoint has its U-Net; another type of numbers is no other one."""
+    while (step := plan.steps.get(identifier)) is not None:
+        method_name, roles = step.node.target.signature.name, {link.use.role for link, _ in step.inputs}
+        passes = method_name in ("insert", "cast") or (method_name == "swap" and "unet" not in roles)
+        if not passes and roles != {"checkpoint", "aesthetics"}:
+            break
+        identifier = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
+    return identifier
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:

@@ -6,7 +6,7 @@ Fields marked `Takes` name artifacts; all others are settings and enter the mani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +25,7 @@ class Takes:
     facts: the facts that it depends on.
     moves: the components (with the facts that belong to them) that go over into the result as they are.
     also: further kinds that serve.
+    widens: of other roles, the components and facts that matter too where something is given here.
     """
 
     kind: str
@@ -32,11 +33,17 @@ class Takes:
     facts: tuple[str, ...] = ALL
     moves: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    widens: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class PerBlock:
-    """Marks a setting of a merge that `blocks` may override for components and blocks."""
+    """Marks a setting of a merge that `blocks` may override for components and blocks.
+
+    shares: it is a list of shares, so that of two the second one says both.
+    """
+
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,11 @@ class Table(BaseModel):
         A setting that came later is left out at its neutral value.
         """
         found = {}
-        for name, field in type(self).model_fields.items():
-            if takes(field) or name in self.FREE:
+        for name, info in type(self).model_fields.items():
+            if takes(info) or name in self.FREE:
                 continue
             value = getattr(self, name)
-            later = next((m for m in field.metadata if isinstance(m, Since)), None)
+            later = next((m for m in info.metadata if isinstance(m, Since)), None)
             if later is None or value != later.neutral:
                 found[name] = plain(value)
         return found
@@ -92,6 +99,18 @@ class Seeded(Table):
     FREE: ClassVar[tuple[str, ...]] = ("seed",)  # it stands beside the settings in the manifest
 
     seed: Seed | SkipJsonSchema[None] = Field(None, description="default: the recipe's `seed`")
+
+
+class Merge(Target):
+    """A merge: what all of them may state besides."""
+
+    prediction: Annotated[Literal["", "epsilon", "v_prediction"], Since(2, "")] = Field(
+        "", description="what the result's U-Net predicts; only where the checkpoints do not agree"
+    )
+
+
+class SeededMerge(Seeded, Merge):
+    """A merge that depends on random numbers."""
 
 
 def takes(field: Any) -> Takes | None:

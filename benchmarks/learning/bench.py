@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -40,6 +41,13 @@ class Bench:
         command = [str(Path(sys.executable).with_name("forge")), "build", name, "--plain"]
         subprocess.run(command, cwd=self.folder, check=True, stdout=sys.stderr)
         return self.folder / "out" / name
+
+    def record(self, target: str) -> dict[str, Any]:
+        """Return what was recorded when a target (RECIPE:NAME) was made."""
+        command = [str(Path(sys.executable).with_name("forge")), "show", target, "--json"]
+        done = subprocess.run(command, cwd=self.folder, check=True, capture_output=True, text=True)
+        record: dict[str, Any] = json.loads(done.stdout)["record"]
+        return record
 
     def draw(self, name: str, targets: str, preset: str, prompts: Sequence[str], seeds: Sequence[int] = (1, 2)) -> Path:
         """Build a recipe whose previews are these prompts; return the folder of its pictures.

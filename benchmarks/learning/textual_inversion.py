@@ -1,4 +1,4 @@
-"""Textual inversion: a word for the mascot, learned from ten drawings. How much of the mascot do pictures show?"""
+"""Textual inversion: a word for the mascot, learned from ten drawings. Do pictures show the mascot?"""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def measure(bench: Bench) -> list[Finding]:
         preset = 'checkpoint = "flat"\ninsert = ["word"]'
         right = DATA.format(folder="mascot", token=TOKEN) + TRAINED.format(seed=seed)
         drawn = bench.draw(f"ti-{seed}", right, preset, prompts)
-        after += values(pictures(drawn, f"ti-{seed}", len(prompts)), likeness)
-        before += values(pictures(drawn, "flat", len(prompts)), likeness)
+        after += values(pictures(drawn, f"ti-{seed}", len(prompts)), is_mascot)
+        before += values(pictures(drawn, "flat", len(prompts)), is_mascot)
         shuffled = DATA.format(folder="mixed", token=TOKEN) + TRAINED.format(seed=seed)
         drawn = bench.draw(f"ti-mixed-{seed}", shuffled, preset, prompts)
-        wrong += values(pictures(drawn, f"ti-mixed-{seed}", len(prompts)), likeness)
+        wrong += values(pictures(drawn, f"ti-mixed-{seed}", len(prompts)), is_mascot)
         drawn = bench.draw(f"ti-others-{seed}", right, preset, others)
-        without += [values(pictures(drawn, column, len(others)), likeness) for column in ("flat", f"ti-others-{seed}")]
+        without += [values(pictures(drawn, column, len(others)), is_mascot) for column in ("flat", f"ti-others-{seed}")]
     plain, inserted = (tuple(v for each in without[i::2] for v in each) for i in (0, 1))
     return [
         Finding("mascot, prompts with the word", tuple(before), tuple(after)),
@@ -65,10 +65,10 @@ def measure(bench: Bench) -> list[Finding]:
     ]
 
 
-def likeness(picture: Image.Image) -> float:
-    """Return how much of the mascot a picture shows: purple hair, twin tails, green skin."""
+def is_mascot(picture: Image.Image) -> float:
+    """Say whether a picture has all three marks of the mascot: purple hair, twin tails, green skin."""
     found = classify(picture)
-    return (float(found.hair_colour == "purple") + float(found.twin_tails) + float(found.skin == "green")) / 3
+    return float(found.hair_colour == "purple" and found.twin_tails and found.skin == "green")
 
 
 def shuffle(bench: Bench) -> None:

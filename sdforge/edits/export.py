@@ -15,6 +15,8 @@ from pydantic import Field
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
+from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
+from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file
 from sdforge.formats.embedding import (
     ENCODERS,
@@ -26,7 +28,8 @@ from sdforge.formats.embedding import (
     negative_word,
     words_of,
 )
-from sdforge.formats.kohya import hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.hypernetwork import pickled_form
+from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.own import own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
@@ -52,12 +55,12 @@ Form = Literal[
     "diffusers",
     "loras",
     "embeddings",
-    "embeddings_diffusers",
-    "embeddings_pt",
+    "embeddings-diffusers",
+    "embeddings-pt",
     "custom",
     "hypernetworks",
-    "hypernetworks_pt",
-    "image_embeddings",
+    "hypernetworks-pt",
+    "image-embeddings",
     "aesthetics",
 ]
 
@@ -71,8 +74,8 @@ class Whole(Table):
 class Export(Table):
     """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings_diffusers` name the word by the
-    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `_pt` is a pickle, as A1111 writes it.
+    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings-diffusers` name the word by the
+    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `-pt` is a pickle, as A1111 writes it.
     Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
@@ -224,17 +227,17 @@ class _Writing:
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
-            shapes, origin, constant = kohya_tensors(self.family, factors, lora.facts)
-            rank = max(shape[0] for name, (_, shape) in factors.items() if name.endswith(".lora_down"))
+            file = kohya_tensors(self.family, factors, lora.facts)
+            shapes = file.shapes
 
-            def content(name: str, origin: Any = origin, constant: Any = constant, refs: Any = refs) -> Iterable[bytes]:
-                return [constant[name]] if name in constant else refs[origin[name]].chunks()
+            def content(name: str, file: KohyaFile = file, refs: dict[str, Ref] = refs) -> Iterable[bytes]:
+                return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, rank),
+                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
@@ -287,14 +290,35 @@ class _Writing:
         """Files of kinds for which no other program has a form."""
         for given in self.order.inputs.get(role, []):
             named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
-            metadata = own_metadata(given.kind, self.family.name, given.facts)
+            facts = self.checkpoint.facts
+            spec = self._spec(f"{self.family.spec(facts)}/{given.kind}", self.family.fact(facts, "resolution"))
+            metadata = spec | own_metadata(given.kind, self.family.name, given.facts)
             self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
-        self._own("custom")
+        """Folders as diffusers' example script writes them: all matrices, and a file of rows for each word."""
+        for custom in self.order.inputs.get("custom", []):
+            folder, metadata = f"custom/{custom.identity[:16]}", {"format": "pt"}
+            matrices = {raw_name(ref.name.removeprefix("unet.")): ref for ref in custom.components["custom"]}
+            self._write(f"{folder}/{MATRICES}", *_laid_out(matrices), metadata)
+            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
+            for i, word in enumerate(custom_words(custom.facts)):
+                for encoder in self.family.text_encoders:
+                    own = {word: rows[row_name(encoder, i)]}
+                    self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out(own), metadata)
 
     def hypernetworks(self) -> None:
         self._own("hypernetworks")
+
+    def hypernetworks_pt(self) -> None:
+        """As A1111 reads them, those that are sidecars too."""
+        for role in ("hypernetworks", "sidecars"):
+            for given in self.order.inputs.get(role, []):
+                if given.kind == "hypernetwork":
+                    refs = given.components["hypernetwork"]
+                    tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
+                    value = pickled_form(self.settings["title"], tensors, given.facts)
+                    self._pickle(f"{role}/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:
         self._own("image_embeddings")
@@ -327,11 +351,12 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "diffusers": _Writing.diffusers,
     "loras": _Writing.loras,
     "embeddings": _Writing.embeddings,
-    "embeddings_diffusers": _Writing.embeddings_diffusers,
-    "embeddings_pt": _Writing.embeddings_pt,
+    "embeddings-diffusers": _Writing.embeddings_diffusers,
+    "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
     "hypernetworks": _Writing.hypernetworks,
-    "image_embeddings": _Writing.image_embeddings,
+    "hypernetworks-pt": _Writing.hypernetworks_pt,
+    "image-embeddings": _Writing.image_embeddings,
     "aesthetics": _Writing.aesthetics,
 }
 

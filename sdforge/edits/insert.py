@@ -10,7 +10,9 @@ from sdforge.artifact import Tensor
 from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.formats.embedding import words_of
-from sdforge.formula import Input, Plan, computed, passes, target_dtype
+from sdforge.formats.tokenizer import is_ordinary
+from sdforge.formula import Input, Made, Plan, computed, passes, target_dtype
+from sdforge.identity import Json
 from sdforge.settings import Reference, Table, Takes, Target
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class Insert(Target):
 TABLE = Insert
 
 
-class _Word(NamedTuple):
+class Word(NamedTuple):
     """A word with its rows (text encoder → tensor), and the words that they overwrite: as many, or none."""
 
     word: str
@@ -61,36 +63,42 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     """Return the new token tables. Raises UsageError for widths or words that do not fit."""
     (checkpoint,) = inputs["checkpoint"]
     embeddings = sorted(inputs["embeddings"], key=lambda each: str(each.artifact.facts["token"]))
+    _refuse_twice([word.lower() for each in embeddings for word in each.use.get("over", [])])
+    tables, facts = with_words(checkpoint, [word for each in embeddings for word in _words(each)], table.dtype)
+    result = Plan(facts=facts)
+    for encoder, made in tables.items():
+        result.components[encoder] = [
+            made if tensor.name == ROWS else passes(tensor) for tensor in checkpoint.tensors(encoder).values()
+        ]
+    return result
+
+
+def with_words(checkpoint: Input, words: list[Word], dtype: str) -> tuple[dict[str, Made], dict[str, Json]]:
+    """Return text encoder → its token table with words in it, and the facts that say so.
+
+    Raises UsageError for widths or words that do not fit.
+    """
     tokens: Any = checkpoint.artifact.facts.get("tokens", [])
     known = [word for word, _ in tokens]
-    _refuse_twice([word.lower() for each in embeddings for word in each.use.get("over", [])])
-    words = [word for each in embeddings for word in _words(each)]
     appended: list[Any] = []
     for each in words:
         if each.word in known:
-            raise UsageError(
-                f"the word {each.word!r} is inserted twice", hint="give one of the embeddings another token"
-            )
+            raise UsageError(f"the word {each.word!r} is inserted twice", hint="give one of them another token")
         known.append(each.word)
         if not each.over:
             _refuse_word(each.word, checkpoint)
             appended.append([each.word, each.vectors])
-    result = Plan()
     encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
-    for encoder in encoders:
-        result.components[encoder] = [
-            _inserted(table, checkpoint, encoder, tensor, words) if tensor.name == ROWS else passes(tensor)
-            for tensor in checkpoint.tensors(encoder).values()
-        ]
-    if appended:
-        result.facts["tokens"] = [*tokens, *appended]
-    return result
+    tables = {
+        encoder: _inserted(dtype, checkpoint, encoder, checkpoint.tensors(encoder)[ROWS], words) for encoder in encoders
+    }
+    return tables, {"tokens": [*tokens, *appended]} if appended else {}
 
 
-def _words(embedding: Input) -> list[_Word]:
+def _words(embedding: Input) -> list[Word]:
     """Return the words of an embedding; those to overwrite go to them in turn, and need not reach the negative one."""
     named = words_of(embedding.artifact.facts)
-    found = [_Word(word, embedding.tensors(component), []) for component, word in named.items()]
+    found = [Word(word, embedding.tensors(component), []) for component, word in named.items()]
     over: list[str] = list(embedding.use.get("over", []))
     if not over:
         return found
@@ -111,15 +119,14 @@ def _refuse_twice(words: list[str]) -> None:
 
 
 def _refuse_word(word: str, checkpoint: Input) -> None:
-    vocabulary = checkpoint.tokenizer().get("vocab", {})
-    if f"{word.lower()}</w>" in vocabulary:
+    if is_ordinary(word, checkpoint.tokenizer()):
         raise UsageError(
             f"{word!r} is an ordinary word of the checkpoint's tokenizer; as a token it would hide that word",
             hint=f"call it <{word}>, or overwrite the word with over = [{word!r}]",
         )
 
 
-def _inserted(table: Insert, checkpoint: Input, encoder: str, tensor: Tensor, words: list[_Word]) -> Any:
+def _inserted(dtype: str, checkpoint: Input, encoder: str, tensor: Tensor, words: list[Word]) -> Made:
     inputs, places, total = [tensor], [], tensor.shape[0]
     for each in words:
         rows = each.rows.get(encoder)
@@ -134,17 +141,17 @@ def _inserted(table: Insert, checkpoint: Input, encoder: str, tensor: Tensor, wo
         inputs.append(rows)
         places.append(_ids(each.over, checkpoint))
         total += 0 if each.over else rows.shape[0]
-    target = target_dtype(table.dtype, tensor)
+    target = target_dtype(dtype, tensor)
     return computed("insert", VERSION, ROWS, target, (total, tensor.shape[1]), inputs, {"over": places})
 
 
 def _ids(words: list[str], checkpoint: Input) -> list[int]:
     """Return the numbers of the words to overwrite; each must be one token."""
-    vocabulary = checkpoint.tokenizer().get("vocab", {})
-    missing = [word for word in words if f"{word.lower()}</w>" not in vocabulary]
+    tokenizer = checkpoint.tokenizer()
+    missing = [word for word in words if not is_ordinary(word, tokenizer)]
     if missing:
         raise UsageError(f"{missing[0]!r} is not one token of the checkpoint's tokenizer", hint="choose another word")
-    return [vocabulary[f"{word.lower()}</w>"] for word in words]
+    return [tokenizer["vocab"][f"{word.lower()}</w>"] for word in words]
 
 
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:

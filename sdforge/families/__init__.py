@@ -144,15 +144,20 @@ class Family(ABC):
         return (*shape, 1, 1) if len(shape) == 2 and self.is_conv(module) else shape
 
     @cached_property
-    def _modules(self) -> frozenset[str]:
+    def _weighted(self) -> tuple[frozenset[str], frozenset[str]]:
         weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component.startswith(("unet", "text")))
         norms = ("norm", "norm1", "norm2", "norm3", "layer_norm1", "layer_norm2", "final_layer_norm", "conv_norm_out")
-        modules = (name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
-        return frozenset(m for m in modules if m.rpartition(".")[2] not in norms and ".embeddings." not in m)
+        modules = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
+        scaled = frozenset(m for m in modules if m.rpartition(".")[2] in norms)
+        return frozenset(m for m in modules - scaled if ".embeddings." not in m), scaled
 
     def modules(self) -> frozenset[str]:
         """Every linear and convolution (`component.path`) of U-Net and text encoders: what a LoRA can change."""
-        return self._modules
+        return self._weighted[0]
+
+    def norms(self) -> frozenset[str]:
+        """Every normalisation with a weight of U-Net and text encoders: some LoRA files change them too."""
+        return self._weighted[1]
 
     def stated(self, facts: dict[str, Json]) -> dict[str, Json]:
         """Return `facts` without those at their neutral value."""

@@ -1,55 +1,158 @@
-"""LoRA files as diffusers and PEFT name them (`unet.….lora_A.weight`), alpha in the metadata: read."""
+"""LoRA files as diffusers and PEFT name them (`unet.….lora_A.weight`), alpha in metadata or configuration: read.
+
+Three habits: diffusers' own file, with `lora_adapter_metadata` since 0.35; the older one of attention processors
+(`….attn1.processor.to_q_lora.down.weight`), whose alpha is the rank; and PEFT's folder of `adapter_model.safetensors`
+and `adapter_config.json`, which holds one network. PEFT's magnitudes (DoRA) are per output row.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from math import sqrt
+from dataclasses import replace
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, nearest
+from sdforge.families import Family, family, family_names
 from sdforge.formats.layout import Layout
-from sdforge.formats.lora import Pair, family_with, lora_layout
-from sdforge.formats.safetensors import Entry, Header
+from sdforge.formats.lora import FACTORS as CANONICAL
+from sdforge.formats.lora import family_with, lora_layout, read_scalar
+from sdforge.formats.safetensors import Entry, Header, read_header
 
-FACTORS = {".lora_A.weight": "down", ".lora_B.weight": "up", ".lora.down.weight": "down", ".lora.up.weight": "up"}
+MAGNITUDE = "lora_magnitude_vector"
+FACTORS = {
+    ".lora_A.weight": "lora_down",
+    ".lora_B.weight": "lora_up",
+    ".lora.down.weight": "lora_down",
+    ".lora.up.weight": "lora_up",
+    ".lora_linear_layer.down.weight": "lora_down",
+    ".lora_linear_layer.up.weight": "lora_up",
+    f".{MAGNITUDE}": "dora_scale",
+    f".{MAGNITUDE}.weight": "dora_scale",
+    ".oft_R.weight": "oft_r",
+    **{f".{name}": name for name in sorted(CANONICAL) if name.startswith(("hada_", "lokr_"))},
+}
+PROCESSOR = re.compile(r"^(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
 METADATA = "lora_adapter_metadata"  # since diffusers 0.35: {"unet.r": 8, "unet.lora_alpha": 16, …}
+CONFIG, WEIGHTS, PEFT = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+MOST_CONFIG = 4 << 20  # bytes
+KINDS = ("LORA", "LOHA", "LOKR", "OFT")  # of PEFT's adapters
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to begin a LoRA, of which some move W too
 
 
-def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
-    return header is not None and any(name.endswith(tuple(FACTORS)) for name in header.tensors)
+def recognises(path: Path, header: Header | None) -> bool:
+    if header is None:
+        return (path / CONFIG).is_file()
+    return any(name.endswith(tuple(FACTORS)) or PROCESSOR.match(name) for name in header.tensors)
 
 
 def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+    if header is None:
+        return _read_folder(path)
+    if any(name.startswith(PEFT) for name in header.tensors) and METADATA not in header.metadata:
+        raise UsageError(
+            f"{path} does not state its alpha, which lies in {CONFIG} beside it", hint="name the folder as the source"
+        )
+    return _read(path, header, _stated(path, header.metadata))
+
+
+def _read_folder(folder: Path) -> Layout:
+    """Read PEFT's folder: one network's adapter, with what its configuration states."""
+    config, path = folder / CONFIG, folder / WEIGHTS
+    if not path.is_file():
+        raise UsageError(f"{folder} has an {CONFIG} and no {WEIGHTS}")
+    try:
+        value = json.loads(config.read_bytes()) if config.stat().st_size <= MOST_CONFIG else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f"{config} is no JSON table")
+    kind, begun = value.get("peft_type"), value.get("init_lora_weights")
+    if kind not in KINDS:
+        raise UsageError(f"{folder} is an adapter of kind {kind}, which cannot be read here", hint=", ".join(KINDS))
+    if isinstance(begun, str) and begun.startswith(CHANGES_BASE):
+        raise UsageError(f"{folder} began as {begun}, which changed the checkpoint too: it fits no other")
+    if value.get("coft"):
+        raise UsageError(f"{folder} is a constrained OFT of PEFT, which cannot be read here")
+    layout = _read(path, read_header(path), {f"*.{key}": setting for key, setting in value.items()})
+    layout.files.append(config)
+    if kind == "OFT" and value.get("use_cayley_neumann", True):
+        layout.facts["neumann"] = int(value.get("num_cayley_neumann_terms", 5))
+    return layout
+
+
+def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
     parts: dict[str, dict[str, Entry]] = {}
-    odd = []
+    alphas, odd = {}, []
     for raw, entry in header.tensors.items():
-        suffix = next((s for s in FACTORS if raw.endswith(s)), None)
-        if suffix:
-            module = raw.removesuffix(suffix).replace("text_encoder.text_model.", "text_encoder.")
-            module = module.replace("text_encoder.", "text_encoder.text_model.")
-            if FACTORS[suffix] in parts.setdefault(module, {}):
-                raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
-            parts[module][FACTORS[suffix]] = entry
-        else:
+        module, factor = _split(raw)
+        if raw.endswith(".alpha"):
+            alphas[_spelled(raw.removesuffix(".alpha"))] = read_scalar(path, entry)
+        elif not factor:
             odd.append(raw)
+        elif factor in parts.setdefault(module, {}):
+            raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
+        else:
+            size = prod(entry.shape)
+            parts[module][factor] = replace(entry, shape=(size, 1)) if factor == "dora_scale" else entry
     if odd:
         raise UsageError(
             f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
-            hint="only plain factors (lora_A, lora_B) are read",
+            hint="LoRA, DoRA, LoHa, LoKr and OFT of diffusers and PEFT are read",
         )
-    found = family_with(parts)
-    if found is None:
-        raise UsageError(f"{path} is a LoRA for modules that no family known here has: {', '.join(sorted(parts)[:2])}")
-    stated = _stated(path, header.metadata)
-    pairs = {}
-    for module, entries in parts.items():
-        if set(entries) != {"down", "up"}:
-            raise UsageError(f"{path} has only one factor for {module}")
-        pairs[module] = Pair(entries["down"], entries["up"], _alpha(stated, module, entries["down"].shape[0]))
-    return lora_layout(path, found, pairs)
+    found, names = _family(path, list(parts))
+    if lost := sorted(set(alphas) - set(parts)):
+        raise UsageError(f"{path} has an alpha and no factor for {lost[0]}")
+    entries = {names[module]: factors for module, factors in parts.items()}
+    for module, factors in parts.items():
+        rank = _rank(path, module, factors)
+        alpha = _alpha(stated, module, rank)
+        if alpha is not None:
+            alphas.setdefault(module, alpha)
+        if not rank and "oft_r" not in factors and "dora_scale" not in factors and _scales(stated, alpha):
+            raise UsageError(f"{path} scales whole factors of {module} by an alpha, which only PEFT does")
+    rotated = {module for module, factors in parts.items() if "oft_r" in factors}
+    return lora_layout(path, found, entries, {names[m]: alpha for m, alpha in alphas.items() if m not in rotated})
+
+
+def _split(raw: str) -> tuple[str, str]:
+    """Return a tensor's module, as our families name it, and which factor it is ("" for none)."""
+    if match := PROCESSOR.match(raw):
+        place, part, side = match.groups()
+        text = f"{part}_proj"
+        part = text if place.endswith("self_attn") else "to_out.0" if part == "out" else f"to_{part}"
+        return _spelled(f"{place}.{part}"), f"lora_{side}"
+    suffix = next((s for s in FACTORS if raw.endswith(s)), "")
+    return _spelled(raw.removesuffix(suffix)), FACTORS.get(suffix, "")
+
+
+def _spelled(module: str) -> str:
+    """Return a module's name with the `text_model.` that some versions leave out."""
+    module = module.removeprefix(PEFT)
+    for encoder in ("text_encoder.", "text_encoder_2."):
+        if module.startswith(encoder):
+            return f"{encoder}text_model.{module.removeprefix(encoder).removeprefix('text_model.')}"
+    return module
+
+
+def _family(path: Path, modules: list[str]) -> tuple[Family, dict[str, str]]:
+    """Return the family, and module as the file has it → `component.path`; the component may be left out."""
+    known: set[str] = set()
+    for name in family_names():
+        all_of_it = family(name).modules()
+        known |= all_of_it
+        for prefix in ("", "unet.", *(f"{c}.{text}" for c in family(name).networks for text in ("", "text_model."))):
+            names = {module: prefix + module for module in modules}
+            if family_with(names.values()) is family(name):
+                return family(name), names
+    strange = sorted(set(modules) - known)
+    guess = nearest(strange[0], known) if strange else ""
+    raise UsageError(
+        f"{path} is a LoRA for modules that no family known here has: {', '.join(strange[:2])}",
+        hint=f"nearest: {guess}" if guess else "",
+    )
 
 
 def _stated(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
@@ -57,19 +160,36 @@ def _stated(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         value = json.loads(metadata.get(METADATA, "{}"))
     except ValueError:
         raise UsageError(f"{path} has metadata {METADATA} that is not JSON") from None
-    if not isinstance(value, dict) or any(key.endswith(".use_dora") and value[key] for key in value):
-        raise UsageError(f"{path} is a DoRA, which cannot be read here")
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} has metadata {METADATA} that is no table")
     return value
 
 
+def _rank(path: Path, module: str, factors: dict[str, Entry]) -> int:
+    """Return the rank of a module's factors, 0 where they have none."""
+    inner = next((n for n in ("lora_down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if n in factors), None)
+    if inner is None:
+        return 0
+    if not factors[inner].shape:
+        raise UsageError(f"{path} has factors for {module} that do not fit together")
+    return factors[inner].shape[0]
+
+
 def _alpha(stated: dict[str, Any], module: str, rank: int) -> float | None:
-    """Return the alpha that the metadata states for a module; PEFT's rsLoRA divides by √rank instead of rank."""
+    """Return the alpha that is stated for a module; PEFT's rsLoRA divides by √rank instead of rank."""
     component, _, name = module.partition(".")
-    name = name.removeprefix("text_model.") if component == "text_encoder" else name
-    alpha = stated.get(f"{component}.lora_alpha")
+    if "*.peft_type" in stated:  # a folder of one network
+        component, name = "*", module
+    name = name.removeprefix("text_model.")
+    alpha = stated.get(f"{component}.lora_alpha", stated.get(f"{component}.alpha"))
     for pattern, value in (stated.get(f"{component}.alpha_pattern") or {}).items():
         if re.search(rf"(^|\.){re.escape(pattern)}$", name):
             alpha = value
     if not isinstance(alpha, int | float):
         return None
     return float(alpha) * (sqrt(rank) if stated.get(f"{component}.use_rslora") else 1.0)
+
+
+def _scales(stated: dict[str, Any], alpha: float | None) -> bool:
+    """Say whether PEFT divides by a rank that the factors do not have."""
+    return alpha is not None and alpha != stated.get("*.r", alpha)

@@ -1,17 +1,36 @@
-"""LoRA files as kohya's scripts name them, which A1111, Forge, ComfyUI and SD.Next read: read and write."""
+"""LoRA files as kohya's scripts and LyCORIS name them, which A1111, Forge, ComfyUI and SD.Next read: read and write.
+
+A file holds tensors `lora_unet_….lora_up.weight`, dots of a module's name as underscores. Besides LoRA there are
+LyCORIS' forms (https://arxiv.org/abs/2309.14859): what a module's tensors are called tells which.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sdforge.errors import UsageError
-from sdforge.families import Family
+from sdforge.errors import UsageError, nearest
+from sdforge.families import Family, families
 from sdforge.formats.layout import Layout
-from sdforge.formats.lora import Pair, alpha_of, family_with, lora_layout, read_scalar
+from sdforge.formats.lora import (
+    BIASES,
+    FACTORS,
+    Change,
+    Part,
+    Shape,
+    alpha_of,
+    change_of,
+    family_with,
+    has_alpha,
+    lora_layout,
+    parts_of,
+    read_scalar,
+)
 from sdforge.formats.safetensors import Entry, Header, header_bytes
 from sdforge.identity import Json
 
@@ -27,102 +46,197 @@ SETTINGS = {
     "caption_dropout": "caption_dropout_rate",
     "seed": "seed",
 }
-SUFFIXES = {".lora_down.weight": "down", ".lora_up.weight": "up", ".alpha": "alpha"}
+# our factors → how kohya and LyCORIS write those that they call otherwise
+SPELLED = {name: f"{name}.weight" for name in ("lora_down", "lora_up", "lora_mid", "a1", "a2", "b1", "b2")}
+SPELLED["ia3"] = "weight"
+UNWRITTEN = "oft_r"  # of PEFT: no program reads it from such a file
+SUFFIXES = {f".{SPELLED.get(name, name)}": name for name in sorted(FACTORS - {UNWRITTEN})}
+ALPHA, ON_INPUT = ".alpha", ".on_input"
+# how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
+STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_", "oft_": "lora_"}
+EMBEDDING = "bundle_emb."
+KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
+WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
-    return header is not None and any(name.startswith("lora_") for name in header.tensors)
+    return header is not None and any(name.startswith(("lora_", *STARTS)) for name in header.tensors)
 
 
 def read(path: Path, header: Header | None) -> Layout:
     assert header is not None
     parts: dict[str, dict[str, Entry]] = {}
-    odd = []
+    alphas, on_input, odd, embeddings = {}, {}, [], 0
     for raw, entry in header.tensors.items():
-        suffix = next((s for s in SUFFIXES if raw.endswith(s)), None)
-        if suffix:
-            parts.setdefault(raw.removesuffix(suffix), {})[SUFFIXES[suffix]] = entry
+        module, name = _split(raw)
+        if raw.startswith(EMBEDDING):
+            embeddings += 1
+        elif name == ALPHA:
+            alphas[module] = read_scalar(path, entry)
+        elif name == ON_INPUT:
+            on_input[module] = read_scalar(path, entry)
+        elif name:
+            parts.setdefault(module, {})[name] = entry
         else:
             odd.append(raw)
     if odd:
         raise UsageError(
             f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
-            hint="only plain LoRA and LoCon factors (lora_down, lora_up, alpha) are read",
+            hint="LoRA, LoCon, DoRA, LoHa, LoKr, GLoRA, OFT, BOFT, IA3 and full differences are read",
         )
+    if lost := sorted({*alphas, *on_input} - set(parts)):
+        raise UsageError(f"{path} has an alpha and no factor for {lost[0]}")
+    for module, entries in parts.items():
+        if "ia3" in entries:
+            size, row = prod(entries["ia3"].shape), bool(on_input.get(module, 0))
+            entries["ia3"] = replace(entries["ia3"], shape=(1, size) if row else (size, 1))
     found, names = _family(path, list(parts))
-    pairs = {}
-    for kohya, entries in parts.items():
-        if not {"down", "up"} <= set(entries):
-            raise UsageError(f"{path} has only one factor for {kohya}")
-        alpha = read_scalar(path, entries["alpha"]) if "alpha" in entries else None
-        pairs[names[kohya]] = Pair(entries["down"], entries["up"], alpha)
-    layout = lora_layout(path, found, pairs)
+    layout = lora_layout(
+        path,
+        found,
+        {names[module]: entries for module, entries in parts.items()},
+        {names[module]: alpha for module, alpha in alphas.items()},
+    )
+    if embeddings:
+        layout.passed["embeddings that came with the LoRA (bundle_emb): name them as a source of their own"] = (
+            embeddings
+        )
     for key, note in (("modelspec.title", "title"), ("modelspec.trigger_phrase", "trigger")):
         if key in header.metadata:
             layout.notes[note] = header.metadata[key]
     return layout
 
 
-def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
-    from sdforge.families import families
+def _split(raw: str) -> tuple[str, str]:
+    """Return a tensor's module, as kohya's scripts begin it, and which of our factors it is ("" for none)."""
+    start = next((start for start in STARTS if raw.startswith(start)), "")
+    raw = STARTS.get(start, "") + raw.removeprefix(start)
+    for suffix in (ALPHA, ON_INPUT):
+        if raw.endswith(suffix):
+            return raw.removesuffix(suffix), suffix
+    module, dot, rest = raw.partition(".")
+    return module, SUFFIXES.get(dot + rest, "")
 
-    best: list[str] = names
+
+def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
+    best, known = names, set()
     for each in families():
         table = {kohya: module for module, kohya in kohya_names(each).items()}
         missing = [n for n in names if n not in table]
         if not missing and family_with(table[n] for n in names):
             return each, table
+        known |= set(table)
         best = min(best, missing, key=len)
+    first = sorted(best)[:2]
+    guess = nearest(first[0], known) if len(best) < len(names) else ""
     raise UsageError(
-        f"{path} is a LoRA for modules that no family known here has: {', '.join(sorted(best)[:2])}",
-        hint="is it for another architecture?",
+        f"{path} is a LoRA for modules that no family known here has: {', '.join(first)}",
+        hint=f"nearest: {guess}" if guess else "is it for another architecture?",
     )
 
 
 def kohya_names(found: Family) -> dict[str, str]:
     """Return module (`component.path`) → kohya's name, for every module a LoRA of the family can change."""
     names = {}
-    for module in found.modules():
+    for module in found.modules() | found.norms():
         component, _, path = module.partition(".")
         names[module] = found.kohya_prefix[component] + path.replace(".", "_")
     return names
 
 
-def kohya_tensors(
-    found: Family, factors: dict[str, tuple[str, tuple[int, ...]]], facts: dict[str, Json]
-) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str], dict[str, bytes]]:
-    """Lay out a kohya file: (its tensors' dtypes and shapes, its name → canonical name, alphas' bytes by its name).
+class KohyaFile(NamedTuple):
+    """A kohya file: dtypes and shapes by its names, from which of our tensors, and what stands in it besides."""
 
-    factors: canonical name (`….lora_down`, `….lora_up`) → (dtype, shape).
+    shapes: dict[str, tuple[str, Shape]]
+    origin: dict[str, str]
+    constant: dict[str, bytes]
+
+
+def kohya_tensors(found: Family, factors: dict[str, tuple[str, Shape]], facts: dict[str, Json]) -> KohyaFile:
+    """Lay out a kohya file. factors: canonical name (`MODULE.lora_down`, …) → (dtype, shape).
+
+    Raises UsageError for what no such file can say.
     """
     names = kohya_names(found)
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    origin, constant = {}, {}
+    written = KohyaFile({}, {}, {})
     for canonical, (dtype, shape) in factors.items():
         module, _, factor = canonical.rpartition(".")
-        conv = found.is_conv(module)
-        kohya = f"{names[module]}.{factor}.weight"
-        shapes[kohya] = dtype, (*shape, 1, 1) if conv and len(shape) == 2 else shape
-        origin[kohya] = canonical
-        if factor == "lora_down":
-            alpha = f"{names[module]}.alpha"
-            shapes[alpha] = "F32", ()
-            constant[alpha] = struct.pack("<f", alpha_of(facts, module, shape[0]))
-    return shapes, origin, constant
+        if factor == UNWRITTEN:
+            raise UsageError(
+                f"{module} is turned on the side of its inputs (OFT as PEFT keeps it), which no LoRA file of the "
+                "kind that other programs read can say",
+                hint="bake it, and export the checkpoint",
+            )
+        kohya = f"{names[module]}.{SPELLED.get(factor, factor)}"
+        written.shapes[kohya] = dtype, _shape(factor, shape, conv=found.is_conv(module))
+        written.origin[kohya] = canonical
+        if factor == "ia3":
+            written.shapes[names[module] + ON_INPUT] = "F32", ()
+            written.constant[names[module] + ON_INPUT] = struct.pack("<f", float(shape[0] == 1))
+    for module, (part, change) in _changes(factors).items():
+        # LyCORIS wants an alpha of every LoKr, and does without it where both factors are whole
+        if has_alpha(part.form, change) or part.form == "lokr":
+            alpha = alpha_of(facts, module, change.rank) if has_alpha(part.form, change) else 1.0
+            written.shapes[names[module] + ALPHA] = "F32", ()
+            written.constant[names[module] + ALPHA] = struct.pack("<f", alpha)
+    return written
 
 
-def kohya_metadata(found: Family, settings: dict[str, Any], facts: dict[str, Json], rank: int) -> dict[str, str]:
+def _shape(factor: str, shape: Shape, *, conv: bool) -> Shape:
+    """Return a factor's shape as it is written: matrices of convolutions have two dimensions more."""
+    if factor == "ia3" and not conv:
+        return (prod(shape),)
+    if conv and len(shape) == 2 and not factor.startswith(("hada_", "lokr_w1", "lokr_w2_")):
+        return (*shape, 1, 1)
+    return shape
+
+
+def _changes(factors: dict[str, tuple[str, Shape]]) -> dict[str, tuple[Part, Change]]:
+    """Return module → what changes its weight."""
+    modules: dict[str, dict[str, Shape]] = {}
+    for canonical, (_, shape) in factors.items():
+        module, _, factor = canonical.rpartition(".")
+        modules.setdefault(module, {})[factor] = shape
+    return {
+        module: (part, change_of(part, {name: shapes[name] for name in part.factors}))
+        for module, shapes in modules.items()
+        for part in parts_of(module, shapes)
+        if part.form not in BIASES
+    }
+
+
+def kohya_metadata(
+    found: Family, settings: dict[str, Any], facts: dict[str, Json], factors: dict[str, tuple[str, Shape]]
+) -> dict[str, str]:
     """Return the least that other programs want to know of a LoRA (`ss_*`), from what decided its result."""
+    changes = _changes(factors)
+    rank = max((change.rank for _, change in changes.values()), default=0)
     alpha = facts.get("alpha", float(rank))
+    module, arguments, whole = _network(changes)
     return {
         "ss_v2": "False",
         "ss_base_model_version": found.kohya_version,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
+        "ss_network_module": module,
+        "ss_network_dim": WHOLE_DIM if whole else str(rank),
         "ss_network_alpha": str(alpha) if isinstance(alpha, int | float) else "Dynamic",
-        "ss_network_args": "null",
+        "ss_network_args": json.dumps(arguments) if arguments else "null",
         **{f"ss_{key}": json.dumps(value) for key, value in sorted(settings.items())},
     }
+
+
+def _network(changes: dict[str, tuple[Part, Change]]) -> tuple[str, dict[str, str], bool]:
+    """Return the module of kohya's scripts that makes such a network, its arguments, and whether factors are whole."""
+    forms = {part.form for part, _ in changes.values()}
+    dora = [part for part, _ in changes.values() if "dora_scale" in part.factors]
+    if forms == {"lora"} and not dora and not any("lora_mid" in part.factors for part, _ in changes.values()):
+        return "networks.lora", {}, False
+    algo = forms.pop() if len(forms) == 1 else "full"
+    arguments = {"algo": {"lora": "locon", "oft": "diag-oft", "w_norm": "full", "diff": "full"}.get(algo, algo)}
+    if dora:
+        arguments["dora_wd"] = "True"
+    if conv_dim := max((change.rank for part, change in changes.values() if part.weight.endswith(KERNELS)), default=0):
+        arguments["conv_dim"] = str(conv_dim)
+    return "lycoris.kohya", arguments, algo == "lokr" and all(change.rank == 0 for _, change in changes.values())
 
 
 def hashes(

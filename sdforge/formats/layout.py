@@ -21,11 +21,14 @@ from sdforge.identity import Json
 READERS = (
     "diffusers_folder",
     "clip_folder",
+    "custom_diffusion",
     "tokenizer",
     "single_file",
     "kohya",
     "diffusers_lora",
+    "cloneofsimo",
     "null_text",
+    "hypernetwork",
     "own",
     "embedding",
 )

@@ -111,6 +111,11 @@ def stands_in(word: str, prompt: str) -> bool:
     return re.search(alone(word), prompt) is not None
 
 
+def is_ordinary(word: str, tokenizer: dict[str, Any]) -> bool:
+    """Say whether a word is one token of a vocabulary; as the name of something new it would hide that word."""
+    return f"{word.lower()}</w>" in tokenizer.get("vocab", {})
+
+
 def tokenizer_identity(tokenizer: dict[str, Any]) -> str:
     """Name a vocabulary by its words and merges (what was appended later is a fact of the checkpoint)."""
     return H("tokenizer", {"merges": tokenizer["merges"], "vocab": tokenizer["vocab"]})

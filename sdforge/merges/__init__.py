@@ -3,7 +3,11 @@
 Its positional parameters are the inputs (`*checkpoints` takes any number), its keyword-only ones the settings; one of
 them, marked `PerBlock`, may differ from block to block. The engine calls it for one tensor at a time, in fp32 for
 inputs of at most 16 bits and in fp64 otherwise, and rounds once. What it may use, so that the result is the same on
-every machine: `+ − × ÷ sqrt` in separate operations, and `sdforge.exact` for reductions and scalar functions.
+every machine: `+ − × ÷`, `abs`, comparisons and `where` in separate operations, and `sdforge.exact` for roots,
+reductions, scalar functions, choices by size and random ones. Not `maximum` and its like where 0 may meet −0.
+Two settings belong to the engine: `seed` is the target's (or the recipe's), `tensor` the tensor's `component.name`.
+A method that asks for `tensor` is planned tensor by tensor: `simplify` leaves it out where it decides nothing.
+Modules beside the methods whose names begin with `_` hold what several share.
 
 Beside the function: `VERSION`, raised when results change, and
 `simplify(inputs, parameters)`: what remains to be computed: the one input whose bytes pass through, or the

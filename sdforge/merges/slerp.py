@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import arc_weights, complement, dot
+from sdforge.exact import arc_weights, dot, line
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def slerp(
     lengths = dot(a, a).sqrt() * dot(b, b).sqrt()
     cosine = dot(a, b) / lengths if lengths else Decimal(1)
     if abs(float(cosine)) > parallel:
-        return a + (b - a) * weight if weight < 0.5 else b - (b - a) * complement(weight)
+        return line(a, b, weight)
     at_a, at_b = arc_weights(cosine, weight)
     return a * at_a + b * at_b
 

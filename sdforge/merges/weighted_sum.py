@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import complement
+from sdforge.exact import line
 from sdforge.identity import decimal
 from sdforge.settings import PerBlock, Weight
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
-Weights = Annotated[list[Weight], Field(min_length=1), PerBlock()]
+Weights = Annotated[list[Weight], Field(min_length=1), PerBlock(shares=True)]
 
 
 def weighted_sum(*checkpoints: Tensor, weights: Weights) -> Tensor:
@@ -28,10 +28,7 @@ def weighted_sum(*checkpoints: Tensor, weights: Weights) -> Tensor:
     Source: model soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; "Weighted sum" of A1111's merger.
     """
     if len(checkpoints) == 2 and sum(map(decimal, weights)) == 1:
-        a, b = checkpoints
-        if abs(weights[1]) < 0.5:
-            return a + (b - a) * weights[1]
-        return b - (b - a) * complement(weights[1])
+        return line(*checkpoints, weights[1])
     total = checkpoints[0] * weights[0]
     for tensor, weight in zip(checkpoints[1:], weights[1:], strict=True):
         total = total + tensor * weight

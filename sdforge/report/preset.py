@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdforge import sampler
-from sdforge.artifact import Artifact
+from sdforge.artifact import SIDECARS, Artifact
 from sdforge.edits.export import DIFFUSERS
 from sdforge.families import family
+from sdforge.formats.custom_diffusion import row_file
+from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
 from sdforge.outputs import ADVISED, DIGITS, MANIFEST
 from sdforge.plan import Step
@@ -37,10 +39,8 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
         "sampler": _sampler(step, checkpoint),
         "trigger": settings["trigger"],
         "licence": settings["licence"],
-        "sidecars": [
-            {key: row[key] for key in ("name", "kind", "path", "strength")} for row in files if _is_sidecar(row)
-        ],
-        "files": files,
+        "sidecars": _sidecars(files),
+        "files": sorted(files, key=lambda row: row["path"]),
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -63,8 +63,9 @@ def _sampler(step: Step, checkpoint: Artifact) -> dict[str, Any]:
 
 def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the words that the diffusers folder knows beside the vocabulary, in the order of their rows."""
-    rows = [row for row in files if row["kind"] == "embedding" and row["path"].endswith(".safetensors")]
-    found = {word: row for row in rows if DIFFUSERS not in row["path"] for word in row["trigger"] + row["negative"]}
+    rows = [row for row in files if row["kind"] in ("embedding", "custom") and row["path"].endswith(".safetensors")]
+    named = [(row["trigger"] + row.get("negative", []), row) for row in rows if DIFFUSERS not in row["path"]]
+    found = {word: row for words, row in named for word in words}
     tokens: Any = checkpoint.facts.get("tokens", [])
     for word, vectors in tokens:
         row = found.get(word, {})
@@ -76,9 +77,11 @@ def _words(checkpoint: Artifact, files: list[dict[str, Any]]) -> Iterator[dict[s
         }
 
 
-def _is_sidecar(row: dict[str, Any]) -> bool:
-    path = str(row["path"])
-    return path.startswith("sidecars/") and path.endswith(".safetensors")
+def _sidecars(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the sidecars in the order in which previews attach them: by kind, then by digest, as the files are."""
+    rows = [row for row in files if row["path"].startswith("sidecars/") and row["path"].endswith(".safetensors")]
+    rows.sort(key=lambda row: SIDECARS.index(row["kind"]))
+    return [{key: row[key] for key in ("name", "kind", "path", "strength")} for row in rows]
 
 
 def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
@@ -96,7 +99,10 @@ def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
             word = words_of(artifact.facts)["negative" if opposite else "embedding"]
             found |= {"trigger": [], "negative": []}
             found["negative" if word == negative_word(artifact.facts) else "trigger"] = [word]
-        elif role == "sidecars" or reference in preset.get("bake", {}):
+        elif artifact.kind == "custom":
+            words = enumerate(custom_words(artifact.facts))
+            found["trigger"] = [word for i, word in words if rest.endswith(f"/{row_file('text_encoder', i)}")]
+        if role == "sidecars" or reference in preset.get("bake", {}):
             found["strength"] = preset.get("bake", {}).get(reference, artifact.facts.get("strength", 1.0))
         found |= {fact: artifact.facts[fact] for fact in ("guidance", "steps", "prompt") if fact in artifact.facts}
         break

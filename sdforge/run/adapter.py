@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdforge.order import Order
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.images import Picture
+from sdforge.run.views import View
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,18 @@ class Adapter(ABC):
 
     diffusion: Diffusion
     text_is_frozen: bool = True  # then what captions say is encoded once
+    varies: bool = False  # whether `view` says at every step how a picture is shown; else it is encoded once
     reads_captions: bool = True  # else nothing of them is encoded
 
     def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare
         """Look at the order's inputs before the first step. Whatever comes of it depends on contents alone."""
+
+    def view(self, picture: Picture, step: int) -> View:
+        """Return how a picture of the data set (never of the prior) is shown at a step, where that varies."""
+        raise NotImplementedError
+
+    def begins(self, step: int) -> None:  # noqa: B027 -- most have nothing to do
+        """Get ready for a step: what is drawn at random for it depends on its number."""
 
     def caption(self, caption: str) -> str:
         """Return what is said of a picture of the data set, by its caption there."""

@@ -86,7 +86,7 @@ def _from_folder(root: Path, described: dict[str, Any], of: Family, precision: t
         raise UsageError(
             f"{root} has no diffusers folder", hint=f'[preset] export = ["diffusers"] in {described["preset"]}'
         )
-    return _pipeline(of).from_pretrained(folder, torch_dtype=precision, local_files_only=True)
+    return _pipeline(of).from_pretrained(folder, dtype=precision, local_files_only=True)
 
 
 def _from_file(root: Path, described: dict[str, Any], of: Family, precision: torch.dtype) -> Any:
@@ -96,12 +96,16 @@ def _from_file(root: Path, described: dict[str, Any], of: Family, precision: tor
         raise UsageError(
             f"{root} has neither a diffusers folder nor {file.name}", hint=f"forge build {described['preset']}"
         )
+    kind = _pipeline(of)
+    if not hasattr(kind, "from_single_file"):
+        raise UsageError(
+            f"diffusers opens no single file of {of.title}",
+            hint=f'[preset] export = ["diffusers"] in {described["preset"]}',
+        )
     layout = read_layout(file)
     with tempfile.TemporaryDirectory() as folder:
         _write_configs(Path(folder), root, of, layout)
-        pipeline = _pipeline(of).from_single_file(
-            str(file), config=folder, torch_dtype=precision, local_files_only=True
-        )
+        pipeline = kind.from_single_file(str(file), config=folder, dtype=precision, local_files_only=True)
     for row in described["words"]:
         _add_word(pipeline, root, row, described["preset"])
     return pipeline
@@ -210,6 +214,7 @@ class _Ready:
 
     preset: dict[str, Any]
     pictures: dict[str, Any]
+    _skip: int | None = None  # of the call that runs
 
     def __call__(self, *arguments: Any, **wishes: Any) -> Any:
         """Draw, with the preset's advice for whatever is not said."""
@@ -217,6 +222,7 @@ class _Ready:
         signature = inspect.signature(call)
         said = signature.bind_partial(*arguments, **wishes).arguments
         advice = {k: v for k, v in self._advice(said).items() if k in signature.parameters and k not in said}
+        self._skip = said.get("clip_skip", advice.get("clip_skip"))
         return call(*arguments, **advice, **wishes)
 
     def _advice(self, said: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +234,32 @@ class _Ready:
             "width": sampler["resolution"],
             "clip_skip": self.preset["clip_skip"] or None,
         }
-        if said.get("negative_prompt_embeds") is None:
-            prompt, negative = said.get("prompt"), self.preset["negative_prompt"]
+        negative = self.preset["negative_prompt"]
+        if negative and said.get("negative_prompt_embeds") is None:
+            prompt = said.get("prompt")
             found["negative_prompt"] = [negative] * len(prompt) if isinstance(prompt, list) else negative
         return {name: value for name, value in found.items() if value is not None}
+
+    def encode_prompt(self, *arguments: Any, **wishes: Any) -> Any:
+        """Encode both sides of guidance with the same layers left out.
+
+        diffusers leaves them out of one side, and some of its pipelines of neither, whatever they are told.
+        """
+        encode = super().encode_prompt  # type: ignore[misc]
+        said = inspect.signature(encode).bind(*arguments, **wishes).arguments
+        skip = said.setdefault("clip_skip", self._skip)
+        found = encode(**said)
+        prompt, guided = said.get("prompt"), said.get("do_classifier_free_guidance", True)
+        if not (skip and guided and prompt) or said.get("negative_prompt_embeds") is not None:
+            return found
+        negative = said.get("negative_prompt") or ""
+        if isinstance(prompt, list) and isinstance(negative, str):
+            negative = [negative] * len(prompt)
+        shared = {name: said[name] for name in ("device", "num_images_per_prompt", "clip_skip") if name in said}
+        if negative or not self.config.get("force_zeros_for_empty_prompt"):  # type: ignore[attr-defined]
+            other = encode(prompt=negative, do_classifier_free_guidance=False, **shared)
+            found = (found[0], other[0], *found[2:])
+        return found
 
     def maybe_convert_prompt(self, prompt: Any, tokenizer: Any) -> Any:
         """Write out every word of several rows: `<cat>` → `<cat> <cat>_1`.

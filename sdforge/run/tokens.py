@@ -53,6 +53,10 @@ class Words:
         ids = [self._vocab[START], *ids[: LENGTH - 2], self._vocab[END]]
         return ids + [self._vocab[padding]] * (LENGTH - len(ids))
 
+    def number(self, token: str) -> int:
+        """Return the number of a token of the vocabulary."""
+        return self._vocab[token]
+
     def plain(self, text: str) -> list[int]:
         """Return the numbers of a text's tokens, without start and end."""
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)

@@ -26,7 +26,7 @@ from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.fingerprint import fingerprint
-from sdforge.run.images import Latents, Order, Picture, describe, plan_pictures, read_mask, split
+from sdforge.run.images import Latents, Order, Picture, describe, plan_pictures, read_mask, read_pixels, split
 from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
 from sdforge.run.noise import STEPS
 from sdforge.run.optimizers import Average, make_optimizer, progress_of, set_training
@@ -35,6 +35,7 @@ from sdforge.run.sketch import sketch
 from sdforge.run.speed import tune
 from sdforge.run.states import State, Stopped, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
+from sdforge.run.views import View, mask_of, pixels_of
 from sdforge.run.watch import Metrics, Samples, Validation
 from sdforge.trainings import Training
 
@@ -160,7 +161,10 @@ class _Training:
     def _prepare(self, report: Report) -> None:
         """Encode what every step would encode again; whatever fails, fails before hours are spent."""
         with torch.no_grad():
-            distinct = list(dict.fromkeys(self.pictures))
+            for picture in self.shown[0].pictures if self.adapter.varies else ():
+                read_pixels(picture, flip=False)
+            once = self.shown[1:] if self.adapter.varies else self.shown
+            distinct = list(dict.fromkeys(picture for shown in once for picture in shown.pictures))
             for i, picture in enumerate(distinct):
                 for flip in (False, True) if self.settings.flip else (False,):
                     self.latents.of(picture, flip=flip)
@@ -182,6 +186,7 @@ class _Training:
     def _step(self, step: int) -> float:
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own.learning_rate * pace(self.settings, step)
+        self.adapter.begins(step)
         batches = [self._batch(shown, step) for shown in self.shown]
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
@@ -247,7 +252,15 @@ class _Training:
     def _batch(self, shown: _Shown, step: int) -> Batch:
         chosen, device = shown.batches.at(step), self.diffusion.device
         pairs = list(zip(chosen.pictures, chosen.flips, strict=True))
-        latents = torch.cat([self.latents.of(picture, flip=flip) for picture, flip in pairs])
+        captions = chosen.captions
+        masks: Tensor | None
+        if self.adapter.varies and shown is self.shown[0]:
+            views = [self.adapter.view(picture, step) for picture in chosen.pictures]
+            captions = [view.caption(caption) for view, caption in zip(views, captions, strict=True)]
+            latents, masks = self._viewed(pairs, views)
+        else:
+            latents = torch.cat([self.latents.of(picture, flip=flip) for picture, flip in pairs])
+            masks = self._masks(pairs)
         draw = generator(self.seed, shown.noise, step)
         noise = torch.randn(latents.shape, generator=draw)
         timesteps = torch.randint(self.settings.noise_from, STEPS, (len(chosen.captions),), generator=draw)
@@ -260,11 +273,20 @@ class _Training:
             schedule.add_noise(latents, noise, timesteps),
             schedule.target(latents, noise, timesteps),
             timesteps,
-            chosen.captions,
+            captions,
             latents,
-            self._masks(pairs),
+            masks,
             chosen.pictures,
         )
+
+    def _viewed(self, pairs: list[tuple[Picture, bool]], views: list[View]) -> tuple[Tensor, Tensor]:
+        """Return latents and masks of pictures as they are shown at one step."""
+        shown = [(picture, view, flip) for (picture, flip), view in zip(pairs, views, strict=True)]
+        with torch.no_grad():
+            pixels = torch.cat([pixels_of(picture, view, flip=flip) for picture, view, flip in shown])
+            latents = self.diffusion.encode_picture(pixels)
+        masks = torch.cat([mask_of(picture, view, flip=flip) for picture, view, flip in shown])
+        return latents.cpu(), masks.to(self.diffusion.device)
 
     def _mask(self, picture: Picture) -> Tensor:
         place = (picture.sha256, picture.mask, picture.size)
@@ -307,14 +329,14 @@ class _Training:
     def _fit(self, budget: int, report: Report) -> None:
         """Choose micro-batch, checkpointing and offload for so many bytes of the device's memory."""
         networks = [self.diffusion.unet, *self.diffusion.text_encoders.values()]
-        idle = [self.diffusion.vae] + (networks[1:] if self.texts else [])
+        idle = ([] if self.adapter.varies else [self.diffusion.vae]) + (networks[1:] if self.texts else [])
         weights = [t for network in networks for t in network.state_dict(keep_vars=True).values()]
         once = [self._batch(shown, 0).part(0, 1) for shown in self.shown]
         plain = kept_bytes(lambda: self._loss(once).sum(), weights)
         set_checkpointing(networks, on=True)
         twice = kept_bytes(lambda: self._loss(once).sum(), weights)
         set_checkpointing(networks, on=False)
-        busy = [t for n in networks if n not in idle for t in n.state_dict().values()]
+        busy = [t for n in [*networks, self.diffusion.vae] if n not in idle for t in n.state_dict().values()]
         # a gradient and two moments for everything that is trained
         fixed = held_bytes(busy) + 3 * held_bytes(self.parameters.values())
         waiting = held_bytes(t for n in idle for t in n.state_dict().values())
@@ -453,7 +475,8 @@ def _mean_square(predicted_BCHW: Tensor, batch: Batch) -> Tensor:
     if batch.masks_B1HW is None:
         return square_BCHW.mean((1, 2, 3))
     weight_BCHW = batch.masks_B1HW.expand_as(square_BCHW)
-    return (square_BCHW * weight_BCHW).sum((1, 2, 3)) / weight_BCHW.sum((1, 2, 3))
+    # a view may show nothing that counts: it teaches nothing then
+    return (square_BCHW * weight_BCHW).sum((1, 2, 3)) / weight_BCHW.sum((1, 2, 3)).clamp_min(1e-6)
 
 
 def pace(settings: Training, step: int) -> float:

@@ -173,7 +173,7 @@ class Store:
         found = set()
         for (text,) in self.index.read("SELECT value FROM seen WHERE id LIKE 'source:%'"):
             value = json.loads(text)
-            found |= {row[2] for row in value["components"].values()} | set(value.get("objects", ()))
+            found |= {row[2] for row in value.get("components", {}).values()} | set(value.get("objects", ()))
         return found
 
     def forget(self, keep: set[str]) -> None:

@@ -71,6 +71,42 @@ class Training(Seeded):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")
 
 
+class Updates(Training):
+    """The settings of trainings of updates beside frozen layers: LoRA and its relatives."""
+
+    rank: int = Field(16, ge=1, le=1024, description="rank of the update of linear layers and 1×1 convolutions")
+    alpha: NotNegative = Field(0.0, description="the update is divided by rank / alpha; 0: alpha is the rank")
+    conv_rank: int = Field(0, ge=0, le=1024, description="rank of the update of 3×3 convolutions; 0: none")
+    conv_alpha: NotNegative = Field(0.0, description="as alpha, for conv_rank")
+    text_encoder: bool = Field(False, description="train the text encoder's layers too")
+    text_learning_rate: NotNegative = Field(5e-5, description="of the text encoder's layers")
+    caption_dropout: Share = Field(0.05, description="share of captions replaced by the empty one")
+    weight_decay: NotNegative = Field(0.01, description="of AdamW")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="as for all trainings")
+    warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
+    preserve: Annotated[str, Since(2, "")] = Field(
+        "", description="word of the class: with it in the trigger's place, pictures are to be as without the update"
+    )
+    trigger: Annotated[str, Since(2, "")] = Field("", description="word of the captions that `preserve` replaces")
+    preserve_weight: Annotated[NotNegative, Since(2, 1.0)] = Field(
+        1.0, description="of what `preserve` asks, against the loss of the pictures"
+    )
+
+
+def advise_updates(table: Updates, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """What `preserve` needs to do anything; (role, code, sentence, hint, whether it is a warning)."""
+    if not table.preserve:
+        return []
+    if not table.trigger:
+        return [("dataset", "preserve", "`preserve` needs a trigger to replace", 'trigger = "…" beside it', False)]
+    (dataset,) = inputs["dataset"]
+    captions = [row[1] for row in dataset.notes["rows"]] if dataset else [table.trigger]
+    if any(table.trigger in caption for caption in captions):
+        return []
+    name = f"no caption of `{table.dataset}` names the trigger {table.trigger!r}, which `preserve` would replace"
+    return [("dataset", "preserve", name, "write {trigger} in the captions, and trigger = … in the data set", False)]
+
+
 def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
     """Return what cannot work, or hardly, in any training: mistakes and warnings."""
     found: list[Advice] = []
@@ -107,3 +143,18 @@ def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> li
         return []
     sentence = f"{what} works through classifier-free guidance, which does nothing on `{on}`"
     return [("on", "guidance", sentence, "take the checkpoint that it was distilled from", False)]
+
+
+LACKS = {
+    "cross_attention": "has no separate keys and values for what it is told",
+    "text_encoders": "is shown pictures and understands no words",
+}
+
+
+def without(part: str, what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
+    """Refuse a checkpoint of a family without a part that a method trains (a property of families that lists it)."""
+    (checkpoint,) = inputs["on"]
+    if checkpoint is None or not checkpoint.family or getattr(family(checkpoint.family), part):
+        return []
+    sentence = f"{what} cannot be trained on `{on}`: {family(checkpoint.family).title} {LACKS[part]}"
+    return [("on", "family", sentence, "take a checkpoint of another family", False)]

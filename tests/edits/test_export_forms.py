@@ -79,7 +79,7 @@ def test_a_word_and_its_opposite_are_two_files(export: Export, word: Taken, tmp_
 
 
 def test_diffusers_calls_the_tensor_as_the_word(export: Export, word: Taken, tmp_path: Path) -> None:
-    export("embeddings_diffusers", embeddings=[word.given()])
+    export("embeddings-diffusers", embeddings=[word.given()])
     path = tmp_path / "work" / f"embeddings/{word.artifact.digest[:16]}.diffusers.safetensors"
     assert {name: tuple(t.shape) for name, t in load_file(path).items()} == {"<ink>": (2, 16)}
     stated = metadata(path)
@@ -91,7 +91,7 @@ def test_diffusers_calls_the_tensor_as_the_word(export: Export, word: Taken, tmp
 def test_of_two_text_encoders_each_gets_a_file_for_diffusers_and_others_one(
     export: Export, sdxl_word: Taken, tmp_path: Path
 ) -> None:
-    made = export("embeddings", "embeddings_diffusers", embeddings=[sdxl_word.given()])
+    made = export("embeddings", "embeddings-diffusers", embeddings=[sdxl_word.given()])
     name = f"embeddings/{sdxl_word.artifact.digest[:16]}"
     assert set(made.files) == {f"{name}{end}.safetensors" for end in ("", ".diffusers", ".diffusers_2")}
     both = load_file(tmp_path / "work" / f"{name}.safetensors")
@@ -100,7 +100,7 @@ def test_of_two_text_encoders_each_gets_a_file_for_diffusers_and_others_one(
 
 
 def test_a1111_reads_the_pickle_as_its_own(export: Export, word: Taken, tmp_path: Path) -> None:
-    export("embeddings_pt", embeddings=[word.given()])
+    export("embeddings-pt", embeddings=[word.given()])
     found = torch.load(tmp_path / "work" / f"embeddings/{word.artifact.digest[:16]}.pt", weights_only=True)
     assert list(found) == ["string_to_token", "string_to_param", "name", "step", "sd_checkpoint", "sd_checkpoint_name"]
     assert (found["string_to_token"], found["name"]) == ({"*": 265}, "<ink>")
@@ -116,6 +116,7 @@ def test_sidecars_are_written_whatever_forms_are_named(export: Export, tmp_path:
     assert name == f"sidecars/{cat.artifact.digest[:16]}.safetensors"
     layout = read_layout(tmp_path / "work" / name)
     assert (layout.kind, layout.family, layout.facts) == ("null_text", "sd15", facts)
+    assert metadata(tmp_path / "work" / name)["modelspec.license"] == "CC0-1.0"
 
 
 def test_equal_presets_are_equal_files(export: Export, word: Taken) -> None:

@@ -75,7 +75,7 @@ def write() -> None:
     keys, defaults = read(KEYS), read(DEFAULTS)
     for name in sorted(method_groups()):
         now, before = defaults_of(name), defaults.get(name)
-        if before and before != now and before["version"] == now["version"] and not _only_later(before, now):
+        if before and before != now and before["version"] == now["version"] and not _only_later(name, before, now):
             raise SystemExit(f"the defaults of {name} changed: raise its VERSION")
         defaults[name] = now
         if name in keys:
@@ -85,13 +85,21 @@ def write() -> None:
         path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _only_later(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Say whether all that is new are settings marked `Since`."""
+def _only_later(method_name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Say whether all that is new are settings marked `Since`, and inputs, which no key knows that has none of them."""
     old = next(iter(before["families"].values()))
     new = next(iter(now["families"].values()))
-    later = {name for name, value in new.items() if isinstance(value, dict) and "since" in value}
-    kept = {name: value for name, value in new.items() if name not in later or name in old}
-    return (kept, now["code"]) == (old, before["code"])
+    inputs = {name for name in method(method_name).signature.roles if name not in old}
+    kept = {name: value for name, value in new.items() if name not in inputs}
+    return (_without_later(kept, old), now["code"]) == (old, before["code"])
+
+
+def _without_later(new: Any, old: Any) -> Any:
+    """Leave out what `old` has no row of and is marked `Since`, in tables within tables too."""
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        return new
+    later = {name for name, value in new.items() if isinstance(value, dict) and "since" in value and name not in old}
+    return {name: _without_later(value, old.get(name)) for name, value in new.items() if name not in later}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdforge.exact import CONTEXT, arc_weights, arccos, arctan, complement, dot, half_turn, product, sine
+from sdforge.exact import (
+    CONTEXT,
+    arc_weights,
+    arccos,
+    arctan,
+    column_dots,
+    complement,
+    dot,
+    half_turn,
+    product,
+    root,
+    sine,
+)
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 PI = "3.1415926535897932384626433832795028841971693993751"
@@ -54,6 +66,33 @@ def test_a_dot_product_is_nearly_exact(count: int) -> None:
     exact = math.fsum((a * b).tolist())
     size = float((a * b).abs().sum())
     assert abs(float(dot(a, b)) - exact) <= 17 * 2**-53 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roots_are_rounded_correctly(dtype: torch.dtype) -> None:
+    """A root is right if the squares of the points halfway to its neighbours enclose the number."""
+    x = random(1000, seed=3).abs().to(dtype)
+    found = root(x)
+    assert (found.shape, found.dtype) == (x.shape, dtype)
+    up, down = found.nextafter(found + 1), found.nextafter(found - 1)
+    for number, low, middle, high in zip(*(t.tolist() for t in (x, down, found, up)), strict=True):
+        assert (
+            ((Fraction(low) + Fraction(middle)) / 2) ** 2
+            <= Fraction(number)
+            <= ((Fraction(middle) + Fraction(high)) / 2) ** 2
+        )
+    strided = x.reshape(20, 50).T
+    assert torch.equal(root(strided), found.reshape(20, 50).T)
+    assert root(x[0]).shape == ()
+
+
+@PROPERTY
+@given(st.integers(1, 700), st.integers(0, 3))
+def test_dot_products_of_columns_are_nearly_exact(rows: int, columns: int) -> None:
+    a, b = random(rows, columns, seed=1), random(rows, columns, seed=2)
+    found = column_dots(a.float(), b.float())
+    assert (found.shape, found.dtype) == ((columns,), torch.float64)
+    assert torch.allclose(found, (a.float().double() * b.float().double()).sum(0), rtol=0, atol=1e-12 * rows)
 
 
 def test_a_dot_product_does_not_depend_on_where_zeros_are_appended() -> None:

@@ -11,11 +11,24 @@ import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
 
-from sdforge.method import method, method_groups, module_of
+from sdforge.method import LISTS, WHOLE, method, method_groups, module_of
 from sdforge.settings import takes
 
 MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
 EACH = pytest.mark.parametrize("name", MERGES)
+CHANGE_ONE = ("scale", "adjust", "subtract", "add")  # numbers change a checkpoint: equal inputs say nothing
+UNORDERED = (  # the order of what they take any number of decides nothing
+    "linear",
+    "task_arithmetic",
+    "ties",
+    "breadcrumbs",
+    "model_stock",
+    "sce",
+    "geometric_median",
+    "karcher",
+    "clamp",
+)
+CHANGED = {"adjust": {"detail_in": 2.0}}  # settings of merges that do nothing by themselves
 
 
 def function(name: str) -> Callable[..., Tensor]:
@@ -23,22 +36,31 @@ def function(name: str) -> Callable[..., Tensor]:
     return found
 
 
+def kinds(name: str) -> list[Any]:
+    return [p.kind for p in inspect.signature(function(name)).parameters.values()]
+
+
+def fixed(name: str) -> int:
+    """How many inputs have a name of their own."""
+    return sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds(name))
+
+
 def count(name: str) -> int:
-    """How many checkpoints the merge is given: three where it takes any number."""
-    kinds = [p.kind for p in inspect.signature(function(name)).parameters.values()]
-    fixed = sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds)
-    return 3 if inspect.Parameter.VAR_POSITIONAL in kinds else fixed
+    """How many checkpoints the merge is given: three at least where it takes any number."""
+    return max(3, fixed(name) + 2) if inspect.Parameter.VAR_POSITIONAL in kinds(name) else fixed(name)
 
 
 def settings(name: str) -> dict[str, Any]:
-    """The defaults; where there is none, equal shares of one."""
-    n, found = count(name), {}
+    """The defaults; where there is none, equal shares of one. With it what the engine adds for those that ask."""
+    n, found = count(name) - fixed(name), {}
     for field, info in method(name).table.model_fields.items():
-        if takes(info) or field in ("blocks", "dtype"):
+        if takes(info) or field in (*LISTS, *WHOLE, "seed"):
             continue
         wanted = [1 / 4] * (n - 1) + [1 - (n - 1) / 4] if "list" in str(info.annotation) else 0.25
-        found[field] = wanted if info.default is PydanticUndefined else info.default
-    return found
+        found[field] = wanted if info.default is PydanticUndefined or info.default == [] else info.default
+    found |= CHANGED.get(name, {})
+    asked = inspect.signature(function(name)).parameters
+    return found | {field: value for field, value in (("seed", 5), ("tensor", "unet.conv_in.weight")) if field in asked}
 
 
 def inputs(name: str, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (6, 5)) -> list[Tensor]:
@@ -64,7 +86,7 @@ def test_inputs_come_by_place_and_settings_by_name(name: str) -> None:
 def test_a_merge_states_version_source_and_what_it_makes(name: str) -> None:
     found = method(name)
     assert found.version >= 1
-    assert found.makes == "checkpoint"
+    assert found.makes in ("checkpoint", "delta")
     assert found.signature.kind == "formula"
     assert "Source:" in (inspect.getdoc(function(name)) or "")
 
@@ -112,9 +134,15 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     assert torch.equal(one, three)
 
 
-@EACH
+@pytest.mark.parametrize("name", [name for name in MERGES if name not in CHANGE_ONE])
 def test_equal_inputs_pass_through_by_identity(name: str) -> None:
     assert module_of("merges", name).simplify(["same"] * count(name), settings(name)) == "same"
+
+
+@pytest.mark.parametrize("name", [name for name in MERGES if name not in CHANGE_ONE])
+def test_equal_inputs_are_nearly_that_input_to_the_formula_too(name: str) -> None:
+    (one, *_), n = inputs(name, torch.float64), count(name)
+    assert torch.allclose(function(name)(*[one] * n, **settings(name)), one, rtol=1e-12, atol=1e-12)
 
 
 @EACH
@@ -129,4 +157,15 @@ def test_every_merge_can_be_written_in_a_recipe(name: str) -> None:
     table = method(name).table
     assert {"dtype"} <= set(table.model_fields)
     roles = [field for field, info in table.model_fields.items() if takes(info)]
-    assert len(roles) == (1 if count(name) == 3 and "checkpoints" in roles else count(name))
+    assert len(roles) == fixed(name) + ("checkpoints" in roles)
+
+
+@pytest.mark.parametrize("name", UNORDERED)
+def test_the_order_of_checkpoints_decides_nothing(name: str) -> None:
+    parts, wanted, first = inputs(name), settings(name), fixed(name)
+    given = list(range(len(parts)))
+    found = module_of("merges", name).simplify(given, wanted)
+    turned = given[:first] + given[: first - 1 if first else None : -1]
+    assert turned != given
+    there = wanted | ({"weights": wanted["weights"][::-1]} if "weights" in wanted else {})
+    assert module_of("merges", name).simplify(turned, there) == found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sdforge.exact import complement
+from sdforge.errors import UsageError
+from sdforge.exact import complement, line
+from sdforge.merges.add import add
+from sdforge.merges.add import simplify as simplify_add
 from sdforge.merges.add_difference import add_difference
 from sdforge.merges.add_difference import simplify as simplify_difference
+from sdforge.merges.add_perpendicular import add_perpendicular
+from sdforge.merges.add_perpendicular import simplify as simplify_perpendicular
+from sdforge.merges.adjust import COLORS, FACTORS, adjust
+from sdforge.merges.adjust import simplify as simplify_adjust
+from sdforge.merges.clamp import clamp
+from sdforge.merges.clamp import simplify as simplify_clamp
+from sdforge.merges.cosine import cosine
+from sdforge.merges.cosine import simplify as simplify_cosine
+from sdforge.merges.euclidean_add_difference import euclidean_add_difference
+from sdforge.merges.extract_similar import extract_similar
+from sdforge.merges.geometric_median import geometric_median
+from sdforge.merges.karcher import karcher
+from sdforge.merges.linear import linear
+from sdforge.merges.linear import simplify as simplify_linear
+from sdforge.merges.nearswap import nearswap
+from sdforge.merges.scale import scale
+from sdforge.merges.scale import simplify as simplify_scale
+from sdforge.merges.similarity_add_difference import similarity_add_difference
+from sdforge.merges.similarity_add_difference import simplify as simplify_similarity
 from sdforge.merges.slerp import simplify as simplify_slerp
 from sdforge.merges.slerp import slerp
+from sdforge.merges.subtract import simplify as simplify_subtract
+from sdforge.merges.subtract import subtract
+from sdforge.merges.sum_twice import simplify as simplify_twice
+from sdforge.merges.sum_twice import sum_twice
+from sdforge.merges.tensor_sum import simplify as simplify_tensor
+from sdforge.merges.tensor_sum import tensor_sum
+from sdforge.merges.train_difference import simplify as simplify_train
+from sdforge.merges.train_difference import train_difference
 from sdforge.merges.weighted_sum import simplify as simplify_sum
 from sdforge.merges.weighted_sum import weighted_sum
 from sdforge.run.tensors import rounded
@@ -102,6 +133,261 @@ def test_opposite_vectors_are_joined_by_a_line() -> None:
 
 def test_slerp_with_nothing_is_a_line() -> None:
     assert slerp(vector(0, 0), vector(2, 4), weight=0.25).tolist() == [0.5, 1]
+
+
+def test_t6_two_sums_in_one_step() -> None:
+    assert sum_twice(A, B, C, alpha=0.25, beta=0.5).tolist() == [0.75, 1, -1.5, 0.5]
+
+
+def test_t11_what_is_perpendicular() -> None:
+    a, b, zero = vector(1, 1, 0), vector(1, 0, 2), vector(0, 0, 0)
+    added = add_perpendicular(a, b, zero) - a
+    assert added.tolist() == [0.5, -0.5, 2]
+    assert float((added * a).sum()) == 0
+
+
+def test_perpendicular_to_nothing_is_everything() -> None:
+    assert add_perpendicular(C, B, C, weight=0.5).tolist() == [1.5, -0.5, 0, 0.5]
+
+
+def test_what_is_parallel_adds_nothing() -> None:
+    assert torch.allclose(add_perpendicular(C + (B - C) * 0.3, B, C), C + (B - C) * 0.3, rtol=1e-14)
+
+
+def test_t12_what_is_learned_already_is_not_learned_again() -> None:
+    assert near(train_difference(A, B, C), 3.16, -1.0857142857142854, -0.6, 0.5)
+    assert near(train_difference(C, B, C), 2.7, -1.7, 0.8, 0.5)  # C + 1.8 / 2 (B − C)
+    assert torch.equal(train_difference(B, B, C), B)
+
+
+def test_t13_likeness_turns_a_difference_into_a_mean() -> None:
+    assert near(similarity_add_difference(A, B, C), 1.8333333333333335, 0.5, -2, 0.5)
+    assert torch.equal(similarity_add_difference(A, B, C, beta=0.0), add_difference(A, B, C, weight=0.5))
+    zero, one = vector(0), vector(1)
+    assert similarity_add_difference(zero, zero, one).tolist() == [0]  # two zeros are alike
+    assert torch.equal(similarity_add_difference(A, A, A, alpha=0.3), A)
+
+
+def test_t13_holds_for_weights_whose_square_is_no_number_of_fp16_or_bf16() -> None:
+    tiny = torch.tensor([1e-30])
+    assert torch.allclose(
+        similarity_add_difference(tiny, tiny * 2, tiny * 0) / 1e-30, torch.tensor([1.4375]), rtol=1e-5
+    )
+
+
+def test_t16_where_columns_point_the_same_way_the_first_stays() -> None:
+    assert near(cosine(vector(1, 0), vector(1, 1)), 1, 0.7928932188134525)
+    assert torch.equal(cosine(A, B, weight=1.0), B)
+    assert torch.equal(cosine(A, 2 * A, weight=0.0), A)
+
+
+def test_the_cosine_of_columns_is_taken_over_rows() -> None:
+    a, b = torch.eye(2).double(), torch.tensor([[3.0, 1.0], [0.0, 0.0]]).double()
+    assert cosine(a, b, weight=0.0).tolist() == [[1, 1], [0, 0]]  # the first column alike, the second not at all
+    mean = cosine(a, b, weight=0.0, similarity="mean")
+    whole = 3 / (math.sqrt(2) * math.sqrt(10))
+    assert mean.flatten().tolist() == pytest.approx([3 - (1 + whole), 1 - whole / 2, 0, whole / 2])
+
+
+@pytest.mark.parametrize(("offset", "rows"), [(0.25, {2, 3, 4, 5}), (0.75, {0, 1, 6, 7})])
+def test_t18_a_region_of_rows_comes_from_the_second(offset: float, rows: set[int]) -> None:
+    found = tensor_sum(torch.zeros(8, 3), torch.ones(8, 3), width=0.5, offset=offset)
+    assert {i for i, row in enumerate(found.tolist()) if row == [1, 1, 1]} == rows
+    assert set(found.flatten().tolist()) <= {0, 1}
+
+
+@PROPERTY
+@given(st.integers(1, 40), st.floats(0, 1), st.floats(0, 1))
+def test_every_row_is_one_of_the_two_and_their_number_is_the_width(count: int, width: float, offset: float) -> None:
+    found = tensor_sum(torch.zeros(count), torch.ones(count), width=width, offset=offset)
+    assert abs(float(found.sum()) - width * count) <= 2
+
+
+def test_t19_rows_are_counted_on_the_decimal_as_written() -> None:
+    assert float(tensor_sum(torch.zeros(100), torch.ones(100), width=0.29).sum()) == 29
+
+
+def test_t29_no_number_leaves_the_limits() -> None:
+    assert clamp(vector(5, -1, 0.5), vector(0, 0, 0), vector(1, 1, 1)).tolist() == [1, 0, 0.5]
+    assert torch.equal(clamp(A, A), A)
+    once = clamp(A, B, C)
+    assert torch.equal(clamp(once, B, C), once)
+
+
+def test_stiff_limits_are_those_nearest_the_mean() -> None:
+    limits = vector(0), vector(4), vector(10)  # of mean 14/3
+    assert clamp(vector(0.0), *limits, stiffness=1.0).tolist() == [4]
+    assert clamp(vector(20.0), *limits, stiffness=1.0).tolist() == [10]
+    assert clamp(vector(0.0), *limits, stiffness=0.25).tolist() == [1]
+
+
+def test_clamping_a_rounded_merge_gives_what_clamping_before_rounding_would() -> None:
+    draw = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(5000, generator=draw).half() for _ in range(3))
+    merge = add_difference(a.float(), b.float(), c.float(), weight=1.5)
+    inside = clamp(merge, a.float(), b.float()).half()
+    assert torch.equal(clamp(merge.half().float(), a.float(), b.float()).half(), inside)
+
+
+def test_t15_two_sides_of_a_right_angle() -> None:
+    found = euclidean_add_difference(vector(3, 0), vector(0, 4), vector(0, 0))
+    assert near(found, 1.7677669529663689, 1.7677669529663689)  # 2.5 / √2
+    assert torch.allclose(euclidean_add_difference(A, B, C, weight=0.0), A, rtol=1e-14)
+    assert torch.allclose(euclidean_add_difference(A, A, C), A, rtol=1e-14)
+    assert torch.equal(euclidean_add_difference(A, A, A), A)
+
+
+def test_t17_what_two_have_learned_alike() -> None:
+    base, b, c = vector(0, 0), vector(1, 0), vector(0, 2)
+    assert extract_similar(base, b, c).tolist() == [0.25, 0.5]
+    assert extract_similar(base, b, c, beta=1.0, gamma=2).tolist() == [0.375, 0.75]
+    rows = extract_similar(torch.zeros(2, 2), torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, -1.0]]), alpha=0.0)
+    assert rows.tolist() == [[1, 0], [0, 0]]  # the first row alike, the second opposite
+
+
+def test_t25_the_geometric_median_of_a_triangle_and_of_a_square() -> None:
+    triangle = geometric_median(vector(0, 0), vector(1, 0), vector(0, 1))
+    assert triangle.tolist() == pytest.approx([0.21132486540518713] * 2, abs=1e-12)
+    assert geometric_median(vector(0, 0), vector(2, 0), vector(0, 2), vector(2, 2)).tolist() == [1, 1]
+
+
+def test_an_outlier_weighs_less_than_in_a_mean() -> None:
+    found = geometric_median(vector(0, 0), vector(0, 0), vector(9, 0))
+    assert abs(float(found[0])) < 1e-4
+
+
+def test_t26_the_mean_of_directions_times_the_mean_of_lengths() -> None:
+    assert near(karcher(vector(1, 0), vector(0, 2)), 1.0606601717798212, 1.0606601717798212)  # 1.5 / √2
+    three = karcher(vector(1, 0, 0), vector(0, 1, 0), vector(0, 0, 1))
+    assert three.tolist() == pytest.approx([math.sqrt(1 / 3)] * 3, rel=1e-12)
+
+
+@PROPERTY
+@given(st.floats(0.1, 1.4), st.floats(0.1, 1.4))
+def test_on_a_circle_the_mean_of_directions_is_that_of_angles(first: float, second: float) -> None:
+    """Three angles, one of them 0, all within half a turn."""
+    found = karcher(*(vector(math.cos(angle), math.sin(angle)) for angle in (0.0, first, -second)), max_iter=50)
+    mean = (first - second) / 3
+    assert found.tolist() == pytest.approx([math.cos(mean), math.sin(mean)], abs=1e-5)
+
+
+def test_directions_that_cancel_have_their_plain_mean() -> None:
+    assert karcher(vector(1, 0), vector(-1, 0)).tolist() == [0, 0]
+    assert karcher(vector(0, 0), vector(0, 0)).tolist() == [0, 0]
+    assert karcher(vector(0, 0), vector(0, 4)).tolist() == [0, 2]
+
+
+def test_t27_a_step_no_longer_than_t() -> None:
+    assert near(nearswap(vector(1, 1, 1), vector(1.001, 1.1, 2), t=0.01), 1.001, 1.01, 1.01)
+    assert torch.equal(nearswap(A, A, t=0.5), A)
+
+
+def test_t30_six_tensors_are_adjusted() -> None:
+    names = ["conv_in.weight", "conv_in.bias", "conv_norm_out.weight", "conv_norm_out.bias", "conv_out.weight"]
+    numbers: dict[str, Any] = {
+        "detail_in": 5.0,
+        "detail_out": 5.0,
+        "detail_out2": 5.0,
+        "contrast": 2.0,
+        "brightness": 1.0,
+    }
+    one = vector(1)
+    assert [float(adjust(one, **numbers, tensor=f"unet.{name}")) for name in names] == [0.95, 1.1, 0.95, 1.1, 0.95]
+    zeros = vector(0, 0, 0, 0)
+    assert near(adjust(zeros, **numbers, tensor="unet.conv_out.bias"), 0.04, -0.02, 0.02 / 3, 0.04 / 3)
+    assert adjust(zeros, **numbers, latents="sdxl", tensor="unet.conv_out.bias").tolist() == [0.04, 0, 0, 0.02]
+    assert adjust(one, **numbers, tensor="unet.mid.bias").tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("color", "sd", "sdxl"),
+    [("cyan_red", [0, 1, 1, 0], [0, 1, 0, 0]), ("magenta_green", [0, 0, -1, -1], [0, -1, -1, 0]),
+     ("yellow_blue", [0, 1, 0, 1], [0, -1, 1, 0])],
+)  # fmt: skip
+def test_colors_are_directions_of_the_latents(color: str, sd: list[float], sdxl: list[float]) -> None:
+    given: dict[str, Any] = {color: 50.0, "tensor": "unet.conv_out.bias"}
+    assert adjust(vector(0, 0, 0, 0), **given).tolist() == sd
+    assert adjust(vector(0, 0, 0, 0), **given, latents="sdxl").tolist() == sdxl
+
+
+def test_each_tensor_is_adjusted_by_its_own_settings_alone() -> None:
+    rest: dict[str, Any] = dict.fromkeys((name for name, _ in FACTORS.values()), 0.0) | dict.fromkeys(COLORS, 0.0)
+    rest |= {"contrast": 0.0, "latents": "sd", "detail_in": 3.0}
+    assert simplify_adjust(["a"], rest | {"tensor": "unet.conv_out.bias"}) == "a"
+    assert simplify_adjust(["a"], rest | {"tensor": "unet.mid_block.bias"}) == "a"
+    kept = simplify_adjust(["a"], rest | {"tensor": "unet.conv_in.bias", "latents": "sdxl"})
+    assert kept == (["a"], {"detail_in": 3.0, "tensor": "unet.conv_in.bias"})
+
+
+def test_a_delta_added_to_where_it_was_taken_from_gives_what_it_was_taken_of() -> None:
+    assert add(C, subtract(B, C)).tolist() == B.tolist()
+    assert add(A, subtract(B, C), weight=0.5).tolist() == add_difference(A, B, C, weight=0.5).tolist()
+    assert simplify_add(["a", "d"], {"weight": 0.0}) == "a"
+    assert simplify_subtract(["a", "a"], {"weight": 1.0}) == (["a", "a"], {"weight": 1.0})
+
+
+def test_linear_is_a_mean() -> None:
+    assert linear(A, B, C, weights=[1, 1, 2]).tolist() == [1, 0.5, -1, 0.5]
+    assert linear(A, B, weights=[3, 1]).tolist() == [1.5, 1, -2, 0.5]
+    assert torch.allclose(linear(A, B, C), (A + B + C) / 3, rtol=1e-15)
+
+
+def test_the_identities_of_linear() -> None:
+    assert simplify_linear(["a"], {"weights": []}) == "a"
+    assert simplify_linear(["a", "b"], {"weights": [0.0, 3.0]}) == "b"
+    assert simplify_linear(["a", "a", "a"], {"weights": [0.3, 1.0, 5.0]}) == "a"
+    two = ["a", "b"], {"weights": [1.0, 2.0]}
+    assert simplify_linear(["b", "a"], {"weights": [0.2, 0.1]}) == two
+    assert simplify_linear(["a", "x", "b"], {"weights": [5.0, 0.0, 10.0]}) == two
+    with pytest.raises(UsageError, match="sum to 0"):
+        simplify_linear(["a", "b"], {"weights": [0.3, -0.3]})
+
+
+def test_scale_is_a_product() -> None:
+    assert scale(A, weight=0.5).tolist() == [0.5, 1, -1.5, 0.25]
+    assert simplify_scale(["a"], {"weight": 1.0}) == "a"
+    assert simplify_scale(["a"], {"weight": 0.0}) == (["a"], {"weight": 0.0})
+
+
+def test_the_identities_of_sum_twice() -> None:
+    def left(a: str, b: str, c: str, alpha: float, beta: float) -> object:
+        return simplify_twice([a, b, c], {"alpha": alpha, "beta": beta})
+
+    assert left("a", "b", "c", 0.3, 1.0) == "c"
+    assert left("a", "b", "c", 0.0, 0.0) == "a"
+    assert left("a", "b", "c", 1.0, 0.0) == "b"
+    assert left("a", "b", "b", 1.0, 0.4) == "b"
+    assert left("a", "b", "c", 0.3, 0.0) == (["a", "b", "a"], {"alpha": 0.3, "beta": 0.0})
+    assert left("a", "b", "c", 1.0, 0.4) == left("b", "a", "c", 0.0, 0.4) == left("b", "b", "c", 0.7, 0.4)
+
+
+def test_the_identities_of_differences() -> None:
+    train, like = {"weight": 0.5, "gain": 1.8}, {"alpha": 0.5, "beta": 1.0}
+    assert simplify_train(["a", "b", "b"], train) == simplify_train(["a", "a", "c"], train) == "a"
+    assert simplify_train(["a", "b", "c"], train | {"weight": 0.0}) == "a"
+    assert simplify_train(["a", "b", "a"], train) == (["a", "b", "a"], train)
+    assert simplify_similarity(["a", "b", "c"], like | {"alpha": 0.0}) == "a"
+    assert simplify_similarity(["a", "a", "c"], like) == (["a", "a", "c"], like)
+    assert simplify_perpendicular(["a", "b", "b"], {"weight": 0.5}) == "a"
+    assert simplify_perpendicular(["a", "a", "c"], {"weight": 0.5}) == "a"
+    assert simplify_perpendicular(["a", "b", "a"], {"weight": 1.0}) == "b"
+
+
+def test_the_identities_of_choices() -> None:
+    assert simplify_tensor(["a", "b"], {"width": 0.0, "offset": 0.3}) == "a"
+    assert simplify_tensor(["a", "b"], {"width": 1.0, "offset": 0.3}) == "b"
+    assert simplify_cosine(["a", "b"], {"weight": 1.0, "similarity": "columns"}) == "b"
+    assert simplify_clamp(["a", "b", "b"], {"stiffness": 0.5}) == "b"
+    assert simplify_clamp(["a", "b", "a"], {"stiffness": 0.0}) == "a"
+    assert simplify_clamp(["a", "c", "b", "c"], {"stiffness": 0.0}) == (["a", "b", "c"], {"stiffness": 0.0})
+
+
+@PROPERTY
+@given(NUMBERS, NUMBERS, st.floats(0, 1))
+def test_a_line_whose_weights_are_a_tensor_is_exact_at_its_ends(a: float, b: float, weight: float) -> None:
+    x, y, w = vector(a, a, a), vector(b, b, b), vector(0, 1, weight)
+    assert line(x, y, w)[:2].tolist() == [a, b]
+    assert float(line(x, x, w)[2]) == a
 
 
 def test_t31_numbers_are_rounded_by_way_of_fp32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 import torch
 
 from sdforge.errors import ActionFailed, UsageError
-from sdforge.formula import Plan
+from sdforge.formula import Input, Plan
 from sdforge.method import method
 from sdforge.order import Order
 from sdforge.run.formula import run_formula
 from tests.families.workbench import SD15, Taken, computations, keep, made, same_bytes
+from tests.planner.conftest import World
 
 BLOCK = {(n.component, n.canonical): n.block for n in SD15.names()}
 
@@ -21,12 +23,14 @@ BLOCK = {(n.component, n.canonical): n.block for n in SD15.names()}
 def planned(name: str, taken: list[Taken], **settings: Any) -> Plan:
     """Plan a merge; the checkpoints go into its roles in their order."""
     found = method(name)
-    roles = list(found.signature.roles)
-    one = len(roles) == 1
-    names = {roles[0]: [f"n{i}" for i in range(len(taken))]} if one else dict(zip(roles, "abc", strict=False))
-    table = found.table.model_validate({**names, **settings})
-    inputs = {roles[0]: [t.input() for t in taken]} if one else {r: [t.input()] for r, t in zip(roles, taken)}  # noqa: B905
-    return found.plan(table, inputs, SD15)
+    names: dict[str, Any] = {}
+    inputs: dict[str, list[Input]] = {}
+    rest = list(taken)
+    for role, spec in found.signature.roles.items():
+        these = rest if spec.many else [rest.pop(0)]
+        inputs[role] = [each.input() for each in these]
+        names[role] = [f"n{i}" for i in range(len(these))] if spec.many else role
+    return found.plan(found.table.model_validate({**names, **settings}), inputs, SD15)
 
 
 def summed(toy: Taken, other: Taken, **settings: Any) -> Plan:
@@ -239,3 +243,140 @@ def test_equal_bytes_are_equal_inputs(tmp_path: Path) -> None:
 def test_there_is_one_weight_for_each_checkpoint(weights: list[float], toy: Taken, other: Taken) -> None:
     with pytest.raises((UsageError, ValueError)):
         summed(toy, other, weights=weights)
+
+
+# -- what merges ask of the engine -------------------------------------------------------------------------------------
+
+
+def test_a_mask_is_drawn_by_the_tensors_name_and_no_other_merge_knows_it(toy: Taken, other: Taken) -> None:
+    dare, ties = (planned(name, [toy, other]) for name in ("dare", "ties"))
+    assert {row.parameters["tensor"] for row in dare.components["unet"] if row.method} == {
+        f"unet.{row.tensor.name}" for row in dare.components["unet"] if row.method
+    }
+    assert not any("tensor" in row.parameters or "seed" in row.parameters for row in ties.components["unet"])
+
+
+def test_the_seed_concerns_what_is_drawn_alone(toy: Taken, other: Taken) -> None:
+    plans = [planned("dare", [toy, other], seed=seed, density=0.5, blocks={"text_encoder": [0]}) for seed in (1, 2)]
+    one, two = (plan.identities() for plan in plans)
+    assert one["unet"] != two["unet"]
+    assert one["text_encoder"] == two["text_encoder"] == toy.identity("text_encoder")
+    whole = [planned("dare", [toy, other], seed=seed, density=1.0).identities() for seed in (1, 2)]
+    assert whole[0] == whole[1]
+
+
+def test_what_adjusts_six_tensors_lets_the_others_through(toy: Taken) -> None:
+    plan = planned("adjust", [toy], detail_in=1.0, detail_out=1.0, detail_out2=1.0, contrast=1.0)
+    changed = {row.tensor.name for row in plan.components["unet"] if row.method}
+    assert changed == {
+        f"{layer}.{part}" for layer in ("conv_in", "conv_norm_out", "conv_out") for part in ("weight", "bias")
+    }
+    assert plan.identities()["text_encoder"] == toy.identity("text_encoder")
+    before, after = toy.tensors("unet"), made(plan, toy)["unet"]
+    assert torch.allclose(after["conv_out.bias"][0].float(), before["conv_out.bias"][0].float() + 0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adjust", "dare", "della"])
+def test_a_merge_is_told_what_it_asks_for_and_nothing_else(name: str, toy: Taken, other: Taken) -> None:
+    settings = {"detail_in": 1.0} if name == "adjust" else {}
+    rows = planned(name, [toy] if name == "adjust" else [toy, other], **settings).components["unet"]
+    found = {key for row in rows if row.method for key in row.parameters} & {"seed", "tensor"}
+    assert found == ({"tensor"} if name == "adjust" else {"seed", "tensor"})
+
+
+def test_the_recipes_seed_reaches_a_merge(world: World) -> None:
+    text = '[dare.x]\nbase = "flat"\ncheckpoints = ["ink"]\n'
+    identities = []
+    for head in ("", "seed = 5\n", "seed = 6\n"):
+        world.recipe(head + text + ("seed = 5\n" if head.endswith("6\n") else ""))
+        step = world.plan().steps["r:x"]
+        assert step.artifact is not None
+        identities.append((step.key, step.artifact.components["unet"].identity))
+    assert identities[0] != identities[1] == identities[2]
+
+
+def test_masks_of_one_tensor_do_not_depend_on_what_else_is_merged(toy: Taken, other: Taken) -> None:
+    whole, base = made(planned("dare", [toy, other], density=0.5), toy, other)["unet"], toy.tensors("unet")
+    part = planned("dare", [toy, other], density=0.5, blocks={"unet": [0], "M00": [1]})
+    for name, tensor in made(part, toy, other)["unet"].items():
+        expected = whole[name] if BLOCK["unet", name] == "mid" else base[name]
+        assert same_bytes(tensor, expected)
+
+
+def test_the_base_gives_vae_and_facts_and_stands_first(toy: Taken, other: Taken) -> None:
+    assert list(method("ties").signature.roles) == ["base", "checkpoints"]
+    plan = planned("task_arithmetic", [toy, other])
+    assert plan.identities() == {part: other.identity(part) for part in ("unet", "text_encoder")}
+
+
+def test_the_order_in_which_a_recipe_names_checkpoints_is_no_change(toy: Taken, other: Taken) -> None:
+    there = planned("linear", [toy, other], weights=[0.6, 0.4]).identities()
+    assert planned("linear", [other, toy], weights=[0.4, 0.6]).identities() == there
+    assert planned("linear", [other, toy], weights=[0.6, 0.4]).identities() != there
+
+
+DELTA = """
+[subtract.learned]
+a = "ink"
+b = "flat"
+
+[add.x]
+a = "flat"
+delta = "learned"
+weight = 0.5
+"""
+
+
+def test_a_delta_is_no_checkpoint_and_has_what_was_computed_alone(world: World) -> None:
+    world.recipe(DELTA)
+    steps = world.plan().steps
+    delta, whole = steps["r:learned"].artifact, steps["r:x"].artifact
+    assert delta is not None
+    assert whole is not None
+    assert (delta.kind, set(delta.components)) == ("delta", {"unet", "text_encoder"})
+    assert (whole.kind, set(whole.components)) == ("checkpoint", {"unet", "text_encoder", "vae", "tokenizer"})
+    assert steps["r:learned"].state == "build"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('delta = "learned"', 'delta = "ink"', "`ink` is a checkpoint, and a delta belongs here"),
+        ('a = "flat"\ndelta', 'a = "learned"\ndelta', "`learned` is a delta, and a checkpoint belongs here"),
+    ],
+)
+def test_deltas_and_checkpoints_are_not_mistaken_for_each_other(old: str, new: str, message: str, world: World) -> None:
+    world.recipe(DELTA.replace(old, new))
+    assert message in world.misfits()
+
+
+@pytest.mark.parametrize("checkpoints", [[], ["flat"]])
+def test_model_stock_wants_two_checkpoints(checkpoints: list[str]) -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        method("model_stock").table.model_validate({"base": "flat", "checkpoints": checkpoints})
+
+
+# -- special tensors (reference on merge methods, §3) ------------------------------------------------------------------
+
+
+def test_what_no_program_uses_stays_the_firsts_and_may_be_missing(tmp_path: Path) -> None:
+    x, scale = torch.ones(2), torch.tensor(4.6)
+    name = "conv_in.bias"
+    taken = _pair(tmp_path, {name: x, "text.logit_scale": scale}, {name: x * 3, "text.logit_scale": scale * 2})
+    found = made(planned("weighted_sum", taken, weights=[0.5, 0.5]), *taken)["unet"]
+    assert same_bytes(found["text.logit_scale"], scale)
+    assert found[name].tolist() == [2, 2]
+    with_, without = taken[0], keep(tmp_path / "c", {"unet": {name: x}})
+    for pair in ([with_, without], [without, with_]):
+        merged = made(planned("weighted_sum", pair, weights=[0.5, 0.5]), *pair)["unet"]
+        assert set(merged) == set(pair[0].tensors("unet"))
+
+
+def test_what_predicts_noise_and_what_predicts_v_are_not_merged_unless_it_is_said(toy: Taken, other: Taken) -> None:
+    v = replace(other, artifact=replace(other.artifact, facts={"prediction": "v_prediction"}))
+    with pytest.raises(UsageError, match="predicts epsilon cannot be merged with one that predicts v_prediction"):
+        summed(toy, v, weights=[0.5, 0.5])
+    assert summed(v, v, weights=[0.5, 0.5]).facts == {}
+    stated = [summed(toy, v, weights=[0.5, 0.5], prediction=word) for word in ("epsilon", "v_prediction")]
+    assert [plan.facts for plan in stated] == [{"prediction": None}, {"prediction": "v_prediction"}]
+    assert stated[0].identities() == summed(toy, other, weights=[0.5, 0.5]).identities()

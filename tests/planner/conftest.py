@@ -81,6 +81,7 @@ class World:
     """A project in which everything but the recipes' text is made up.
 
     bytes_of: how what a formula makes is named → the bytes it gives (else every name has its own bytes).
+    same_pictures: what every data set that is made shows, whatever it is made from.
     """
 
     root: Path
@@ -90,6 +91,7 @@ class World:
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     bytes_of: dict[str, str] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
+    same_pictures: str = ""
     trained: list[str] = field(default_factory=list)
     graph: Graph = field(default_factory=Graph)
     _planner: Planner | None = None
@@ -123,7 +125,7 @@ class World:
     def recipe(self, text: str, name: str = "r") -> None:
         path = self.root / "recipes" / f"{name}.toml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'family = "sd15"\n{text}')
+        path.write_text(text if text.startswith("family") else f'family = "sd15"\n{text}')
 
     # -- questions -------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,14 @@ class World:
         key, manifest = step.content_key or step.key, step.content_manifest or step.manifest
         target = step.node.target
         facts: dict[str, Any] = {}
-        if step.kind == "formula":
+        if target.signature.makes == "dataset":
+            self.trained.append(step.id)
+            settings, components = _loaded(manifest)["settings"], {}
+            said = self.same_pictures or f"{key}/{salt}"
+            facts = {
+                "pictures": [[H("picture", f"{said}/{i}"), settings["prompt"], 1] for i in range(settings["count"])]
+            }
+        elif step.kind == "formula":
             assert self._planner is not None
             plan = self._planner.formula(step)
             components = {
@@ -211,7 +220,10 @@ class World:
             )
             components = {target.signature.makes: component._replace(identity=component.content)}
             facts = {"token": "<x>"} if target.signature.makes == "embedding" else {}
-        digest = artifact_identity(target.signature.makes, {n: c.content for n, c in components.items()}, facts)
+        if target.signature.makes == "dataset":
+            digest = dataset_identity(facts["pictures"], 0)
+        else:
+            digest = artifact_identity(target.signature.makes, {n: c.content for n, c in components.items()}, facts)
         pack = H("pack", digest)
         result = Result(key, digest, target.signature.makes, "sd15", components, facts, packs=(pack,), grade="B")
         known = self.store.known(key)

@@ -1,4 +1,4 @@
-"""LoRA: which layers, how they begin, what is saved, and that it is the update that the network had."""
+"""LoRA: which layers, how they begin, at which pace, and what is saved of them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from sdforge.edits import bake
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.states import Stopped
 from sdforge.trainings.lora import TABLE
 from sdforge.trainings.lora.adapter import begin
-from tests.families.workbench import SD15, Taken, keep, made
+from tests.families.workbench import SD15, Taken
 from tests.run.order import order, settings, train
 from tests.trainings.test_training_contract import batch, parameters, said
 
@@ -110,28 +110,57 @@ def test_half_the_alpha_is_half_the_update(toy: Taken) -> None:
     assert float(large / small) == pytest.approx(2, rel=0.05)
 
 
-def test_the_saved_factors_are_the_update_that_the_network_had(toy: Taken, tmp_path: Path) -> None:
-    diffusion, adapter = begun(toy, rank=2, conv_rank=2, alpha=1.0, conv_alpha=3.0, text_encoder=True)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in parameters(adapter).values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
-        theirs = said(diffusion, adapter)
-    learned = adapter.learned()
-    tensors = {name: tensor.detach() for name, tensor in learned.components["lora"].items()}
-    lora = keep(tmp_path / "lora", {"lora": tensors}, kind="lora", facts=learned.facts)
-    table = bake.Bake.model_validate({"checkpoint": "b", "loras": {"l": {}}, "dtype": "fp32"})
-    plan = bake.plan(table, {"checkpoint": [toy.input()], "loras": [lora.input()]}, SD15)
-    parts = {"vae": toy.tensors("vae"), **made(plan, toy, lora)}
-    baked = keep(tmp_path / "baked", parts, facts=toy.artifact.facts, words=toy.vocabulary)
-    ours = load(baked.given(), torch.device("cpu"), torch.float32)
-    with torch.no_grad():
-        mine = ours.predict(batch().noisy_BCHW, batch().timesteps_B, ours.encode_text(batch().captions))
-    assert float((mine - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
-
-
 def test_the_loss_falls_on_three_drawings(toy: Taken, pictures: Given, tmp_path: Path) -> None:
     easy: dict[str, Any] = {"rank": 4, "conv_rank": 4, "noise_from": 900, "min_snr": 0.0, "schedule": "constant"}
     wanted = order(tmp_path, "lora", toy, pictures, steps=30, learning_rate=2e-2, **easy)
     losses = train(wanted).record["losses"]
     assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+def test_divided_by_the_root_of_the_rank_it_is_kept_for_readers_that_divide_by_the_rank(toy: Taken) -> None:
+    """s = α/√r (Kalajdzievski 2023, eq. 4): α·√r is what α/r needs to say that."""
+    _, adapter = begun(toy, rank=4, alpha=3.0, rslora=True)
+    assert adapter.learned().facts == {"alpha": 6.0}
+    _, adapter = begun(toy, rank=4, conv_rank=9, alpha=3.0, conv_alpha=1.0, rslora=True)
+    facts: Any = adapter.learned().facts
+    found = {module.rpartition(".")[2]: value for module, value in facts["alpha"].items()}
+    assert (found["to_q"], found["conv1"]) == (6.0, 3.0)
+
+
+def test_up_learns_faster_than_down_by_the_ratio_that_is_asked_for(toy: Taken) -> None:
+    _, adapter = begun(toy, rank=2, text_encoder=True, learning_rate=1e-3, text_learning_rate=1e-4, plus=16.0)
+    rates = {name: group.learning_rate for group in adapter.groups() for name in group.parameters}
+    assert len(rates) == len(parameters(adapter)) == 2 * (ATTENTION * 12 + 12)
+    for name, rate in rates.items():
+        own = 1e-3 if name.startswith("unet") else 1e-4
+        assert rate == pytest.approx(16 * own if name.endswith("lora_up") else own), name
+
+
+def test_magnitudes_begin_as_the_lengths_of_rows_and_learn(toy: Taken) -> None:
+    diffusion, adapter = begun(toy, rank=2, conv_rank=2, text_encoder=True, dora=True)
+    tensors = adapter.learned().components["lora"]
+    names = [name for name in tensors if name.endswith(".dora_scale")]
+    assert len(names) == len(modules(adapter)) == len(tensors) / 3
+    weights = {
+        f"{part}.{name}": tensor for part in ("unet", "text_encoder") for name, tensor in toy.tensors(part).items()
+    }
+    for name in names:
+        weight = weights[name.removesuffix(".dora_scale") + ".weight"].float()
+        assert torch.allclose(tensors[name], weight.flatten(1).norm(dim=1, keepdim=True), rtol=1e-6), name
+    (said(diffusion, adapter) - batch().target_BCHW).square().mean().backward()  # type: ignore[no-untyped-call]
+    gradients = {name: parameter.grad for name, parameter in parameters(adapter).items()}
+    assert all(g is not None and bool(g.any()) for n, g in gradients.items() if n.endswith(("lora_up", "dora_scale")))
+
+
+@pytest.mark.parametrize(
+    "more", [{"dora": True}, {"plus": 4.0}, {"rslora": True}, {"preserve": "cat", "trigger": "red"}]
+)
+def test_a_training_of_a_variant_that_stops_goes_on_to_the_same_bits(
+    more: dict[str, Any], toy: Taken, pictures: Given, tmp_path: Path
+) -> None:
+    one = train(order(tmp_path / "a", "lora", toy, pictures, steps=2, rank=2, **more))
+    calls = iter([False, True])
+    halted = order(tmp_path / "b", "lora", toy, pictures, steps=2, rank=2, **more)
+    with pytest.raises(Stopped):
+        train(halted, lambda: next(calls))
+    assert train(halted).sha256 == one.sha256

@@ -29,9 +29,11 @@ from tests.toys import write_drawings
 
 TRAININGS = sorted(name for name, group in method_groups().items() if group == "trainings")
 OWN = [name for name in TRAININGS if hasattr(module_of("trainings", name), "run")]  # they do without the loop
+DRAWN = ("lora", "textual_inversion")  # whose parameters start from random numbers
 EACH = pytest.mark.parametrize("name", TRAININGS)
 LOOPED = pytest.mark.parametrize("name", sorted({*TRAININGS} - {*OWN}))
 CAPTIONS = ["a red <toy> cat", "a house"]
+RATES = {"loha": 0.01}  # products of four factors move faster than the factors
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def said(diffusion: Diffusion, adapter: Adapter, captions: list[str] = CAPTIONS)
 
 
 def test_the_trainings_that_recipes_rely_on_are_found_in_the_folder() -> None:
-    assert {"lora", "textual_inversion"} <= set(TRAININGS)
+    assert {"dreambooth", "fine_tune", "lora", "textual_inversion"} <= set(TRAININGS)
 
 
 @EACH
@@ -134,7 +136,7 @@ def test_only_what_is_declared_trainable_moves(name: str, on: Taken) -> None:
         optimizer.step()
     assert {n: digest(everything[n]) for n in frozen} == frozen
     assert all(digest(p) != start[n] for n, p in declared.items())
-    assert len(frozen) >= 900
+    assert len(frozen) >= 280  # VAE and text encoder at the least
 
 
 @LOOPED
@@ -155,7 +157,7 @@ def test_the_start_depends_on_the_seed_alone(name: str, on: Taken) -> None:
         starts.append({n: digest(p) for n, p in parameters(adapter).items()})
     torch.random.set_rng_state(state)
     assert starts[0] == starts[1]
-    assert (starts[1] == starts[2]) == shown(name)  # whose start is what it is shown
+    assert starts[1] != starts[2] or name not in DRAWN
 
 
 @LOOPED
@@ -163,15 +165,17 @@ def test_it_learns_what_its_parameters_can_say(name: str, on: Taken) -> None:
     """The target is what the network says with other values of the same parameters: a loss near zero exists."""
     diffusion, adapter = begun(name, on)
     own = list(parameters(adapter).values())
+    # weights of all layers are moved less than those of a few factors or rows
+    far, rate = (0.3, 0.03) if sum(p.numel() for p in own) < 30_000 else (0.02, 0.002)
     draw = torch.Generator().manual_seed(1)
     start = [p.detach().clone() for p in own]
     with torch.no_grad():
         for p in own:
-            p.add_(0.3 * torch.randn(p.shape, generator=draw))
+            p.add_(far * torch.randn(p.shape, generator=draw))
         target = said(diffusion, adapter)
         for p, value in zip(own, start, strict=True):
             p.copy_(value)
-    optimizer, losses = torch.optim.Adam(own, lr=0.03), []
+    optimizer, losses = torch.optim.Adam(own, lr=RATES.get(name, rate)), []
     for _ in range(25):
         loss = (said(diffusion, adapter) - target).square().mean()
         optimizer.zero_grad()

@@ -6,14 +6,19 @@ What a kind of artifact changes, and how, is said by the module of that kind bes
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 from pydantic import Field
 
 from sdforge.artifact import Artifact, Tensor
-from sdforge.edits.bake.update import Kind, Place, Strength, Update
+from sdforge.edits.bake.custom import words as custom_words
+from sdforge.edits.bake.update import Kind, Place, Strength, UNetStrength, Update
+from sdforge.edits.insert import ROWS, with_words
 from sdforge.errors import UsageError
 from sdforge.families import Family
+from sdforge.formats.hypernetwork import nonlinear
 from sdforge.formula import Input, Made, Plan, cast, computed, passes, target_dtype
 from sdforge.settings import Reference, Takes, Target
 
@@ -24,20 +29,37 @@ VERSION = 1
 MAKES = "checkpoint"
 
 # role → the module of its kind
-KINDS = {"loras": "lora", "image_embeddings": "image_embedding", "aesthetics": "aesthetic"}
+KINDS = {
+    "loras": "lora",
+    "custom": "custom",
+    "hypernetworks": "hypernetwork",
+    "image_embeddings": "image_embedding",
+    "aesthetics": "aesthetic",
+}
 
 
 @final
 class Bake(Target):
     """W + Σ changeᵢ(W), every change taken against the same W and rounded once.
 
-    A LoRA's change is strength · alpha / rank · up @ down. Every part of every artifact must find its layer. An image
+    A LoRA's change is strength · alpha / rank · up @ down. What replaces W (DoRA, rotations) is gone towards by the
+    share that strength says, so that strength 0 is W. Every part of every artifact must find its layer. An image
     embedding takes the place of whatever picture is shown, an aesthetic that of the text encoder, as far as strength.
-    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1
+    Custom Diffusion's change is strength · (its matrix − W), and its word is appended as `insert` does; a linear
+    hypernetwork's is strength · W A, and several are applied one after the other.
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1; Kumari et al. 2022, https://arxiv.org/abs/2212.04488
     """
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder"), ())]
     loras: Annotated[dict[Reference, Strength], Takes("lora")] = Field({}, description="LoRAs and how much of each")
+    custom: Annotated[
+        dict[Reference, UNetStrength],
+        # where words are appended, it matters which ones there are
+        Takes("custom", widens={"checkpoint": (("tokenizer",), ("tokens",))}),
+    ] = Field({}, description="what Custom Diffusion made, and how much of each")
+    hypernetworks: Annotated[dict[Reference, UNetStrength], Takes("hypernetwork")] = Field(
+        {}, description="linear hypernetworks and how much of each"
+    )
     image_embeddings: Annotated[dict[Reference, Strength], Takes("image_embedding")] = Field(
         {}, description="what is drawn from, whatever picture is shown"
     )
@@ -50,6 +72,16 @@ TABLE = Bake
 
 
 def advise(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Refuse what can never become weights before it is trained, and say what an aesthetic does."""
+    found = _aesthetics(table, inputs)
+    for name, artifact in zip(table.hypernetworks, inputs.get("hypernetworks", []), strict=True):
+        if artifact is not None and (reason := nonlinear(artifact.facts)):
+            sentence = f"`{name}` has {reason}, and only linear hypernetworks become weights"
+            found.append((f"hypernetworks.{name}", "linear", sentence, f'[preset] sidecars = ["{name}"]', False))
+    return found
+
+
+def _aesthetics(table: Bake, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
     """Say for what an aesthetic is right, and by how much it shifts what it was not made for."""
     found = []
     for name, aesthetic in zip(table.aesthetics, inputs.get("aesthetics", []), strict=True):
@@ -83,13 +115,24 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
             for place, found in kind_of(kind).updates(given, family, weights).items():
                 updates.setdefault(place, []).extend(found)
     if lost := sorted(".".join(place) for place in updates if place not in weights):
-        raise UsageError(f"a LoRA has factors for {len(lost)} layers that the checkpoint does not have: {lost[0]}")
-    result = Plan()
+        raise UsageError(f"what is baked changes {len(lost)} layers that the checkpoint does not have: {lost[0]}")
+    words = [word for given in inputs.get("custom", []) for word in custom_words(given)]
+    words.sort(key=lambda each: each.word)
+    rows, facts = with_words(checkpoint, words, table.dtype) if words else ({}, {})
+    if taken := [component for component in rows if (component, ROWS) in updates]:
+        raise UsageError(
+            f"words are appended to the {taken[0].replace('_', ' ')}, which something else replaces",
+            hint="bake one after the other, in two targets",
+        )
+    result = Plan(facts=facts)
     for component, tensors in tables.items():
-        touched = any(place[0] == component for place in updates)
+        touched = component in rows or any(place[0] == component for place in updates)
         if touched or (table.dtype and component not in family.kept):
             result.components[component] = [
-                _baked(tensor, updates.get((component, tensor.name), []), table.dtype) for tensor in tensors.values()
+                rows[component]
+                if component in rows and tensor.name == ROWS
+                else _baked(tensor, updates.get((component, tensor.name), []), table.dtype)
+                for tensor in tensors.values()
             ]
     return result
 
@@ -99,13 +142,20 @@ def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:
     if not updates or (len(updates) == 1 and updates[0].replaces):
         through = updates[0].tensors[0]._replace(name=tensor.name) if updates else tensor
         return passes(through) if target == through.dtype else cast(tensor.name, through, target)
-    ordered = sorted(updates, key=lambda update: update.order)
+    ordered = list(_joined(sorted(updates, key=lambda update: update.order)))
     inputs = [tensor, *(each for update in ordered for each in update.tensors)]
     return computed("bake", VERSION, tensor.name, target, tensor.shape, inputs, _parameters(ordered))
 
 
+def _joined(updates: list[Update]) -> Iterator[Update]:
+    """Yield updates as they are added: those of a kind that do not add up are one (its module says how)."""
+    for kind, same in groupby(updates, lambda update: update.kind):
+        found, join = list(same), getattr(kind_of(kind), "joined", None)
+        yield from join(found) if join else found
+
+
 def _parameters(updates: list[Update]) -> dict[str, Any]:
-    if all(update.kind == "lora" for update in updates):
+    if all(update.kind == "lora" and set(update.parameters) == {"scale"} for update in updates):
         return {"scales": [update.parameters["scale"] for update in updates]}
     return {"updates": [[u.kind, len(u.tensors), u.parameters] for u in updates]}
 

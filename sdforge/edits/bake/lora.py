@@ -1,14 +1,19 @@
-"""LoRA in weights: strength · alpha / rank · up @ down (Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1)."""
+"""LoRA in weights: strength · alpha / rank · up @ down (Hu et al. 2021, https://arxiv.org/abs/2106.09685, §4.1).
+
+Its other forms (LoHa, LoKr, DoRA, OFT, …) are changes of a weight too: see `forms` for what each one does.
+"""
 
 from __future__ import annotations
 
+from decimal import Decimal
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Tensor
 from sdforge.edits.bake.update import Place, Strengths, Update
 from sdforge.errors import UsageError, nearest
 from sdforge.families import Family
-from sdforge.formats.lora import alpha_of
+from sdforge.formats.lora import Change, Part, Shape, alpha_of, block_edge, change_of, has_alpha, parts_of
 from sdforge.formula import Input
 from sdforge.identity import decimal
 
@@ -19,42 +24,102 @@ if TYPE_CHECKING:
 def updates(lora: Input, family: Family, weights: dict[Place, Tensor]) -> dict[Place, list[Update]]:
     """Return the update of every weight that is baked at a strength other than 0. Every factor must find its layer."""
     strengths = Strengths(lora.use, family)
-    factors = lora.tensors("lora")
-    found: dict[Place, list[Update]] = {}
-    for name, down in factors.items():
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in lora.tensors("lora").items():
         module, _, factor = name.rpartition(".")
-        if factor != "lora_down":
-            continue
+        modules.setdefault(module, {})[factor] = tensor
+    found: dict[Place, list[Update]] = {}
+    for module, factors in modules.items():
         component, _, path = module.partition(".")
-        place = component, f"{path}.weight"
-        if place not in strengths.blocks:
-            guess = nearest(".".join(place), [f"{c}.{n}" for c, n in strengths.blocks])
-            raise UsageError(f"a LoRA changes {module}, which {family.title} does not have", hint=f"nearest: {guess}")
-        if strength := strengths.at(*place):
-            rank = down.shape[0]
-            alpha = alpha_of(lora.artifact.facts, module, rank)
-            up = factors[f"{module}.lora_up"]
-            if place in weights:
-                _refuse_misfit(place, weights[place], up, down)
-            scale = float(decimal(strength) * decimal(alpha) / rank)
-            found[place] = [Update("lora", {"scale": scale}, (up, down))]
+        _refuse_unknown(component, f"{path}.weight", module, strengths, family)
+        shapes = {name: tensor.shape for name, tensor in factors.items()}
+        for part in _parts(module, shapes):
+            place = part.component, part.weight
+            _refuse_unknown(*place, f"the bias of {module}", strengths, family)
+            own = {name: shapes[name] for name in part.factors}
+            change = _change(part, own, place, weights.get(place))
+            if strength := strengths.at(*place):
+                update = _update(part, change, module, strength, factors, lora.artifact.facts)
+                found.setdefault(place, []).append(update)
     return found
 
 
-def _refuse_misfit(place: Place, weight: Tensor, up: Tensor, down: Tensor) -> None:
-    fits = up.shape[0] == weight.shape[0] and down.shape[1:] in (weight.shape[1:], weight.shape[1:2])
-    if not fits or (len(down.shape) == 2 and weight.shape[2:] not in ((), (1, 1))):
+def _refuse_unknown(component: str, name: str, what: str, strengths: Strengths, family: Family) -> None:
+    if (component, name) not in strengths.blocks:
+        guess = nearest(f"{component}.{name}", [f"{c}.{n}" for c, n in strengths.blocks])
+        raise UsageError(f"a LoRA changes {what}, which {family.title} does not have", hint=f"nearest: {guess}")
+
+
+def _parts(module: str, shapes: dict[str, Shape]) -> list[Part]:
+    try:
+        return parts_of(module, shapes)
+    except ValueError:
+        raise UsageError(f"a LoRA has {', '.join(sorted(shapes))} for {module}, which is no form known here") from None
+
+
+def _fits(change: Change, shapes: dict[str, Shape], weight: Shape) -> bool:
+    """Say whether factors that fit together fit a weight (or bias, of one dimension) too."""
+    out, columns, inner = weight[0], weight[1] if len(weight) > 1 else 1, prod(weight[1:])
+    per_row_or_column = [shapes[name] for name in ("dora_scale", "ia3") if name in shapes]
+    return (
+        change.out in (None, out)
+        and change.inner in (None, inner)
+        and all(shape in ((out, 1), (1, columns)) for shape in per_row_or_column)
+        and ("lora_mid" in shapes or shapes.get("lora_down", weight)[1:] in (weight[1:], weight[1:2]))
+        and shapes.get("a1", (columns,))[0] == columns
+        and ("oft_r" not in shapes or inner % block_edge(shapes["oft_r"][1]) == 0)
+    )
+
+
+def _change(part: Part, shapes: dict[str, Shape], place: Place, weight: Tensor | None) -> Change:
+    """Return what a part changes. Raises UsageError where it fits neither itself nor the weight."""
+    try:
+        change = change_of(part, shapes)
+        fits = weight is None or _fits(change, shapes, weight.shape)
+    except ValueError:
+        fits = False
+    if not fits:
+        factors = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise UsageError(
-            f"a LoRA's factors {list(up.shape)} and {list(down.shape)} do not fit {'.'.join(place)} "
-            f"{list(weight.shape)}",
+            f"a LoRA's factors {factors} do not fit {'.'.join(place)} {list(weight.shape) if weight else ''}".rstrip(),
             hint="it was made for a checkpoint of other widths",
         )
+    return change
+
+
+def _update(
+    part: Part, change: Change, module: str, strength: float, factors: dict[str, Tensor], facts: dict[str, Any]
+) -> Update:
+    alpha = decimal(alpha_of(facts, module, change.rank)) if has_alpha(part.form, change) else Decimal(1)
+    rank = change.rank or 1  # whole factors have none, and no scale
+    tensors = tuple(factors[name] for name in part.factors)
+    own: dict[str, Any] = {"form": part.form, "factors": list(part.factors)}
+    if part.form == "oft":
+        # of LyCORIS and kohya: the limit is per row
+        return Update("lora", own | {"strength": strength, "limit": float(alpha * (change.out or 0))}, tensors)
+    if part.form == "oft_input":
+        return Update("lora", own | {"strength": strength, "neumann": facts.get("neumann", 0)}, tensors)
+    if "dora_scale" in part.factors:
+        return Update("lora", own | {"strength": strength, "scale": float(alpha / rank)}, tensors)
+    scale = float(decimal(strength) * alpha / rank)
+    if set(part.factors) == {"lora_down", "lora_up"}:
+        return Update("lora", {"scale": scale}, (factors["lora_up"], factors["lora_down"]))
+    return Update("lora", own | {"scale": scale}, tensors)
+
+
+def joined(updates: list[Update]) -> list[Update]:
+    """Return them as they are: products of factors are added."""
+    return updates
 
 
 def delta(
     weight: torch.Tensor, parameters: dict[str, Any], tensors: list[torch.Tensor], *, exact: bool
 ) -> torch.Tensor:
-    """Return scale · up @ down (up: (out, rank); down: (rank, …))."""
+    """Return scale · up @ down (up: (out, rank); down: (rank, …)), or what another form changes."""
+    if "form" in parameters:
+        from sdforge.edits.bake.forms import change
+
+        return change(weight, parameters, tensors, exact=exact)
     from sdforge.exact import product
 
     up, down = tensors

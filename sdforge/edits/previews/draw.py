@@ -53,25 +53,28 @@ class _Drawing:
         inputs = [preset, *self.order.inputs.get("beside", [])]
         columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
         attached = any(sidecar.attached for sidecar in self.sidecars)
-        self.total = len(self.cells) * (len(columns) + attached)
+        worded = bool(self.order.architecture.text_encoders)  # else without a picture there is nothing to draw
+        self.total = len(self.cells) * (worded * len(columns) + attached)
         self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
         for given in columns:
             diffusion, column = load(given, self.device, torch.float32), given.identity[:16]
-            if diffusion.vocabulary is not None:  # without a word and without a picture there is nothing to draw
+            if worded:
                 self._draw_cells(column, diffusion)
             if given.identity == preset.identity and self.sidecars:
                 self._draw_sidecars(column, diffusion, attached=attached)
         return self.outcome
 
     def _draw_sidecars(self, column: str, diffusion: Diffusion, *, attached: bool) -> None:
-        for sidecar in self.sidecars:
-            if sidecar.replayed:
-                self._draw_replays(column, sidecar, diffusion)
-        if attached:
-            with ExitStack() as stack:
-                for sidecar in self.sidecars:
-                    stack.enter_context(sidecar.on(diffusion))
+        replayed = [sidecar for sidecar in self.sidecars if sidecar.replayed]
+        for sidecar in replayed:
+            self._draw_replays(column, sidecar, diffusion, found=False)
+        with ExitStack() as stack:
+            for sidecar in self.sidecars:
+                stack.enter_context(sidecar.on(diffusion))
+            if attached:
                 self._draw_cells(column + WITH, diffusion)
+            for sidecar in replayed:
+                self._draw_replays(column + WITH, sidecar, diffusion, found=True)
 
     def _draw_cells(self, column: str, diffusion: Diffusion) -> None:
         settings = self.settings
@@ -93,23 +96,16 @@ class _Drawing:
                 self._keep(f"{column}/{p + 1}-{seed}.png", pixels_CHW, wish)
             self.report(step=self.done, steps=self.total)
 
-    def _draw_replays(self, column: str, sidecar: _Sidecar, diffusion: Diffusion) -> None:
-        """Draw a sidecar's own picture, and what every prompt makes of it, with and without what was found."""
+    def _draw_replays(self, column: str, sidecar: _Sidecar, diffusion: Diffusion, *, found: bool) -> None:
+        """Draw a sidecar's own picture, and what every prompt makes of it; found: with what was found of it."""
         module, facts = sidecar.replayed, sidecar.given.facts
         assert module is not None
-        plain = module.plain(diffusion, sidecar.tensors)
+        tensors = sidecar.tensors if found else module.plain(diffusion, sidecar.tensors)
         for p, prompt in enumerate([None, *self.settings["prompts"]]):
-            wish = Wish(
-                facts["prompt"] if prompt is None else prompt,
-                "",
-                0,
-                facts["steps"],
-                facts["guidance"],
-                facts["resolution"],
-            )
-            for folder, tensors in ((column, plain), (column + WITH, sidecar.tensors)):
-                (pixels_CHW,) = module.replay(diffusion, tensors, facts, prompt)
-                self._keep(f"{folder}/{sidecar.given.identity[:16]}-{p}.png", pixels_CHW, wish, sampler="DDIM")
+            says = facts["prompt"] if prompt is None else prompt
+            wish = Wish(says, "", 0, facts["steps"], facts["guidance"], facts["resolution"])
+            (pixels_CHW,) = module.replay(diffusion, tensors, facts, prompt)
+            self._keep(f"{column}/{sidecar.given.identity[:16]}-{p}.png", pixels_CHW, wish, sampler="DDIM")
             self.report(step=self.done, steps=self.total)
 
     def _keep(self, name: str, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER) -> None:

@@ -1,4 +1,4 @@
-"""Class images: pictures of a class as a checkpoint draws them, a data set to keep it by (Ruiz et al. 2022, §3.2)."""
+"""Class images: pictures of a class as a checkpoint draws them, to keep it by (https://arxiv.org/abs/2208.12242)."""
 
 from __future__ import annotations
 

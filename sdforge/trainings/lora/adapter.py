@@ -13,15 +13,11 @@ from torch import Tensor, nn
 from sdforge.formats.lora import alpha_fact
 from sdforge.run.adapter import Adapter, Group, Learned
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.layers import LayerAdapter, Places, chosen_places
 from sdforge.run.seeds import generator
 
 if TYPE_CHECKING:
     from sdforge.trainings.lora import Lora
-
-LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-RESIDUAL = ("time_emb_proj", "conv_shortcut")  # matrices of the residual blocks
-CONV = ("conv1", "conv2", "conv")  # 3×3, of residual blocks and samplers
-TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 def begin(settings: Lora, diffusion: Diffusion) -> Adapter:
@@ -30,21 +26,14 @@ def begin(settings: Lora, diffusion: Diffusion) -> Adapter:
 
 
 @final
-class _Lora(Adapter):
+class _Lora(LayerAdapter):
     def __init__(self, settings: Lora, diffusion: Diffusion) -> None:
-        self.settings, self.diffusion = settings, diffusion
-        self.text_is_frozen = not settings.text_encoder
+        super().__init__(settings, diffusion)
+        self.method = settings
         self.layers: dict[str, LoraLayer] = {}
         self.alphas: dict[str, float] = {}
-        alpha = settings.alpha or float(settings.rank)
-        self._wrap("unet", diffusion.unet, LINEAR, settings.rank, alpha)
-        if settings.conv_rank:
-            self._wrap("unet", diffusion.unet, RESIDUAL, settings.rank, alpha)
-            conv_alpha = settings.conv_alpha or float(settings.conv_rank)
-            self._wrap("unet", diffusion.unet, CONV, settings.conv_rank, conv_alpha)
-        if settings.text_encoder:
-            for name, encoder in diffusion.text_encoders.items():
-                self._wrap(f"{name}.text_model", encoder, TEXT, settings.rank, alpha)
+        for places in chosen_places(settings, diffusion):
+            self._wrap(places)
         for module, layer in sorted(self.layers.items()):
             layer.set_adapter(next(iter(layer.lora_A)))  # every injection leaves only its own layers active
             down, up = _factors(layer)
@@ -54,36 +43,45 @@ class _Lora(Adapter):
                 down.copy_((torch.rand(down.shape, generator=draw) * 2 - 1) * bound)
                 up.zero_()
 
-    def _wrap(self, prefix: str, network: nn.Module, targets: tuple[str, ...], rank: int, alpha: float) -> None:
-        """Put LoRA layers of one rank around the target layers of a network."""
-        name = targets[0].replace(".", "_")
-        wanted = [
-            path
-            for path, layer in network.named_modules()
-            if isinstance(layer, nn.Linear | nn.Conv2d) and path.endswith(tuple(f".{target}" for target in targets))
-        ]
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted, bias="none")
+    def _wrap(self, places: Places) -> None:
+        """Put LoRA layers of one rank around layers of a network.
+
+        PEFT divides alpha by the rank. Where it should be divided by the rank's square root, alpha is multiplied by
+        it, and is kept so: what reads the result divides by the rank (rsLoRA, https://arxiv.org/abs/2312.03732).
+        """
+        alpha = places.alpha * (math.sqrt(places.rank) if self.method.rslora else 1.0)
+        wanted = list(places.paths.values())
+        name = f"update{len(self.layers)}"
+        config = LoraConfig(
+            r=places.rank, lora_alpha=alpha, target_modules=wanted, bias="none", use_dora=self.method.dora
+        )
         with torch.random.fork_rng(devices=[]):  # PEFT's own start is drawn from the global generator
-            inject_adapter_in_model(config, network, adapter_name=name)
-        for path, layer in network.named_modules():
-            if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                module = f"{prefix}.{path.removeprefix('text_model.')}"
-                self.layers[module], self.alphas[module] = layer, alpha
+            inject_adapter_in_model(config, places.network, adapter_name=name)
+        for module, path in places.paths.items():
+            layer = places.network.get_submodule(path)
+            assert isinstance(layer, LoraLayer)
+            self.layers[module], self.alphas[module] = layer, alpha
+
+    def switch(self, *, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.enable_adapters(on)
 
     def groups(self) -> list[Group]:
-        groups = []
-        for part, rate in (("unet", self.settings.learning_rate), ("text", self.settings.text_learning_rate)):
-            found: dict[str, nn.Parameter] = {}
-            for module, layer in self.layers.items():
-                if module.startswith(part):
-                    down, up = _factors(layer)
-                    found |= {f"{module}.lora_down": down, f"{module}.lora_up": up}
-            if found:
-                groups.append(Group(found, rate, self.settings.weight_decay))
-        return groups
+        found: dict[str, nn.Parameter] = {}
+        for module, layer in self.layers.items():
+            down, up = _factors(layer)
+            found |= {f"{module}.lora_down": down, f"{module}.lora_up": up}
+            if self.method.dora:
+                found[f"{module}.dora_scale"] = _magnitude(layer)
+        groups = self._groups(found)
+        if self.method.plus == 1:
+            return groups
+        return [part for group in groups for part in _parted(group, self.method.plus)]
 
     def learned(self) -> Learned:
-        tensors, update, ranks = {}, [], {}
+        tensors: dict[str, Tensor] = {}
+        update: list[tuple[str, Tensor, Tensor | None]] = []
+        ranks = {}
         for module, layer in self.layers.items():
             down, up = (factor.detach() for factor in _factors(layer))
             down = down[:, :, 0, 0] if down.shape[2:] == (1, 1) else down
@@ -91,13 +89,38 @@ class _Lora(Adapter):
             tensors[f"{module}.lora_down"], tensors[f"{module}.lora_up"] = down, up
             ranks[module] = down.shape[0]
             scaled = up * (self.alphas[module] / ranks[module])
-            update.append((module, scaled, down.reshape(down.shape[0], -1)))
+            flat = down.reshape(down.shape[0], -1)
+            if self.method.dora:
+                magnitude = _magnitude(layer).detach().reshape(-1, 1)
+                tensors[f"{module}.dora_scale"] = magnitude
+                weight = layer.get_base_layer().weight
+                assert isinstance(weight, Tensor)
+                value = weight.flatten(1) + scaled @ flat
+                update.append((module, magnitude * value / value.norm(dim=1, keepdim=True) - weight.flatten(1), None))
+            else:
+                update.append((module, scaled, flat))
         return Learned({"lora": tensors}, alpha_fact(self.alphas, ranks), update)
 
 
 def _factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
     (name,) = layer.lora_A.keys()
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    assert isinstance(down, Tensor)
-    assert isinstance(up, Tensor)
-    return down, up  # type: ignore[return-value]
+    assert isinstance(down, nn.Parameter)
+    assert isinstance(up, nn.Parameter)
+    return down, up
+
+
+def _magnitude(layer: LoraLayer) -> nn.Parameter:
+    (found,) = layer.lora_magnitude_vector.values()
+    assert isinstance(found.weight, nn.Parameter)
+    return found.weight
+
+
+def _parted(group: Group, ratio: float) -> list[Group]:
+    """Return a group in two: up learns faster than the rest (LoRA+, Hayou et al. 2024)."""
+    ups = {name: parameter for name, parameter in group.parameters.items() if name.endswith(".lora_up")}
+    rest = {name: parameter for name, parameter in group.parameters.items() if name not in ups}
+    return [
+        Group(rest, group.learning_rate, group.weight_decay),
+        Group(ups, group.learning_rate * ratio, group.weight_decay),
+    ]

@@ -1,0 +1,214 @@
+"""The forms of LoRA as changes of one weight W: (out, in) or (out, in, k, k), everything in fp64.
+
+Products are `exact.product`, small systems are solved and norms are folded in a fixed order, all the rest is
+elementwise: to 16 bits the same bytes on every machine, and with `exact` to 32 as well. Letters in names: O out, I in
+(with the kernel: F, flattened), R rank, K blocks, B a block's edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdforge import exact as arithmetic
+
+Factors = dict[str, Tensor]
+Additive = Callable[[Tensor, Factors, bool], Tensor]
+
+
+def change(weight: Tensor, parameters: dict[str, Any], tensors: list[Tensor], *, exact: bool) -> Tensor:
+    """Return what one update changes.
+
+    parameters: form, factors (the tensors' names), scale (alpha / rank, and the strength of what is merely added),
+    strength (of what replaces W: the way from W to what it would be is gone in this share), and facts of the form.
+    """
+    factors = {name: tensor.double() for name, tensor in zip(parameters["factors"], tensors, strict=True)}
+    form = parameters["form"]
+    if form in ROTATIONS:
+        turned = ROTATIONS[form](weight, factors, parameters, exact)
+        return float(parameters["strength"]) * turned
+    added = float(parameters["scale"]) * ADDITIVE[form](weight, factors, exact).reshape(weight.shape)
+    if "dora_scale" in factors:
+        return float(parameters["strength"]) * (_rescaled(weight + added, factors["dora_scale"]) - weight)
+    return added
+
+
+def _rescaled(value: Tensor, magnitude: Tensor) -> Tensor:
+    """Return m · V / ‖V‖ (DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5).
+
+    magnitude: (out, 1) for a norm per output row, (1, in) for one per input channel. What is zero stays as it is.
+    """
+    rows = magnitude.shape[1] == 1
+    matrix = value.reshape(value.shape[0], -1) if rows else value.transpose(0, 1).reshape(value.shape[1], -1)
+    norms = arithmetic.row_norms(matrix)
+    ratio = torch.where(norms > 0, magnitude.reshape(-1) / norms.clamp_min(torch.finfo(torch.float64).tiny), 1.0)
+    shape = [-1, *[1] * (value.dim() - 1)] if rows else [1, -1, *[1] * (value.dim() - 2)]
+    return value * ratio.reshape(shape)
+
+
+def _product(a: Tensor, b: Tensor, exact: bool) -> Tensor:
+    """Return a @ b; b may have more dimensions behind its rows."""
+    found = arithmetic.product(a, b.reshape(b.shape[0], -1), sliced=exact)
+    return found.reshape(a.shape[0], *b.shape[1:])
+
+
+def low_rank(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001 -- one signature for all forms
+    """The product up @ down (Hu et al. 2021, https://arxiv.org/abs/2106.09685); LoCon: Tucker's core between."""
+    if "lora_mid" in f:
+        return _tucker(f["lora_mid"], f["lora_up"], f["lora_down"], exact)
+    return _product(f["lora_up"], f["lora_down"], exact)
+
+
+def _tucker(core_RRkk: Tensor, up_OR: Tensor, down_RI: Tensor, exact: bool) -> Tensor:
+    """Return Σ core[m, n] · up[:, m] · down[n, :] (LyCORIS, https://arxiv.org/abs/2309.14859)."""
+    inner_IRkk = _product(down_RI.T, core_RRkk.transpose(0, 1), exact)
+    return _product(up_OR, inner_IRkk.transpose(0, 1), exact)
+
+
+def hadamard(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
+    """(w1_a w1_b) ⊙ (w2_a w2_b) (LoHa; FedPara, Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098, eq. 1)."""
+    sides = []
+    for i in "12":
+        a, b = f[f"hada_w{i}_a"], f[f"hada_w{i}_b"]
+        core = f.get(f"hada_t{i}")  # with a core, the first factor is kept transposed
+        sides.append(_product(a, b, exact) if core is None else _tucker(core, a.T, b, exact))
+    return sides[0] * sides[1]
+
+
+def kronecker(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
+    """w1 ⊗ w2 (LoKr; KronA, Edalati et al. 2022, https://arxiv.org/abs/2212.10650, eq. 3)."""
+    first = f["lokr_w1"] if "lokr_w1" in f else _product(f["lokr_w1_a"], f["lokr_w1_b"], exact)
+    if "lokr_w2" in f:
+        second = f["lokr_w2"]
+    elif "lokr_t2" in f:
+        second = _tucker(f["lokr_t2"], f["lokr_w2_a"].T, f["lokr_w2_b"], exact)
+    else:
+        second = _product(f["lokr_w2_a"], f["lokr_w2_b"], exact)
+    rows, columns, kernel = first.shape[0] * second.shape[0], first.shape[1] * second.shape[1], second.shape[2:]
+    wide = first.reshape(first.shape[0], 1, first.shape[1], 1, *[1] * len(kernel)) * second[None, :, None]
+    return wide.reshape(rows, columns, *kernel)
+
+
+def general(weight: Tensor, f: Factors, exact: bool) -> Tensor:
+    """W·a1·a2 + b1·b2, over input channels (GLoRA, Chavan et al. 2023, https://arxiv.org/abs/2306.07967)."""
+    flat_FI = weight.reshape(*weight.shape[:2], -1).transpose(1, 2).reshape(-1, weight.shape[1])
+    mixed_FI = _product(_product(flat_FI, f["a1"], exact), f["a2"], exact)
+    mixed = mixed_FI.reshape(weight.shape[0], -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    return mixed + _product(f["b1"], f["b2"], exact).reshape(weight.shape)
+
+
+def scaled(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
+    """W ∘ w, per output row or input channel (IA3, Liu et al. 2022, https://arxiv.org/abs/2205.05638)."""
+    return weight * f["ia3"].reshape(*f["ia3"].shape, *[1] * (weight.dim() - 2))
+
+
+def whole(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
+    """A difference as it is: of a weight, a bias or a norm."""
+    (difference,) = f.values()
+    return difference
+
+
+def rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact: bool) -> Tensor:
+    """Return R·W − W for rotations of output rows (OFT, Qiu et al. 2023, https://arxiv.org/abs/2306.07280).
+
+    The convention is LyCORIS' and kohya's: oft_blocks (K, B, B) holds X, Q = X − Xᵀ, R = (I+Q)(I−Q)⁻¹, and rows are
+    turned by Rᵀ. limit: of ‖Q‖, over all blocks (COFT); 0: none.
+    """
+    raw = f["oft_blocks"]
+    skew = _limited(raw - raw.transpose(-1, -2), float(parameters["limit"]))
+    if skew.dim() == 4:
+        turned = _butterfly(weight, skew, exact)
+    else:
+        turned = weight + _turn(_cayley(-skew), weight, exact)
+    return (turned * _columns(f["rescale"], weight) if "rescale" in f else turned) - weight
+
+
+def _columns(values_O1: Tensor, weight: Tensor) -> Tensor:
+    return values_O1.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _limited(skew: Tensor, limit: float) -> Tensor:
+    if limit <= 0:
+        return skew
+    norm = sqrt(float(arithmetic.dot(skew, skew)))
+    return skew * (limit / norm) if norm > limit else skew
+
+
+def _cayley(skew_KBB: Tensor) -> Tensor:
+    """Return (I+Q)(I−Q)⁻¹ − I = (I−Q)⁻¹ · 2Q."""
+    eye = torch.eye(skew_KBB.shape[-1], dtype=torch.float64)
+    return arithmetic.solve(eye - skew_KBB, 2 * skew_KBB)
+
+
+def _turn(minus_eye_KBB: Tensor, weight: Tensor, exact: bool) -> Tensor:
+    """Return (R − I)·W for blocks of rows."""
+    edge = minus_eye_KBB.shape[-1]
+    blocks = weight.reshape(-1, edge, weight[0].numel())
+    return torch.stack([_product(r, w, exact) for r, w in zip(minus_eye_KBB, blocks, strict=True)]).reshape(
+        weight.shape
+    )
+
+
+def _butterfly(weight: Tensor, skew_MKBB: Tensor, exact: bool) -> Tensor:
+    """Return B_{m−1} … B_0 · W (BOFT, Liu et al. 2023, https://arxiv.org/abs/2311.06243).
+
+    Factor i works on rows that lie 2^i half blocks apart. Its blocks are not transposed, unlike OFT's.
+    """
+    half, value = skew_MKBB.shape[-1] // 2, weight
+    for i, skew_KBB in enumerate(skew_MKBB):
+        apart = value.reshape(-1, 2, 2**i * half, *weight.shape[1:]).transpose(1, 2)
+        rows = apart.reshape(weight.shape)
+        rows = rows + _turn(_cayley(skew_KBB), rows, exact)
+        value = rows.reshape(apart.shape).transpose(1, 2).reshape(weight.shape)
+    return value
+
+
+def input_rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact: bool) -> Tensor:
+    """Return W·R − W for rotations of inputs, as PEFT keeps OFT.
+
+    oft_r: (K, B(B−1)/2) numbers above the diagonal of Q; one row serves all blocks. R = (I+Q)(I−Q)⁻¹, or with
+    `neumann` terms, as PEFT does it by default, the beginning of a series for its inverse: I − 2Q + 2Q² − … ± Qⁿ⁻¹.
+    """
+    numbers, flat_OF = f["oft_r"], weight.reshape(weight.shape[0], -1)
+    edge = round((1 + sqrt(1 + 8 * numbers.shape[1])) / 2)
+    above = torch.triu_indices(edge, edge, 1)
+    skew_KBB = numbers.new_zeros(numbers.shape[0], edge, edge)
+    skew_KBB[:, above[0], above[1]] = numbers
+    skew_KBB = skew_KBB - skew_KBB.transpose(1, 2)
+    terms = int(parameters["neumann"])
+    turned_KBB = _series(-skew_KBB, terms, exact) if terms else _cayley(skew_KBB)
+    turned_KBB = turned_KBB.expand(flat_OF.shape[1] // edge, edge, edge)
+    # (R − I)ᵀ on blocks of Wᵀ's rows
+    return _turn(turned_KBB.transpose(1, 2), flat_OF.T.contiguous(), exact).T.reshape(weight.shape)
+
+
+def _series(skew_KBB: Tensor, terms: int, exact: bool) -> Tensor:
+    """Return 2Q + 2Q² + … + Qⁿ⁻¹; PEFT never stops before Q³ once it goes beyond the first term."""
+    power, total = skew_KBB, 2 * skew_KBB if terms > 1 else torch.zeros_like(skew_KBB)
+    if terms > 2:
+        last = max(terms, 4) - 1
+        for n in range(2, last + 1):
+            power = torch.stack([_product(p, q, exact) for p, q in zip(power, skew_KBB, strict=True)])
+            total = total + (power if n == last else 2 * power)
+    return total
+
+
+ADDITIVE: dict[str, Additive] = {
+    "lora": low_rank,
+    "loha": hadamard,
+    "lokr": kronecker,
+    "glora": general,
+    "ia3": scaled,
+    "diff": whole,
+    "diff_b": whole,
+    "w_norm": whole,
+    "b_norm": whole,
+}
+ROTATIONS: dict[str, Callable[[Tensor, Factors, dict[str, Any], bool], Tensor]] = {
+    "oft": rotation,
+    "oft_input": input_rotation,
+}

@@ -1,0 +1,79 @@
+"""LoRA files of the first implementation for diffusion models (github.com/cloneofsimo/lora): read.
+
+Factors have numbers instead of names (`unet:0:up`, `text_encoder:3:down`): the place in the walk over a network of
+2022, whose ways down and up come before its middle, and whose blocks hold the first attention, the feed-forward layer
+and then the second attention. There is no alpha: the update is up @ down.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from sdforge.errors import UsageError
+from sdforge.families import Family, family, family_names
+from sdforge.formats.layout import Layout
+from sdforge.formats.lora import lora_layout
+from sdforge.formats.safetensors import Entry, Header
+
+KEY = re.compile(r"^(\w+):(\d+):(up|down)$")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+UNET = (*(f"attn1.{part}" for part in ATTENTION), "ff.net.0.proj", *(f"attn2.{part}" for part in ATTENTION))
+TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
+USUAL = {"CrossAttention", "Attention", "GEGLU", "CLIPAttention"}  # classes of layers whose matrices have factors
+WAYS = ("down_blocks", "up_blocks", "mid_block")
+EMBEDDING = "<embed>"
+
+
+def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
+    return header is not None and any(KEY.match(name) for name in header.tensors)
+
+
+def read(path: Path, header: Header | None) -> Layout:
+    assert header is not None
+    found: dict[str, dict[int, dict[str, Entry]]] = {}
+    embeddings = 0
+    for raw, entry in header.tensors.items():
+        if match := KEY.match(raw):
+            component, place, side = match.groups()
+            found.setdefault(component, {}).setdefault(int(place), {})[f"lora_{side}"] = entry
+        elif header.metadata.get(raw) == EMBEDDING:
+            embeddings += 1
+        else:
+            raise UsageError(f"{path} holds {raw}, which cannot be read here")
+    for component in found:
+        _refuse_unusual(path, component, header.metadata.get(component, "[]"))
+    for name in family_names():
+        walk = {component: places(family(name), component) for component in found}
+        if all(set(own) <= set(range(len(walk[component]))) for component, own in found.items()):
+            break
+    else:
+        raise UsageError(f"{path} has factors for more layers than any family known here has")
+    entries = {walk[component][place]: own for component, table in found.items() for place, own in table.items()}
+    layout = lora_layout(path, family(name), entries, {})
+    if embeddings:
+        layout.passed["embeddings that came with the LoRA: name them as a source of their own"] = embeddings
+    return layout
+
+
+def places(of: Family, component: str) -> list[str]:
+    """Return the modules of a family's component in the order of that walk."""
+    parts = UNET if component == "unet" else TEXT
+    blocks: dict[str, list[str]] = {}
+    for name in of.names():
+        module = f"{name.component}.{name.canonical.removesuffix('.weight')}"
+        part = next((p for p in parts if module.endswith(f".{p}")), None)
+        if part and name.component == component:
+            blocks.setdefault(module.removesuffix(f".{part}"), []).append(part)
+    ordered = sorted(blocks, key=lambda block: next((i for i, way in enumerate(WAYS) if f".{way}." in block), 0))
+    return [f"{block}.{part}" for block in ordered for part in parts]
+
+
+def _refuse_unusual(path: Path, component: str, text: str) -> None:
+    try:
+        classes = json.loads(text)
+    except ValueError:
+        classes = [text]
+    if not isinstance(classes, list) or not set(map(str, classes)) <= USUAL:
+        raise UsageError(f"{path} counts other layers of {component} than usual: {text[:80]}")

@@ -1,0 +1,110 @@
+"""What merges of task vectors share: how differences from a base are weighed, put to the vote and added to it.
+
+A task vector is what a checkpoint learned since the base, d = M − base (Ilharco et al. 2022,
+https://arxiv.org/abs/2212.04089).
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from sdforge.exact import fraction, largest, share_of
+from sdforge.settings import PerBlock, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Strengths = Annotated[list[Weight], PerBlock()]
+Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Vote = Literal["none", "sum", "count"]
+SMALLEST_SUM = Fraction(1, 10**8)  # of weights: below it they are not divided by
+
+
+def coefficients(weights: list[float], scale: float, *, normalize: bool, by: Fraction = Fraction(1)) -> list[float]:
+    """Return scale · wᵢ · by, with `normalize` divided by Σ wᵢ: computed exactly, rounded once."""
+    below = sum(map(fraction, weights), Fraction(0)) if normalize else Fraction(1)
+    if abs(below) < SMALLEST_SUM:
+        below = Fraction(1)
+    return [float(fraction(scale) * fraction(weight) * by / below) for weight in weights]
+
+
+def added(base: Tensor, vectors: list[Tensor], factors: list[float]) -> Tensor:
+    """Return base + Σ fᵢ·dᵢ; the products are added in their order."""
+    products = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
+    return base + total(products) if products else base.clone()
+
+
+def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vote: Vote, *, normalize: bool) -> Tensor:
+    """Return what the vectors agree on, element by element (TIES, Yadav et al. 2023, §3).
+
+    Wᵢ = fᵢ·dᵢ. The sign of Σ Wᵢ (`sum`) or of Σ sign Wᵢ (`count`) is elected, 0 counts as +; the Wᵢ of that sign are
+    added, and with `normalize` divided by the sum of their weights (where that is not 0).
+    """
+    scaled = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
+    ballots = scaled if vote == "sum" else [each.sign() for each in scaled]
+    plus = total(ballots) >= 0
+    agree = [(each > 0).where(plus, each < 0) for each in scaled]
+    above = total([each * yes for each, yes in zip(scaled, agree, strict=True)])
+    if not normalize:
+        return above
+    below = total([yes.to(above.dtype) * each for yes, each in zip(agree, weights, strict=True)])
+    return above / below.where(below != 0, 1.0)
+
+
+def total(tensors: list[Tensor]) -> Tensor:
+    """Return their sum, added in their order."""
+    found = tensors[0]
+    for tensor in tensors[1:]:
+        found = found + tensor
+    return found
+
+
+def trimmed(vector: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
+    """Return a vector of which only the largest elements are left, all others 0.
+
+    density: the share that is left; outliers: the share of the very largest that goes too, as long as enough is left.
+    """
+    count = vector.numel()
+    kept = share_of(count, density)
+    top = min(int(fraction(outliers) * count), count - kept)
+    magnitudes = vector.abs()
+    chosen = largest(magnitudes, kept + top)
+    if top:
+        chosen = chosen & ~largest(magnitudes, top)
+    return vector * chosen
+
+
+def simplified(
+    inputs: list[Any], parameters: dict[str, Any], *, linear: bool, in_places: bool = False
+) -> Any | tuple[list[Any], dict[str, Any]]:
+    """Leave out checkpoints of weight 0 and those equal to the base; without any the base passes through.
+
+    Those that are left are sorted by identity, so that the order in a recipe decides nothing.
+    linear: dᵢ enter as they are: weights, `scale` and `normalize` become one factor each, and a single checkpoint of
+    factor 1 passes through. in_places: masks depend on the place in the list, so who is left out leaves a gap.
+    """
+    base, *others = inputs
+    weights = parameters.get("weights") or [1.0] * len(others)
+    if parameters.get("vote", "none") == "none":
+        weights = coefficients(weights, parameters["scale"], normalize=parameters["normalize"])
+        parameters = parameters | {"scale": 1.0, "normalize": False}
+    elif parameters["scale"] == 0:
+        return base
+    pairs = [
+        (base, 0.0) if other == base or not weight else (other, weight)
+        for other, weight in zip(others, weights, strict=True)
+    ]
+    used = [pair for pair in pairs if pair[1]]
+    if not used:
+        return base
+    if linear and len(used) == 1 and used[0][1] == 1:
+        return used[0][0]
+    if in_places:
+        while not pairs[-1][1]:
+            pairs.pop()
+    else:
+        pairs = sorted(used)
+    return [base, *(other for other, _ in pairs)], parameters | {"weights": [weight for _, weight in pairs]}

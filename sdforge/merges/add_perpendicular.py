@@ -1,0 +1,35 @@
+"""A checkpoint plus what another one learned across its own direction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from sdforge.exact import dot
+from sdforge.settings import PerBlock, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+
+
+def add_perpendicular(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[Weight, PerBlock()] = 1.0) -> Tensor:
+    """Return a + weight · v, v the part of b − base that is perpendicular to a − base, each tensor read as one vector.
+
+    a: what is changed; b, base: whose difference is added; all of one shape. Where a equals base it is add_difference.
+    weight: how much of it, usually 0 … 1.
+    Source: `add_perpendicular` of sd-mecha.
+    """
+    own, learned = a - base, b - base
+    length = dot(own, own)
+    return a + (learned - own * float(dot(own, learned) / length) if length else learned) * weight
+
+
+def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:
+    """Weight 0, or b equal to base or a: a passes through. Weight 1 and a equal to base: b does."""
+    a, b, base = inputs
+    if parameters["weight"] == 0 or b in (base, a):
+        return a
+    if parameters["weight"] == 1 and a == base:
+        return b
+    return inputs, parameters

@@ -1,0 +1,44 @@
+"""SCE: task vectors weigh by their energy, where they differ most, with the sign of their sum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sdforge.exact import dot, fraction, largest
+from sdforge.merges._task_vectors import Density, total
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+
+
+def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tensor:
+    """Return base + Σ wᵢ·dᵢ / Σ wᵢ over those dᵢ = Mᵢ − base that have the sign of Σ dᵢ, wᵢ the mean of dᵢ².
+
+    base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
+    order decides nothing.
+    select_topk: the share of the elements that are used, those whose variance over the checkpoints is largest, of
+    equal ones the first, counted among those whose variance is not 0.
+    Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, §3.2; `sce` of mergekit.
+    """
+    vectors = [each - base for each in checkpoints]
+    if select_topk < 1:
+        mean = total(vectors) * (1 / len(vectors))
+        spread = total([(each - mean) * (each - mean) for each in vectors])
+        chosen = largest(spread, int(fraction(select_topk) * int(spread.count_nonzero())))
+        vectors = [each * chosen for each in vectors]
+    energies = [dot(each, each) for each in vectors]
+    energy = sum(energies)
+    weights = [float(each / energy) if energy else 1 / len(vectors) for each in energies]
+    plus = total(vectors) >= 0
+    agree = [(each > 0).where(plus, each < 0) for each in vectors]
+    above = total([each * weight * yes for each, weight, yes in zip(vectors, weights, agree, strict=True)])
+    below = total([yes.to(base.dtype) * weight for weight, yes in zip(weights, agree, strict=True)])
+    return base + above / below.where(below != 0, 1.0)
+
+
+def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:
+    """Where nothing has been learned the base passes through; the checkpoints are sorted."""
+    base, *others = inputs
+    return base if all(each == base for each in others) else ([base, *sorted(others)], parameters)

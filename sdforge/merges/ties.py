@@ -1,0 +1,42 @@
+"""TIES: task vectors are trimmed, elect signs, and those that agree are averaged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from sdforge.merges._task_vectors import Density, Strengths, simplified, trimmed, voted
+from sdforge.settings import Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VERSION = 1
+
+
+def ties(
+    base: Tensor,
+    *checkpoints: Tensor,
+    weights: Strengths = [],  # noqa: B006 -- never written to
+    density: Density = 0.2,
+    vote: Literal["sum", "count"] = "sum",
+    scale: Weight = 1.0,
+    normalize: bool = True,
+) -> Tensor:
+    """Return base + scale · (mean of the trimmed wᵢ (Mᵢ − base) that have the elected sign).
+
+    base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
+    order decides nothing.
+    weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is left, the largest
+    by magnitude, of equal ones the first; counted in each tensor by itself.
+    vote: `sum` elects the sign of the larger sum (the paper), `count` that of the greater number; a tie is +.
+    scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree.
+    Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit.
+    """
+    strengths = weights or [1.0] * len(checkpoints)
+    vectors = [trimmed(each - base, density) for each in checkpoints]
+    return base + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+
+
+def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:
+    """What has weight 0 or equals the base has no vote and is left out; without any the base passes through."""
+    return simplified(inputs, parameters, linear=False)

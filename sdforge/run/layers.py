@@ -1,0 +1,191 @@
+"""Updates beside frozen layers: in which places kohya's scripts put them, and what trainings of them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdforge.formats.lora import alpha_fact, canonical_shape
+from sdforge.run.adapter import Adapter, Batch, Group, Learned
+from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.seeds import generator
+
+if TYPE_CHECKING:
+    from sdforge.trainings import Updates
+
+LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+RESIDUAL = ("time_emb_proj", "conv_shortcut")  # matrices of the residual blocks
+CONV = ("conv1", "conv2", "conv")  # 3×3, of residual blocks and samplers
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+class Places(NamedTuple):
+    """Layers of one network that get updates of one rank: canonical module → path in the network."""
+
+    network: nn.Module
+    paths: dict[str, str]
+    rank: int
+    alpha: float
+
+
+def chosen_places(settings: Updates, diffusion: Diffusion) -> list[Places]:
+    """Return the layers that are trained; alpha is the rank where none is stated."""
+    alpha = settings.alpha or float(settings.rank)
+    chosen = [_places("unet", diffusion.unet, LINEAR, settings.rank, alpha)]
+    if settings.conv_rank:
+        chosen.append(_places("unet", diffusion.unet, RESIDUAL, settings.rank, alpha))
+        conv_alpha = settings.conv_alpha or float(settings.conv_rank)
+        chosen.append(_places("unet", diffusion.unet, CONV, settings.conv_rank, conv_alpha))
+    if settings.text_encoder:
+        for name, encoder in diffusion.text_encoders.items():
+            chosen.append(_places(f"{name}.text_model", encoder, TEXT, settings.rank, alpha))
+    return chosen
+
+
+def _places(prefix: str, network: nn.Module, targets: tuple[str, ...], rank: int, alpha: float) -> Places:
+    paths = {
+        f"{prefix}.{path.removeprefix('text_model.')}": path
+        for path, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d) and path.endswith(tuple(f".{target}" for target in targets))
+    }
+    return Places(network, paths, rank, alpha)
+
+
+class LayerAdapter(Adapter, ABC):
+    """A training of updates beside layers: they can be switched off, so the base can be asked at every step."""
+
+    def __init__(self, settings: Updates, diffusion: Diffusion) -> None:
+        self.settings, self.diffusion = settings, diffusion
+        self.text_is_frozen = not settings.text_encoder
+        self._classes: dict[str, Conditioning] = {}  # what captions with the class's word say
+
+    @abstractmethod
+    def switch(self, *, on: bool) -> None:
+        """Let the updates take part, or not."""
+
+    @contextmanager
+    def _base(self) -> Iterator[None]:
+        self.switch(on=False)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.switch(on=True)
+
+    def also(self, batch: Batch) -> Tensor | None:
+        """Differential output preservation: the class is predicted as the base predicts it.
+
+        Where a caption names the trigger, the class's word is put in its place, and on the same noisy latents the
+        prediction must be what it is without the updates. A mean over the batch's pictures.
+        Source: ai-toolkit's differential output preservation, https://github.com/ostris/ai-toolkit
+        """
+        word, trigger = self.settings.preserve, self.settings.trigger
+        rows = [i for i, caption in enumerate(batch.captions) if trigger and trigger in caption]
+        if not word or not rows:
+            return None
+        captions = [batch.captions[i].replace(trigger, word) for i in rows]
+        noisy, target, timesteps = batch.noisy_BCHW[rows], batch.target_BCHW[rows], batch.timesteps_B[rows]
+        asked = Batch(noisy, target, timesteps, captions)
+        with self._base():
+            text = self._class(captions)
+            expected_BCHW = self.predict(asked, text)
+        if not self.text_is_frozen:
+            text = self.diffusion.encode_text(captions)
+        square_BCHW = (self.predict(asked, text) - expected_BCHW).square()
+        return self.settings.preserve_weight * square_BCHW.mean((1, 2, 3)).sum() / len(batch.captions)
+
+    def _class(self, captions: list[str]) -> Conditioning:
+        """Return what captions say to the base, encoded once each."""
+        for caption in captions:
+            if caption not in self._classes:
+                self._classes[caption] = self.diffusion.encode_text([caption])
+        return Conditioning.stack([self._classes[caption] for caption in captions])
+
+    def _groups(self, parameters: dict[str, nn.Parameter]) -> list[Group]:
+        """Return the parameters (`component.….factor`) in groups: the U-Net's, the text encoders'."""
+        groups = []
+        for part, rate in (("unet", self.settings.learning_rate), ("text", self.settings.text_learning_rate)):
+            own = {name: parameter for name, parameter in parameters.items() if name.startswith(part)}
+            if own:
+                groups.append(Group(own, rate, self.settings.weight_decay))
+        return groups
+
+
+class Beside(nn.Module, ABC):
+    """A frozen layer with an update beside it: y = W·x + b + ΔW·x. Its parameters have the factors' canonical names.
+
+    scale: of the update (alpha / rank); rank: 0 where no factor has one.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, alpha: float) -> None:
+        super().__init__()
+        self.layer, self.alpha, self.on = layer, alpha, True
+        self.rank = 0
+
+    @abstractmethod
+    def product(self) -> Tensor:
+        """Return what the factors say of the weight, before it is scaled, in the weight's shape."""
+
+    def update(self) -> Tensor:
+        """Return ΔW."""
+        return self.product() * (self.alpha / self.rank if self.rank else 1.0)
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """Return the factors under their canonical names."""
+        return dict(self.named_parameters(recurse=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x)
+        if not self.on:
+            return result
+        update, layer = self.update(), self.layer
+        if isinstance(layer, nn.Conv2d):
+            return result + functional.conv2d(x, update, None, layer.stride, layer.padding, layer.dilation)
+        return result + functional.linear(x, update)
+
+
+# layer, rank, alpha, the numbers it begins with → what takes the layer's place
+Make = Callable[["nn.Linear | nn.Conv2d", int, float, torch.Generator], Beside]
+
+
+@final
+class BesideAdapter(LayerAdapter):
+    """A training whose layers are all of one kind of `Beside`."""
+
+    def __init__(self, settings: Updates, diffusion: Diffusion, make: Make) -> None:
+        super().__init__(settings, diffusion)
+        self.layers: dict[str, Beside] = {}
+        for places in chosen_places(settings, diffusion):
+            for module, path in places.paths.items():
+                layer = places.network.get_submodule(path)
+                assert isinstance(layer, nn.Linear | nn.Conv2d)
+                draw = generator(int(settings.seed or 0), f"init {module}")
+                beside = make(layer, places.rank, places.alpha, draw).to(diffusion.device)
+                places.network.set_submodule(path, beside)
+                self.layers[module] = beside
+
+    def switch(self, *, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.on = on
+
+    def groups(self) -> list[Group]:
+        return self._groups({f"{m}.{n}": p for m, layer in self.layers.items() for n, p in layer.factors().items()})
+
+    @torch.no_grad()
+    def learned(self) -> Learned:
+        tensors: dict[str, Tensor] = {}
+        update: list[tuple[str, Tensor, Tensor | None]] = []
+        for module, layer in self.layers.items():
+            for name, factor in layer.factors().items():
+                tensors[f"{module}.{name}"] = factor.detach().reshape(canonical_shape(name, tuple(factor.shape)))
+            update.append((module, layer.update().flatten(1), None))
+        ranked = {module: layer for module, layer in self.layers.items() if layer.rank}
+        alphas = {module: layer.alpha for module, layer in ranked.items()}
+        facts = alpha_fact(alphas, {module: layer.rank for module, layer in ranked.items()})
+        return Learned({"lora": tensors}, facts, update)
