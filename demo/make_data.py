@@ -1,7 +1,8 @@
 """Draw the demo's data sets: `python -m demo.make_data`.
 
 `mascot/` teaches a word (textual inversion): ten pictures of one character, captions with the placeholder {trigger}.
-`one-mascot/` is one of them (DreamArtist). `sketches/` teaches a style (LoRA): twenty chalk drawings, captions in
+`one-mascot/` is one of them (DreamArtist), `three-mascots/` are three (CLIP inversion). `dusk/` are twelve faces in
+violet and blue (aesthetic gradients). `sketches/` teaches a style (LoRA): twenty chalk drawings, captions in
 ordinary words. `portrait.png` is a face that no base was shown (null-text inversion).
 """
 
@@ -62,6 +63,21 @@ def one_mascot_picture() -> list[tuple[Image.Image, str]]:
     return mascot_pictures()[:1]
 
 
+def three_mascot_pictures() -> list[tuple[Image.Image, str]]:
+    """The first three of the mascot's drawings, with nothing said of them."""
+    return [(picture, "") for picture, _ in mascot_pictures()[:3]]
+
+
+def dusk_pictures() -> list[tuple[Image.Image, str]]:
+    """Twelve faces, all else alike often, with blue or purple hair before a blue or purple ground."""
+    pictures = []
+    for index in range(12):
+        shown = sketch_attributes(index)
+        colours = {"hair_colour": ("purple", "blue")[index % 2], "background": ("blue", "purple")[index // 2 % 2]}
+        pictures.append((draw(replace(shown, **colours), FLAT, 4_500_000 + index), ""))
+    return pictures
+
+
 def portrait() -> Image.Image:
     """A face whose caption is `caption(PORTRAIT)`."""
     return draw(PORTRAIT, FLAT, 5_500_000)
@@ -108,7 +124,8 @@ def write(folder: Path, pictures: list[tuple[Image.Image, str]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number, (picture, text) in enumerate(pictures, start=1):
         picture.save(folder / f"{number:02}.png", optimize=True)
-        (folder / f"{number:02}.txt").write_text(text + "\n")
+        if text:
+            (folder / f"{number:02}.txt").write_text(text + "\n")
 
 
 def main() -> None:
@@ -120,6 +137,8 @@ def main() -> None:
     out = parser.parse_args().out
     write(out / "mascot", mascot_pictures())
     write(out / "one-mascot", one_mascot_picture())
+    write(out / "three-mascots", three_mascot_pictures())
+    write(out / "dusk", dusk_pictures())
     portrait().save(out / "portrait.png", optimize=True)
     write(out / "sketches", sketch_pictures())
 

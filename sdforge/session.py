@@ -240,7 +240,8 @@ class Session:
             rows = list(advise(table, inputs)) if advise else []
             rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
             rows += self._words(found_method.module, table, inputs)
-            rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
+            if getattr(found_method.module, "CAPTIONS", True):
+                rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")

@@ -49,13 +49,22 @@ class Bench:
         record: dict[str, Any] = json.loads(done.stdout)["record"]
         return record
 
-    def draw(self, name: str, targets: str, preset: str, prompts: Sequence[str], seeds: Sequence[int] = (1, 2)) -> Path:
+    def draw(
+        self,
+        name: str,
+        targets: str,
+        preset: str,
+        prompts: Sequence[str],
+        seeds: Sequence[int] = (1, 2),
+        *,
+        family: str = "sd15",
+    ) -> Path:
         """Build a recipe whose previews are these prompts; return the folder of its pictures.
 
         targets: its tables; preset: the lines of its [preset] (`checkpoint = …`, `bake = …`, …).
         """
         recipe = (
-            f'family = "sd15"\n{targets}\n[preset]\n{preset}\nexport = []\n[preset.previews]\n'
+            f'family = "{family}"\n{targets}\n[preset]\n{preset}\nexport = []\n[preset.previews]\n'
             f"prompts = {json.dumps(list(prompts), ensure_ascii=False)}\nseeds = {json.dumps(list(seeds))}\n"
             f"steps = {STEPS}\nguidance = {GUIDANCE}\n"
         )

@@ -19,6 +19,7 @@ from sdforge.trainings import Advice, Pictures
 
 VERSION = 1
 MAKES = "aesthetic"
+CAPTIONS = False  # are not read
 FACTS = ("text_heads", "text_activation", "text_padding", "tokens")
 
 Prompt = Annotated[str, Field(min_length=1, max_length=1000)]

@@ -17,6 +17,7 @@ from sdforge.trainings import Advice, Training
 
 VERSION = 1
 MAKES = "image_embedding"
+CAPTIONS = False  # are not read
 READS = ("unet", "text_encoder", "image_encoder", "image_normalizer", "vae", "tokenizer")
 
 
