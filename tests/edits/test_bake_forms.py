@@ -184,7 +184,9 @@ def test_a_folder_of_pefts_is_read_and_baked_as_peft_merges_it(name: str, toy: T
 
     config = peft_configs()[name]
     unet: Any = network(toy, "unet")
-    unet.add_adapter(config)
+    with torch.random.fork_rng():  # peft draws the start itself
+        torch.manual_seed(0)
+        unet.add_adapter(config)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in (p for p in unet.parameters() if p.requires_grad):
@@ -200,7 +202,7 @@ def test_a_folder_of_pefts_is_read_and_baked_as_peft_merges_it(name: str, toy: T
         layer: Any = unet.get_submodule(module.removeprefix("unet."))
         layer.merge()
         theirs, ours = layer.get_base_layer().weight, result[f"{module}.weight"]
-        assert float((theirs - before[f"{module}.weight"]).abs().max()) > 0.02
+        assert float((theirs - before[f"{module}.weight"]).abs().max()) > 0.005
         assert float((theirs - ours).abs().max()) <= 1e-6 * float(theirs.abs().max()), module
 
 

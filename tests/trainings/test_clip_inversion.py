@@ -99,7 +99,7 @@ def test_a_file_of_it_is_read_as_it_was_written(on: Taken, pictures: Given, tmp_
     kept = keep(tmp_path / "b", {"image_embedding": tensors}, kind="image_embedding", facts=outcome.facts, name=name)
     settings = {
         "title": "", "description": "", "licence": "", "trigger": [], "negative_prompt": "", "clip_skip": 0,
-        "forms": ["image_embeddings"],
+        "forms": ["image-embeddings"],
     }  # fmt: skip
     inputs = {"checkpoint": [on.given()], "image_embeddings": [kept.given()]}
     export_run(Order("", "", "export", "edits", name, settings, str(tmp_path), inputs), lambda **_: None)
