@@ -23,7 +23,7 @@ BASES = Path(__file__).parents[2] / "recipes" / "bases"
 PROMPTS = 6
 
 
-@pytest.mark.parametrize("name", ["flat", "ink"])
+@pytest.mark.parametrize("name", ["flat", "ink", "unclip", "clip"])
 def test_a_base_is_at_most_ten_megabytes_of_half_precision(name: str) -> None:
     files = [path for path in (BASES / name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
