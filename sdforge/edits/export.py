@@ -41,13 +41,14 @@ from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of
 
-VERSION = 1
+VERSION = 2
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
 DIFFUSERS = ".diffusers"  # behind the name of the file of an embedding as diffusers writes them
+STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
@@ -159,7 +160,7 @@ class _Writing:
         stated = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": architecture,
-            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+            "modelspec.implementation": STABILITY,
             "modelspec.title": self.settings["title"],
             "modelspec.resolution": f"{resolution}x{resolution}",
             "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
@@ -237,7 +238,8 @@ class _Writing:
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
+                "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
+                **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"

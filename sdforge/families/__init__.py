@@ -57,8 +57,10 @@ class Family(ABC):
     index: ClassVar[dict[str, Json]]  # what `model_index.json` says beside classes
     unsaid: ClassVar[tuple[str, ...]]  # facts that differ between real checkpoints, and that no tensor tells
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
+    sgm_names: ClassVar[bool] = False  # whether those files name the U-Net's modules as a single file does
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
+    kohya_version_v: ClassVar[str]  # the same of LoRAs for checkpoints that predict v
     adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
     context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
@@ -129,6 +131,10 @@ class Family(ABC):
     def spec(self, facts: dict[str, Json]) -> str:
         """Return `modelspec.architecture` of a checkpoint with these facts."""
         return self.architecture_v if self.fact(facts, "prediction") == "v_prediction" else self.architecture
+
+    def base_version(self, facts: dict[str, Json]) -> str:
+        """Return `ss_base_model_version` of a LoRA for a checkpoint with these facts."""
+        return self.kohya_version_v if self.fact(facts, "prediction") == "v_prediction" else self.kohya_version
 
     def is_conv(self, module: str) -> bool:
         """Say whether a module (`component.path`) is a convolution."""
