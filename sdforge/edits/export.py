@@ -15,9 +15,10 @@ from pydantic import Field
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
+from sdforge.errors import UsageError
 from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
-from sdforge.formats.diffusers_folder import folder_files, weight_file
+from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
 from sdforge.formats.embedding import (
     ENCODERS,
     GUIDANCE,
@@ -210,6 +211,11 @@ class _Writing:
         for name, value in folder_files(self.family, configs).items():
             self._text(f"diffusers/{name}", json.dumps(value, indent=2, sort_keys=True) + "\n")
         for folder, padding in self.family.tokenizers().items():
+            if whose(folder) not in configs:
+                continue
+            if not self.checkpoint.vocabulary:
+                hint = "take the words of a tokenizer's folder, as a source: [swap.NAME] with `tokenizer = …`"
+                raise UsageError("a diffusers folder needs a tokenizer, and the checkpoint has none", hint=hint)
             own = tokenizer_files(self.checkpoint.vocabulary, tokens, self.family.fact(facts, padding))
             for name, text in own.items():
                 self._text(f"diffusers/{folder}/{name}", text)
