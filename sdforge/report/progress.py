@@ -101,6 +101,9 @@ class Plain:
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         self.line("  " + self.ending(step, result, spent))
+        for text, hint in result.record.get("warnings", []) if result else []:
+            self.line(f"  {self.signs['warning']} {text}")
+            self.line(f"      try   {hint}")
 
     def ending(self, step: Step, result: Result | None, spent: float) -> str:
         """Say what came out of an action."""
@@ -234,7 +237,11 @@ class JsonLines:
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         digest = shown_digest(step, result)
         seconds_spent = round(spent, 3)
-        self.say("action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
+        told = result.record.get("warnings", []) if result else []
+        more = {"warnings": [{"message": text, "hint": hint} for text, hint in told]} if told else {}
+        self.say(
+            "action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[], **more
+        )
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
