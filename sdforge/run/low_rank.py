@@ -292,7 +292,8 @@ def _pairs(family: Family, tuned: Given, base: Given, components: list[str]) -> 
             if (ref.xxh3, ref.dtype) != (theirs[name].xxh3, theirs[name].dtype):
                 if ref.shape != theirs[name].shape:
                     shapes = f"{list(ref.shape)} and {list(theirs[name].shape)}"
-                    raise ActionFailed(f"{component}.{name} is {shapes}", hint="they are of other widths or words")
+                    hint = 'they are of other widths, or have other words: components = ["unet"] leaves words alone'
+                    raise ActionFailed(f"{component}.{name} is {shapes}", hint=hint)
                 yield f"{component}.{name}", ref, theirs[name]
 
 
