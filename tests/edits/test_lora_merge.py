@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from torch import Tensor
 from sdforge.edits import lora_merge
 from sdforge.errors import UsageError
 from sdforge.formula import Plan
-from tests.edits.test_bake import baked, weights
+from sdforge.run.tensors import rounded
+from tests.edits.test_bake import VECTORS, baked, bits, weights
 from tests.edits.test_bake_forms import kept as kept_form
 from tests.families.forms import CASES, WIDE
 from tests.families.loras import LINEAR, MODULES, TEXT, kept_lora, random_lora
 from tests.families.loras import WIDE as CONVOLUTION
-from tests.families.workbench import SD15, Taken, keep, made, same_bytes
+from tests.families.workbench import SD15, Taken, digest, keep, made, same_bytes
 
 
 def planned(loras: list[tuple[Taken, dict[str, Any]]], dtype: str = "") -> Plan:
@@ -176,3 +178,24 @@ def test_loras_of_other_widths_are_refused(first: Taken, tmp_path: Path) -> None
         planned([(first, {"strength": 1.0}), (wide, {"strength": 1.0})])
     assert LINEAR in caught.value.message
     assert "other widths" in caught.value.hint
+
+
+def merged_vector(join: str, dtype: torch.dtype) -> str:
+    shapes = {"columns": ((96, 8), (96, 24)), "rows": ((8, 96, 3, 3), (24, 96, 3, 3)), "sum": ((96, 64), (96, 64))}
+    tensors = [bits(dtype, *shape, seed=i + 1) for i, shape in enumerate(shapes[join])]
+    return digest(rounded(join, lora_merge.compute({"join": join, "scales": [0.7, -0.05]}, tensors, dtype), dtype))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("join", ["columns", "rows", "sum"])
+def test_a_merge_gives_the_committed_bytes_whatever_the_number_of_threads(join: str, dtype: str) -> None:
+    """`vectors.json`: a change of it is a change of every merged LoRA: raise the version of lora_merge."""
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    expected = json.loads(VECTORS.read_text())["lora_merge"][f"{join}, {dtype}"]
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert merged_vector(join, kind) == expected
+    finally:
+        torch.set_num_threads(threads)
