@@ -61,7 +61,22 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("recipes", nargs="*", metavar="RECIPE")
     lock = command("lock", "pin sources and results that are there")
     lock.add_argument("--take", metavar="DIGEST", help="of two results of the same inputs, pin this one")
+    lock.add_argument(
+        "--update", action="store_true", help="pin anew what sources from elsewhere are now, and what is here"
+    )
+    lock.add_argument("--offline", action="store_true", help="open no connection")
     lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
+    fetch = command("fetch", "bring sources here that come from elsewhere; what this machine has is linked")
+    fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
+    fetch.add_argument("--offline", action="store_true", help="open no connection")
+    add = command("add", "write a source into forge.toml")
+    add.add_argument("name", metavar="NAME", help="how recipes call it")
+    add.add_argument(
+        "reference", metavar="REF", help="a path, hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR"
+    )
+    add.add_argument("--sha256", default="", help="of the file; it is then this file or none")
+    add.add_argument("--licence", default="", help="reaches metadata and card of what is made from it")
+    add.add_argument("--offline", action="store_true", help="open no connection")
     listing = command("list", "recipes and the states of their targets")
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
@@ -255,7 +270,15 @@ def other(wishes: argparse.Namespace) -> int:
 
         sdforge.looking.show_file(path, as_json=wishes.json)
         return 0
+    if name == "add":
+        from sdforge.fetch.command import add
+
+        return add(wishes)
     session = _open(wishes)
+    if name == "fetch":
+        from sdforge.fetch.command import fetch
+
+        return fetch(session, wishes)
     if name in ("why", "check", "lock"):
         import sdforge.commands as found
 

@@ -297,6 +297,7 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     path = session.project.root / LOCK
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
+    pinned = _pin_sources(session, wishes)
     names = session.project.recipe_names()
     session.open_recipes(names)
     plan = session.plan(list(session.graph.nodes))
@@ -317,9 +318,20 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     anew = file.write(plan)
     same = path.is_file() and path.read_bytes() == before
     lines = [f"source {name} is pinned anew: it is not the one it was" for name in anew]
-    lines.append("the lock was up to date" if same else f"{LOCK} is written")
-    _tell_lock("\n".join(lines), as_json=wishes.json, written=not same, anew=anew)
+    lines += [f"source {name} is pinned: {session.lock.sources[name]['resolved']}" for name in pinned]
+    lines.append("the lock was up to date" if same and not pinned else f"{LOCK} is written")
+    _tell_lock("\n".join(lines), as_json=wishes.json, written=not same or bool(pinned), anew=[*pinned, *anew])
     return 0
+
+
+def _pin_sources(session: Session, wishes: argparse.Namespace) -> list[str]:
+    """Pin what sources from elsewhere stand for, before their bytes are asked for. Returns those that are new."""
+    from sdforge.fetch.command import refuse_network, remote_sources, resolve_all
+
+    if wishes.offline or not remote_sources(session, []):
+        refuse_network(offline=wishes.offline and wishes.update)
+        return []
+    return resolve_all(session, [], update=wishes.update, as_json=wishes.json)
 
 
 def take(session: Session, digest: str, *, as_json: bool) -> int:

@@ -443,4 +443,5 @@ def open_session(start: Path, progress: Progress = _silent) -> Session:
     sources = Sources(project, store, progress)
     session = Session(project, store, sources, Outputs(project, store))
     session.read_lock()
+    sources.pinned = lambda name: session.lock.sources.get(name, {})
     return session

@@ -26,7 +26,8 @@ class Source(Table):
         alias="from",
         min_length=1,
         max_length=1024,
-        description="a path within the project; elsewhere the name of a file in the folders of forge.local.toml",
+        description="a path within the project, or the name of a file in the folders of forge.local.toml; "
+        "hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com or an AIR, which `forge fetch` gets",
     )
     sha256: Digest | SkipJsonSchema[None] = Field(None, description="of the file; it is then this file or none")
     licence: str = Field("", description="reaches metadata and card of what is made from it")

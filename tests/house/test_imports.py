@@ -18,7 +18,7 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire"},
+    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire", "references"},
     {"artifact", "settings", "syntax", "places", "index"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
@@ -27,7 +27,7 @@ FLOORS = (
     {"plan", "sources", "outputs"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
-    {"executors", "build"},
+    {"executors", "build", "fetch"},
     {"commands", "looking", "housekeeping"},
     {"cli"},
     {"__main__"},
