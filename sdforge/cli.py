@@ -49,12 +49,16 @@ def parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
+    build.add_argument(
+        "--remote", choices=("read", "write", "off"), default="", help="how the cache that [remote] names is used"
+    )
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
     )
+    plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
@@ -69,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
     fetch = command("fetch", "bring sources here that come from elsewhere; what this machine has is linked")
     fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
     fetch.add_argument("--offline", action="store_true", help="open no connection")
+    push = command("push", "put trained results that the lock pins into the remote cache")
+    push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    pull = command("pull", "bring results that the lock pins here from the remote cache")
+    pull.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
     add = command("add", "write a source into forge.toml")
     add.add_argument("name", metavar="NAME", help="how recipes call it")
     add.add_argument(
@@ -214,6 +222,7 @@ def build(wishes: argparse.Namespace) -> int:
             return _say(words)
     session = _open(wishes)
     session.locked = wishes.locked
+    session.share(wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
     made = session.plan(wanted)
@@ -249,6 +258,7 @@ def plan(wishes: argparse.Namespace) -> int:
     """`forge plan`: say what a build would do."""
     session = _open(wishes)
     session.locked = wishes.locked
+    session.share(wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
@@ -279,6 +289,10 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.fetch.command import fetch
 
         return fetch(session, wishes)
+    if name in ("push", "pull"):
+        import sdforge.exchange as exchange
+
+        return exchange.push(session, wishes) if name == "push" else exchange.pull(session, wishes)
     if name in ("why", "check", "lock"):
         import sdforge.commands as found
 

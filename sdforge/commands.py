@@ -78,14 +78,16 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     """Say what a build did, and what of it is not what the lock says."""
     plan = summary.plan
     assert plan is not None
-    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in summary.built and not s.idle]
+    ran = {*summary.built, *summary.fetched}
+    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in ran and not s.idle]
     counts = {
+        "fetched": len(summary.fetched),
         "built": len(summary.built),
         "reused": len(reused),
         "failed": len(summary.failed),
         "skipped": len(summary.skipped),
     }
-    judged = [step for step in plan.steps.values() if step.differs or step.id in summary.built]
+    judged = [step for step in plan.steps.values() if step.differs or step.id in ran]
     strange = [against_pin(session, step) for step in judged if step.content_key in summary.pinned]
     if as_json:
         for identifier in summary.skipped:
@@ -161,6 +163,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
         if any(s.state == state for s, _ in rows)
     ]
+    if session.unreachable:
+        say(f"  note: {session.unreachable}")
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:

@@ -67,7 +67,7 @@ class LockFile:
                     found.append(
                         f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had, only another one"
                     )
-                elif step.to_do:
+                elif step.to_do and step.state != "fetch":
                     found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
             elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
                 found.append(f"{step.id} has changed since the lock was written")

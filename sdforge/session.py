@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
@@ -24,6 +24,9 @@ from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
 
+if TYPE_CHECKING:
+    from sdforge.sharing import Sharing
+
 
 @dataclass
 class Session:
@@ -37,8 +40,20 @@ class Session:
     graph: Graph = field(default_factory=Graph)
     retrain: set[str] = field(default_factory=set)
     locked: bool = False
+    sharing: Sharing | None = None
+    unreachable: str = ""  # why there is no remote cache any more
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for
+
+    def share(self, mode: str = "") -> None:
+        """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""
+        remote = self.project.remote
+        mode = mode or remote.get("mode", "read")
+        if remote.get("address") and mode != "off":
+            from sdforge.remotes import open_remote
+            from sdforge.sharing import Sharing
+
+            self.sharing = Sharing(self.store, open_remote(remote["address"], self.project.root), mode == "write")
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -217,6 +232,21 @@ class Session:
         self._packs.add(path or self.store.object(sha256))
         return path
 
+    def offered(self, pin: Any) -> bool:
+        """Say whether the remote cache has a pinned result. One that does not answer is not asked again."""
+        if self.sharing is None:
+            return False
+        try:
+            return self.sharing.offers(pin)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return False
+
+    def leave_remote(self, error: ForgeError) -> None:
+        """Go on without the remote cache."""
+        self.sharing = None
+        self.unreachable = error.message
+
     def last_key(self, step: Step) -> str:
         """Return the plan key with which a target was last built here, or ""."""
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
@@ -291,7 +321,7 @@ class Session:
         for each in lost:
             assert each.result is not None
             self.store.drop(each.result, "its bytes are damaged")
-        pinned = [each.id for each in lost if each.pin]
+        pinned = [each.id for each in lost if each.pin and not self.offered(each.pin)]
         if pinned:
             return BrokenPromise(
                 f"{step.id}: {error.message}; with it the pinned result of {', '.join(pinned)} is lost",

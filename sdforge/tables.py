@@ -120,12 +120,23 @@ class Run(Table):
 
 
 @final
+class Remote(Table):
+    """A cache that machines share: where trained results are had from, and put."""
+
+    address: str = Field("", max_length=1024, description="a folder, https://…, s3://…, gs://…, az://…; empty: none")
+    mode: Literal["read", "write", "off"] = Field(
+        "read", description="read: what the lock pins is had from there; write: a build also puts there what it trained"
+    )
+
+
+@final
 class ForgeToml(Table):
     """`forge.toml`: the project."""
 
     default: list[str] = Field([], description="the recipes that `forge build` alone builds")
     source: dict[str, Source] = Field({})
     dataset: dict[str, Dataset] = Field({})
+    remote: Remote = Field(default_factory=Remote)
     run: Run = Field(default_factory=Run)
 
 
@@ -134,4 +145,5 @@ class ForgeLocalToml(Table):
     """`forge.local.toml`: this machine; not in git."""
 
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
+    remote: Remote = Field(default_factory=Remote)
     run: Run = Field(default_factory=Run)

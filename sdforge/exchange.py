@@ -1,0 +1,146 @@
+"""`forge push`, `forge pull`, and the fetching of a pinned result while a build runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from sdforge.errors import ForgeError, ResourceError, UsageError
+from sdforge.lock import Pin
+from sdforge.report.hashing import Fetching as Shown
+from sdforge.report.words import glyphs, safe, size
+from sdforge.session import Session
+from sdforge.sharing import Poisoned, Sharing, pinned_results
+
+
+def say(text: str) -> None:
+    print(safe(text, sys.stdout))
+
+
+class Fetching:
+    """A pinned result on its way here, in a thread of its own: a handle as executors give them."""
+
+    def __init__(self, sharing: Sharing, pin: Pin) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.reader, self.writer = os.pipe()
+        self.thread = threading.Thread(target=self._run, args=(sharing, pin), daemon=True)
+        self.thread.start()
+
+    def _run(self, sharing: Sharing, pin: Pin) -> None:
+        try:
+            found = sharing.pull(pin, lambda done, total: self._say({"event": "progress", "bytes": [done, total]}))
+            missed = "the remote cache has not all of it"
+            end = {"event": "fetched"} if found else {"event": "missed", "message": missed, "gone": False}
+        except ForgeError as error:
+            gone = isinstance(error, ResourceError)
+            end = {"event": "missed", "message": error.message, "gone": gone}
+        except Exception as error:  # whatever it is, the build goes on without the remote
+            end = {"event": "missed", "message": f"{type(error).__name__}: {error}", "gone": True}
+        self._say(end)
+
+    def _say(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        os.write(self.writer, b".")
+
+    def fileno(self) -> int:
+        return self.reader
+
+    def poll(self) -> list[dict[str, Any]]:
+        """Return what has happened since it was last asked."""
+        os.read(self.reader, 4096)
+        events, self.events = self.events, []
+        if events and events[-1]["event"] != "progress":
+            self.thread.join()
+            os.close(self.reader)
+            os.close(self.writer)
+        return events
+
+    def stop(self) -> None:
+        """Nothing: what is there is whole or not there."""
+
+    kill = stop
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def push(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge push`: put what the lock pins and the store has into the remote cache."""
+    sharing, sent = _sharing(session), 0
+    for pin, name in _wanted(session, wishes.targets):
+        results = {result.digest: result for result in session.store.known(pin.key).results}
+        result = results.get(pin.digest)
+        if result is None or not session.store.holds(result):
+            _tell(wishes, name, pin, "not here", 0)
+            continue
+        amount = sharing.push(result, _shown(wishes, name))
+        _tell(wishes, name, pin, "pushed" if amount else "was there", amount)
+        sent += amount
+    return _end(wishes, "sent", sent)
+
+
+def pull(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge pull`: bring what the lock pins here. Returns 3 if something is not to be had."""
+    sharing, code, came = _sharing(session), 0, 0
+    for pin, name in _wanted(session, wishes.targets):
+        found = {result.digest: result for result in session.store.known(pin.key).results}.get(pin.digest)
+        if found is not None and session.store.holds(found):
+            _tell(wishes, name, pin, "was here", 0)
+            continue
+        try:
+            result = sharing.pull(pin, _shown(wishes, name))
+        except Poisoned as error:
+            result = None
+            print(safe(f"warning: {name}: {error.message}", sys.stderr), file=sys.stderr)
+        amount = sum(session.store.object(pack).stat().st_size for pack in result.packs) if result else 0
+        _tell(wishes, name, pin, "pulled" if result else "not to be had", amount)
+        came += amount
+        code = code if result else 3
+    _end(wishes, "fetched", came)
+    return code
+
+
+def _sharing(session: Session) -> Sharing:
+    session.share("write")
+    if session.sharing is None:
+        raise UsageError(
+            "no remote cache is named", hint='in forge.toml or forge.local.toml: [remote] address = "https://…"'
+        )
+    session.store.prepare()
+    return session.sharing
+
+
+def _wanted(session: Session, names: list[str]) -> list[tuple[Pin, str]]:
+    """Return the pins behind targets (default: all of the lock), each with a name to show."""
+    targets = {row["key"]: name for name, row in session.lock.targets.items() if "key" in row}
+    keys = None
+    if names:
+        wanted = session.resolve(names)
+        behind = {node.id for node in session.graph.behind(wanted)}
+        keys = {key for key, name in targets.items() if name in behind}
+    return [(pin, targets.get(pin.key, pin.method)) for pin in pinned_results(session.lock.results, keys)]
+
+
+def _shown(wishes: argparse.Namespace, name: str) -> Callable[[int, int], None]:
+    shown = Shown()
+    return (lambda *_: None) if wishes.json else lambda done, total: shown(name, done, total)
+
+
+def _tell(wishes: argparse.Namespace, name: str, pin: Pin, state: str, amount: int) -> None:
+    if wishes.json:
+        about = {"target": name, "key": pin.key, "digest": pin.digest, "state": state, "bytes": amount}
+        print(json.dumps({"v": 1, "event": wishes.command, **about}))
+        return
+    sign = glyphs(sys.stdout)["failed" if state in ("not here", "not to be had") else "reuse"]
+    say(f"  {sign} {name:<30} {pin.digest[:8]}  {state}{f'  {size(amount)}' if amount else ''}")
+
+
+def _end(wishes: argparse.Namespace, verb: str, amount: int) -> int:
+    if not wishes.json:
+        say(f"  {size(amount)} {verb}")
+    return 0
