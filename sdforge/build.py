@@ -359,6 +359,7 @@ class Build:
         found = {result.digest: result for result in self.store.fresh(pin.key).results}
         if step.key != pin.key:
             self.store.add_alias(step.key, pin.key, step.manifest)
+        self.lockfile.pin_new(step, found[pin.digest], running.manifest)
         self.summary.fetched.append(step.id)
         step.state = "fetch"
         self.reporter.finished(step, found[pin.digest], time.monotonic() - running.began)

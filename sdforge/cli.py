@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--remote", choices=("read", "write", "off"), default="", help="how the cache that [remote] names is used"
     )
+    build.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
     )
     plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
+    plan.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
@@ -75,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("--offline", action="store_true", help="open no connection")
     push = command("push", "put trained results that the lock pins into the remote cache")
     push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    push.add_argument("--key", default="", metavar="FILE", help="sign what is put there with this Ed25519 key")
+    sign = command("sign", "sign forge.lock: FILE.sig beside it, as `ssh-keygen -Y sign` would")
+    sign.add_argument("--key", required=True, metavar="FILE", help="a private key of `ssh-keygen -t ed25519`")
     pull = command("pull", "bring results that the lock pins here from the remote cache")
     pull.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
     add = command("add", "write a source into forge.toml")
@@ -222,7 +227,7 @@ def build(wishes: argparse.Namespace) -> int:
             return _say(words)
     session = _open(wishes)
     session.locked = wishes.locked
-    session.share(wishes.remote)
+    session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
     made = session.plan(wanted)
@@ -258,7 +263,7 @@ def plan(wishes: argparse.Namespace) -> int:
     """`forge plan`: say what a build would do."""
     session = _open(wishes)
     session.locked = wishes.locked
-    session.share(wishes.remote)
+    session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
@@ -289,10 +294,13 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.fetch.command import fetch
 
         return fetch(session, wishes)
-    if name in ("push", "pull"):
+    if name in ("push", "pull", "sign"):
         import sdforge.exchange as exchange
 
-        return exchange.push(session, wishes) if name == "push" else exchange.pull(session, wishes)
+        exchanging: dict[str, Callable[..., int]] = {
+            "push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock
+        }  # fmt: skip
+        return exchanging[name](session, wishes)
     if name in ("why", "check", "lock"):
         import sdforge.commands as found
 

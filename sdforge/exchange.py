@@ -1,4 +1,4 @@
-"""`forge push`, `forge pull`, and the fetching of a pinned result while a build runs."""
+"""`forge push`, `forge pull`, `forge sign`, and the fetching of a pinned result while a build runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from sdforge.errors import ForgeError, ResourceError, UsageError
+from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 from sdforge.lock import Pin
+from sdforge.places import LOCK
 from sdforge.report.hashing import Fetching as Shown
 from sdforge.report.words import glyphs, safe, size
 from sdforge.session import Session
 from sdforge.sharing import Poisoned, Sharing, pinned_results
+from sdforge.signing import sign, signer
+from sdforge.store.files import publish_bytes
 
 
 def say(text: str) -> None:
@@ -79,6 +83,8 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
             _tell(wishes, name, pin, "not here", 0)
             continue
         amount = sharing.push(result, _shown(wishes, name))
+        if wishes.key:
+            sharing.put_statement(pin, Path(wishes.key))
         _tell(wishes, name, pin, "pushed" if amount else "was there", amount)
         sent += amount
     return _end(wishes, "sent", sent)
@@ -103,6 +109,32 @@ def pull(session: Session, wishes: argparse.Namespace) -> int:
         code = code if result else 3
     _end(wishes, "fetched", came)
     return code
+
+
+def sign_lock(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge sign`: write the signature of forge.lock beside it."""
+    path = session.project.root / LOCK
+    if not path.is_file():
+        raise UsageError(f"there is no {LOCK} yet", hint="`forge build` or `forge lock` writes it")
+    signature = sign(path.read_bytes(), Path(wishes.key))
+    publish_bytes(signature.encode(), path.with_name(f"{LOCK}.sig"), path.parent, 0o644)
+    if wishes.json:
+        print(json.dumps({"v": 1, "event": "sign", "file": f"{LOCK}.sig"}))
+    else:
+        say(f"  {LOCK}.sig is written; commit it. `forge verify --signed` checks it against [trust] keys")
+    return 0
+
+
+def verify_signature(session: Session) -> str:
+    """Return the trusted key that signed forge.lock as it is. Raises BrokenPromise."""
+    path = session.project.root / LOCK
+    signature = path.with_name(f"{LOCK}.sig")
+    if not path.is_file() or not signature.is_file():
+        raise BrokenPromise(f"{LOCK} is not signed", hint="`forge sign --key FILE` signs it")
+    try:
+        return signer(path.read_bytes(), signature.read_text(), session.project.trusted)
+    except BrokenPromise as error:
+        raise BrokenPromise(f"{LOCK}.sig: {error.message}", error.hint) from None
 
 
 def _sharing(session: Session) -> Sharing:

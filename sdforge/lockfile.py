@@ -127,9 +127,13 @@ class LockFile:
 
     def _pin_chosen(self, step: Step, changes: Lock) -> None:
         """A result that is used and not pinned gets its pin; a new plan key is added to the pin it leads to."""
-        if not step.result:
-            return
         pins = self.session.lock.pins(step.content_key)
+        if not step.result:
+            if step.pin and not pins:  # a trusted key vouches for it, and nobody reads its bytes
+                changes.pin(
+                    replace(step.pin, plans=sorted({*step.pin.plans, step.key} - {step.pin.key})), replace=False
+                )
+            return
         known = pins.get(step.result.digest)
         if self.replace and step.content_key in self.replace:
             changes.pin(self.session.lock.pins(step.content_key)[step.result.digest], replace=True)

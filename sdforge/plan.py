@@ -39,6 +39,7 @@ class View(Protocol):
     def vocabulary(self, component: Component) -> dict[str, Any]: ...
     def holds(self, result: Result) -> bool: ...
     def offered(self, pin: Pin) -> bool: ...
+    def vouched(self, key: str) -> Pin | None: ...
 
 
 @dataclass(eq=False)
@@ -386,6 +387,8 @@ class Planner:
         step.pin = next(iter(pins.values()), None)
         if step.id in self.wishes.retrain:
             return
+        if not results and not step.pin and step.node.target.signature.pinned:
+            step.pin = self.view.vouched(key)
         if step.pin and step.pin.digest in results:
             step.result = results[step.pin.digest]
         elif results and not (self.wishes.locked and step.pin and self.view.offered(step.pin)):

@@ -27,7 +27,8 @@ class Project:
     """A folder with a `forge.toml`.
 
     sources, datasets: name → table, as recipes may use them. run, remote: how to run here and what cache is shared,
-    `forge.local.toml` before `forge.toml`. folders: where sources lie that are not in the project.
+    `forge.local.toml` before `forge.toml`; trusted: public keys, of both. folders: where sources lie that are not in
+    the project.
     """
 
     root: Path
@@ -37,6 +38,7 @@ class Project:
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     remote: dict[str, Any] = field(default_factory=dict)
+    trusted: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
@@ -125,6 +127,7 @@ def open_project(root: Path, index: Index) -> Project:
     for key in ("run", "remote"):
         own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
         setattr(project, key, values.get(key, {}) | own)
+    project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 

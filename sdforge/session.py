@@ -53,7 +53,8 @@ class Session:
             from sdforge.remotes import open_remote
             from sdforge.sharing import Sharing
 
-            self.sharing = Sharing(self.store, open_remote(remote["address"], self.project.root), mode == "write")
+            place = open_remote(remote["address"], self.project.root)
+            self.sharing = Sharing(self.store, place, mode == "write", tuple(self.project.trusted))
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -241,6 +242,16 @@ class Session:
         except ResourceError as error:
             self.leave_remote(error)
             return False
+
+    def vouched(self, key: str) -> Any:
+        """Return what a trusted key says on the remote cache that a content key came out as, as a pin, or None."""
+        if self.sharing is None or self.locked:
+            return None
+        try:
+            return self.sharing.vouched(key)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return None
 
     def leave_remote(self, error: ForgeError) -> None:
         """Go on without the remote cache."""

@@ -2,12 +2,14 @@
 
 A result travels as a description (`result.json`), its manifest, its tables, and its packs; all are named by sha256,
 and an action under `/ac/` names them. Whoever may write to a remote may plant an action: so what comes is checked
-against the pin, tensor by tensor, before anything is kept. A wrong one is a miss.
+against the pin, tensor by tensor, before anything is kept. A wrong one is a miss. What the lock does not pin is taken
+where a trusted key has signed a statement that is laid out as a pin.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,10 +24,12 @@ from sdforge.identity import canonical, component_identity, digest_of_text, tens
 from sdforge.lock import Pin
 from sdforge.remotes import Remote
 from sdforge.remotes.action_result import MOST, File, decode, encode
+from sdforge.signing import sign, signer
 from sdforge.store import Result, Store
 from sdforge.store.files import open_regular, sha256_of
 
 RESULT, MANIFEST, OBJECT = "result.json", "manifest.json", "objects/"
+STATEMENT, SIGNATURE = "statement.json", "statement.sig"
 SMALL = 64 << 20  # bytes of a description or a table
 KEPT = ("loss", "losses", "steps", "sketch", "norm", "seconds", "target", "validation", "recommended")  # of a record
 
@@ -41,6 +45,11 @@ def action_name(key: str, digest: str) -> str:
     return digest_of_text("remote", f"{key} {digest}")
 
 
+def statement_name(key: str) -> str:
+    """Return under which name the signed statement about a content key lies."""
+    return digest_of_text("statement", key)
+
+
 @dataclass
 class Sharing:
     """A store and the remote cache behind it. writes: what is trained here is put there."""
@@ -48,7 +57,9 @@ class Sharing:
     store: Store
     remote: Remote
     writes: bool = False
+    trusted: tuple[str, ...] = ()
     _offered: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _vouched: dict[str, Pin | None] = field(default_factory=dict)
 
     def offers(self, pin: Pin) -> bool:
         """Say whether the remote has an action for a pinned result; asked once. Raises ResourceError."""
@@ -60,6 +71,42 @@ class Sharing:
     def refuse(self, pin: Pin) -> None:
         """Do not take a pinned result from this remote any more."""
         self._offered[pin.key, pin.digest] = False
+
+    def vouched(self, key: str) -> Pin | None:
+        """Return what a trusted key says that a content key came out as. Raises ResourceError."""
+        if not self.trusted:
+            return None
+        if key not in self._vouched:
+            self._vouched[key] = self._ask_for_statement(key)
+        return self._vouched[key]
+
+    def _ask_for_statement(self, key: str) -> Pin | None:
+        work = self.store.workplace()
+        if not self.remote.get("ac", statement_name(key), work / "action", MOST):
+            return None
+        try:
+            files = {file.path: file for file in decode((work / "action").read_bytes())}
+            text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
+            if text is None or signature is None:
+                return None
+            signer(text, signature.decode(), self.trusted)
+            pin = Pin(**json.loads(text))
+        except (BrokenPromise, ValueError, KeyError, TypeError):
+            return None  # whoever wrote it is nobody whom we know
+        return pin if pin.key == key else None
+
+    def put_statement(self, pin: Pin, key: Path) -> None:
+        """Say over a signature what a content key came out as."""
+        work = self.store.workplace()
+        text = canonical({name: getattr(pin, name) for name in pin.__dataclass_fields__}).encode()
+        texts = {STATEMENT: text, SIGNATURE: sign(text, key).encode()}
+        files = []
+        for name, data in texts.items():
+            (work / name).write_bytes(data)
+            files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
+            self.remote.put("cas", files[-1].sha256, work / name)
+        (work / "action").write_bytes(encode(files))
+        self.remote.put("ac", statement_name(pin.key), work / "action")
 
     # -- push ------------------------------------------------------------------------------------------------------
 

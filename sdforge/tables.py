@@ -130,6 +130,13 @@ class Remote(Table):
 
 
 @final
+class Trust(Table):
+    """Whose signatures are believed."""
+
+    keys: list[str] = Field([], max_length=100, description="public keys, as in id_ed25519.pub: ssh-ed25519 AAAA… NAME")
+
+
+@final
 class ForgeToml(Table):
     """`forge.toml`: the project."""
 
@@ -137,6 +144,7 @@ class ForgeToml(Table):
     source: dict[str, Source] = Field({})
     dataset: dict[str, Dataset] = Field({})
     remote: Remote = Field(default_factory=Remote)
+    trust: Trust = Field(default_factory=Trust)
     run: Run = Field(default_factory=Run)
 
 
@@ -146,4 +154,5 @@ class ForgeLocalToml(Table):
 
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
     remote: Remote = Field(default_factory=Remote)
+    trust: Trust = Field(default_factory=Trust)
     run: Run = Field(default_factory=Run)

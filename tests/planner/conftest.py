@@ -34,7 +34,8 @@ WORDS = {"vocab": {"girl</w>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}, "me
 class Memory:
     """What planning asks of a store, in dictionaries.
 
-    files: the packs whose bytes are there; remote: the digests of the results that a remote cache has.
+    files: the packs whose bytes are there; remote: the digests of the results that a remote cache has;
+    signed: what trusted keys say on it, by content key.
     """
 
     keys: dict[str, Known] = field(default_factory=dict)
@@ -42,9 +43,13 @@ class Memory:
     files: set[str] = field(default_factory=set)
     preimages: dict[str, dict[str, Any]] = field(default_factory=dict)
     remote: set[str] = field(default_factory=set)
+    signed: dict[str, Pin] = field(default_factory=dict)
 
     def offered(self, pin: Pin) -> bool:
         return pin.digest in self.remote
+
+    def vouched(self, key: str) -> Pin | None:
+        return self.signed.get(key)
 
     def known(self, key: str) -> Known:
         return self.keys.get(key, Known())

@@ -13,9 +13,13 @@ from typing import Any
 
 import pytest
 
+from sdforge.errors import BrokenPromise
+from sdforge.exchange import verify_signature
 from sdforge.remotes.action_result import decode, encode
+from sdforge.session import open_session
 from tests.conftest import Project, new_project
 from tests.remotes.server import CacheServer, caching
+from tests.signing.test_signatures import new_key
 
 RECIPE = """\
 family = "sd15"
@@ -230,3 +234,54 @@ def test_without_a_remote_the_commands_say_how_to_name_one(project: Project) -> 
 
 def test_no_place_of_this_machine_travels(made: Made) -> None:
     assert not any(str(made.project.root).encode() in data for data in made.held.values())
+
+
+# -- what a trusted key signed -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> tuple[Path, str]:
+    """A private key's file, and the line of its public key."""
+    return tmp_path / "key", new_key(tmp_path / "key")
+
+
+def trust(project: Project, public: str) -> None:
+    with (project.root / "forge.toml").open("a") as file:
+        file.write(f'\n[trust]\nkeys = ["{public} us"]\n')
+
+
+def test_what_a_trusted_key_signed_is_had_without_a_pin(
+    one: Project, two: Project, made: Made, key: tuple[Path, str]
+) -> None:
+    one.forge("push", "--key", str(key[0]))
+    trust(two, key[1])
+    (two.root / "forge.lock").unlink()
+    ran = two.build()
+    assert [e["target"] for e in ran.of("action") if e["state"] == "fetched"] == ["toy:b"]
+    assert two.starts() == []
+    assert pinned(two) == pinned(made.project)
+    assert two.output.read_bytes() == made.project.output.read_bytes()
+
+
+def test_what_a_stranger_signed_is_not(
+    one: Project, two: Project, made: Made, key: tuple[Path, str], tmp_path: Path
+) -> None:
+    one.forge("push", "--key", str(key[0]))
+    trust(two, new_key(tmp_path / "another"))
+    (two.root / "forge.lock").unlink()
+    two.build()
+    assert two.starts() == ["a", "b"]
+    assert pinned(two) == pinned(made.project)
+
+
+def test_the_lock_is_signed_and_a_change_is_seen(one: Project, key: tuple[Path, str]) -> None:
+    one.forge("sign", "--key", str(key[0]))
+    trust(one, key[1])
+    session = open_session(one.root)
+    assert verify_signature(session) == f"{key[1]} us"
+    (one.root / "forge.lock").write_text(one.lock.replace("rank = 6", "rank = 7"))
+    with pytest.raises(BrokenPromise, match=r"forge\.lock\.sig: the signature is of something else"):
+        verify_signature(session)
+    (one.root / "forge.lock.sig").unlink()
+    with pytest.raises(BrokenPromise, match="is not signed"):
+        verify_signature(session)
