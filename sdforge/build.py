@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sdforge.devices import devices
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
@@ -245,7 +246,7 @@ class Build:
         how = {"device": device, "threads": self.options.threads, **self.options.how}
         order = make_order(self.session, step, key, manifest, work, how)
         step.state = "running"
-        self.reporter.started(step, device)
+        self.reporter.started(step, self.executor.elsewhere or device)
         bytes_only = (
             step.kind == "formula" and not order.compute
         )  # all tensors pass: there is an index to write, no more
@@ -257,13 +258,13 @@ class Build:
 
     def _fetch(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
         """Have a pinned result from the remote cache, beside whatever else runs."""
-        from sdforge.exchange import Fetching
+        from sdforge.exchange import fetching
 
         assert step.pin is not None
         assert self.session.sharing is not None
         step.state = "running"
         self.reporter.started(step, "remote")
-        handle = Fetching(self.session.sharing, step.pin)
+        handle = fetching(self.session.sharing, step.pin)
         work = self.store.workplace()
         self.running.append(Running(step, handle, lock, None, work, key, manifest, time.monotonic()))
 
@@ -275,7 +276,9 @@ class Build:
         signature = step.node.target.signature
         if signature.kind == "formula" or signature.makes == "files":
             return "cpu", None
-        for name in self.session.devices(self.options.device):
+        if self.executor.elsewhere:  # there the engine says what is free
+            return self.options.device, None
+        for name in devices(self.options.device):
             if name == "cpu":
                 return name, None
             guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")

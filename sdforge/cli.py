@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
+    build.add_argument(
+        "--on", default="", metavar="CLUSTER", help="where trainings run: slurm, slurm:PARTITION, ray, ray://HOST:PORT"
+    )
     build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
     build.add_argument(
         "-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it"

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdforge.build import Build, Options, Summary
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
+from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock
@@ -24,6 +25,7 @@ from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
 
+JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
 UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 
 
@@ -40,7 +42,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     gc.enable()
     run = session.project.run
     options = Options(
-        jobs=wishes.jobs or run.get("jobs", 1),
+        jobs=wishes.jobs or (JOBS_ELSEWHERE if wishes.on else run.get("jobs", 1)),
         device=wishes.device or run.get("device", "auto"),
         keep_going=wishes.keep_going,
         wait=not wishes.no_wait,
@@ -51,7 +53,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     made = session.plan(wanted)
     if made.to_do:
         session.refuse_mistakes(made)
-    build = Build(session, LocalExecutor(options.threads), view, options)
+    build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
         summary = build.run(wanted)
@@ -59,6 +61,15 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
+
+
+def executor(session: Session, where: str, options: Options) -> Executor:
+    """Return where actions run: here, or on the cluster that `--on` names. Raises UsageError, ResourceError."""
+    if not where:
+        return LocalExecutor(options.threads)
+    from sdforge.executors.cluster import cluster
+
+    return cluster(where, session.project.cluster, options.threads, session.store.root / "jobs")
 
 
 def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:

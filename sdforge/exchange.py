@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
+from sdforge.executors.beside import Beside
 from sdforge.lock import Pin
 from sdforge.places import LOCK
-from sdforge.report.hashing import Fetching as Shown
+from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, safe, size
 from sdforge.session import Session
 from sdforge.sharing import Poisoned, Sharing, pinned_results
@@ -26,48 +25,21 @@ def say(text: str) -> None:
     print(safe(text, sys.stdout))
 
 
-class Fetching:
-    """A pinned result on its way here, in a thread of its own: a handle as executors give them."""
+def fetching(sharing: Sharing, pin: Pin) -> Beside:
+    """Start to bring a pinned result here, beside the build."""
 
-    def __init__(self, sharing: Sharing, pin: Pin) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.reader, self.writer = os.pipe()
-        self.thread = threading.Thread(target=self._run, args=(sharing, pin), daemon=True)
-        self.thread.start()
-
-    def _run(self, sharing: Sharing, pin: Pin) -> None:
+    def work(say: Callable[[dict[str, Any]], None]) -> None:
+        end: dict[str, Any] = {"event": "fetched"}
         try:
-            found = sharing.pull(pin, lambda done, total: self._say({"event": "progress", "bytes": [done, total]}))
-            missed = "the remote cache has not all of it"
-            end = {"event": "fetched"} if found else {"event": "missed", "message": missed, "gone": False}
+            if sharing.pull(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]})) is None:
+                end = {"event": "missed", "message": "the remote cache has not all of it", "gone": False}
         except ForgeError as error:
-            gone = isinstance(error, ResourceError)
-            end = {"event": "missed", "message": error.message, "gone": gone}
+            end = {"event": "missed", "message": error.message, "gone": isinstance(error, ResourceError)}
         except Exception as error:  # whatever it is, the build goes on without the remote
             end = {"event": "missed", "message": f"{type(error).__name__}: {error}", "gone": True}
-        self._say(end)
+        say(end)
 
-    def _say(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
-        os.write(self.writer, b".")
-
-    def fileno(self) -> int:
-        return self.reader
-
-    def poll(self) -> list[dict[str, Any]]:
-        """Return what has happened since it was last asked."""
-        os.read(self.reader, 4096)
-        events, self.events = self.events, []
-        if events and events[-1]["event"] != "progress":
-            self.thread.join()
-            os.close(self.reader)
-            os.close(self.writer)
-        return events
-
-    def stop(self) -> None:
-        """Nothing: what is there is whole or not there."""
-
-    kill = stop
+    return Beside(work)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -159,7 +131,7 @@ def _wanted(session: Session, names: list[str]) -> list[tuple[Pin, str]]:
 
 
 def _shown(wishes: argparse.Namespace, name: str) -> Callable[[int, int], None]:
-    shown = Shown()
+    shown = Fetching()
     return (lambda *_: None) if wishes.json else lambda done, total: shown(name, done, total)
 
 

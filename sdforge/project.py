@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 class Project:
     """A folder with a `forge.toml`.
 
-    sources, datasets: name → table, as recipes may use them. run, remote: how to run here and what cache is shared,
-    `forge.local.toml` before `forge.toml`; trusted: public keys, of both. folders: where sources lie that are not in
-    the project.
+    sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
+    what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
+    that are not in the project.
     """
 
     root: Path
@@ -38,6 +38,7 @@ class Project:
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     remote: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
     trusted: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -124,7 +125,7 @@ def open_project(root: Path, index: Index) -> Project:
     project.sources = values.get("source", {})
     project.datasets = values.get("dataset", {})
     stated = local.get("stated", {})
-    for key in ("run", "remote"):
+    for key in ("run", "remote", "cluster"):
         own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
         setattr(project, key, values.get(key, {}) | own)
     project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
@@ -166,6 +167,7 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
     if problems:
         raise RecipeError(problems)
     found["stated"] = {  # what forge.local.toml itself says
-        table: {key: found[table][key] for key in document.values.get(table, {})} for table in ("run", "remote")
+        table: {key: found[table][key] for key in document.values.get(table, {})}
+        for table in ("run", "remote", "cluster")
     }
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -339,17 +338,6 @@ class Session:
                 hint=f"`forge build --retrain {pinned[0]}` trains it again, and replaces the pin",
             )
         return None
-
-    def devices(self, wish: str) -> list[str]:
-        """Return the devices that a wish means here, by what the system shows of them."""
-        if wish not in ("auto", "cuda"):
-            return [wish]
-        found = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = len(found) if visible is None else len([v for v in visible.split(",") if v.strip()])
-        if wish == "cuda":
-            return [f"cuda:{i}" for i in range(max(1, count))]
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
 
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""

@@ -130,6 +130,16 @@ class Remote(Table):
 
 
 @final
+class Cluster(Table):
+    """What a job of `forge build --on` asks for: never what comes out."""
+
+    gpus: int = Field(1, ge=0, le=64, description="of a training")
+    cpus: int = Field(4, ge=1, le=256, description="of a training")
+    memory: str = Field("", pattern=VRAM, description='as "32GB"; empty: what the engine gives')
+    minutes: int = Field(1440, ge=1, le=100_000, description="after which the engine may end it")
+
+
+@final
 class Trust(Table):
     """Whose signatures are believed."""
 
@@ -145,6 +155,7 @@ class ForgeToml(Table):
     dataset: dict[str, Dataset] = Field({})
     remote: Remote = Field(default_factory=Remote)
     trust: Trust = Field(default_factory=Trust)
+    cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
 
 
@@ -155,4 +166,5 @@ class ForgeLocalToml(Table):
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
     remote: Remote = Field(default_factory=Remote)
     trust: Trust = Field(default_factory=Trust)
+    cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
