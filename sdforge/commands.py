@@ -78,9 +78,11 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     """Say what a build did, and what of it is not what the lock says."""
     plan = summary.plan
     assert plan is not None
-    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in summary.built and not s.idle]
+    done = {*summary.built, *summary.restored}
+    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in done and not s.idle]
     counts = {
         "built": len(summary.built),
+        "restored": len(summary.restored),
         "reused": len(reused),
         "failed": len(summary.failed),
         "skipped": len(summary.skipped),

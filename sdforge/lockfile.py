@@ -69,7 +69,9 @@ class LockFile:
                     )
                 elif step.to_do:
                     found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
-            elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
+            elif step.key and step.id not in lock.targets:
+                found.append(f"{step.id} is not in the lock")
+            elif step.key and lock.targets[step.id].get("key") != step.key:
                 found.append(f"{step.id} has changed since the lock was written")
         return found
 
@@ -158,7 +160,7 @@ class LockFile:
         return rows
 
     def write(self, plan: Plan) -> list[str]:
-        """Bring the lock up to date; return what was pinned anew among the sources."""
+        """Bring the lock up to date; return the sources that are others than those that were pinned."""
         changes = self.changes(plan)
         known = self._known_targets(plan)
         gone = {
@@ -166,7 +168,8 @@ class LockFile:
             for name in self.session.lock.targets
             if name.split(":")[0] in known and name not in known[name.split(":")[0]]
         }
-        anew = sorted(name for name in changes.sources if name in self.session.lock.sources)
+        pinned = self.session.lock.sources
+        anew = sorted(n for n, row in changes.sources.items() if n in pinned and pinned[n]["digest"] != row["digest"])
         if changes.sources or changes.targets or changes.results or gone:
             changes.targets |= {
                 name: row

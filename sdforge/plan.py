@@ -385,17 +385,25 @@ class Planner:
         step.pin = next(iter(pins.values()), None)
         if step.id in self.wishes.retrain:
             return
-        if step.pin and step.pin.digest in results:
-            step.result = results[step.pin.digest]
-        elif results:
-            step.result = next(iter(results.values()))
-            step.differs = step.pin is not None
+        step.result = self._chosen(results, step.pin)
+        step.differs = bool(step.pin and step.result and step.result.digest != step.pin.digest)
         if step.result and not known.alias and key != step.key:
             self.plan.aliases.append((step.key, key, step.manifest))
         made = step.result.artifact() if step.result else step.pin.artifact() if step.pin else None
         if made is None:
             return
         step.artifact = self._completed(step, made)
+
+    def _chosen(self, results: dict[str, Result], pin: Pin | None) -> Result | None:
+        """Return the pinned one of a key's results, else the first made; one whose bytes are here goes before others.
+
+        Without that a pinned result whose bytes are gone, and which comes out differently, would be trained for ever.
+        """
+        pinned = [results[pin.digest]] if pin and pin.digest in results else []
+        ranked = [*pinned, *results.values()]
+        if len(results) > 1:  # where there is no choice no file is looked for
+            ranked.sort(key=lambda result: not self.view.holds(result))
+        return next(iter(ranked), None)
 
     def _completed(self, step: Step, made: Artifact) -> Artifact:
         """Add what passes from the first input: a trained checkpoint's other components, and widths."""

@@ -362,3 +362,35 @@ def test_a_declared_source_that_changed_is_refused_always(here: Project) -> None
     single.write_bytes(data)
     ran = here.forge("build", code=3)
     assert digest[:12] in ran.err
+
+
+# -- D's record is in the store, its bytes are not ---------------------------------------------------------------------
+
+
+def test_a_pinned_result_without_its_bytes_is_trained_once_where_it_comes_out_differently(
+    here: Project, machines: Machines
+) -> None:
+    (pack,) = objects(here, "toy:a")
+    pack.unlink()
+    here.output.unlink()
+    shutil.rmtree(here.root / "cache/v1/states")
+    two_threads(here)
+    ran = here.build()
+    assert here.starts() == ["a"]
+    assert kept(here) == {machines.pinned, machines.elsewhere}
+    assert [event["equal"] for event in ran.of("pin")] == [False]
+    assert pins(here) == [machines.pinned]
+    assert here.build().built == here.trained() == []
+    assert "not to be had, only another one" in here.forge("build", "--locked", code=3).err
+
+
+def test_of_several_unpinned_results_one_whose_bytes_are_here_is_taken(here: Project, machines: Machines) -> None:
+    two_threads(here)
+    (pack,) = objects(here, "toy:a")
+    here.build("--retrain", "a")
+    (here.root / "forge.lock").unlink()
+    pack.unlink()
+    here.trained()
+    here.build()
+    assert here.trained() == []
+    assert pins(here) == [machines.elsewhere]
