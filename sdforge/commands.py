@@ -47,7 +47,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         threads=run.get("threads", 1),
         how=how_to_run(run, wishes.vram),
     )
-    view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
+    view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
     if made.to_do:
         session.refuse_mistakes(made)
@@ -166,7 +166,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:
-        cost = f" · about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        known = f"about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        cost = f" · {known if complete or spent else 'how long is not known yet'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
     session.refuse_lack(plan)

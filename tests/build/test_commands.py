@@ -176,8 +176,12 @@ def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> No
 
 
 def test_no_color_is_respected(project: Project) -> None:
-    said = on_a_terminal(project, "build", NO_COLOR="1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", said)
+    colours = re.compile(r"\x1b\[[0-9;]*m")
+    assert colours.search(on_a_terminal(project, "build"))
+    shutil.rmtree(project.root / "out")
+    assert not colours.search(on_a_terminal(project, "build", NO_COLOR="1"))
+    for command in ("plan", "list", "check"):
+        assert "\x1b" not in on_a_terminal(project, command, NO_COLOR="1")
 
 
 def test_hashes_by_which_other_programs_know_a_file_are_printed_and_recorded(project: Project) -> None:
@@ -197,6 +201,11 @@ def test_json_lines_are_events_of_a_known_shape(project: Project) -> None:
     states = {event["state"] for event in ran.of("action")}
     assert {"build", "running", "built"} <= states
     assert all({"target", "method", "key", "reason"} <= set(event) for event in ran.of("action"))
+    reasons = {
+        event["target"].removeprefix("toy:"): event["reason"] for event in ran.of("action") if event["state"] == "build"
+    }
+    assert reasons["a"] == ["it has never been made here"]
+    assert reasons["b"] == ["`a` is made first"]
     progress = [event for event in ran.of("progress") if "loss" in event]
     assert progress[-1]["step"] == progress[-1]["steps"] == 10
     assert ran.events[-1]["event"] == "result"
