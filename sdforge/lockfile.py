@@ -114,14 +114,15 @@ class LockFile:
                 changes.sources[name] = row
         tainted: set[str] = set()
         for step in plan.steps.values():
-            if step.differs or any(link.id in tainted for link, _ in step.inputs):
+            follows = any(link.id in tainted for link, _ in step.inputs)
+            if step.differs or follows:
                 tainted.add(step.id)
             signature = step.node.target.signature
             if step.artifact is None and not step.result:
                 continue
             if signature.kind == "content" and signature.pinned:
                 self._pin_chosen(step, changes)
-            if step.id not in tainted and signature.makes != "pictures":
+            if not follows and signature.makes != "pictures":
                 row = self._target_row(step)
                 if row and lock.targets.get(step.id) != row:
                     changes.targets[step.id] = row
@@ -147,7 +148,8 @@ class LockFile:
         old = self.session.lock.targets.get(step.id, {})
         if key and old.get("key") == key and "digest" in old:
             return old
-        digest = step.result.digest if step.result and step.kind == "content" else ""
+        chosen = step.pin if step.differs else step.result
+        digest = chosen.digest if chosen and step.kind == "content" else ""
         digest = digest or (step.artifact.digest if step.artifact else "")
         return row | ({"digest": digest} if digest else {})
 
