@@ -238,9 +238,11 @@ class Session:
             table = found_method.table.model_validate(target.raw)
             advise = getattr(found_method.module, "advise", None)
             rows = list(advise(table, inputs)) if advise else []
-            rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
+            captions = getattr(found_method.module, "CAPTIONS", True)
+            if target.signature.group == "trainings":
+                rows += trainings.advise(table, inputs, captions=captions)
             rows += self._words(found_method.module, table, inputs)
-            if getattr(found_method.module, "CAPTIONS", True):
+            if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
