@@ -425,13 +425,13 @@ class Planner:
         inputs: dict[str, list[Input]] = {}
         for link, artifact in step.inputs:
             assert artifact is not None
-            each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
+            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {})
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
         seed = {} if target.seed is None else {"seed": target.seed}
         return found.plan(found.table.model_validate(target.raw | seed), inputs, family(step.node.recipe.family))
 
-    def _tensors(self, component: Component) -> list[Tensor]:
+    def tensors(self, component: Component) -> list[Tensor]:
         """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""
         if not component.table:
             raise Unlisted("a pinned result is not here")

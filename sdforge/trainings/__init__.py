@@ -4,7 +4,8 @@
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
 what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
-before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then.
+before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Where train
+states are large, its settings say how large: `state_bytes(family, shapes)`.
 """
 
 from __future__ import annotations

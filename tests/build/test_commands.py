@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from sdforge.cli import parser
+from sdforge.formats.safetensors import read_header
 from tests.conftest import FORGE, Project, new_project
 
 Wait = Callable[[Callable[[], object]], None]
@@ -313,6 +315,32 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(project: 
         assert ran.returncode == 4, ran.stdout + ran.stderr
         assert "are free" in ran.stderr
         assert "forge clean --dry-run" in ran.stderr
+
+
+TUNED = """\
+family = "sd15"
+
+[weighted_sum.soft]
+checkpoints = ["base", "base"]
+weights = [0.5, 0.5]
+dtype = "fp32"
+
+[fine_tune.all]
+on = "soft"
+dataset = "drawings"
+train = ["unet.mid"]
+"""
+
+
+def test_the_states_of_a_fine_tuning_count_among_what_the_disk_must_hold(project: Project) -> None:
+    project.recipe.write_text(TUNED)
+    few = json.loads(project.forge("plan", "--json").out)["bytes"]
+    project.edit('train = ["unet.mid"]', 'train = ["unet"]')
+    all_ = json.loads(project.forge("plan", "--json").out)["bytes"]
+    tensors = read_header(project.root / "base" / "unet" / "diffusion_pytorch_model.safetensors").tensors
+    numbers = {name: math.prod(entry.shape) for name, entry in tensors.items()}
+    others = sum(count for name, count in numbers.items() if not name.startswith("mid_block."))
+    assert all_ - few == 3 * 12 * others
 
 
 def test_a_disk_that_becomes_full_loses_nothing(project: Project) -> None:
