@@ -122,7 +122,8 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     text = f"{short(step)} differs from its pin: {step.result.digest[:8]} instead of {step.pin.digest[:8]}"
     if far is not None:
         text += f", about {far:.2g} of its update away"
-    differences = ", ".join(f"{name} {pair[0]} → {pair[1]}" for name, pair in other.items())
+    told = {name: ["not known" if value is None else value for value in pair] for name, pair in other.items()}
+    differences = ", ".join(f"{name} {before} → {now}" for name, (before, now) in told.items())
     text += f" (made elsewhere: {differences})" if differences else " (the fingerprint is the same)"
     text += "; what follows from it differs too, and the lock stays as it is"
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}

@@ -269,6 +269,18 @@ def test_a_device_computes_one_thing_at_a_time(tmp_path: Path, toy_checkpoint: P
     assert running.returncode == 0, out + err
 
 
+def test_the_device_is_that_of_this_machine_unless_the_command_names_one(project: Project) -> None:
+    (project.root / "forge.local.toml").write_text('[run]\ndevice = "cuda:7"\n')
+
+    def devices(*arguments: str) -> set[str]:
+        started = [e for e in project.build(*arguments).of("action") if e["state"] == "running"]
+        return {event["device"] for event in started if event["target"] == "toy:a"}
+
+    assert devices() == {"cuda:7"}
+    project.edit("rank = 8", "rank = 9")
+    assert devices("--device", "cpu") == {"cpu"}
+
+
 @pytest.mark.parametrize(("flags", "others"), [([], []), (["-k"], ["right"])], ids=["stop", "keep going"])
 def test_after_a_failure_it_is_said_what_was_kept(
     tmp_path: Path, toy_checkpoint: Path, flags: list[str], others: list[str]
