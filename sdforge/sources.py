@@ -107,9 +107,8 @@ class Sources:
             found = list(self._elsewhere(name, taken.table.get("sha256")))
             if found:
                 return found[0]
-        where = (
-            f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
-        )
+        elsewhere = taken.kind == "source" and self.project.folders
+        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',

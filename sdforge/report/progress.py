@@ -7,8 +7,10 @@ import time
 from typing import Any, TextIO
 
 from sdforge.errors import ActionFailed, ForgeError
+from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
+from sdforge.session import Session
 from sdforge.store import Result
 
 EVERY = 2.0  # seconds between plain progress lines
@@ -216,8 +218,8 @@ class Live(Plain):
 class JsonLines:
     """Events as JSON Lines; unknown fields may be added, `v` changes when one is removed."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, session: Session) -> None:
+        self.stream, self.session = stream, session
 
     def say(self, event: str, of: Step | None = None, /, **fields: Any) -> None:
         message: dict[str, Any] = {"v": 1, "event": event}
@@ -230,8 +232,9 @@ class JsonLines:
         print(json.dumps(message | fields), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:
+        explainer = Explainer(self.session, plan)
         for step in plan.steps.values():
-            reason = [step.reason] if step.reason else []
+            reason = [cause.text for cause in explainer.causes(step)] if step.to_do else []
             self.say("action", step, state=step.state, reason=reason, restore=step.restore, differs=step.differs)
 
     def started(self, step: Step, device: str) -> None:
@@ -266,10 +269,10 @@ class JsonLines:
         """End the stream."""
 
 
-def reporter(stream: TextIO, *, as_json: bool, plain: bool) -> Plain | JsonLines:
+def reporter(stream: TextIO, session: Session, *, as_json: bool, plain: bool) -> Plain | JsonLines:
     """Choose how to tell: JSON where asked for, a live view on a terminal, plain lines elsewhere."""
     if as_json:
-        return JsonLines(stream)
+        return JsonLines(stream, session)
     if plain or not stream.isatty():
         return Plain(stream)
     return Live(stream)
