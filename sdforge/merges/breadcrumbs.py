@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdforge.merges._task_vectors import Density, Strengths, Vote, added, coefficients, simplified, trimmed, voted
+from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, joined, left, simplified, voted, weighed
 from sdforge.settings import Share, Weight
 
 if TYPE_CHECKING:
@@ -35,10 +35,14 @@ def breadcrumbs(
     mergekit, whose default density of 1 drops nothing.
     """
     strengths = weights or [1.0] * len(checkpoints)
-    vectors = [trimmed(each - base, density, outliers=gamma) for each in checkpoints]
-    if vote == "none":
-        return added(base, vectors, coefficients(strengths, scale, normalize=normalize))
-    return base + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+    masks = [left(base, checkpoint, density, outliers=gamma) for checkpoint in checkpoints]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        if vote == "none":
+            return weighed(vectors, coefficients(strengths, scale, normalize=normalize))
+        return voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+
+    return joined(join, base, checkpoints, masks)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from sdforge.exact import drawn, fraction
-from sdforge.merges._task_vectors import Density, Strengths, Vote, added, coefficients, simplified, voted
+from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, joined, simplified, voted, weighed
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
@@ -41,14 +41,16 @@ def dare(
     """
     strengths = weights or [1.0] * len(checkpoints)
     by = 1 / fraction(density) if rescale else Fraction(1)
-    vectors = [each - base for each in checkpoints]
-    if density < 1:
-        masks = [drawn(base, density, "sdforge.dare", str(seed), tensor, str(i + 1)) for i in range(len(vectors))]
-        vectors = [vector * mask for vector, mask in zip(vectors, masks, strict=True)]
-    if vote == "none":
-        return added(base, vectors, coefficients(strengths, scale, normalize=normalize, by=by))
-    factors = coefficients(strengths, 1.0, normalize=False, by=by)
-    return base + voted(vectors, factors, strengths, vote, normalize=normalize) * scale
+    places = range(1, len(checkpoints) + 1) if density < 1 else ()
+    masks = [drawn(base, density, "sdforge.dare", str(seed), tensor, str(place)) for place in places]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        if vote == "none":
+            return weighed(vectors, coefficients(strengths, scale, normalize=normalize, by=by))
+        factors = coefficients(strengths, 1.0, normalize=False, by=by)
+        return voted(vectors, factors, strengths, vote, normalize=normalize) * scale
+
+    return joined(join, base, checkpoints, masks)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

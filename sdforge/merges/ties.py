@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdforge.merges._task_vectors import Density, Strengths, simplified, trimmed, voted
+from sdforge.merges._task_vectors import Density, Strengths, joined, left, simplified, voted
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
@@ -33,8 +33,12 @@ def ties(
     Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit.
     """
     strengths = weights or [1.0] * len(checkpoints)
-    vectors = [trimmed(each - base, density) for each in checkpoints]
-    return base + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+    masks = [left(base, checkpoint, density) for checkpoint in checkpoints]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        return voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+
+    return joined(join, base, checkpoints, masks)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:
