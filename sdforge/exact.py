@@ -241,10 +241,18 @@ def _counted(parts: Iterator[Any]) -> Any:
 
 def ranks(magnitudes: Tensor) -> Tensor:
     """Return the rank of each number ≥ 0 of a matrix within its row, 0 for the smallest; equal ones in their order."""
+    import numpy as np
     import torch
 
     places = torch.arange(magnitudes.shape[1]).expand(magnitudes.shape)
-    return torch.empty_like(places).scatter_(1, magnitudes.argsort(stable=True), places)
+    if magnitudes.dtype == torch.float32:  # bits and place as one number, so that a fast sort, not stable, has no choice
+        keys = magnitudes.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
+        keys |= places.numpy().astype(np.uint64)
+        keys.sort(axis=1)
+        order = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
+    else:
+        order = magnitudes.argsort(stable=True)
+    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def share_of(count: int, share: float) -> int:

@@ -64,12 +64,12 @@ def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vot
     """
     scaled = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
     ballots = scaled if vote == "sum" else [one.sign() for one in scaled]
-    plus = total(ballots) >= 0
-    agree = [(one > 0).where(plus, one < 0) for one in scaled]
+    elected = (total(ballots) >= 0).to(scaled[0].dtype) * 2 - 1
+    agree = [(one * elected > 0).to(one.dtype) for one in scaled]
     above = total([one * yes for one, yes in zip(scaled, agree, strict=True)])
     if not normalize:
         return above
-    below = total([yes.to(above.dtype) * weight for yes, weight in zip(agree, weights, strict=True)])
+    below = total([yes * weight for yes, weight in zip(agree, weights, strict=True)])
     return above / below.where(below != 0, 1.0)
 
 
