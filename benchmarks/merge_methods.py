@@ -115,8 +115,9 @@ def main() -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     head = "| method | tensors | ms per million | to weighted_sum | peak bytes per element |"
     lines = [
-        f"| {r['method']} | {r['inputs']} | {r['ms_per_million']:.1f} | {r['ratio']:.1f} | {r['bytes_per_element']:.0f} |"
-        for r in rows
+        f"| {row['method']} | {row['inputs']} | {row['ms_per_million']:.1f} | {row['ratio']:.1f} "
+        f"| {row['bytes_per_element']:.0f} |"
+        for row in rows
     ]
     return "\n".join([head, "| --- | --: | --: | --: | --: |", *lines])
 

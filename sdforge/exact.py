@@ -60,7 +60,7 @@ def root(x: Tensor) -> Tensor:
     return found
 
 
-def each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Return function(*tensors) for an elementwise one, computed run by run: beside the result no whole tensor is held.
 
     tensors: of as many rows (along the first dimension) as the first, whose shape and type the result has. A run is as
@@ -69,10 +69,10 @@ def each(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     import torch
 
     first = tensors[0]
-    if first.dim() == 0:
+    step = max(1, BLOCK // max(1, prod(first.shape[1:])))
+    if first.dim() == 0 or first.shape[0] <= step:
         return function(*tensors)
     result = torch.empty(first.shape, dtype=first.dtype)
-    step = max(1, BLOCK // max(1, prod(first.shape[1:])))
     for start in range(0, first.shape[0], step):
         result[start : start + step] = function(*(tensor[start : start + step] for tensor in tensors))
     return result
@@ -177,7 +177,7 @@ def column_dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def largest(function: Callable[..., Tensor], count: int, *tensors: Tensor) -> Tensor:
-    """Return where the `count` largest of some numbers ≥ 0 stand (bool, of the tensors' shape); of equal ones the first.
+    """Return where the `count` largest of some numbers ≥ 0 stand (bool, same shape); of equal ones the first.
 
     function: elementwise, what makes the numbers of the tensors, which have one shape and one type of 32 or 64 bits.
     Ties are common: the differences of fp16 weights take few values, and a threshold alone would keep too many.
@@ -226,7 +226,7 @@ def _threshold(numbers: Callable[[], Iterator[Tensor]], count: int) -> tuple[flo
 
 
 def _counted(parts: Iterator[Any]) -> Any:
-    """Return how often each number below 2¹⁶ occurs; counted many at a time, since there are as many to count as sums."""
+    """Return how often each number below 2¹⁶ occurs; many are counted at a time, since each time all counts are added."""
     import numpy as np
 
     total, waiting, size = np.zeros(1 << 16, np.int64), [], 0
@@ -245,7 +245,8 @@ def ranks(magnitudes: Tensor) -> Tensor:
     import torch
 
     places = torch.arange(magnitudes.shape[1]).expand(magnitudes.shape)
-    if magnitudes.dtype == torch.float32:  # bits and place as one number, so that a fast sort, not stable, has no choice
+    if magnitudes.dtype == torch.float32:
+        # bits and place as one number leave a sort no choice, be it stable or not; numpy has a fast one for such
         keys = magnitudes.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
         keys |= places.numpy().astype(np.uint64)
         keys.sort(axis=1)

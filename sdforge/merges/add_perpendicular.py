@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.exact import each, gram
+from sdforge.exact import by_rows, gram
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ def add_perpendicular(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[W
     """
     (length, along), _ = gram(lambda x, y, origin: [x - origin, y - origin], a, b, base)
     if not length:
-        return each(lambda x, y, origin: x + (y - origin) * weight, a, b, base)
+        return by_rows(lambda x, y, origin: x + (y - origin) * weight, a, b, base)
     share = float(along / length)
-    return each(lambda x, y, origin: x + (y - origin - (x - origin) * share) * weight, a, b, base)
+    return by_rows(lambda x, y, origin: x + (y - origin - (x - origin) * share) * weight, a, b, base)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

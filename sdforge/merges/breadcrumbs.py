@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, joined, left, simplified, voted, weighed
+from sdforge.merges._task_vectors import (
+    Density,
+    Strengths,
+    Vote,
+    coefficients,
+    joined,
+    left,
+    simplified,
+    voted,
+    weighed,
+)
 from sdforge.settings import Share, Weight
 
 if TYPE_CHECKING:

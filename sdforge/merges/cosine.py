@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sdforge.exact import column_dots, each, gram, line, root
+from sdforge.exact import by_rows, column_dots, gram, line, root
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cosine(
         whole = aa.sqrt() * bb.sqrt()
         q = (q + (float(ab / whole) if whole else 0.0)) * 0.5
     k = (q - weight).clamp(0, 1).to(a.dtype).reshape(a.shape[1:])
-    return each(lambda y, x: line(y, x, k), b, a)
+    return by_rows(lambda y, x: line(y, x, k), b, a)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.exact import complement, each, line, root, squares
+from sdforge.exact import by_rows, complement, line, root, squares
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def euclidean_add_difference(
     if not of_curved:
         return base.clone()
     stretch = float(of_straight.sqrt() / of_curved.sqrt())
-    return each(lambda *parts: parts[2] + curved_and_straight(*parts)[0] * stretch, a, b, base)
+    return by_rows(lambda *parts: parts[2] + curved_and_straight(*parts)[0] * stretch, a, b, base)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

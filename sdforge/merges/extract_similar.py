@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import column_dots, each, line, root
+from sdforge.exact import by_rows, column_dots, line, root
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def extract_similar(
 
     width = base.shape[-1] if base.dim() else 1
     matrices = [tensor.reshape(prod(base.shape[:-1]), width) for tensor in (base, b, c)]
-    return each(rows, *matrices).reshape(base.shape)
+    return by_rows(rows, *matrices).reshape(base.shape)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import CONTEXT, arccos, each, gram, half_turn, sine
+from sdforge.exact import CONTEXT, arccos, by_rows, gram, half_turn, sine
 from sdforge.merges._task_vectors import weighed
 from sdforge.settings import Positive
 
@@ -43,7 +43,7 @@ def karcher(*checkpoints: Tensor, max_iter: Annotated[int, Field(ge=1, le=1000)]
                 directions[i] * size / lengths[i] if i in directions else Decimal(0) for i in range(len(lengths))
             ]
     shares = [float(factor) for factor in factors]
-    return each(lambda *parts: weighed(list(parts), shares), *checkpoints)
+    return by_rows(lambda *parts: weighed(list(parts), shares), *checkpoints)
 
 
 def _mean(cosines: list[list[Decimal]], most: int, tol: Decimal) -> list[Decimal]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import arc_weights, each, gram, line
+from sdforge.exact import arc_weights, by_rows, gram, line
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def slerp(
     lengths = aa.sqrt() * bb.sqrt()
     cosine = ab / lengths if lengths else Decimal(1)
     if abs(float(cosine)) > parallel:
-        return each(lambda x, y: line(x, y, weight), a, b)
+        return by_rows(lambda x, y: line(x, y, weight), a, b)
     at_a, at_b = arc_weights(cosine, weight)
-    return each(lambda x, y: x * at_a + y * at_b, a, b)
+    return by_rows(lambda x, y: x * at_a + y * at_b, a, b)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

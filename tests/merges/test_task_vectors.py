@@ -268,6 +268,20 @@ def test_model_stock_of_opposites_stays_at_the_base() -> None:
     assert model_stock(vector(1, 1), vector(1, 1), vector(1, 1)).tolist() == [1, 1]
 
 
+def test_filters_go_as_far_as_each_of_them_agrees() -> None:
+    """The rows of T24, of orthogonal differences, of opposite ones and of none."""
+    base = torch.ones(4, 2, dtype=torch.float64)
+    first = torch.tensor([[2, 1], [2, 1], [2, 1], [1, 1]]).double()
+    second = torch.tensor([[2, 2], [1, 3], [0, 1], [1, 1]]).double()
+    found = model_stock(base, first, second, filter_wise=True)
+    assert torch.allclose(found[0], vector(1.82842712474619, 1.414213562373095), rtol=1e-15)
+    assert torch.equal(found[1:], base[1:])
+    kernels = [tensor.reshape(4, 1, 1, 2) for tensor in (base, first, second)]
+    assert torch.equal(model_stock(*kernels, filter_wise=True).reshape(4, 2), found)
+    rows = [tensor[0] for tensor in (base, first, second)]
+    assert torch.equal(model_stock(*rows, filter_wise=True), model_stock(*rows))  # a bias is one vector
+
+
 def test_the_identities_of_model_stock() -> None:
     assert simplify_stock(["base", "a", "a"], {}) == "a"
     assert simplify_stock(["base", "base", "base"], {}) == "base"
