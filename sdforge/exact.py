@@ -226,7 +226,7 @@ def _threshold(numbers: Callable[[], Iterator[Tensor]], count: int) -> tuple[flo
 
 
 def _counted(parts: Iterator[Any]) -> Any:
-    """Return how often each number below 2¹⁶ occurs; many are counted at a time, since each time all counts are added."""
+    """Return how often each number below 2¹⁶ occurs, counted many at a time: each time all counts are added."""
     import numpy as np
 
     total, waiting, size = np.zeros(1 << 16, np.int64), [], 0

@@ -37,7 +37,7 @@ def joined(
 ) -> Tensor:
     """Return base + join(vectors), the vectors dᵢ = Mᵢ − base times their masks, computed run by run.
 
-    join: elementwise, of one number or more. masks: none, or for each checkpoint what is left of it (bool, its shape).
+    join: elementwise, of one number or more. masks: none, or for each checkpoint where its vector is kept (bool).
     """
     count = len(checkpoints)
     return by_rows(lambda own, *parts: own + join(masked_vectors(own, parts, count)), base, *checkpoints, *masks)
@@ -81,15 +81,14 @@ def total(tensors: list[Tensor]) -> Tensor:
     return found
 
 
-def left(base: Tensor, checkpoint: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
-    """Return where the largest elements of a task vector stand that are left of it (bool).
+def kept(base: Tensor, checkpoint: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
+    """Return where the largest elements of a task vector stand, which are kept of it (bool).
 
-    density: the share that is left; outliers: the share of the very largest that goes too, as long as enough is left.
+    density: the share that is kept; outliers: the share of the very largest that goes too, as long as enough is kept.
     """
-    count = base.numel()
-    kept = share_of(count, density)
-    top = min(int(fraction(outliers) * count), count - kept)
-    chosen = largest(_magnitudes, kept + top, base, checkpoint)
+    every, few = base.numel(), share_of(base.numel(), density)
+    top = min(int(fraction(outliers) * every), every - few)
+    chosen = largest(_magnitudes, few + top, base, checkpoint)
     return chosen & ~largest(_magnitudes, top, base, checkpoint) if top else chosen
 
 

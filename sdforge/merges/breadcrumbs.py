@@ -10,7 +10,7 @@ from sdforge.merges._task_vectors import (
     Vote,
     coefficients,
     joined,
-    left,
+    kept,
     simplified,
     voted,
     weighed,
@@ -38,14 +38,14 @@ def breadcrumbs(
     base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
     order decides nothing.
     weights: one for each checkpoint; empty: 1 each. gamma: the share of the largest that goes, as long as `density` is
-    left, then the smallest go; of equal ones the first count as larger; counted in each tensor by itself.
+    kept, then the smallest go; of equal ones the first count as larger; counted in each tensor by itself.
     vote: `sum` and `count` let the differences that are left elect a sign, as `ties` does. scale: of the result.
     normalize: divide by the sum of the weights (that agree).
     Source: Davari & Belilovsky 2023, https://arxiv.org/abs/2312.06795; `breadcrumbs` and `breadcrumbs_ties` of
     mergekit, whose default density of 1 drops nothing.
     """
     strengths = weights or [1.0] * len(checkpoints)
-    masks = [left(base, checkpoint, density, outliers=gamma) for checkpoint in checkpoints]
+    masks = [kept(base, checkpoint, density, outliers=gamma) for checkpoint in checkpoints]
 
     def join(vectors: list[Tensor]) -> Tensor:
         if vote == "none":

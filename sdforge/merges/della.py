@@ -39,9 +39,9 @@ def della(
     A mask is drawn from the seed, the tensor's name and the checkpoint's place in the list, as in `dare`.
     Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617, §3.1; `della` and `della_linear` of mergekit.
     """
-    strengths = weights or [1.0] * len(checkpoints)
     import torch
 
+    strengths = weights or [1.0] * len(checkpoints)
     factors = coefficients(strengths, scale, normalize=normalize)
 
     def join(own: Tensor, *parts: Tensor) -> Tensor:

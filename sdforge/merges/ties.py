@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdforge.merges._task_vectors import Density, Strengths, joined, left, simplified, voted
+from sdforge.merges._task_vectors import Density, Strengths, joined, kept, simplified, voted
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ def ties(
 
     base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
     order decides nothing.
-    weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is left, the largest
+    weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is kept, the largest
     by magnitude, of equal ones the first; counted in each tensor by itself.
     vote: `sum` elects the sign of the larger sum (the paper), `count` that of the greater number; a tie is +.
     scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree.
     Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit.
     """
     strengths = weights or [1.0] * len(checkpoints)
-    masks = [left(base, checkpoint, density) for checkpoint in checkpoints]
+    masks = [kept(base, checkpoint, density) for checkpoint in checkpoints]
 
     def join(vectors: list[Tensor]) -> Tensor:
         return voted(vectors, strengths, strengths, vote, normalize=normalize) * scale

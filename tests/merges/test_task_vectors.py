@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.exact import drawn, largest, philox, random_words, share_of
-from sdforge.merges._task_vectors import coefficients, left
+from sdforge.merges._task_vectors import coefficients, kept
 from sdforge.merges.breadcrumbs import breadcrumbs
 from sdforge.merges.breadcrumbs import simplify as simplify_breadcrumbs
 from sdforge.merges.dare import dare
@@ -47,7 +47,7 @@ D1, D2, D3 = vector(4, -1, 0.5, -3, 0), vector(-2, -2, 1, 3, 0.1), vector(1, 5, 
 
 def trimmed(d: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
     """What is left of a difference from nothing."""
-    return d * left(torch.zeros_like(d), d, density, outliers=outliers)
+    return d * kept(torch.zeros_like(d), d, density, outliers=outliers)
 
 
 def near(found: Tensor, *numbers: float) -> bool:
