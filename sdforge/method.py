@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 GROUPS = ("merges", "trainings", "edits")
 LOOP_VERSION = 1  # of the training loop that all trainings share
 TENSOR, SEED = "tensor", "seed"  # what a merge may ask for by name: `component.name` of the tensor, and the seed
+ELSEWHERE = {  # what merge programs call blocks besides IN04, M00 and OUT03 → the pattern here
+    "BASE": "text_encoder*",
+    "TE": "text_encoder",
+    "TE2": "text_encoder_2",
+    "TIME": "unet.time",
+    "LABEL": "unet.label",
+    "OUT": "unet.out",
+    "VAE": "vae",
+}
 LISTS = ("blocks", "mbw", "mbw_preset")  # the settings by which a merge differs from block to block
 WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 
@@ -155,7 +164,7 @@ def method(name: str) -> Method:
     """Return the method of that name. Raises UsageError with a guess at what was meant."""
     groups = method_groups()
     if name not in groups:
-        guess = nearest(name, list(groups))
+        guess = called_elsewhere(name) or nearest(name, list(groups))
         raise UsageError(f"there is no method {name!r}", hint=f"did you mean {guess!r}?" if guess else "")
     group = groups[name]
     module = module_of(group, name)
@@ -163,6 +172,18 @@ def method(name: str) -> Method:
         makes = getattr(module, "MAKES", "checkpoint")
         return Method(name, group, module.VERSION, makes, _merge_table(getattr(module, name)), module)
     return Method(name, group, module.VERSION, module.MAKES, module.TABLE, module)
+
+
+def called_elsewhere(name: str) -> str:
+    """Return the merge whose docstring names `name` among its sources, as what other programs call it, or nothing."""
+    from inspect import getdoc
+
+    for found, group in method_groups().items():
+        if group == "merges":
+            _, _, sources = (getdoc(getattr(module_of(group, found), found)) or "").partition("Source:")
+            if f"`{name}`" in sources:
+                return found
+    return ""
 
 
 def _merge_table(function: Callable[..., Any]) -> type[Table]:
@@ -313,7 +334,8 @@ def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
 def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:
     blocks = sorted(f"{component}.{block}" for component, block in places if block)
     words = sorted({component for component, _ in places})
-    guess = nearest(pattern, blocks) or nearest(pattern, words)
+    meant = {each.partition(".")[2]: each for each in blocks} | {each: each for each in (*blocks, *words)} | ELSEWHERE
+    guess = meant.get(nearest(pattern, list(meant)), "")
     hint = f"did you mean {guess!r}?" if guess else f"blocks are {', '.join([*words, *blocks][:4])}, …"
     return pattern, f"the block pattern {pattern!r} matches nothing in {family.title}", hint
 

@@ -37,7 +37,7 @@ def dare(
     A mask is drawn from the seed, the tensor's name and the checkpoint's place in the list: no other tensor, block or
     thread changes it.
     Source: Yu et al. 2023, https://arxiv.org/abs/2311.03099, §3.2; `dare_linear` and `dare_ties` of mergekit, but
-    divided by the density as in the paper.
+    divided by the density as in the paper; `dropout` and `add_ties_with_dare` of sd-mecha.
     """
     strengths = weights or [1.0] * len(checkpoints)
     by = 1 / fraction(density) if rescale else Fraction(1)

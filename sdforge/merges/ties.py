@@ -30,7 +30,8 @@ def ties(
     by magnitude, of equal ones the first; counted in each tensor by itself.
     vote: `sum` elects the sign of the larger sum (the paper), `count` that of the greater number; a tie is +.
     scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree.
-    Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit.
+    Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit,
+    `add_difference_ties` of sd-mecha, `ties_add_difference` of meh.
     """
     strengths = weights or [1.0] * len(checkpoints)
     masks = [kept(base, checkpoint, density) for checkpoint in checkpoints]
