@@ -60,6 +60,7 @@ class Family(ABC):
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
     adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
+    latents: ClassVar[str] = "sd"  # whose meaning the channels of its latents have: `sd`, or `sdxl`
     context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
     architecture_v: ClassVar[str]  # the same of those that predict v

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sdforge.errors import ActionFailed, SettingErrors, UsageError
+from sdforge.families import family
 from sdforge.formula import Input, Plan
-from sdforge.method import method, resolve_blocks
+from sdforge.method import block_parameters, method, resolve_blocks
 from sdforge.order import Order
 from sdforge.run.formula import run_formula
 from tests.families.workbench import SD15, Taken, computations, keep, made, same_bytes
@@ -304,6 +305,15 @@ def test_what_adjusts_six_tensors_lets_the_others_through(toy: Taken) -> None:
     assert plan.identities()["text_encoder"] == toy.identity("text_encoder")
     before, after = toy.tensors("unet"), made(plan, toy)["unet"]
     assert torch.allclose(after["conv_out.bias"][0].float(), before["conv_out.bias"][0].float() + 0.02, atol=1e-3)
+
+
+def test_colors_are_those_of_the_familys_latents(toy: Taken) -> None:
+    table = method("adjust").table.model_validate({"a": "x", "brightness": 1.0})
+    asked = ("tensor", "latents")
+    told = [block_parameters(table, family(name), asked)("unet", "out", "conv_out.bias") for name in ("sd15", "sdxl")]
+    assert [each and each["latents"] for each in told] == ["sd", "sdxl"]
+    (row,) = (row for row in planned("adjust", [toy], brightness=1.0).components["unet"] if row.method)
+    assert row.parameters == {"brightness": 1.0, "latents": "sd", "tensor": "unet.conv_out.bias"}
 
 
 @pytest.mark.parametrize("name", ["adjust", "dare", "della"])
