@@ -17,8 +17,8 @@ import xxhash
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise
 from sdforge.families import Family, family
-from sdforge.formats.safetensors import read_range
-from sdforge.store.files import open_regular
+from sdforge.formats.safetensors import fill, read_range
+from sdforge.store.files import CHUNK, open_regular
 
 
 class Ref(NamedTuple):
@@ -50,9 +50,18 @@ class Ref(NamedTuple):
 
     def bytes(self) -> bytearray:
         """Return the tensor's bytes, verified. Raises Damaged."""
-        data = bytearray()
-        for chunk in self.chunks():
-            data += chunk
+        data = bytearray(self.size)
+        memory, fast = memoryview(data), xxhash.xxh3_128()
+        fd = open_regular(Path(self.path))
+        try:
+            for start in range(0, self.size, CHUNK):
+                part = memory[start : start + CHUNK]
+                fill(fd, part, self.offset + start)
+                fast.update(part)
+        finally:
+            os.close(fd)
+        if fast.hexdigest() != self.xxh3:
+            raise Damaged(self)
         return data
 
 

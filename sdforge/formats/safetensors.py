@@ -152,6 +152,15 @@ def read_range(fd: int, offset: int, size: int) -> Iterator[bytes]:
         size -= len(chunk)
 
 
+def fill(fd: int, memory: memoryview, offset: int) -> None:
+    """Read as many bytes from `offset` as the memory has. Raises UsageError if the file ends before."""
+    while memory:
+        count = os.preadv(fd, [memory], offset)
+        if not count:
+            raise UsageError("a file became shorter while it was read")
+        memory, offset = memory[count:], offset + count
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What was written: sha256 of the whole file and of the bytes after the header, and where each tensor lies."""
@@ -178,6 +187,14 @@ def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, order
+
+
+def pack_name(first: bytes, digests: Iterable[str]) -> str:
+    """Name a file by its first bytes and the sha256 of every tensor, in the order of their bytes.
+
+    It says as much as the file's own sha256 would, and the tensors' are known anyway: nothing is hashed twice.
+    """
+    return hashlib.sha256(b"".join([first, *map(bytes.fromhex, digests)])).hexdigest()
 
 
 def write_file(

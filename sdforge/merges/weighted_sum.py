@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 
 Weights = Annotated[list[Weight], Field(min_length=1), PerBlock(shares=True)]
 
