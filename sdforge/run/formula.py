@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -81,9 +83,9 @@ def compute(computation: Computation, name: str) -> Tensor:
     working = _working(computation)
     tensors = []
     for ref in computation.inputs:
-        tensor = load(ref)
+        tensor = load(ref).to(working) if working else load(ref)
         _refuse_broken(name, ref, tensor)
-        tensors.append(tensor.to(working) if working else tensor)
+        tensors.append(tensor)
     result = _function(computation)(*tensors)
     del tensors, tensor
     if tuple(result.shape) != computation.shape:
@@ -111,25 +113,25 @@ def _in_parts(computation: Computation, name: str, widths: list[int]) -> Iterato
     flat = all(width == 1 for width in widths)
     rows = prod(computation.shape) if flat else computation.shape[0]
     step = max(1, PART // max(1, *widths))
-    readers = [_Reader(ref, step * width) if width else _Whole(ref) for ref, width in zip(computation.inputs, widths)]
-    try:
+    with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
+        readers = [
+            stack.enter_context(_Reader(ref, step * width)) if width else _Whole(ref)
+            for ref, width in zip(computation.inputs, widths, strict=True)
+        ]
         for start in range(0, rows, step):
             count = min(step, rows - start)
             tensors = []
             for reader, width in zip(readers, widths, strict=True):
                 tensor = reader.next(count * width)
-                _refuse_broken(name, reader.ref, tensor)
                 tensor = tensor if flat or not width else tensor.reshape(count, *reader.ref.shape[1:])
-                tensors.append(tensor.to(working) if working else tensor)
+                tensor = tensor.to(working) if working else tensor
+                _refuse_broken(name, reader.ref, tensor)
+                tensors.append(tensor)
             yield rounded(name, function(*tensors), dtype)
-    finally:
-        # what was damaged is said to be so, whatever came out of it
-        for reader in readers:
-            reader.end()
 
 
 class _Reader:
-    """A tensor that is read from front to back into one buffer, and verified at the end."""
+    """A tensor that is read from front to back into one buffer. Leaving it as a context verifies it."""
 
     def __init__(self, ref: Ref, most: int) -> None:
         """most: elements that are read at once."""
@@ -148,7 +150,10 @@ class _Reader:
         self.place += memory.nbytes
         return self.buffer[:count]
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Read what is left. Raises Damaged if the bytes were not those that were planned with."""
         try:
             while left := min(self.ref.size - self.place, self.memory.nbytes):
@@ -167,9 +172,6 @@ class _Whole:
 
     def next(self, count: int) -> Tensor:  # noqa: ARG002 -- as a reader
         return self.tensor
-
-    def end(self) -> None:
-        pass
 
 
 def _refuse_broken(name: str, ref: Ref, tensor: Tensor) -> None:

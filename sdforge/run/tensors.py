@@ -68,11 +68,17 @@ def finite(tensor: Tensor) -> bool:
     """
     if not tensor.is_floating_point():
         return True
-    for part in tensor.reshape(-1).split(PART):
+    for part in _parts(tensor):
         wide = part.float() if part.dtype.itemsize < 4 else part
         if not (math.isfinite(float(wide.sum())) or bool(torch.isfinite(wide).all())):
             return False
     return True
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return a tensor's elements in C order, in parts that fit the caches."""
+    flat = tensor.reshape(-1)
+    return (flat,) if flat.numel() <= PART else flat.split(PART)
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -84,7 +90,7 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     tensor = tensor.detach().to("cpu")
     result = torch.empty(tensor.shape, dtype=dtype)
-    for given, made in zip(tensor.reshape(-1).split(PART), result.reshape(-1).split(PART), strict=True):
+    for given, made in zip(_parts(tensor), _parts(result), strict=True):
         made.copy_(given if dtype == tensor.dtype else given.to(torch.float32))
         if not finite(made):
             raise _unfit(name, given, dtype)
