@@ -123,5 +123,3 @@ def _adapted(component: str, module: str) -> bool:
 
 def _numbers(seed: int, spread: float) -> torch.Tensor:
     return torch.randn(DRAWN, generator=torch.Generator().manual_seed(seed)) * spread
-
-

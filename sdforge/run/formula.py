@@ -43,10 +43,8 @@ def run_formula(order: Order, report: Report) -> Outcome:
     with Pack(Path(order.work) / "pack.safetensors", {name: (c.dtype, c.shape) for name, c in rows.items()}) as pack:
         in_order = {name: rows[name] for name in pack.order}
         alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and cut(c) is None]
-        done = 0
-        for name in _made(pack, in_order, alone):
-            done += 1
-            report(step=done, steps=len(rows))
+        for done, _ in enumerate(_made(pack, in_order, alone)):
+            report(step=done + 1, steps=len(rows))
         return pack.outcome(names)
 
 
@@ -69,81 +67,103 @@ def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterato
     yield from map(make, alone)
 
 
-def results(computation: Computation, name: str) -> Iterator[Tensor]:
-    """Yield a tensor from front to back, in parts where it can be made in parts. Raises as `compute` does."""
-    widths = cut(computation)
-    if widths is None:
+def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
+    """Yield a tensor from front to back, in parts where it can be made in parts. Raises as `compute` does.
+
+    most: elements of a part, or of a single row where that has more.
+    """
+    if cut(computation) is None:
         yield compute(computation, name)
-    else:
-        yield from _in_parts(computation, name, widths)
+        return
+    size = prod(computation.shape)
+    rows = computation.shape[0] if _needs_rows(computation) else size
+    step = max(1, most // max(1, size // max(1, rows)))
+    with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
+        parts = _Parts(computation, name, rows, step, stack)
+        for start in range(0, rows, step):
+            yield parts.take(min(step, rows - start))
 
 
 def compute(computation: Computation, name: str) -> Tensor:
     """Compute one tensor. Raises ActionFailed with its name for NaN, Inf and overflow."""
     working = _working(computation)
-    tensors = []
-    for ref in computation.inputs:
-        tensor = load(ref).to(working) if working else load(ref)
-        _refuse_broken(name, ref, tensor)
-        tensors.append(tensor)
+    tensors = [_fit(name, each, _taken(each), working) for each in computation.inputs]
     result = _function(computation)(*tensors)
-    del tensors, tensor
+    del tensors
     if tuple(result.shape) != computation.shape:
         raise ActionFailed(f"{name} came out of {computation.method} as {list(result.shape)}")
     return rounded(name, result, DTYPES[computation.dtype])
 
 
-def cut(computation: Computation) -> list[int] | None:
-    """Say how a tensor can be made in parts, or None if it cannot.
+def cut(computation: Computation) -> list[bool] | None:
+    """Say which inputs are cut into parts along with the result (the others every part needs), or None if none can be.
 
-    Returns for each input how many of its elements belong to one row of the result (one element where all is
-    elementwise); 0 for what every row needs whole.
+    What is elementwise can be cut anywhere, anything else between its rows.
     """
     module = module_of(method_groups()[computation.method], computation.method)
-    shapes = [ref.shape for ref in computation.inputs]
-    if getattr(module, "ELEMENTWISE", False) and all(shape == computation.shape for shape in shapes):
-        return [1] * len(shapes)
+    shapes = [each.shape for each in computation.inputs]
+    if _is_elementwise(computation):
+        return [True] * len(shapes)
     by_rows = getattr(module, "by_rows", None)
-    along = by_rows(computation.parameters, shapes) if by_rows and computation.shape else None
-    return along and [prod(shape[1:]) if yes else 0 for yes, shape in zip(along, shapes, strict=True)]
+    found: list[bool] | None = by_rows(computation.parameters, shapes) if by_rows and computation.shape else None
+    return found
 
 
-def _in_parts(computation: Computation, name: str, widths: list[int]) -> Iterator[Tensor]:
-    function, working, dtype = _function(computation), _working(computation), DTYPES[computation.dtype]
-    flat = all(width == 1 for width in widths)
-    rows = prod(computation.shape) if flat else computation.shape[0]
-    step = max(1, PART // max(1, *widths))
-    with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
-        readers = [
-            stack.enter_context(_Reader(ref, step * width)) if width else _Whole(ref)
-            for ref, width in zip(computation.inputs, widths, strict=True)
+def _is_elementwise(computation: Computation) -> bool:
+    module = module_of(method_groups()[computation.method], computation.method)
+    same = all(each.shape == computation.shape for each in computation.inputs)
+    return same and getattr(module, "ELEMENTWISE", False)
+
+
+def _needs_rows(computation: Computation) -> bool:
+    """Say whether something on the way to a tensor that is made in parts can only be cut between rows."""
+    along = cut(computation)
+    inner = [each for each, yes in zip(computation.inputs, along or [], strict=False) if yes]
+    return along is not None and (
+        not _is_elementwise(computation) or any(_needs_rows(each) for each in inner if isinstance(each, Computation))
+    )
+
+
+class _Parts:
+    """A computation that is made in parts, with all that is computed on its way."""
+
+    def __init__(self, computation: Computation, name: str, rows: int, step: int, stack: ExitStack) -> None:
+        """rows: in how many rows every tensor falls that is cut; step: how many of them are taken at once at most."""
+        self.computation, self.name = computation, name
+        self.function, self.working = _function(computation), _working(computation)
+        self.dtype = DTYPES[computation.dtype]
+        along = cut(computation)
+        assert along is not None
+        self.inputs = [
+            _source(each, yes, rows, step, stack) for each, yes in zip(computation.inputs, along, strict=True)
         ]
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            tensors = []
-            for reader, width in zip(readers, widths, strict=True):
-                tensor = reader.next(count * width)
-                tensor = tensor if flat or not width else tensor.reshape(count, *reader.ref.shape[1:])
-                tensor = tensor.to(working) if working else tensor
-                _refuse_broken(name, reader.ref, tensor)
-                tensors.append(tensor)
-            yield rounded(name, function(*tensors), dtype)
+
+    def take(self, count: int) -> Tensor:
+        """Return the next rows."""
+        tensors = [
+            _fit(self.name, each, source.take(count), self.working)
+            for each, source in zip(self.computation.inputs, self.inputs, strict=True)
+        ]
+        return rounded(self.name, self.function(*tensors), self.dtype)
 
 
 class _Reader:
     """A tensor that is read from front to back into one buffer. Leaving it as a context verifies it."""
 
-    def __init__(self, ref: Ref, most: int) -> None:
-        """most: elements that are read at once."""
+    def __init__(self, ref: Ref, rows: int, step: int) -> None:
         self.ref = ref
-        self.buffer = torch.empty(min(most, prod(ref.shape)), dtype=DTYPES[ref.dtype])
+        self.row = () if rows == prod(ref.shape) else ref.shape[1:]
+        self.buffer = torch.empty(min(step, rows) * prod(self.row), dtype=DTYPES[ref.dtype])
         self.memory = raw(self.buffer)
         self.fast = xxhash.xxh3_128()
         self.place = 0
         self.fd = open_regular(Path(ref.path))
 
-    def next(self, count: int) -> Tensor:
-        """Return the next elements, until the next call."""
+    def take(self, count: int) -> Tensor:
+        """Return the next rows, until the next call."""
+        return self._read(count * prod(self.row)).reshape(count, *self.row)
+
+    def _read(self, count: int) -> Tensor:
         memory = self.memory[: count * self.buffer.itemsize]
         fill(self.fd, memory, self.ref.offset + self.place)
         self.fast.update(memory)
@@ -157,7 +177,7 @@ class _Reader:
         """Read what is left. Raises Damaged if the bytes were not those that were planned with."""
         try:
             while left := min(self.ref.size - self.place, self.memory.nbytes):
-                self.next(left // self.buffer.itemsize)
+                self._read(left // self.buffer.itemsize)
         finally:
             os.close(self.fd)
         if self.fast.hexdigest() != self.ref.xxh3:
@@ -165,27 +185,52 @@ class _Reader:
 
 
 class _Whole:
-    """A tensor that every part needs."""
+    """A tensor that every part needs whole, or, where it falls into rows, one that can only be made whole."""
 
-    def __init__(self, ref: Ref) -> None:
-        self.ref, self.tensor = ref, load(ref)
+    def __init__(self, tensor: Tensor, rows: int = 0) -> None:
+        self.tensor, self.place = tensor, 0
+        self.rows = tensor.reshape(-1) if rows == tensor.numel() else tensor
+        self.cut = bool(rows)
 
-    def next(self, count: int) -> Tensor:  # noqa: ARG002 -- as a reader
-        return self.tensor
+    def take(self, count: int) -> Tensor:
+        """Return the next rows, or all of them."""
+        if not self.cut:
+            return self.tensor
+        self.place += count
+        return self.rows[self.place - count : self.place]
 
 
-def _refuse_broken(name: str, ref: Ref, tensor: Tensor) -> None:
-    if not finite(tensor):
-        raise ActionFailed(f"{name}: an input ({ref.path}) holds NaN or Inf in {ref.name}")
+def _source(each: Ref | Computation, along: bool, rows: int, step: int, stack: ExitStack) -> _Parts | _Reader | _Whole:
+    if not along:
+        return _Whole(_taken(each))
+    if isinstance(each, Ref):
+        return stack.enter_context(_Reader(each, rows, step))
+    if cut(each) is None:
+        return _Whole(_taken(each), rows)
+    return _Parts(each, f"{each.component}.{each.name}", rows, step, stack)
+
+
+def _taken(each: Ref | Computation) -> Tensor:
+    """Return an input: read, or computed on the way and rounded as if it had been written."""
+    return load(each) if isinstance(each, Ref) else compute(each, f"{each.component}.{each.name}")
 
 
 def _working(computation: Computation) -> torch.dtype | None:
-    """Return the type in which a merge computes; edits choose their own."""
+    """Return the type in which a merge computes; edits choose theirs themselves."""
     if method_groups()[computation.method] != "merges":
         return None
     # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
-    narrow = all(DTYPES[ref.dtype].itemsize <= 2 for ref in computation.inputs)
+    narrow = all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs)
     return torch.float32 if narrow else torch.float64
+
+
+def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
+    """Return an input in the type that it is computed with. Raises ActionFailed for NaN and Inf."""
+    tensor = tensor if working is None else tensor.to(working)
+    if not finite(tensor):
+        place = each.path if isinstance(each, Ref) else each.method
+        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
+    return tensor
 
 
 def _function(computation: Computation) -> Callable[..., Tensor]:

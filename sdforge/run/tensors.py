@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,7 +78,7 @@ def finite(tensor: Tensor) -> bool:
 def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
     """Return a tensor's elements in C order, in parts that fit the caches."""
     flat = tensor.reshape(-1)
-    return (flat,) if flat.numel() <= PART else flat.split(PART)
+    return (flat,) if flat.numel() <= PART else torch.split(flat, PART)
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -144,8 +144,8 @@ class Pack:
             raise ValueError(f"{name} was given {place - self.offsets[name]} bytes")
         self.digests[name] = strong.hexdigest(), fast.hexdigest()
 
-    def outcome(self, names: dict[str, Iterable[str]]) -> Outcome:
-        """Return what was written; names: component → the names of its tensors, which in the pack are `component.name`."""
+    def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
+        """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
         components: dict[str, list[list[Any]]] = {}
         for component, found in names.items():
             for name in found:
