@@ -16,7 +16,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import xxhash
@@ -75,11 +75,11 @@ def results(computation: Computation, name: str, most: int = PART) -> Iterator[T
     if cut(computation) is None:
         yield compute(computation, name)
         return
-    size = prod(computation.shape)
-    rows = computation.shape[0] if _needs_rows(computation) else size
+    size, flat = prod(computation.shape), not _needs_rows(computation)
+    rows = size if flat else computation.shape[0]
     step = max(1, most // max(1, size // max(1, rows)))
     with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
-        parts = _Parts(computation, name, rows, step, stack)
+        parts = _Parts(computation, name, _Steps(min(step, rows), flat, stack))
         for start in range(0, rows, step):
             yield parts.take(min(step, rows - start))
 
@@ -124,18 +124,30 @@ def _needs_rows(computation: Computation) -> bool:
     )
 
 
+class _Steps(NamedTuple):
+    """How tensors are cut: how many rows are taken at once at most (flat: single numbers), and what is open meanwhile."""
+
+    most: int
+    flat: bool
+    open: ExitStack
+
+    def row(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a row."""
+        return () if self.flat else shape[1:]
+
+
 class _Parts:
     """A computation that is made in parts, with all that is computed on its way."""
 
-    def __init__(self, computation: Computation, name: str, rows: int, step: int, stack: ExitStack) -> None:
-        """rows: in how many rows every tensor falls that is cut; step: how many of them are taken at once at most."""
+    def __init__(self, computation: Computation, name: str, steps: _Steps) -> None:
         self.computation, self.name = computation, name
         self.function, self.working = _function(computation), _working(computation)
         self.dtype = DTYPES[computation.dtype]
         along = cut(computation)
         assert along is not None
         self.inputs = [
-            _source(each, yes, rows, step, stack) for each, yes in zip(computation.inputs, along, strict=True)
+            _source(each, steps) if yes else _Whole(_taken(each))
+            for each, yes in zip(computation.inputs, along, strict=True)
         ]
 
     def take(self, count: int) -> Tensor:
@@ -150,10 +162,9 @@ class _Parts:
 class _Reader:
     """A tensor that is read from front to back into one buffer. Leaving it as a context verifies it."""
 
-    def __init__(self, ref: Ref, rows: int, step: int) -> None:
-        self.ref = ref
-        self.row = () if rows == prod(ref.shape) else ref.shape[1:]
-        self.buffer = torch.empty(min(step, rows) * prod(self.row), dtype=DTYPES[ref.dtype])
+    def __init__(self, ref: Ref, steps: _Steps) -> None:
+        self.ref, self.row = ref, steps.row(ref.shape)
+        self.buffer = torch.empty(steps.most * prod(self.row), dtype=DTYPES[ref.dtype])
         self.memory = raw(self.buffer)
         self.fast = xxhash.xxh3_128()
         self.place = 0
@@ -185,29 +196,34 @@ class _Reader:
 
 
 class _Whole:
-    """A tensor that every part needs whole, or, where it falls into rows, one that can only be made whole."""
+    """A tensor that every part needs whole."""
 
-    def __init__(self, tensor: Tensor, rows: int = 0) -> None:
-        self.tensor, self.place = tensor, 0
-        self.rows = tensor.reshape(-1) if rows == tensor.numel() else tensor
-        self.cut = bool(rows)
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def take(self, count: int) -> Tensor:  # noqa: ARG002 -- as those that are cut
+        """Return all of it."""
+        return self.tensor
+
+
+class _Made:
+    """A tensor that had to be made whole, taken from front to back."""
+
+    def __init__(self, tensor: Tensor, steps: _Steps) -> None:
+        self.rows, self.place = tensor.reshape(-1) if steps.flat else tensor, 0
 
     def take(self, count: int) -> Tensor:
-        """Return the next rows, or all of them."""
-        if not self.cut:
-            return self.tensor
+        """Return the next rows."""
         self.place += count
         return self.rows[self.place - count : self.place]
 
 
-def _source(each: Ref | Computation, along: bool, rows: int, step: int, stack: ExitStack) -> _Parts | _Reader | _Whole:
-    if not along:
-        return _Whole(_taken(each))
+def _source(each: Ref | Computation, steps: _Steps) -> _Parts | _Reader | _Made:
     if isinstance(each, Ref):
-        return stack.enter_context(_Reader(each, rows, step))
+        return steps.open.enter_context(_Reader(each, steps))
     if cut(each) is None:
-        return _Whole(_taken(each), rows)
-    return _Parts(each, f"{each.component}.{each.name}", rows, step, stack)
+        return _Made(_taken(each), steps)
+    return _Parts(each, f"{each.component}.{each.name}", steps)
 
 
 def _taken(each: Ref | Computation) -> Tensor:
