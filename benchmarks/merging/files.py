@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sdforge.families import family
-from sdforge.formats.kohya import kohya_tensors
+from sdforge.formats.kohya import kohya_names, kohya_tensors
 from sdforge.formats.safetensors import write_file
 from sdforge.formats.single_file import single_pieces
 
@@ -92,7 +93,10 @@ def write_checkpoint(path: Path, name: str, seed: int) -> None:
 
 
 def write_lora(path: Path, name: str) -> None:
-    """Write a LoRA of rank 32 on attention and feed-forward layers of U-Net and text encoders, as kohya has them."""
+    """Write a LoRA of rank 32 on attention and feed-forward layers of U-Net and text encoders, as kohya has them.
+
+    Beside it, as JSON, which tensors of a single file its modules change.
+    """
     kind = family(name)
     factors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for (component, tensor), shape in shapes(name).items():
@@ -113,6 +117,13 @@ def write_lora(path: Path, name: str) -> None:
         return [memoryview(numbers[start : start + size].view(torch.uint8).numpy())]  # type: ignore[arg-type]
 
     write_file(path, file.shapes, content, {"ss_network_module": "networks.lora"})
+    modules = kohya_names(kind)
+    places: dict[str, list[str]] = {}
+    for each in sorted(kind.names(), key=lambda each: each.share):
+        module = f"{each.component}.{each.canonical.removesuffix('.weight')}"
+        if f"{module}.lora_up" in factors and each.canonical.endswith(".weight"):
+            places.setdefault(each.single, []).append(modules[module])
+    path.with_suffix(".json").write_text(json.dumps(places))
 
 
 def _adapted(component: str, module: str) -> bool:

@@ -125,7 +125,7 @@ def _needs_rows(computation: Computation) -> bool:
 
 
 class _Steps(NamedTuple):
-    """How tensors are cut: how many rows are taken at once at most (flat: single numbers), and what is open meanwhile."""
+    """How tensors are cut: into how many rows at most (flat: single numbers), and what is open meanwhile."""
 
     most: int
     flat: bool
