@@ -11,7 +11,8 @@ Tensors may be large: what needs a whole one goes through it by `sums`, `largest
 A method that asks for `tensor` is planned tensor by tensor: `simplify` leaves it out where it decides nothing.
 Modules beside the methods whose names begin with `_` hold what several share.
 
-Beside the function: `VERSION`, raised when results change, and
+Beside the function: `VERSION`, raised when results change; `ELEMENTWISE = True` where each number of the result is
+made of the numbers at its place and the settings alone, which lets the engine compute it in parts, in any shape; and
 `simplify(inputs, parameters)`: what remains to be computed: the one input whose bytes pass through, or the
 (inputs, parameters) that decide the result. It sees identities only, so that plans need no bytes.
 """

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdforge.method import LISTS, WHOLE, method, method_groups, module_of
 from sdforge.settings import takes
+from tests.families.workbench import same_bytes
 
 MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
 EACH = pytest.mark.parametrize("name", MERGES)
@@ -30,6 +31,7 @@ UNORDERED = (  # the order of what they take any number of decides nothing
     "karcher",
     "clamp",
 )
+ELEMENTWISE = [name for name in MERGES if getattr(module_of("merges", name), "ELEMENTWISE", False)]
 CHANGED = {"adjust": {"detail_in": 2.0}}  # settings of merges that do nothing by themselves
 
 
@@ -134,6 +136,24 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_elementwise_gives_the_same_bits_in_parts_of_any_size(name: str, dtype: torch.dtype) -> None:
+    """Among the numbers are zeros of both signs, equal ones, denormal and large ones."""
+    given = inputs(name, dtype, (61, 37))
+    for i, tensor in enumerate(given):
+        tensor[i::7] = 0.0
+        tensor[i + 1 :: 11] = -0.0
+        tensor[3::13] = given[0][3::13]
+        tensor[5::17] *= 2.0**-140
+        tensor[6::19] *= 2.0**60
+    whole = function(name)(*given, **settings(name))
+    for size in (1, 8, 61, 1000):
+        flat = zip(*(tensor.reshape(-1).split(size) for tensor in given), strict=True)
+        parts = torch.cat([function(name)(*part, **settings(name)) for part in flat])
+        assert same_bytes(parts.reshape(whole.shape), whole), size
 
 
 @pytest.mark.parametrize("name", [name for name in MERGES if name not in CHANGE_ONE])

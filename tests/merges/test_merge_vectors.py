@@ -25,8 +25,7 @@ import torch
 
 from sdforge.method import method_groups
 from sdforge.order import Computation
-from sdforge.run.formula import compute
-from tests.families.workbench import Taken, digest, keep, reference
+from tests.families.workbench import Taken, computed, digest, keep, reference
 
 TABLE = Path(__file__).parent / "vectors.json"
 SHAPE = (257, 300)  # more than one block of 65,536
@@ -102,7 +101,7 @@ def write_inputs(work: Path) -> dict[str, Taken]:
 def merged(case: str, dtype: str, taken: Taken) -> torch.Tensor:
     count, parameters = CASES[case]
     refs = tuple(reference(t, taken.files) for t in sorted(taken.tables["unet"]))[:count]
-    return compute(Computation("unet", "x", DTYPES[dtype][1], SHAPE, case.split()[0], parameters, refs), "unet.x")
+    return computed(Computation("unet", "x", DTYPES[dtype][1], SHAPE, case.split()[0], parameters, refs), "unet.x")
 
 
 def test_every_merge_in_the_folder_has_vectors() -> None:
