@@ -60,29 +60,37 @@ def root(x: Tensor) -> Tensor:
     return found
 
 
-def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def in_runs(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """Return function(*tensors) for an elementwise one, computed run by run: beside the result no whole tensor is held.
 
     tensors: of as many rows (along the first dimension) as the first, whose shape and type the result has. A run is as
-    many rows as hold 65,536 elements, one at least, and stays in the processor's cache.
+    many rows as hold 65,536 elements, one at least, and stays in the processor's cache; the function sees it widened.
     """
     import torch
 
     first = tensors[0]
     step = max(1, BLOCK // max(1, prod(first.shape[1:])))
     if first.dim() == 0 or first.shape[0] <= step:
-        return function(*tensors)
-    result = torch.empty(first.shape, dtype=first.dtype)
+        return function(*map(widened, tensors))
+    result = torch.empty(first.shape, dtype=widened(first[:0]).dtype)
     for start in range(0, first.shape[0], step):
-        result[start : start + step] = function(*(tensor[start : start + step] for tensor in tensors))
+        result[start : start + step] = function(*(widened(tensor[start : start + step]) for tensor in tensors))
     return result
 
 
 def runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the elements of tensors of one shape in C order, 65,536 of each at a time; of empty ones one empty run."""
+    """Yield the elements of tensors of one shape in C order, 65,536 of each at a time, widened.
+
+    Of empty tensors it is one empty run.
+    """
     flat = [tensor.reshape(-1) for tensor in tensors]
     for start in range(0, max(1, flat[0].numel()), BLOCK):
-        yield tuple(tensor[start : start + BLOCK] for tensor in flat)
+        yield tuple(widened(tensor[start : start + BLOCK]) for tensor in flat)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return numbers of at most 16 bits as fp32, in which they are computed; masks and wider ones as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize <= 2 else tensor
 
 
 def dot(a: Tensor, b: Tensor) -> Decimal:

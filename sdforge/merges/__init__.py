@@ -7,7 +7,6 @@ every machine: `+ − × ÷`, `abs`, comparisons and `where` in separate operati
 reductions, scalar functions, choices by size and random ones. Not `maximum` and its like where 0 may meet −0.
 Three settings belong to the engine: `seed` is the target's (or the recipe's), `tensor` the tensor's `component.name`,
 `latents` what the channels of the family's latents mean.
-Tensors may be large: what needs a whole one goes through it by `sums`, `largest` and `by_rows`, which hold no other.
 A method that asks for `tensor` is planned tensor by tensor: `simplify` leaves it out where it decides nothing.
 Modules beside the methods whose names begin with `_` hold what several share.
 

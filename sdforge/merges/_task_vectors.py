@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdforge.exact import by_rows, fraction, largest, share_of
+from sdforge.exact import fraction, in_runs, largest, share_of
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def joined(
     join: elementwise, of one number or more. masks: none, or for each checkpoint where its vector is kept (bool).
     """
     count = len(checkpoints)
-    return by_rows(lambda own, *parts: own + join(masked_vectors(own, parts, count)), base, *checkpoints, *masks)
+    return in_runs(lambda own, *parts: own + join(masked_vectors(own, parts, count)), base, *checkpoints, *masks)
 
 
 def masked_vectors(base: Tensor, parts: Sequence[Tensor], count: int) -> list[Tensor]:

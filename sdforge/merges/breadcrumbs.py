@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def breadcrumbs(

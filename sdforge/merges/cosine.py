@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sdforge.exact import by_rows, column_dots, gram, line, root
+from sdforge.exact import column_dots, gram, in_runs, line, root
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def cosine(
@@ -34,8 +35,8 @@ def cosine(
         (aa, ab), (_, bb) = gram(lambda *vectors: list(vectors), a, b)
         whole = aa.sqrt() * bb.sqrt()
         q = (q + (float(ab / whole) if whole else 0.0)) * 0.5
-    k = (q - weight).clamp(0, 1).to(a.dtype).reshape(a.shape[1:])
-    return by_rows(lambda y, x: line(y, x, k), b, a)
+    k = (q - weight).clamp(0, 1).reshape(a.shape[1:])
+    return in_runs(lambda y, x: line(y, x, k.to(y.dtype)), b, a)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def dare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import SettingErrors
-from sdforge.exact import by_rows, drawn, fraction, ranks
+from sdforge.exact import drawn, fraction, in_runs, ranks
 from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, simplified, voted, weighed
 from sdforge.settings import Share, Weight
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def della(
@@ -59,7 +60,7 @@ def della(
 
     rows = base.shape[0] if base.dim() > 1 else 1
     matrices = [one.reshape(rows, base.numel() // max(1, rows)) for one in (base, *checkpoints)]
-    return by_rows(join, *matrices, torch.arange(rows)).reshape(base.shape)
+    return in_runs(join, *matrices, torch.arange(rows)).reshape(base.shape)
 
 
 def _chances(vectors: Tensor, density: float, epsilon: float) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.exact import by_rows, complement, line, root, squares
+from sdforge.exact import complement, in_runs, line, root, squares
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def euclidean_add_difference(
@@ -32,9 +33,9 @@ def euclidean_add_difference(
 
     of_curved, of_straight = squares(curved_and_straight, a, b, base)
     if not of_curved:
-        return base.clone()
+        return in_runs(lambda origin: origin.clone(), base)
     stretch = float(of_straight.sqrt() / of_curved.sqrt())
-    return by_rows(lambda *parts: parts[2] + curved_and_straight(*parts)[0] * stretch, a, b, base)
+    return in_runs(lambda *parts: parts[2] + curved_and_straight(*parts)[0] * stretch, a, b, base)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

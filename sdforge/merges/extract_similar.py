@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import by_rows, column_dots, line, root
+from sdforge.exact import column_dots, in_runs, line, root
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def extract_similar(
@@ -45,7 +46,7 @@ def extract_similar(
 
     width = base.shape[-1] if base.dim() else 1
     matrices = [tensor.reshape(prod(base.shape[:-1]), width) for tensor in (base, b, c)]
-    return by_rows(rows, *matrices).reshape(base.shape)
+    return in_runs(rows, *matrices).reshape(base.shape)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 NEAREST = Decimal("1e-6")  # distance that is divided by

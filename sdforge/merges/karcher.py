@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import CONTEXT, arccos, by_rows, gram, half_turn, sine
+from sdforge.exact import CONTEXT, arccos, gram, half_turn, in_runs, sine
 from sdforge.merges._task_vectors import weighed
 from sdforge.settings import Positive
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 FLAT = Decimal("1e-12")  # sine of an angle that has no direction
@@ -43,7 +44,7 @@ def karcher(*checkpoints: Tensor, max_iter: Annotated[int, Field(ge=1, le=1000)]
                 directions[i] * size / lengths[i] if i in directions else Decimal(0) for i in range(len(lengths))
             ]
     shares = [float(factor) for factor in factors]
-    return by_rows(lambda *parts: weighed(list(parts), shares), *checkpoints)
+    return in_runs(lambda *parts: weighed(list(parts), shares), *checkpoints)
 
 
 def _mean(cosines: list[list[Decimal]], most: int, tol: Decimal) -> list[Decimal]:

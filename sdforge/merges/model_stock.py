@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import by_rows, column_dots, gram, root
+from sdforge.exact import column_dots, gram, in_runs, root
 from sdforge.merges._task_vectors import joined, total
 from sdforge.settings import Since
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 Several = Annotated["Tensor", Field(min_length=2)]
@@ -35,7 +36,7 @@ def model_stock(
     """
     if filter_wise and base.dim() > 1:
         matrices = [tensor.reshape(base.shape[0], prod(base.shape[1:])) for tensor in (base, *checkpoints)]
-        return by_rows(_filters, *matrices).reshape(base.shape)
+        return in_runs(_filters, *matrices).reshape(base.shape)
     products = gram(lambda own, *parts: [part - own for part in parts], base, *checkpoints)
     lengths = [row[i].sqrt() for i, row in enumerate(products)]
     pairs = list(combinations(range(len(lengths)), 2))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tensor:
@@ -29,8 +30,8 @@ def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tenso
     weights = [float(each / energy) if energy else 1 / len(energies) for each in energies]
 
     def join(vectors: list[Tensor]) -> Tensor:
-        elected = (total(vectors) >= 0).to(base.dtype) * 2 - 1
-        agree = [(each * elected > 0).to(base.dtype) for each in vectors]
+        elected = (total(vectors) >= 0).to(vectors[0].dtype) * 2 - 1
+        agree = [(each * elected > 0).to(each.dtype) for each in vectors]
         above = total([each * weight * yes for each, weight, yes in zip(vectors, weights, agree, strict=True)])
         below = total([yes * weight for weight, yes in zip(weights, agree, strict=True)])
         return above / below.where(below != 0, 1.0)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import arc_weights, by_rows, gram, line
+from sdforge.exact import arc_weights, gram, in_runs, line
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def slerp(
@@ -33,9 +34,9 @@ def slerp(
     lengths = aa.sqrt() * bb.sqrt()
     cosine = ab / lengths if lengths else Decimal(1)
     if abs(float(cosine)) > parallel:
-        return by_rows(lambda x, y: line(x, y, weight), a, b)
+        return in_runs(lambda x, y: line(x, y, weight), a, b)
     at_a, at_b = arc_weights(cosine, weight)
-    return by_rows(lambda x, y: x * at_a + y * at_b, a, b)
+    return in_runs(lambda x, y: x * at_a + y * at_b, a, b)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

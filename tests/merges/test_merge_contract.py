@@ -193,6 +193,7 @@ def test_the_order_of_checkpoints_decides_nothing(name: str) -> None:
     assert module_of("merges", name).simplify(turned, there) == found
 
 
+WIDENING = [name for name in MERGES if getattr(module_of("merges", name), "WIDENS", False)]
 WHOLE_TENSORS = [name for name in MERGES if not getattr(module_of("merges", name), "ELEMENTWISE", False)]
 
 
@@ -212,6 +213,16 @@ class Allocations(TorchDispatchMode):
                 self.count += place not in self.known
                 self.known.add(place)
         return result
+
+
+@pytest.mark.parametrize("name", WIDENING)
+@pytest.mark.parametrize("shape", [(), (7,), (600, 150)])
+def test_what_widens_its_inputs_itself_computes_as_if_they_came_wide(name: str, shape: tuple[int, ...]) -> None:
+    narrow = inputs(name, torch.float16, shape)
+    narrow[1] = narrow[1].bfloat16()
+    found = function(name)(*narrow, **settings(name))
+    expected = function(name)(*(tensor.float() for tensor in narrow), **settings(name))
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
 
 
 @pytest.mark.parametrize("name", WHOLE_TENSORS)
