@@ -155,7 +155,8 @@ class Outputs:
         moved = ""
         with resources(f"{path} cannot be written"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sha256 = sha256_of(made)
+            # who wrote the file has just hashed what it wrote
+            sha256 = sha256_of(made) if expected.startswith("made from ") else expected
             if path.exists() or path.is_symlink():
                 moved = self._clear(path, sha256)
             beside = path.with_name(f".{path.name}.part")
@@ -176,7 +177,8 @@ class Outputs:
         """Make room for a file: what we wrote there last or what is the same may go, anything else is moved aside."""
         row = self._row(path)
         ours = {coming, row[2].rpartition("\n")[2] if row else ""}
-        if path.is_file() and not path.is_symlink() and sha256_of(path) in ours:
+        untouched = bool(row) and bool(row[1]) and tuple(json.loads(row[0])) == stat_of(path)
+        if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""
         aside = self.project.out / REPLACED / path.relative_to(self.project.out)
         place, n = aside, 1

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = CAST_VERSION
+ELEMENTWISE = True
 MAKES = "checkpoint"
 
 

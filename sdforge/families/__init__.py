@@ -63,6 +63,7 @@ class Family(ABC):
     kohya_version: ClassVar[str]  # `ss_base_model_version`
     kohya_version_v: ClassVar[str]  # the same of LoRAs for checkpoints that predict v
     adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
+    latents: ClassVar[str] = "sd"  # whose meaning the channels of its latents have: `sd`, or `sdxl`
     context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
     architecture_v: ClassVar[str]  # the same of those that predict v

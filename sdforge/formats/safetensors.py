@@ -13,20 +13,28 @@ import json
 import os
 import struct
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.store.files import CHUNK, open_regular
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
 MOST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 65_536
 MOST_NAME = 512  # bytes
 MOST_RANK = 16
+LARGE = 16 << 20  # bytes of a file from which on threads that hash are worth it
+BACKLOG = 8  # chunks that wait to be hashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +160,15 @@ def read_range(fd: int, offset: int, size: int) -> Iterator[bytes]:
         size -= len(chunk)
 
 
+def fill(fd: int, memory: memoryview, offset: int) -> None:
+    """Read as many bytes from `offset` as the memory has. Raises UsageError if the file ends before."""
+    while memory:
+        count = os.preadv(fd, [memory], offset)
+        if not count:
+            raise UsageError("a file became shorter while it was read")
+        memory, offset = memory[count:], offset + count
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """What was written: sha256 of the whole file and of the bytes after the header, and where each tensor lies."""
@@ -180,6 +197,14 @@ def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[
     return struct.pack("<Q", len(text)) + text, order
 
 
+def pack_name(first: bytes, digests: Iterable[str]) -> str:
+    """Name a file by its first bytes and the sha256 of every tensor, in the order of their bytes.
+
+    It says as much as the file's own sha256 would, and the tensors' are known anyway: nothing is hashed twice.
+    """
+    return hashlib.sha256(b"".join([first, *map(bytes.fromhex, digests)])).hexdigest()
+
+
 def write_file(
     path: Path,
     shapes: dict[str, tuple[str, tuple[int, ...]]],
@@ -191,8 +216,11 @@ def write_file(
     shapes: name → (dtype, shape); content: name → its bytes, in chunks, asked for once each in the file's order.
     """
     first, order = header_bytes(shapes, metadata or {})
-    whole, body, place, offsets = hashlib.sha256(first), hashlib.sha256(), len(first), {}
-    with path.open("wb") as file:
+    place, offsets = len(first), {}
+    large = sum(prod(shape) * ITEM_SIZE[dtype] for dtype, shape in shapes.values()) > LARGE
+    with path.open("wb") as file, ExitStack() as stack:
+        whole, body = (stack.enter_context(_Behind()) if large else hashlib.sha256() for _ in range(2))
+        whole.update(first)
         file.write(first)
         for name in order:
             offsets[name] = place
@@ -204,4 +232,32 @@ def write_file(
             dtype, shape = shapes[name]
             if place - offsets[name] != prod(shape) * ITEM_SIZE[dtype]:
                 raise ValueError(f"{name} was given {place - offsets[name]} bytes")
-    return Written(whole.hexdigest(), body.hexdigest(), place, offsets)
+        return Written(whole.hexdigest(), body.hexdigest(), place, offsets)
+
+
+class _Behind:
+    """A sha256 that a thread of its own computes, a few chunks behind the one who reads and writes them."""
+
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.sha256 = hashlib.sha256()
+        self.pool = ThreadPoolExecutor(1)
+        self.pending: deque[Future[None]] = deque()
+
+    def update(self, chunk: bytes | memoryview) -> None:
+        """Take a chunk, which nobody changes any more."""
+        self.pending.append(self.pool.submit(self.sha256.update, chunk))
+        if len(self.pending) > BACKLOG:
+            self.pending.popleft().result()
+
+    def hexdigest(self) -> str:
+        """Return the digest of all that was taken."""
+        self.pool.shutdown()
+        return self.sha256.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.pool.shutdown()

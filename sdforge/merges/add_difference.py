@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 
 
 def add_difference(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[Weight, PerBlock()] = 1.0) -> Tensor:

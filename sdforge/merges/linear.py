@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 
 
 Shares = Annotated[list[Weight], PerBlock(shares=True)]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 
 
 SMALLEST = 1e-6  # distance that is divided by

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 MAKES = "delta"
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+ELEMENTWISE = True
 
 
 def sum_twice(

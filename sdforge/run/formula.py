@@ -1,68 +1,260 @@
-"""Formulas: one tensor after the other through a merge or an edit, rounded once, into a pack.
+"""Formulas: tensors through a merge or an edit, rounded once, into a pack.
 
 Elementwise arithmetic is fp32 for inputs of at most 16 bits and fp64 otherwise; either gives the same bytes on every
 machine, since `+ − × ÷ sqrt` are separate operations.
+What is made element by element, or row by row, is read, computed and written in parts that stay in the caches, on two
+threads; only what needs a whole tensor holds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from math import prod
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
+import xxhash
 from torch import Tensor
 
 from sdforge.errors import ActionFailed
-from sdforge.formats.safetensors import write_file
+from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
-from sdforge.order import Computation, Order, Outcome
-from sdforge.run.tensors import DTYPES, digests, load, raw, rounded
+from sdforge.order import Computation, Damaged, Order, Outcome, Ref
+from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
+from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
+THREADS = 2  # reading and writing memory is what takes the time: more are no faster, and each holds a tensor
+LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
 def run_formula(order: Order, report: Report) -> Outcome:
-    """Compute the tensors of an order and write them as they come; never more than one tensor's inputs in memory."""
+    """Compute the tensors of an order and write them into one pack."""
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
-    shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
-    components: dict[str, list[list[Any]]] = {}
-    done, total = 0, len(rows)
+    names: dict[str, list[str]] = {}
+    for c in order.compute:
+        names.setdefault(c.component, []).append(c.name)
+    with Pack(Path(order.work) / "pack.safetensors", {name: (c.dtype, c.shape) for name, c in rows.items()}) as pack:
+        in_order = {name: rows[name] for name in pack.order}
+        alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and cut(c) is None]
+        for done, _ in enumerate(_made(pack, in_order, alone)):
+            report(step=done + 1, steps=len(rows))
+        return pack.outcome(names)
 
-    def content(name: str) -> Iterable[memoryview]:
-        nonlocal done
-        computation = rows[name]
-        tensor = compute(computation, name)
-        data = raw(tensor)
-        row = [computation.name, computation.dtype, list(computation.shape), *digests(data)]
-        components.setdefault(computation.component, []).append(row)
-        done += 1
-        report(step=done, steps=total)
-        yield data
 
-    with torch.inference_mode():
-        written = write_file(Path(order.work) / "pack.safetensors", shapes, content)
-    for component, table in components.items():
-        for row in table:
-            row.append(written.offsets[f"{component}.{row[0]}"])
-    return Outcome(components=components, pack="pack.safetensors", sha256=written.sha256)
+def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterator[str]:
+    """Make every tensor, and yield its name when it is written: the large ones after all others, one by one."""
+
+    def make(name: str) -> str:
+        with torch.inference_mode():
+            pack.write(name, results(rows[name], name))
+        return name
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(min(THREADS, cores)) as pool:
+        try:
+            yield from pool.map(make, [name for name in rows if name not in alone])
+        finally:
+            pool.shutdown(cancel_futures=True)
+    torch.set_num_threads(cores)
+    yield from map(make, alone)
+
+
+def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
+    """Yield a tensor from front to back, in parts where it can be made in parts. Raises as `compute` does.
+
+    most: elements of a part, or of a single row where that has more.
+    """
+    if cut(computation) is None:
+        yield compute(computation, name)
+        return
+    size, flat = prod(computation.shape), not _needs_rows(computation)
+    rows = size if flat else computation.shape[0]
+    step = max(1, most // max(1, size // max(1, rows)))
+    with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
+        parts = _Parts(computation, name, _Steps(min(step, rows), flat, stack))
+        for start in range(0, rows, step):
+            yield parts.take(min(step, rows - start))
 
 
 def compute(computation: Computation, name: str) -> Tensor:
     """Compute one tensor. Raises ActionFailed with its name for NaN, Inf and overflow."""
-    tensors = [load(ref) for ref in computation.inputs]
-    for ref, tensor in zip(computation.inputs, tensors, strict=True):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise ActionFailed(f"{name}: an input ({ref.path}) holds NaN or Inf in {ref.name}")
-    dtype = DTYPES[computation.dtype]
+    working = _working(computation)
+    tensors = [_fit(name, each, _taken(each), working) for each in computation.inputs]
+    result = _function(computation)(*tensors)
+    del tensors
+    if tuple(result.shape) != computation.shape:
+        raise ActionFailed(f"{name} came out of {computation.method} as {list(result.shape)}")
+    return rounded(name, result, DTYPES[computation.dtype])
+
+
+def cut(computation: Computation) -> list[bool] | None:
+    """Say which inputs are cut into parts along with the result (the others every part needs), or None if none can be.
+
+    What is elementwise can be cut anywhere, anything else between its rows.
+    """
+    module = module_of(method_groups()[computation.method], computation.method)
+    shapes = [each.shape for each in computation.inputs]
+    if _is_elementwise(computation):
+        return [True] * len(shapes)
+    by_rows = getattr(module, "by_rows", None)
+    found: list[bool] | None = by_rows(computation.parameters, shapes) if by_rows and computation.shape else None
+    return found
+
+
+def _is_elementwise(computation: Computation) -> bool:
+    module = module_of(method_groups()[computation.method], computation.method)
+    same = all(each.shape == computation.shape for each in computation.inputs)
+    return same and getattr(module, "ELEMENTWISE", False)
+
+
+def _needs_rows(computation: Computation) -> bool:
+    """Say whether something on the way to a tensor that is made in parts can only be cut between rows."""
+    along = cut(computation)
+    inner = [each for each, yes in zip(computation.inputs, along or [], strict=False) if yes]
+    return along is not None and (
+        not _is_elementwise(computation) or any(_needs_rows(each) for each in inner if isinstance(each, Computation))
+    )
+
+
+class _Steps(NamedTuple):
+    """How tensors are cut: into how many rows at most (flat: single numbers), and what is open meanwhile."""
+
+    most: int
+    flat: bool
+    open: ExitStack
+
+    def row(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a row."""
+        return () if self.flat else shape[1:]
+
+
+class _Parts:
+    """A computation that is made in parts, with all that is computed on its way."""
+
+    def __init__(self, computation: Computation, name: str, steps: _Steps) -> None:
+        self.computation, self.name = computation, name
+        self.function, self.working = _function(computation), _working(computation)
+        self.dtype = DTYPES[computation.dtype]
+        along = cut(computation)
+        assert along is not None
+        self.inputs = [
+            _source(each, steps) if yes else _Whole(_taken(each))
+            for each, yes in zip(computation.inputs, along, strict=True)
+        ]
+
+    def take(self, count: int) -> Tensor:
+        """Return the next rows."""
+        tensors = [
+            _fit(self.name, each, source.take(count), self.working)
+            for each, source in zip(self.computation.inputs, self.inputs, strict=True)
+        ]
+        return rounded(self.name, self.function(*tensors), self.dtype)
+
+
+class _Reader:
+    """A tensor that is read from front to back into one buffer. Leaving it as a context verifies it."""
+
+    def __init__(self, ref: Ref, steps: _Steps) -> None:
+        self.ref, self.row = ref, steps.row(ref.shape)
+        self.buffer = torch.empty(steps.most * prod(self.row), dtype=DTYPES[ref.dtype])
+        self.memory = raw(self.buffer)
+        self.fast = xxhash.xxh3_128()
+        self.place = 0
+        self.fd = open_regular(Path(ref.path))
+
+    def take(self, count: int) -> Tensor:
+        """Return the next rows, until the next call."""
+        return self._read(count * prod(self.row)).reshape(count, *self.row)
+
+    def _read(self, count: int) -> Tensor:
+        memory = self.memory[: count * self.buffer.itemsize]
+        fill(self.fd, memory, self.ref.offset + self.place)
+        self.fast.update(memory)
+        self.place += memory.nbytes
+        return self.buffer[:count]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Read what is left. Raises Damaged if the bytes were not those that were planned with."""
+        try:
+            while left := min(self.ref.size - self.place, self.memory.nbytes):
+                self._read(left // self.buffer.itemsize)
+        finally:
+            os.close(self.fd)
+        if self.fast.hexdigest() != self.ref.xxh3:
+            raise Damaged(self.ref)
+
+
+class _Whole:
+    """A tensor that every part needs whole."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def take(self, count: int) -> Tensor:  # noqa: ARG002 -- as those that are cut
+        """Return all of it."""
+        return self.tensor
+
+
+class _Made:
+    """A tensor that had to be made whole, taken from front to back."""
+
+    def __init__(self, tensor: Tensor, steps: _Steps) -> None:
+        self.rows, self.place = tensor.reshape(-1) if steps.flat else tensor, 0
+
+    def take(self, count: int) -> Tensor:
+        """Return the next rows."""
+        self.place += count
+        return self.rows[self.place - count : self.place]
+
+
+def _source(each: Ref | Computation, steps: _Steps) -> _Parts | _Reader | _Made:
+    if isinstance(each, Ref):
+        return steps.open.enter_context(_Reader(each, steps))
+    if cut(each) is None:
+        return _Made(_taken(each), steps)
+    return _Parts(each, f"{each.component}.{each.name}", steps)
+
+
+def _taken(each: Ref | Computation) -> Tensor:
+    """Return an input: read, or computed on the way and rounded as if it had been written."""
+    return load(each) if isinstance(each, Ref) else compute(each, f"{each.component}.{each.name}")
+
+
+def _working(computation: Computation) -> torch.dtype | None:
+    """Return the type in which a merge is given its inputs, or None for that which they have; edits choose theirs."""
+    if method_groups()[computation.method] != "merges":
+        return None
+    if not all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs):
+        return torch.float64
+    # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
+    return None if getattr(module_of("merges", computation.method), "WIDENS", False) else torch.float32
+
+
+def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
+    """Return an input in the type that it is computed with. Raises ActionFailed for NaN and Inf."""
+    tensor = tensor if working is None else tensor.to(working)
+    if not finite(tensor):
+        place = each.path if isinstance(each, Ref) else each.method
+        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
+    return tensor
+
+
+def _function(computation: Computation) -> Callable[..., Tensor]:
     group = method_groups()[computation.method]
     module = module_of(group, computation.method)
     if group == "merges":
-        # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
-        working = torch.float32 if all(t.dtype.itemsize <= 2 for t in tensors) else torch.float64
-        result = getattr(module, computation.method)(*(t.to(working) for t in tensors), **computation.parameters)
-    else:
-        result = module.compute(computation.parameters, tensors, dtype)
-    if tuple(result.shape) != computation.shape:
-        raise ActionFailed(f"{name} came out of {computation.method} as {list(result.shape)}")
-    return rounded(name, result, dtype)
+        merge: Any = getattr(module, computation.method)
+        return partial(merge, **computation.parameters)
+    dtype = DTYPES[computation.dtype]
+    return lambda *tensors: module.compute(computation.parameters, list(tensors), dtype)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import xxhash
 from torch import Tensor
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
-from sdforge.formats.safetensors import write_file
+from sdforge.formats.safetensors import header_bytes, pack_name
 from sdforge.order import Outcome, Ref
+from sdforge.store.files import CHUNK
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -28,6 +35,7 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PART = 1 << 16  # elements that stay in the caches together with what is computed from them
 
 
 def load(ref: Ref) -> Tensor:
@@ -52,6 +60,27 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
+def finite(tensor: Tensor) -> bool:
+    """Say whether a tensor holds neither NaN nor Inf; whole numbers never do.
+
+    A sum is finite only if all its terms are, and takes a fiftieth of the time of a look at each; those are looked at
+    where it is not, since the largest numbers may add up to Inf.
+    """
+    if not tensor.is_floating_point():
+        return True
+    for part in _parts(tensor):
+        wide = part.float() if part.dtype.itemsize < 4 else part
+        if not (math.isfinite(float(wide.sum())) or bool(torch.isfinite(wide).all())):
+            return False
+    return True
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return a tensor's elements in C order, in parts that fit the caches."""
+    flat = tensor.reshape(-1)
+    return (flat,) if flat.numel() <= PART else torch.split(flat, PART)
+
+
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Round to `dtype` by way of fp32, as the same everywhere. Raises ActionFailed for NaN, Inf and overflow.
 
@@ -59,35 +88,92 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """
     if not tensor.is_floating_point():
         return tensor
-    if not bool(torch.isfinite(tensor).all()):
-        raise ActionFailed(f"{name} holds NaN or Inf", hint="one of the inputs is broken, or the weights are too large")
-    result = tensor.to(torch.float32).to(dtype) if dtype != tensor.dtype else tensor
-    if not bool(torch.isfinite(result).all()):
-        largest = float(tensor.abs().max())
-        raise ActionFailed(
-            f"{name} holds {largest:g}, which does not fit into {str(dtype).removeprefix('torch.')}",
-            hint="choose bf16 or fp32 as dtype",
-        )
+    tensor = tensor.detach().to("cpu")
+    result = torch.empty(tensor.shape, dtype=dtype)
+    for given, made in zip(_parts(tensor), _parts(result), strict=True):
+        made.copy_(given if dtype == tensor.dtype else given.to(torch.float32))
+        if not finite(made):
+            raise _unfit(name, given, dtype)
     return result
+
+
+def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:
+    if not finite(tensor):
+        return ActionFailed(f"{name} holds NaN or Inf", "one of the inputs is broken, or the weights are too large")
+    return ActionFailed(
+        f"{name} holds {float(tensor.abs().max()):g}, which does not fit into {str(dtype).removeprefix('torch.')}",
+        "choose bf16 or fp32 as dtype",
+    )
+
+
+class Pack:
+    """A file of tensors in the making: each is written at its place, in any order and by any thread, and hashed once.
+
+    Used as a context: what is left open is closed. The file is not flushed to the disk.
+    """
+
+    def __init__(self, path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        self.path, self.shapes = path, shapes
+        self.first, self.order = header_bytes(shapes, {})
+        self.offsets: dict[str, int] = {}
+        self.digests: dict[str, tuple[str, str]] = {}
+        place = len(self.first)
+        for name in self.order:
+            self.offsets[name] = place
+            place += self.size(name)
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        _pour(self.fd, memoryview(self.first), 0)
+
+    def size(self, name: str) -> int:
+        """Return a tensor's bytes."""
+        dtype, shape = self.shapes[name]
+        return math.prod(shape) * ITEM_SIZE[dtype]
+
+    def write(self, name: str, parts: Iterable[Tensor]) -> None:
+        """Write a tensor, given from front to back."""
+        strong, fast, place = hashlib.sha256(), xxhash.xxh3_128(), self.offsets[name]
+        for part in parts:
+            memory = raw(part)
+            for start in range(0, memory.nbytes, CHUNK):
+                piece = memory[start : start + CHUNK]
+                strong.update(piece)
+                fast.update(piece)
+                _pour(self.fd, piece, place)
+                place += piece.nbytes
+        if place - self.offsets[name] != self.size(name):
+            raise ValueError(f"{name} was given {place - self.offsets[name]} bytes")
+        self.digests[name] = strong.hexdigest(), fast.hexdigest()
+
+    def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
+        """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
+        components: dict[str, list[list[Any]]] = {}
+        for component, found in names.items():
+            for name in found:
+                key = f"{component}.{name}"
+                dtype, shape = self.shapes[key]
+                row = [name, dtype, list(shape), *self.digests[key], self.offsets[key]]
+                components.setdefault(component, []).append(row)
+        sha256 = pack_name(self.first, (self.digests[name][0] for name in self.order))
+        return Outcome(components=components, pack=self.path.name, sha256=sha256)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self.fd)
+
+
+def _pour(fd: int, memory: memoryview, offset: int) -> None:
+    while memory:
+        count = os.pwrite(fd, memory, offset)
+        memory, offset = memory[count:], offset + count
 
 
 def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:
     """Write components (component → name → tensor) into one pack; return it with the digests of every tensor."""
     flat = {f"{component}.{name}": t for component, table in tensors.items() for name, t in table.items()}
     shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in flat.items()}
-    written = write_file(work / "pack.safetensors", shapes, lambda name: [raw(flat[name])])
-    components = {
-        component: [
-            [name, NAMES[t.dtype], list(t.shape), *digests(raw(t)), written.offsets[f"{component}.{name}"]]
-            for name, t in sorted(table.items())
-        ]
-        for component, table in tensors.items()
-    }
-    return Outcome(components=components, pack="pack.safetensors", sha256=written.sha256)
-
-
-def digests(data: bytes | memoryview) -> tuple[str, str]:
-    """Return sha256 and xxh3_128 of a tensor's bytes."""
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest(), xxhash.xxh3_128(data).hexdigest()
+    with Pack(work / "pack.safetensors", shapes) as pack:
+        for name in pack.order:
+            pack.write(name, [flat[name]])
+        return pack.outcome({component: sorted(table) for component, table in tensors.items()})

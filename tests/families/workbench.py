@@ -26,7 +26,7 @@ from sdforge.formats.tokenizer import END, START, tokenizer_files, tokenizer_ide
 from sdforge.formula import Input, Plan, common_dtype
 from sdforge.identity import component_identity, tensor_identity
 from sdforge.order import Computation, Given, Ref
-from sdforge.run.formula import compute
+from sdforge.run.formula import compute, cut, results
 from sdforge.run.tensors import load, write_pack
 
 SD15 = family("sd15")
@@ -244,8 +244,17 @@ def made(plan: Plan, *taken: Taken) -> dict[str, dict[str, Tensor]]:
         result[component] = {r.tensor.name: load(reference(r.inputs[0], files)) for r in rows if not r.method}
     for computation in computations(plan, *taken):
         name = f"{computation.component}.{computation.name}"
-        result[computation.component][computation.name] = compute(computation, name)
+        result[computation.component][computation.name] = computed(computation, name)
     return result
+
+
+def computed(computation: Computation, name: str) -> Tensor:
+    """Compute one tensor as a whole, and see that the parts in which it can be made are the same to the bit."""
+    whole = compute(computation, name)
+    parts = list(results(computation, name, most=max(1, whole.numel() // 3)))
+    assert len(parts) > 1 or whole.numel() < 3 or cut(computation) is None
+    assert same_bytes(torch.cat([part.reshape(-1) for part in parts]), whole.reshape(-1)), name
+    return whole
 
 
 def digest(tensor: Tensor) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, read_header, write_file
 from sdforge.order import Ref
-from sdforge.run.tensors import DTYPES, NAMES, digests, load, raw
+from sdforge.run.tensors import DTYPES, NAMES, load, raw
 from tests.families.workbench import same_bytes
 
 PROPERTY = settings(
@@ -50,7 +51,9 @@ def read(path: Path) -> dict[str, Tensor]:
     found = {}
     for name, entry in read_header(path).tensors.items():
         data = path.read_bytes()[entry.offset : entry.offset + entry.size]
-        found[name] = load(Ref(name, entry.dtype, entry.shape, str(path), entry.offset, digests(data)[1]))
+        found[name] = load(
+            Ref(name, entry.dtype, entry.shape, str(path), entry.offset, xxhash.xxh3_128(data).hexdigest())
+        )
     return found
 
 

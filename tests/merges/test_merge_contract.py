@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdforge.method import LISTS, WHOLE, method, method_groups, module_of
 from sdforge.settings import takes
+from tests.families.workbench import same_bytes
 
 MERGES = sorted(name for name, group in method_groups().items() if group == "merges")
 EACH = pytest.mark.parametrize("name", MERGES)
@@ -28,6 +31,7 @@ UNORDERED = (  # the order of what they take any number of decides nothing
     "karcher",
     "clamp",
 )
+ELEMENTWISE = [name for name in MERGES if getattr(module_of("merges", name), "ELEMENTWISE", False)]
 CHANGED = {"adjust": {"detail_in": 2.0}}  # settings of merges that do nothing by themselves
 
 
@@ -134,6 +138,24 @@ def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     assert torch.equal(one, three)
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_elementwise_gives_the_same_bits_in_parts_of_any_size(name: str, dtype: torch.dtype) -> None:
+    """Among the numbers are zeros of both signs, equal ones, denormal and large ones."""
+    given = inputs(name, dtype, (61, 37))
+    for i, tensor in enumerate(given):
+        tensor[i::7] = 0.0
+        tensor[i + 1 :: 11] = -0.0
+        tensor[3::13] = given[0][3::13]
+        tensor[5::17] *= 2.0**-140
+        tensor[6::19] *= 2.0**60
+    whole = function(name)(*given, **settings(name))
+    for size in (1, 8, 61, 1000):
+        flat = zip(*(tensor.reshape(-1).split(size) for tensor in given), strict=True)
+        parts = torch.cat([function(name)(*part, **settings(name)) for part in flat])
+        assert same_bytes(parts.reshape(whole.shape), whole), size
+
+
 @pytest.mark.parametrize("name", [name for name in MERGES if name not in CHANGE_ONE])
 def test_equal_inputs_pass_through_by_identity(name: str) -> None:
     assert module_of("merges", name).simplify(["same"] * count(name), settings(name)) == "same"
@@ -169,3 +191,49 @@ def test_the_order_of_checkpoints_decides_nothing(name: str) -> None:
     assert turned != given
     there = wanted | ({"weights": wanted["weights"][::-1]} if "weights" in wanted else {})
     assert module_of("merges", name).simplify(turned, there) == found
+
+
+WIDENING = [name for name in MERGES if getattr(module_of("merges", name), "WIDENS", False)]
+WHOLE_TENSORS = [name for name in MERGES if not getattr(module_of("merges", name), "ELEMENTWISE", False)]
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the tensors of a size that are made, of any type but bool, and not as a view of another one."""
+
+    def __init__(self, numel: int, known: list[Tensor]) -> None:
+        super().__init__()
+        self.numel, self.count = numel, 0
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for found in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(found, Tensor) and found.dtype != torch.bool and found.numel() >= self.numel:
+                place = found.untyped_storage().data_ptr()
+                self.count += place not in self.known
+                self.known.add(place)
+        return result
+
+
+@pytest.mark.parametrize("name", WIDENING)
+@pytest.mark.parametrize("shape", [(), (7,), (600, 150)])
+def test_what_widens_its_inputs_itself_computes_as_if_they_came_wide(name: str, shape: tuple[int, ...]) -> None:
+    narrow = inputs(name, torch.float16, shape)
+    narrow[1] = narrow[1].bfloat16()
+    found = function(name)(*narrow, **settings(name))
+    expected = function(name)(*(tensor.float() for tensor in narrow), **settings(name))
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize("name", WHOLE_TENSORS)
+def test_what_needs_whole_tensors_makes_no_other_one_than_its_result(name: str) -> None:
+    given = inputs(name, shape=(4096, 300))
+    tracemalloc.start()
+    try:
+        with Allocations(given[0].numel(), given) as made:
+            function(name)(*given, **settings(name))
+        _, peak = tracemalloc.get_traced_memory()  # numpy's arrays
+    finally:
+        tracemalloc.stop()
+    assert made.count <= 1
+    assert peak < 8 * 2**20  # some runs of 65,536 and the counts of 65,536 digits, whatever the size of the tensor

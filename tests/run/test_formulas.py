@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from sdforge.errors import ActionFailed, UsageError
 from sdforge.order import Computation, Damaged, Order, Ref
-from sdforge.run.formula import compute, run_formula
+from sdforge.run.formula import compute, results, run_formula
 from sdforge.run.tensors import load
-from tests.families.workbench import Taken, keep, reference
+from tests.families.workbench import Taken, computed, keep, reference, same_bytes
 
 
 @pytest.fixture
@@ -39,7 +39,11 @@ def test_a_pack_holds_what_was_computed_and_says_so(base: Taken, tmp_path: Path)
     assert set(pack) == {"unet.x", "unet.y"}
     assert all(tensor.tolist() == [0.5, 1, 1.5, 2, 2.5, 3] for tensor in pack.values())
     assert told == [1, 2]
-    assert outcome.sha256 == hashlib.sha256((tmp_path / outcome.pack).read_bytes()).hexdigest()
+    data, named = (tmp_path / outcome.pack).read_bytes(), hashlib.sha256()
+    named.update(data[: 8 + int.from_bytes(data[:8], "little")])
+    for row in outcome.components["unet"][::-1]:  # x lies before y
+        named.update(bytes.fromhex(row[3]))
+    assert outcome.sha256 == named.hexdigest()
     for name, dtype, shape, sha, xxh3, offset in outcome.components["unet"]:
         ref = Ref(name, dtype, tuple(shape), str(tmp_path / outcome.pack), offset, xxh3)
         assert load(ref).tolist() == pack["unet.x"].tolist()
@@ -101,3 +105,81 @@ def test_computing_twice_gives_the_same_file(base: Taken, tmp_path: Path) -> Non
         order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path / name), compute=[half(base)])
         shas.append(run_formula(order, lambda **_: None).sha256)
     assert shas[0] == shas[1]
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Taken:
+    draw = torch.Generator().manual_seed(2)
+    shapes = {"w": (40, 24), "v": (40, 24), "up": (40, 3), "down": (3, 24), "bias": (40,)}
+    return keep(tmp_path / "layer", {"unet": {n: torch.randn(s, generator=draw).half() for n, s in shapes.items()}})
+
+
+def chain(layer: Taken) -> Computation:
+    """A sum of a bake and of a sum, none of which is written."""
+    shape, refs_of = (40, 24), {t.name: reference(t, layer.files) for t in layer.tables["unet"]}
+    w, v, up, down = (refs_of[name] for name in ("w", "v", "up", "down"))
+    baked = Computation("unet", "x", "F16", shape, "bake", {"scales": [0.7]}, (w, up, down))
+    mean = Computation("unet", "x", "BF16", shape, "weighted_sum", {"weights": [0.5, 0.5]}, (w, v))
+    bent = Computation("unet", "x", "F16", shape, "slerp", {"weight": 0.3, "parallel": 0.9995}, (v, w))
+    return Computation("unet", "x", "F16", shape, "weighted_sum", {"weights": [0.2, 0.5, 0.4]}, (baked, mean, bent))
+
+
+def test_a_chain_in_parts_is_the_chain_in_steps(layer: Taken, tmp_path: Path) -> None:
+    """Parts of one row, of some and of all: what is computed on the way is cut along, or made whole."""
+    whole = chain(layer)
+    expected = computed(whole, "unet.x")
+    for most in (1, 24, 100, 960):
+        parts = list(results(whole, "unet.x", most))
+        assert [len(part) for part in parts][:-1] == [max(1, most // 24)] * (len(parts) - 1)
+        assert same_bytes(torch.cat(parts), expected)
+    steps = {str(i): compute(each, "x") for i, each in enumerate(whole.inputs)}
+    kept = keep(tmp_path / "steps", {"unet": steps})
+    again = whole._replace(inputs=tuple(reference(t, kept.files) for t in sorted(kept.tables["unet"])))
+    assert same_bytes(compute(again, "x"), expected)
+
+
+@pytest.mark.parametrize("name", ["w", "up", "v"])
+def test_damage_is_named_before_what_came_of_it(name: str, layer: Taken) -> None:
+    """An exponent of ones is NaN: who reads it in parts must still say that the file is damaged."""
+    place = {t.name: reference(t, layer.files) for t in layer.tables["unet"]}[name]
+    with Path(place.path).open("r+b") as file:
+        file.seek(place.offset + 40)
+        file.write(b"\xff\xff")
+    with pytest.raises(Damaged):
+        list(results(chain(layer), "unet.x", 24))
+
+
+def test_nan_of_an_undamaged_input_is_named_with_its_file(tmp_path: Path) -> None:
+    broken = keep(tmp_path, {"unet": {"a": torch.tensor([1.0, float("nan")]).half(), "b": torch.ones(2).half()}})
+    one = Computation("unet", "x", "F16", (2,), "weighted_sum", {"weights": [0.5, 0.5]}, refs(broken, "a", "b"))
+    for make in (compute, lambda c, name: list(results(c, name))):
+        with pytest.raises(ActionFailed, match=r"unet\.x: an input \(.*\) holds NaN or Inf in a"):
+            make(one, "unet.x")
+
+
+def test_numbers_whose_sum_is_too_large_are_no_inf(tmp_path: Path) -> None:
+    """Each of them fits, only their sum does not."""
+    large = keep(tmp_path, {"unet": {"a": torch.full((9,), 3e38)}})
+    one = Computation("unet", "x", "F32", (9,), "weighted_sum", {"weights": [1.0]}, refs(large, "a"))
+    assert torch.equal(compute(one, "x"), torch.full((9,), 3e38))
+
+
+def test_what_is_needed_whole_and_what_is_not_stand_in_one_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest tensors come last in time, and lie where their names put them."""
+    monkeypatch.setattr("sdforge.run.formula.LARGE", 1000)
+    size = 1001
+    draw = torch.Generator().manual_seed(3)
+    wide = keep(tmp_path / "in", {"unet": {n: torch.randn(size, generator=draw).half() for n in "ab"}})
+    both = refs(wide, "a", "b")
+    rows = [
+        Computation("unet", "first", "F16", (size,), "slerp", {"weight": 0.4}, both),
+        Computation("unet", "second", "F16", (size,), "weighted_sum", {"weights": [0.6, 0.4]}, both),
+        Computation("vae", "third", "F16", (size,), "cast", {}, both[:1]),
+    ]
+    outcome = run_formula(Order("", "", "", "merges", "sd15", {}, str(tmp_path), compute=rows), lambda **_: None)
+    pack = load_file(tmp_path / outcome.pack)
+    assert list(outcome.components) == ["unet", "vae"]
+    for row in rows:
+        assert same_bytes(pack[f"{row.component}.{row.name}"], compute(row, "x"))

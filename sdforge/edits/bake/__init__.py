@@ -160,12 +160,35 @@ def _parameters(updates: list[Update]) -> dict[str, Any]:
     return {"updates": [[u.kind, len(u.tensors), u.parameters] for u in updates]}
 
 
+def _updates(parameters: dict[str, Any]) -> list[list[Any]]:
+    """Return what `_parameters` was given: kind, number of tensors and parameters of every update."""
+    found: list[list[Any]] = parameters.get("updates") or [["lora", 2, {"scale": s}] for s in parameters["scales"]]
+    return found
+
+
+def by_rows(parameters: dict[str, Any], shapes: list[tuple[int, ...]]) -> list[bool] | None:
+    """Say which tensors are cut into rows along with the weight (the others every row needs); None: it needs all rows.
+
+    shapes: of the weight, and of what it is changed from.
+    """
+    weight, *rest = shapes
+    along = [True]
+    for kind, count, own in _updates(parameters):
+        cut = getattr(kind_of(kind), "by_rows", None)
+        found = cut(own, weight, rest[:count]) if cut else None
+        if found is None:
+            return None
+        along += found
+        rest = rest[count:]
+    return along
+
+
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Return W + Σ changeᵢ(W) in fp64."""
     weight, *rest = tensors
     exact, original = dtype.itemsize > 2, weight.double()
     total = original.new_zeros(original.shape)
-    for kind, count, own in parameters.get("updates") or [["lora", 2, {"scale": s}] for s in parameters["scales"]]:
-        total = total + kind_of(kind).delta(original, own, rest[:count], exact=exact)
+    for kind, count, own in _updates(parameters):
+        total += kind_of(kind).delta(original, own, rest[:count], exact=exact)
         rest = rest[count:]
-    return original + total
+    return total.add_(original)

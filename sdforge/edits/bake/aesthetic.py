@@ -37,6 +37,15 @@ def updates(aesthetic: Input, family: Family, weights: dict[Place, Tensor]) -> d
     return found
 
 
+def by_rows(
+    parameters: dict[str, Any],  # noqa: ARG001 -- one signature for all kinds
+    weight: tuple[int, ...],  # noqa: ARG001
+    shapes: list[tuple[int, ...]],  # noqa: ARG001
+) -> list[bool]:
+    """Say that each row of the change needs the same row of what was trained, and no other."""
+    return [True]
+
+
 def delta(
     weight: torch.Tensor,
     parameters: dict[str, Any],

@@ -39,6 +39,18 @@ def change(weight: Tensor, parameters: dict[str, Any], tensors: list[Tensor], *,
     return added
 
 
+def rows_of(form: str, shapes: dict[str, tuple[int, ...]], weight: tuple[int, ...]) -> list[bool] | None:
+    """Say which factors have a row for every row of the weight, so that a change of some rows needs no others.
+
+    None: the form mixes rows, or (with Tucker's core, or norms per input channel) needs all of them.
+    """
+    if form not in ROWS or shapes.keys() & {"lora_mid", "hada_t1", "hada_t2"}:
+        return None
+    if "dora_scale" in shapes and shapes["dora_scale"][1] != 1:
+        return None
+    return [name in (*ROWS[form], "dora_scale") and shape[0] == weight[0] for name, shape in shapes.items()]
+
+
 def _rescaled(value: Tensor, magnitude: Tensor) -> Tensor:
     """Return m · V / ‖V‖ (DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5).
 
@@ -218,4 +230,13 @@ ADDITIVE: dict[str, Additive] = {
 ROTATIONS: dict[str, Rotation] = {
     "oft": rotation,
     "oft_input": input_rotation,
+}
+ROWS: dict[str, tuple[str, ...]] = {  # form → factors of which a row of the change needs the same row and no other
+    "lora": ("lora_up",),
+    "loha": ("hada_w1_a", "hada_w2_a"),
+    "ia3": ("ia3",),
+    "diff": ("diff",),
+    "diff_b": ("diff_b",),
+    "w_norm": ("w_norm",),
+    "b_norm": ("b_norm",),
 }

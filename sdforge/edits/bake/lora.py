@@ -112,6 +112,15 @@ def joined(updates: list[Update]) -> list[Update]:
     return updates
 
 
+def by_rows(parameters: dict[str, Any], weight: Shape, shapes: list[Shape]) -> list[bool] | None:
+    """Say which factors are cut into rows along with the weight; None where a form needs all rows of it."""
+    if "form" not in parameters:
+        return [True, False]
+    from sdforge.edits.bake.forms import rows_of
+
+    return rows_of(parameters["form"], dict(zip(parameters["factors"], shapes, strict=True)), weight)
+
+
 def delta(
     weight: torch.Tensor, parameters: dict[str, Any], tensors: list[torch.Tensor], *, exact: bool
 ) -> torch.Tensor:

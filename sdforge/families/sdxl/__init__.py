@@ -52,6 +52,7 @@ class StableDiffusionXL(StableDiffusion):
     spare = ()
     unsaid = ()
     image_embeddings = False
+    latents = "sdxl"
     neutral: ClassVar = neutral_facts(heads=[5, 10, 20], resolution=1024, scaling=0.13025, encoders=(FIRST, SECOND))
     owners: ClassVar = fact_owners(neutral)
 

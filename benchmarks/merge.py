@@ -1,0 +1,282 @@
+"""Merges and bakes at full size against the floor and against other programs: `python -m benchmarks.merge`.
+
+Checkpoints of random numbers with the names and shapes of the real ones are written first (they stay in `--work` for
+the next time). Every tool does the same job on the same files, in a process of its own, in turns; between them the disk
+is flushed. Wall seconds are the least of all rounds, CPU seconds and the peak of anonymous memory those of that round.
+Other programs live in environments of their own: `--peer sd-mecha=PYTHON` and so on. Their results are compared with
+the script's. The floor's figures are the machine's at that moment: read ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.merging.files import write_checkpoint, write_lora
+from sdforge.families import family
+from sdforge.formats.safetensors import read_header
+from sdforge.formats.single_file import single_pieces
+
+ROOT = Path(__file__).parents[1]
+FORGE = Path(sys.executable).with_name("forge")
+TICK = 0.01  # seconds between looks at a process's memory
+JOBS = {  # inputs, and the table of a recipe
+    "weighted_sum": ("ab", 'weighted_sum.made]\ncheckpoints = ["a", "b"]\nweights = [{rest}, {share}]'),
+    "add_difference": ("abc", 'add_difference.made]\na = "a"\nb = "b"\nbase = "c"\nweight = {share}'),
+    "bake": ("al", 'bake.made]\ncheckpoint = "a"\nloras = {{ l = {{ strength = {share} }} }}'),
+}
+PEERS = {"sd-mecha": "mecha.py", "mergekit": "kit.py", "meh": "meh.py"}
+SETTINGS = """[source]
+a.from = "a.safetensors"
+b.from = "b.safetensors"
+c.from = "c.safetensors"
+l.from = "l.safetensors"
+"""
+
+
+class Cost(NamedTuple):
+    """What a process and its children took: seconds, seconds of CPU, MB of anonymous memory at most."""
+
+    wall: float
+    cpu: float
+    anonymous: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    place = ROOT / "build" / "merge"
+    parser.add_argument("--work", type=Path, default=place, help="a folder with room for six checkpoints of a family")
+    parser.add_argument("--families", nargs="+", default=["sd15", "sdxl"])
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
+    arguments = parser.parse_args()
+    peers = {name: str(Path(python).absolute()) for name, python in (each.split("=", 1) for each in arguments.peer)}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    for name in arguments.families:
+        bench = Bench(arguments.work / name, name, arguments.cold)
+        for job in arguments.jobs:
+            bench.table(job, arguments.rounds, peers)
+
+
+class Bench:
+    """One family's files, and a project that merges them."""
+
+    def __init__(self, work: Path, name: str, cold: bool) -> None:
+        self.work, self.name, self.cold = work, name, cold
+        self.project, self.known = work / "project", work / "known"
+        for seed, letter in enumerate("cab"):
+            if not (path := work / f"{letter}.safetensors").exists():
+                work.mkdir(parents=True, exist_ok=True)
+                write_checkpoint(path, name, seed)
+        if not (work / "l.json").exists():
+            write_lora(work / "l.safetensors", name)
+        shutil.rmtree(self.project, ignore_errors=True)
+        (self.project / "recipes").mkdir(parents=True)
+        (self.project / "forge.toml").write_text(SETTINGS)
+        (self.project / "forge.local.toml").write_text('folders = [".."]\n')
+        for job in JOBS:
+            self._recipe(job, 0.5)
+        self._flush()
+        seen = [measured([str(FORGE), "plan", f"{job}:made"], self.project) for job in JOBS]
+        shutil.rmtree(self.known, ignore_errors=True)
+        shutil.copytree(self.project / "cache", self.known)
+        size = sum(path.stat().st_size for path in work.glob("*.safetensors")) / 1e9
+        print(f"\n{name}: {size:.1f} GB were seen for the first time in {sum(cost.wall for cost in seen):.1f} s")
+
+    def _recipe(self, job: str, share: float) -> None:
+        table = JOBS[job][1].format(share=share, rest=round(1 - share, 6))
+        text = f'family = "{self.name}"\n[{table}\n[preset]\ncheckpoint = "made"\nexport = ["checkpoint"]\n'
+        (self.project / "recipes" / f"{job}.toml").write_text(text)
+
+    def _flush(self) -> None:
+        os.sync()
+        if self.cold:
+            for path in self.work.glob("*.safetensors"):
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+    def table(self, job: str, rounds: int, peers: dict[str, str]) -> None:
+        """Run a job with everything, and print a row for each."""
+        inputs = [str(self.work / f"{letter}.safetensors") for letter in JOBS[job][0]]
+        scripts = {"floor": (sys.executable, "floor.py"), "script": (sys.executable, "script.py")}
+        scripts |= {peer: (python, PEERS[peer]) for peer, python in peers.items()}
+        costs: dict[str, list[Cost]] = {}
+        apart: dict[str, str] = {}
+        for i in range(rounds):
+            share = round(0.3 + 0.01 * i, 2)
+            outs = {tool: self.work / f"out-{tool}.safetensors" for tool in scripts}
+            for tool, (python, script) in scripts.items():
+                command = [
+                    python,
+                    str(ROOT / "benchmarks" / "merging" / script),
+                    job,
+                    str(share),
+                    str(outs[tool]),
+                    *inputs,
+                ]
+                self._run(costs, tool, command, self.work)
+                if tool not in ("script", "floor") and outs[tool].exists():
+                    apart[tool] = _apart(_file(outs[tool]), _file(outs["script"]))
+                if tool != "script":
+                    outs[tool].unlink(missing_ok=True)
+            self._run(costs, "import torch", [sys.executable, "-c", "import torch"], self.work)
+            for tool, wanted in (("forge: target", f"{job}:made"), ("forge: target and file", job)):
+                self._fresh(job, share)
+                self._run(costs, tool, [str(FORGE), "build", wanted], self.project)
+                if tool in costs and len(costs[tool]) == i + 1:
+                    apart[tool] = _apart(self._pack() if wanted != job else self._exported(), _file(outs["script"]))
+            outs["script"].unlink()
+            shutil.rmtree(self.project / "cache")
+            shutil.rmtree(self.project / "out", ignore_errors=True)
+        _print(f"{job}, {self.name}, {'cold' if self.cold else 'warm'}", costs, apart)
+
+    def _fresh(self, job: str, share: float) -> None:
+        """Leave the project as it was when it had seen its sources and made nothing."""
+        shutil.rmtree(self.project / "cache", ignore_errors=True)
+        shutil.rmtree(self.project / "out", ignore_errors=True)
+        shutil.copytree(self.known, self.project / "cache")
+        (self.project / "forge.lock").unlink(missing_ok=True)
+        self._recipe(job, share)
+
+    def _run(self, costs: dict[str, list[Cost]], tool: str, command: list[str], folder: Path) -> None:
+        self._flush()
+        try:
+            costs.setdefault(tool, []).append(measured(command, folder))
+        except subprocess.CalledProcessError as error:
+            if error.returncode != 64:  # it has no such job
+                print(
+                    f"{tool}: {' '.join(command)} ended with {error.returncode}\n{error.stderr[-2000:]}",
+                    file=sys.stderr,
+                )
+            if not costs[tool]:
+                del costs[tool]
+
+    def _pack(self) -> dict[str, tuple[Path, int, int]]:
+        """Return single-file name → where the bytes lie that a build has put into the store."""
+        found: dict[tuple[str, str], tuple[str, tuple[int, ...], Path, int]] = {}
+        for path in (self.project / "cache" / "v1" / "objects").glob("*/*"):
+            if path.stat().st_size > 1 << 22:
+                for name, entry in read_header(path).tensors.items():
+                    component, _, canonical = name.partition(".")
+                    found[component, canonical] = entry.dtype, entry.shape, path, entry.offset
+        shapes = {place: (dtype, shape) for place, (dtype, shape, _, _) in found.items()}
+        return {
+            single: (found[piece.parts[0]][2], found[piece.parts[0]][3], _size(piece.shape))
+            for single, piece in single_pieces(family(self.name), shapes).items()
+            if len(piece.parts) == 1 and not piece.turned
+        }
+
+    def _exported(self) -> dict[str, tuple[Path, int, int]]:
+        (path,) = (self.project / "out").rglob("*.safetensors")
+        return _file(path)
+
+
+def measured(command: list[str], folder: Path) -> Cost:
+    """Run a command and say what it took. Raises CalledProcessError."""
+    began = time.monotonic()
+    log = folder / "log.txt"
+    with log.open("w+b") as output:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
+        with _watched(process.pid) as peak:
+            _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    text = log.read_text(errors="replace")
+    log.unlink()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=text)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, max(peak))
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[list[float]]:
+    """Note the anonymous memory of a process and all its children, in MB, until the end."""
+    over, peak = threading.Event(), [0.0]
+
+    def watch() -> None:
+        while not over.wait(TICK):
+            peak[0] = max(peak[0], sum(map(_anonymous, _family(pid))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(each for child in children for each in _family(int(child)))]
+
+
+def _anonymous(pid: int) -> float:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1000 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
+
+
+def _file(path: Path) -> dict[str, tuple[Path, int, int]]:
+    return {name: (path, entry.offset, _size(entry.shape)) for name, entry in read_header(path).tensors.items()}
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    found = 1
+    for edge in shape:
+        found *= edge
+    return found
+
+
+def _apart(ours: dict[str, tuple[Path, int, int]], theirs: dict[str, tuple[Path, int, int]]) -> str:
+    """Say how many fp16 numbers differ, and by how many units in the last place at most."""
+    differ, total, most = 0, 0, 0
+    for name in ours.keys() & theirs.keys():
+        a, b = (_ordered(np.memmap(p, np.int16, "r", place, size)) for p, place, size in (ours[name], theirs[name]))
+        distance = np.abs(a - b)
+        differ += int(np.count_nonzero(distance))
+        total += a.size
+        most = max(most, int(distance.max(initial=0)))
+    return f"{differ / max(1, total):.2%} by ≤ {most} ulp"
+
+
+def _ordered(bits: Any) -> Any:
+    """Return fp16 numbers as whole ones in their order: neighbours are one apart."""
+    wide = bits.astype(np.int32)
+    return np.where(wide < 0, -(wide & 0x7FFF), wide)
+
+
+def _print(title: str, costs: dict[str, list[Cost]], apart: dict[str, str]) -> None:
+    best = {tool: min(found) for tool, found in costs.items()}
+    floor, start = best["floor"].wall, best.pop("import torch")
+    print(f"\n{title}; `import torch` {start.wall:.2f} s; load {os.getloadavg()[0]:.1f}\n")
+    print("| tool | wall s | × floor | without torch's import | CPU s | MB anonymous | differs from the script |")
+    print("| --- | --: | --: | --: | --: | --: | --- |")
+    for tool, cost in best.items():
+        beyond = f"{(cost.wall - start.wall) / floor:.1f}" if tool.startswith("forge") else ""
+        row = [tool, f"{cost.wall:.1f}", f"{cost.wall / floor:.1f}", beyond, f"{cost.cpu:.1f}", f"{cost.anonymous:.0f}"]
+        print(f"| {' | '.join(row)} | {apart.get(tool, '')} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Checkpoints and LoRAs of random numbers with the names and shapes of the real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from sdforge.families import family
+from sdforge.formats.kohya import kohya_names, kohya_tensors
+from sdforge.formats.safetensors import write_file
+from sdforge.formats.single_file import single_pieces
+
+VIT_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+BIG_G = {
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd15": {"cross_attention_dim": 768},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [1, 2, 10],
+        "cross_attention_dim": 2048,
+        "attention_head_dim": [5, 10, 20],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+RANK = 32
+SPREAD = 0.02  # standard deviation of the weights; of what two checkpoints differ in a tenth of it
+DRAWN = 1 << 25  # numbers that are drawn; a tensor takes some of them, from a place of its own
+
+
+def shapes(name: str) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Return (component, canonical name) → shape of a family's real checkpoint."""
+    with torch.device("meta"):
+        networks: dict[str, Any] = {
+            "unet": UNet2DConditionModel(**UNETS[name]),
+            "vae": AutoencoderKL(**VAE),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**VIT_L)),
+        }
+        if name == "sdxl":
+            networks["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**BIG_G))
+    known = {(n.component, n.canonical) for n in family(name).names()}
+    found = {}
+    for component, network in networks.items():
+        for key, tensor in network.state_dict().items():
+            place = component, key
+            if place not in known:  # some versions of transformers leave the first part of the name out
+                place = component, f"text_model.{key}"
+            if place in known:
+                found[place] = tuple(tensor.shape)
+    return found
+
+
+def write_checkpoint(path: Path, name: str, seed: int) -> None:
+    """Write a single file, fp16. Seed 0 is a base, from which all others differ a little."""
+    kind = family(name)
+    pieces = single_pieces(kind, {place: ("F16", shape) for place, shape in shapes(name).items()})
+    base, own = _numbers(0, SPREAD), _numbers(seed, SPREAD / 10)
+    numbers = (base + own).half() if seed else base.half()
+    starts = {single: 7919 * i % (DRAWN // 2) for i, single in enumerate(sorted(pieces))}
+
+    def content(single: str) -> Iterator[memoryview]:
+        left, start = 1, starts[single]
+        for size in pieces[single].shape:
+            left *= size
+        while left:
+            part = numbers[start : start + left]
+            yield memoryview(part.view(torch.uint8).numpy())  # type: ignore[arg-type]
+            left, start = left - part.numel(), 0
+
+    write_file(path, {single: (piece.dtype, piece.shape) for single, piece in pieces.items()}, content)
+
+
+def write_lora(path: Path, name: str) -> None:
+    """Write a LoRA of rank 32 on attention and feed-forward layers of U-Net and text encoders, as kohya has them.
+
+    Beside it, as JSON, which tensors of a single file its modules change.
+    """
+    kind = family(name)
+    factors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for (component, tensor), shape in shapes(name).items():
+        module = tensor.removesuffix(".weight")
+        if module != tensor and len(shape) > 1 and _adapted(component, module):
+            factors[f"{component}.{module}.lora_down"] = "F16", (RANK, *shape[1:])
+            factors[f"{component}.{module}.lora_up"] = "F16", (shape[0], RANK)
+    file = kohya_tensors(kind, factors, {})
+    numbers = _numbers(99, SPREAD).half()
+
+    def content(key: str) -> list[Any]:
+        if key in file.constant:
+            return [file.constant[key]]
+        size = 1
+        for edge in file.shapes[key][1]:
+            size *= edge
+        start = 104_729 * len(key) % (DRAWN // 2)
+        return [memoryview(numbers[start : start + size].view(torch.uint8).numpy())]  # type: ignore[arg-type]
+
+    write_file(path, file.shapes, content, {"ss_network_module": "networks.lora"})
+    modules = kohya_names(kind)
+    places: dict[str, list[str]] = {}
+    for each in sorted(kind.names(), key=lambda each: each.share):
+        module = f"{each.component}.{each.canonical.removesuffix('.weight')}"
+        if f"{module}.lora_up" in factors and each.canonical.endswith(".weight"):
+            places.setdefault(each.single, []).append(modules[module])
+    path.with_suffix(".json").write_text(json.dumps(places))
+
+
+def _adapted(component: str, module: str) -> bool:
+    if component == "unet":
+        return "attentions" in module and "norm" not in module
+    return component.startswith("text_encoder") and ("self_attn" in module or ".mlp." in module)
+
+
+def _numbers(seed: int, spread: float) -> torch.Tensor:
+    return torch.randn(DRAWN, generator=torch.Generator().manual_seed(seed)) * spread
