@@ -30,8 +30,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and any(KEY.match(name) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     found: dict[str, dict[int, dict[str, Entry]]] = {}
     embeddings = 0
     for raw, entry in header.tensors.items():

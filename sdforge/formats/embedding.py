@@ -31,8 +31,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return known or (len(names) == 1 and len(shapes[0]) in (1, 2) and not any("lora" in n for n in names))
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     layout = Layout("embedding", "", [path])
     counts = set()
     for raw, entry in header.tensors.items():

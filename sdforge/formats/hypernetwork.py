@@ -131,8 +131,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header.metadata.get(KIND) == NAME or any(TENSOR.fullmatch(name) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
     layout.tensors = [Found(NAME, name, e.dtype, e.shape, 0, e.offset) for name, e in header.tensors.items()]
     check_shapes(str(path), {name: entry.shape for name, entry in header.tensors.items()}, layout.facts)

@@ -64,8 +64,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and any(name.startswith(("lora_", *STARTS)) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     parts: dict[str, dict[str, Entry]] = {}
     alphas, on_input, odd, embeddings = {}, {}, [], 0
     for raw, entry in header.tensors.items():
@@ -73,9 +72,9 @@ def read(path: Path, header: Header | None) -> Layout:
         if raw.startswith(EMBEDDING):
             embeddings += 1
         elif name == ALPHA:
-            alphas[module] = read_scalar(path, entry)
+            alphas[module] = read_scalar(path, header, entry)
         elif name == ON_INPUT:
-            on_input[module] = read_scalar(path, entry)
+            on_input[module] = read_scalar(path, header, entry)
         elif name and name in parts.setdefault(module, {}):
             raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
         elif name:

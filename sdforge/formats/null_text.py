@@ -29,8 +29,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and header.metadata.get(KIND) == NAME
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
     for name, entry in header.tensors.items():
         layout.tensors.append(Found(NAME, name, entry.dtype, entry.shape, 0, entry.offset))

@@ -45,9 +45,8 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and header.metadata.get(KIND) in READ
 
 
-def read(path: Path, header: Header | None) -> Layout:
+def read(path: Path, header: Header) -> Layout:
     """Read a file of one of the kinds that have a single component."""
-    assert header is not None
     try:
         kind, facts = own_statement(header.metadata)
     except ValueError:

@@ -29,8 +29,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return bool(family_of(shapes) or stranger(shapes))
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     if other := stranger(shapes):
         raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)

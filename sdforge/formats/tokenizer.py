@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.formats.layout import Layout
+from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.safetensors import Header
 from sdforge.identity import H
 
@@ -22,7 +22,7 @@ def recognises(path: Path, header: Header | None) -> bool:
     return header is None and (both or (path / "tokenizer.json").is_file())
 
 
-def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:  # noqa: ARG001 -- one signature for all readers
     """Read a tokenizer's folder as a checkpoint without networks, of no family: `swap` takes its tokenizer."""
     layout = Layout("checkpoint", "", [])
     tokenizer = read_tokenizer(path, layout.files)
