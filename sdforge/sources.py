@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.datasets import DECIDE, PICTURES, read_dataset
@@ -25,11 +26,13 @@ from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, stat_of, within
+from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, sha256_of, stat_of, within
 
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
+    from sdforge.formats.safetensors import Header
 
+STATED = ("prediction", "guidance_free")  # facts that a source can state of a checkpoint
 REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
@@ -53,6 +56,7 @@ class Sources:
     _stats: dict[str, dict[str, Stat]] = field(default_factory=dict)  # of the files, when they were last looked at
     _paths: dict[str, Path] = field(default_factory=dict)
     _missing: set[str] = field(default_factory=set)
+    _conversions: dict[Path, Path] = field(default_factory=dict)  # file → the object of the store to which it was
 
     def expect(self, taken: list[Taken]) -> None:
         """Look many sources up in the stat cache, in one go."""
@@ -130,7 +134,8 @@ class Sources:
                     yield path
         if sha256:
             for folder in self.project.folders:
-                yield from (p for p in sorted(folder.rglob("*.safetensors")) if self.store.digest(p) == sha256)
+                alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
+                yield from (p for p in alike if p.is_file() and self.store.digest(p) == sha256)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -138,7 +143,8 @@ class Sources:
         if taken.kind == "dataset":
             text = json.dumps([taken.table[key] for key in DECIDE])
             return f"dataset:{READER_VERSION}:{path}:{text}"
-        return f"source:{READER_VERSION}:{path}"
+        said = [taken.table.get("pickle") == "allow", taken.table.get("embedding", "")]
+        return f"source:{READER_VERSION}:{path}" + (f":{json.dumps(said)}" if any(said) else "")
 
     def _look(self, taken: Taken, path: Path) -> dict[str, Any]:
         """Return what is known of a source, reading it if it is new or has changed."""
@@ -174,25 +180,65 @@ class Sources:
         self._stats[taken.id] = stats
         return value
 
+    def _layout(self, taken: Taken, path: Path) -> Layout:
+        """Say where everything of a source lies. Raises UsageError with the source's name."""
+        from sdforge.formats.embedding import read_named
+        from sdforge.formats.layout import read_layout, refused_pickle
+        from sdforge.formats.pickled import is_pickle
+        from sdforge.formats.safetensors import read_header
+
+        def header_of(file: Path) -> Header:
+            if file.suffix.lower() in PICTURES:
+                return read_header(self._converted(taken, file, "picture"))
+            if not is_pickle(file):
+                return read_header(file)
+            if taken.table.get("pickle") != "allow":
+                raise refused_pickle(file)
+            return read_header(self._converted(taken, file, "pickle"))
+
+        try:
+            if name := taken.table.get("embedding"):
+                return read_named(path, header_of(path), name)
+            return read_layout(path, header_of)
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+
+    def _converted(self, taken: Taken, path: Path, what: Literal["pickle", "picture"]) -> Path:
+        """Return the object of the store into which a file was converted, once for its bytes."""
+        from sdforge.conversion import VERSION, convert
+
+        self._refuse_outside(taken, path)
+        key = f"converted:{VERSION}:{what}:{self.store.digest(path.absolute())}"
+        sha256 = self.store.index.read_keyed("parsed", "value", "id", [key]).get(key)
+        if not sha256 or not self.store.object(sha256).is_file():
+            work = self.store.workplace()
+            try:
+                convert(path, work / "converted", what)
+                sha256 = sha256_of(work / "converted")
+                self.store.put_file(work / "converted", sha256)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            self.store.index.put("parsed", {key: sha256})
+        self._conversions[path] = self.store.object(sha256)
+        return self._conversions[path]
+
     def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
-        from sdforge.formats.layout import read_layout
         from sdforge.formats.tokenizer import tokenizer_identity
         from sdforge.formula import common_dtype
 
-        try:
-            layout = read_layout(path)
-        except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        layout = self._layout(taken, path)
         for file in layout.files:
             self._refuse_outside(taken, file)
         digests, tensors = self._hash(taken, layout)
+        homes = [self._conversions[file].name if file in self._conversions else "" for file in layout.files]
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
         for tensor in layout.tensors:
             sha256, xxh3 = tensors[tensor]
             identity = tensor_identity(tensor.dtype, tensor.shape, sha256)
             # a matrix that its file holds transposed is an object of the store, as nothing else has its bytes
-            spot = Spot(sha256, 0) if tensor.turned else Spot(digests[tensor.file], tensor.offset)
+            home = homes[tensor.file] or digests[tensor.file]
+            spot = Spot(sha256, 0) if tensor.turned else Spot(home, tensor.offset)
             rows.setdefault(tensor.component, []).append(
                 Tensor(tensor.name, tensor.dtype, tensor.shape, identity, sha256, xxh3, spot)
             )
@@ -216,20 +262,16 @@ class Sources:
                 for file, digest in zip(layout.files, digests, strict=True)
             },
             "size": sum(file.stat().st_size for file in layout.files),
-            "objects": [tensors[tensor][0] for tensor in layout.tensors if tensor.turned],
+            "objects": [tensors[tensor][0] for tensor in layout.tensors if tensor.turned] + [h for h in homes if h],
         }
         folders = {file.parent for file in layout.files} | {path} if path.is_dir() else set()
         return value, [*layout.files, *sorted(folders)]
 
     def _glance(self, taken: Taken, path: Path) -> dict[str, Any]:
         """Return what a source's headers tell. Its identities are good for nothing but comparing shapes and kinds."""
-        from sdforge.formats.layout import read_layout
         from sdforge.formula import common_dtype
 
-        try:
-            layout = read_layout(path)
-        except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        layout = self._layout(taken, path)
         components: dict[str, Any] = {}
         for name in dict.fromkeys(tensor.component for tensor in layout.tensors):
             place = f"glance:{path}:{name}"
@@ -270,7 +312,7 @@ class Sources:
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
             whole = hashlib.sha256()
-            fd = open_regular(file)
+            fd = open_regular(self._conversions.get(file, file))
             try:
                 place = 0
                 for tensor in mine:
@@ -299,6 +341,9 @@ class Sources:
                     done += len(chunk)
             finally:
                 os.close(fd)
+            if file in self._conversions:
+                digests.append(self.store.digest(file.absolute()))
+                continue
             digests.append(whole.hexdigest())
             if stat is not None:
                 self.store.remember(file.absolute(), stat, digests[-1], looked)
@@ -338,7 +383,12 @@ class Sources:
 
 
 def _is_pictures(taken: Taken, path: Path) -> bool:
-    return taken.kind == "dataset" or (path.suffix.lower() in PICTURES and not path.is_dir())
+    """Say whether a source is a data set, or a picture that is none of those that carry an embedding."""
+    if taken.kind == "dataset" or path.suffix.lower() not in PICTURES or path.is_dir():
+        return taken.kind == "dataset"
+    from sdforge.formats.embedding import carries_embedding
+
+    return not taken.table.get("embedding") and not carries_embedding(path)
 
 
 def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -382,9 +432,10 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
         return Artifact("picture", whole=value["identity"], notes={"rows": value["rows"], "names": value["names"]})
     _refuse_other(taken, value["files"])
     facts = dict(value["facts"])
-    if table.get("prediction"):
-        facts["prediction"] = table["prediction"]
-        facts = family(value["family"]).stated(facts)
+    if overriding := {fact: table[fact] for fact in STATED if table.get(fact)}:
+        if value["kind"] != "checkpoint" or not value["family"]:
+            raise UsageError(f"{taken.id} is no checkpoint, and states {' and '.join(overriding)}", hint="leave it out")
+        facts = family(value["family"]).stated(facts | overriding)
     notes = value["notes"] | {key: table[key] for key in ("licence", "trigger") if table.get(key)}
     notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
     if facts == value["facts"]:

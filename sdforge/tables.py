@@ -32,6 +32,17 @@ class Source(Table):
     licence: str = Field("", description="reaches metadata and card of what is made from it")
     trigger: list[str] = Field([], description="words that call what it knows")
     prediction: Literal["", "epsilon", "v_prediction"] = Field("", description="what the U-Net predicts")
+    guidance_free: bool = Field(False, description="whether it was distilled to be drawn from without guidance")
+    pickle: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="allow: .ckpt, .pt and .bin are converted once, in a limited process that runs nothing of them",
+    )
+    embedding: str = Field(
+        "",
+        max_length=64,
+        description="take only the embedding of this name: from a LoRA's file that carries some, or from the pixels "
+        "of a picture",
+    )
 
 
 @final

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
+from sdforge.formats.kohya import BUNDLED
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import lora_layout
 from sdforge.formats.safetensors import Entry, Header
@@ -32,13 +33,13 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
 
 def read(path: Path, header: Header) -> Layout:
     found: dict[str, dict[int, dict[str, Entry]]] = {}
-    embeddings = 0
+    embeddings = []
     for raw, entry in header.tensors.items():
         if match := KEY.match(raw):
             component, place, side = match.groups()
             found.setdefault(component, {}).setdefault(int(place), {})[f"lora_{side}"] = entry
         elif header.metadata.get(raw) == EMBEDDING:
-            embeddings += 1
+            embeddings.append(raw)
         else:
             raise UsageError(f"{path} holds {raw}, which cannot be read here")
     for component in found:
@@ -52,7 +53,8 @@ def read(path: Path, header: Header) -> Layout:
     entries = {walk[component][place]: own for component, table in found.items() for place, own in table.items()}
     layout = lora_layout(path, family(name), entries, {})
     if embeddings:
-        layout.passed["embeddings that came with the LoRA: name them as a source of their own"] = embeddings
+        layout.passed[BUNDLED] = len(embeddings)
+        layout.notes["embeddings"] = sorted(embeddings)
     return layout
 
 

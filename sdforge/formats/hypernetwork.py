@@ -7,7 +7,7 @@ structure: widths of the layers' inputs and of the last output, in widths of the
 activation: behind every layer but the last (`activate_output`: behind that too); layer_norm: behind that, everywhere.
 attention: `cross`, where only what the conditioning is turned into is changed; else every attention of that width is.
 
-No other program has a safetensors form, so it is ours (see `own`). Pickles are read by `sdforge.run.hypernetwork_pt`.
+No other program has a safetensors form, so it is ours (see `own`); pickles are converted into it.
 """
 
 from __future__ import annotations

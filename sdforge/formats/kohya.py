@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, families
+from sdforge.formats.embedding import BUNDLE, carried
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import (
     BIASES,
@@ -54,8 +55,7 @@ SUFFIXES = {f".{SPELLED.get(name, name)}": name for name in sorted(FACTORS - {UN
 ALPHA, ON_INPUT = ".alpha", ".on_input"
 # how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
 STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_", "oft_": "lora_"}
-EMBEDDING = "bundle_emb."
-BUNDLED = "embeddings that came with the LoRA (bundle_emb): name them as a source of their own"
+BUNDLED = "embeddings that came with the LoRA: a source of this file that states `embedding` takes one"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
 WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
 
@@ -66,12 +66,12 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
 
 def read(path: Path, header: Header) -> Layout:
     parts: dict[str, dict[str, Entry]] = {}
-    alphas, on_input, odd, embeddings = {}, {}, [], 0
+    alphas, on_input, odd = {}, {}, []
     for raw, entry in header.tensors.items():
         module, name = _split(raw)
-        if raw.startswith(EMBEDDING):
-            embeddings += 1
-        elif name == ALPHA:
+        if raw.startswith(BUNDLE):
+            continue
+        if name == ALPHA:
             alphas[module] = read_scalar(path, header, entry)
         elif name == ON_INPUT:
             on_input[module] = read_scalar(path, header, entry)
@@ -100,8 +100,9 @@ def read(path: Path, header: Header) -> Layout:
         {names[module]: entries for module, entries in parts.items()},
         {names[module]: alpha for module, alpha in alphas.items()},
     )
-    if embeddings:
-        layout.passed[BUNDLED] = embeddings
+    if embeddings := carried(header):
+        layout.passed[BUNDLED] = sum(map(len, embeddings.values()))
+        layout.notes["embeddings"] = sorted(embeddings)
     for key, note in (("modelspec.title", "title"), ("modelspec.trigger_phrase", "trigger")):
         if key in header.metadata:
             layout.notes[note] = header.metadata[key]
