@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, family_of
+from sdforge.families.stable_diffusion import TABLE
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header
+from sdforge.formats.tokenizer import USUAL, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
@@ -63,7 +65,11 @@ def read(path: Path, header: Header) -> Layout:
         stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
         layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise; its source can"
     layout.facts = family.stated(layout.facts)
-    layout.notes["widths"] = family.widths(layout.shapes())
+    shapes_of = layout.shapes()
+    layout.notes["widths"] = family.widths(shapes_of)
+    tables = [shapes_of[encoder][TABLE][0] for encoder in family.text_encoders if encoder in shapes_of]
+    if layout.tokenizer is None and tables and set(tables) == {USUAL}:
+        layout.tokenizer = usual_words()
     return layout
 
 

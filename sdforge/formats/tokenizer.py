@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,24 @@ from sdforge.formats.safetensors import Header
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
+USUAL = 49_408  # words of the vocabulary that all published Stable Diffusion checkpoints share
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's, under the MIT licence beside it
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@cache
+def usual_words() -> dict[str, Any]:
+    """Return CLIP's own vocabulary, which a single file leaves out: {"vocab", "merges"}.
+
+    Its words are the 256 bytes as letters, the same at a word's end, what each merge makes, and the two marks.
+    """
+    merges = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    # bytes that are no visible letters of Latin-1 are called by the letters from 256 on
+    letters = [*map(chr, plain), *(chr(256 + i) for i in range(256 - len(plain)))]
+    made = (merge.replace(" ", "") for merge in merges)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *made, START, END]
+    return {"vocab": {word: number for number, word in enumerate(words)}, "merges": merges}
 
 
 def recognises(path: Path, header: Header | None) -> bool:
