@@ -56,7 +56,7 @@ class Sources:
     _stats: dict[str, dict[str, Stat]] = field(default_factory=dict)  # of the files, when they were last looked at
     _paths: dict[str, Path] = field(default_factory=dict)
     _missing: set[str] = field(default_factory=set)
-    _conversions: dict[Path, Path] = field(default_factory=dict)  # file → the object of the store to which it was
+    _imported_as: dict[Path, Path] = field(default_factory=dict)  # file → the object it was converted to
 
     def expect(self, taken: list[Taken]) -> None:
         """Look many sources up in the stat cache, in one go."""
@@ -189,12 +189,12 @@ class Sources:
 
         def header_of(file: Path) -> Header:
             if file.suffix.lower() in PICTURES:
-                return read_header(self._converted(taken, file, "picture"))
+                return read_header(self._imported(taken, file, "picture"))
             if not is_pickle(file):
                 return read_header(file)
             if taken.table.get("pickle") != "allow":
                 raise refused_pickle(file)
-            return read_header(self._converted(taken, file, "pickle"))
+            return read_header(self._imported(taken, file, "pickle"))
 
         try:
             if name := taken.table.get("embedding"):
@@ -203,24 +203,24 @@ class Sources:
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
 
-    def _converted(self, taken: Taken, path: Path, what: Literal["pickle", "picture"]) -> Path:
+    def _imported(self, taken: Taken, path: Path, what: Literal["pickle", "picture"]) -> Path:
         """Return the object of the store into which a file was converted, once for its bytes."""
-        from sdforge.conversion import VERSION, convert
+        from sdforge.import_step import VERSION, import_file
 
         self._refuse_outside(taken, path)
-        key = f"converted:{VERSION}:{what}:{self.store.digest(path.absolute())}"
+        key = f"imported:{VERSION}:{what}:{self.store.digest(path.absolute())}"
         sha256 = self.store.index.read_keyed("parsed", "value", "id", [key]).get(key)
         if not sha256 or not self.store.object(sha256).is_file():
             work = self.store.workplace()
             try:
-                convert(path, work / "converted", what)
-                sha256 = sha256_of(work / "converted")
-                self.store.put_file(work / "converted", sha256)
+                import_file(path, work / "imported", what)
+                sha256 = sha256_of(work / "imported")
+                self.store.put_file(work / "imported", sha256)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
             self.store.index.put("parsed", {key: sha256})
-        self._conversions[path] = self.store.object(sha256)
-        return self._conversions[path]
+        self._imported_as[path] = self.store.object(sha256)
+        return self._imported_as[path]
 
     def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         from sdforge.formats.tokenizer import tokenizer_identity
@@ -230,7 +230,7 @@ class Sources:
         for file in layout.files:
             self._refuse_outside(taken, file)
         digests, tensors = self._hash(taken, layout)
-        homes = [self._conversions[file].name if file in self._conversions else "" for file in layout.files]
+        homes = [self._imported_as[file].name if file in self._imported_as else "" for file in layout.files]
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
         for tensor in layout.tensors:
@@ -312,7 +312,7 @@ class Sources:
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
             whole = hashlib.sha256()
-            fd = open_regular(self._conversions.get(file, file))
+            fd = open_regular(self._imported_as.get(file, file))
             try:
                 place = 0
                 for tensor in mine:
@@ -341,7 +341,7 @@ class Sources:
                     done += len(chunk)
             finally:
                 os.close(fd)
-            if file in self._conversions:
+            if file in self._imported_as:
                 digests.append(self.store.digest(file.absolute()))
                 continue
             digests.append(whole.hexdigest())

@@ -78,9 +78,10 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
         header = header_of(file)
         if len(header.tensors) != 1:
             raise UsageError(f"{file} holds {len(header.tensors)} words; the rows of one are read")
+        (word,) = header.tensors
+        words.add(word)
         layout.files.append(file)
-        words.add(next(iter(header.tensors)))
-        _take(layout, header, next(iter(words)), encoder, len(layout.files) - 1)
+        _take(layout, header, word, encoder, len(layout.files) - 1)
     if len(words) > 1:
         raise UsageError(f"{path} has rows of different words for its text encoders: {' and '.join(sorted(words))}")
     return _concluded(layout, words.pop())

@@ -2,7 +2,7 @@
 
 A zip of stored files: `data.pkl` (opcodes of pickle's protocol 2; tensors are rebuilt by `torch._utils`), the bytes of
 each tensor, and a version. What is written here loads with `weights_only=True`. Nothing here reads a pickle: one is
-told by its first bytes, and `conversion` has it converted.
+told by its first bytes, and `import_step` has it converted.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdforge.conversion import convert
 from sdforge.errors import UsageError
 from sdforge.formats.hypernetwork import sequence, stated
 from sdforge.formats.own import own_statement
-from sdforge.run.conversion import read_pickle
+from sdforge.import_step import import_file
+from sdforge.run.import_step import read_pickle
 from tests.families.workbench import Taken, keep, take
 from tests.formats.conftest import export
 from tests.run.hypernetworks import DEEP, LINEAR, SWISH, kept, random_nets
@@ -187,7 +187,7 @@ def test_a_pickle_that_is_no_hypernetwork_is_refused(change: Any, sentence: str,
 def test_a_pickle_becomes_a_file_that_can_be_a_source(tmp_path: Path) -> None:
     states = tuple(_state(theirs(SWISH)) for _ in "kv")
     torch.save({16: states, "layer_structure": DEEP, "activation_func": "swish"}, tmp_path / "x.pt")
-    convert(tmp_path / "x.pt", tmp_path / "x.safetensors", "pickle")
+    import_file(tmp_path / "x.pt", tmp_path / "x.safetensors", "pickle")
     taken = take(tmp_path / "x.safetensors")
     assert taken.artifact.facts == {"structure": DEEP, "activation": "swish", "activate_output": True}
     assert same(taken.tensors("hypernetwork"), read(tmp_path / "x.pt")[0])

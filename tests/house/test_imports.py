@@ -24,7 +24,7 @@ FLOORS = (
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock"},
-    {"plan", "sources", "outputs"},
+    {"plan", "import_step", "sources", "outputs"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
     {"executors", "build"},

@@ -1,6 +1,6 @@
 """What cannot be read where it lies is converted to safetensors once, by a limited process: pickles, and pictures.
 
-See `run.conversion` for what that process may do. Here it is started, watched, and its refusal told.
+See `run.import_step` for what that process may do. Here it is started, watched, and its refusal told.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT
 UNUSABLE = "it is damaged, or made to do harm; get it again from where it came from, best as safetensors"
 
 
-def convert(path: Path, into: Path, what: Literal["pickle", "picture"]) -> None:
+def import_file(path: Path, into: Path, what: Literal["pickle", "picture"]) -> None:
     """Convert a file. Raises UsageError for what holds no tensors or more than numbers, ResourceError without room."""
     os.close(open_regular(path))  # refuses what is no file before anybody waits for it
-    command = [sys.executable, "-m", "sdforge.run.conversion", str(path.absolute()), str(into.absolute()), what]
+    command = [sys.executable, "-m", "sdforge.run.import_step", str(path.absolute()), str(into.absolute()), what]
     try:
         done = subprocess.run(
             command,

@@ -24,12 +24,12 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdforge import conversion
-from sdforge.conversion import convert
+from sdforge import import_step
 from sdforge.errors import UsageError
 from sdforge.graph import Taken as Named
-from sdforge.run.conversion import IGNORED, main, read_pickle
+from sdforge.import_step import import_file
 from sdforge.run.embedding_picture import read_picture
+from sdforge.run.import_step import IGNORED, main, read_pickle
 from sdforge.session import Session, open_session
 from tests.families.loras import LINEAR, random_lora, write_kohya
 from tests.families.workbench import Taken, take
@@ -198,7 +198,7 @@ BOMBS = {
 
 
 def converted_apart(path: Path, into: Path) -> tuple[int, str]:
-    """Convert in a process of its own, as `convert` does, but one that has torch already: (exit code, what it said)."""
+    """Import in a process of its own, but one that has torch already: (exit code, what it said)."""
     said = path.with_name("said")
     if (child := os.fork()) == 0:
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
@@ -227,7 +227,7 @@ def test_a_hostile_pickle_is_refused_in_one_sentence_and_runs_nothing(name: str,
 def test_what_the_process_says_of_code_reaches_the_person(tmp_path: Path) -> None:
     bomb("code in a zip", tmp_path / "x.ckpt")
     with pytest.raises(UsageError, match="which is code") as caught:
-        convert(tmp_path / "x.ckpt", tmp_path / "out", "pickle")
+        import_file(tmp_path / "x.ckpt", tmp_path / "out", "pickle")
     assert "best as safetensors" in caught.value.hint
     assert not (tmp_path / "harm").exists()
 
@@ -238,23 +238,23 @@ def test_a_converting_process_has_no_secrets_and_too_slow_a_one_is_stopped(
     torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
     monkeypatch.setenv("HF_TOKEN", "secret")
     seen: dict[str, Any] = {}
-    run = conversion.subprocess.run
+    run = import_step.subprocess.run
 
     def watched(command: list[str], **more: Any) -> Any:
         seen.update(more["env"])
         return run(command, **more)
 
-    monkeypatch.setattr(conversion.subprocess, "run", watched)
-    monkeypatch.setattr(conversion, "PATIENCE", 0.05)
+    monkeypatch.setattr(import_step.subprocess, "run", watched)
+    monkeypatch.setattr(import_step, "PATIENCE", 0.05)
     with pytest.raises(UsageError, match="takes longer to convert"):
-        convert(tmp_path / "x.pt", tmp_path / "out", "pickle")
+        import_file(tmp_path / "x.pt", tmp_path / "out", "pickle")
     assert "HF_TOKEN" not in seen
 
 
 def test_a_pipe_is_no_pickle(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.pt")
     with pytest.raises(UsageError, match="no regular file"):
-        convert(tmp_path / "x.pt", tmp_path / "out", "pickle")
+        import_file(tmp_path / "x.pt", tmp_path / "out", "pickle")
 
 
 # -- pictures that carry an embedding ----------------------------------------------------------------------------------
@@ -321,11 +321,11 @@ def test_a_picture_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process, which has torch already."""
 
-    def convert_here(path: Path, into: Path, what: str) -> None:
+    def import_here(path: Path, into: Path, what: str) -> None:
         tensors, metadata = read_pickle(path) if what == "pickle" else read_picture(path)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, into, metadata)
 
-    monkeypatch.setattr(conversion, "convert", convert_here)
+    monkeypatch.setattr(import_step, "import_file", import_here)
 
 
 def session(root: Path, sources: dict[str, str]) -> Session:
@@ -357,7 +357,7 @@ def test_a_pickled_checkpoint_is_the_one_that_it_was_made_from(exported: Path, t
 def test_it_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"emb_params": torch.ones(2, 768)}, tmp_path / "word.pt")
     first = artifact(session(tmp_path, {"word.pt": 'pickle = "allow"'}), "word")
-    monkeypatch.setattr(conversion, "convert", None)
+    monkeypatch.setattr(import_step, "import_file", None)
     os.utime(tmp_path / "word.pt", (1e9, 1e9))
     again = artifact(session(tmp_path, {"word.pt": 'pickle = "allow"'}), "word")
     assert (again.kind, again.family, again.facts) == ("embedding", "sd15", {"token": "word"})

@@ -1,4 +1,4 @@
-"""What cannot be read where it lies → safetensors: `python -m sdforge.run.conversion OLD NEW pickle|picture`.
+"""What cannot be read where it lies → safetensors: `python -m sdforge.run.import_step OLD NEW pickle|picture`.
 
 Pickles could run code when they are opened, and pictures could unfold to anything. So a process of its own converts
 them, once: without network where the system allows that, with limits on memory, time, open files and what it writes
