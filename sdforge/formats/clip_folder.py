@@ -41,7 +41,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
-    layout = Layout(NAME, "", [path / "config.json"])
+    layout = Layout(NAME, "", [path / "config.json"], dialect="transformers")
     layout.facts = _facts(path, layout)
     known = {name.canonical: name for name in clip_vision_names("image_encoder", "", MOST_LAYERS)}
     here: set[str] = set()

@@ -52,6 +52,7 @@ def read(path: Path, header: Header) -> Layout:
         raise UsageError(f"{path} has factors for more layers than any family known here has")
     entries = {walk[component][place]: own for component, table in found.items() for place, own in table.items()}
     layout = lora_layout(path, family(name), entries, {})
+    layout.dialect = "cloneofsimo"
     if embeddings:
         layout.passed[BUNDLED] = len(embeddings)
         layout.notes["embeddings"] = sorted(embeddings)

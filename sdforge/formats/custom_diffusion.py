@@ -67,14 +67,14 @@ def _there(path: Path) -> Path:
 
 
 def read(path: Path, header: Header) -> Layout:
-    layout = Layout(NAME, "", [path])
+    layout = Layout(NAME, "", [path], dialect="diffusers")
     _read_matrices(layout, path, header)
     return layout
 
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     matrices = _there(path / MATRICES)
-    layout = Layout(NAME, "", [matrices])
+    layout = Layout(NAME, "", [matrices], dialect="diffusers")
     _read_matrices(layout, matrices, header_of(matrices))
     words: list[str] = []
     while _there(path / row_file("text_encoder", len(words))).is_file():

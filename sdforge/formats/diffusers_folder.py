@@ -29,7 +29,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     configs = {p.parent.name: read_json(p) for p in sorted(path.glob("*/*config.json")) if "tokenizer" not in p.name}
     found = _family(path, configs)
-    layout = Layout("checkpoint", found.name, [])
+    layout = Layout("checkpoint", found.name, [], dialect="diffusers")
     try:
         layout.facts = found.facts_of_folder(configs)
     except UsageError as error:

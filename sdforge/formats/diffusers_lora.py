@@ -54,7 +54,9 @@ def read(path: Path, header: Header) -> Layout:
         raise UsageError(
             f"{path} does not state its alpha, which lies in {CONFIG} beside it", hint="name the folder as the source"
         )
-    return _read(path, header, _stated(path, header.metadata))
+    layout = _read(path, header, _stated(path, header.metadata))
+    layout.dialect = "diffusers, before PEFT" if any(map(PROCESSOR.match, header.tensors)) else "diffusers"
+    return layout
 
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
@@ -78,6 +80,7 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
         raise UsageError(f"{folder} is a constrained OFT of PEFT, which cannot be read here")
     layout = _read(path, header_of(path), {f"*.{key}": setting for key, setting in value.items()})
     layout.files.append(config)
+    layout.dialect = "PEFT"
     if kind == "OFT" and value.get("use_cayley_neumann", True):
         layout.facts["neumann"] = int(value.get("num_cayley_neumann_terms", 5))
     return layout

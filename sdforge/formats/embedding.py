@@ -24,6 +24,7 @@ from sdforge.formats.safetensors import Header
 
 KEY = "emb_params"
 SPELLED = (KEY, "emp_params", "string_to_param.*")  # how the rows of a single text encoder are called
+WHOSE = dict(zip(SPELLED, ("kohya", "OneTrainer", "A1111"), strict=True))
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 FOLDER = {"text_encoder": "learned_embeds", "text_encoder_2": "learned_embeds_2"}  # diffusers' files, by encoder
 TOKEN, POLARITY, GUIDANCE = "sdforge.token", "sdforge.polarity", "sdforge.guidance"  # metadata of files that we write
@@ -58,7 +59,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 def read(path: Path, header: Header) -> Layout:
     if other := next((OTHER[name] for name in header.tensors if name in OTHER), ""):
         raise UsageError(f"{path} is {other}, which no table of words can hold")
-    layout = Layout("embedding", "", [path])
+    layout = Layout("embedding", "", [path], dialect=_dialect(header))
     for raw in header.tensors:
         _take(layout, header, raw, ENCODERS.get(raw, "text_encoder"), 0)
     (name,) = list(header.tensors)[:1]
@@ -70,7 +71,7 @@ def read(path: Path, header: Header) -> Layout:
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     """Read diffusers' files of one word, one for each text encoder."""
-    layout, words = Layout("embedding", "", []), set()
+    layout, words = Layout("embedding", "", [], dialect="diffusers"), set()
     for encoder in FOLDER:
         file = next((file for file in _folder_files(path, encoder) if file.is_file()), None)
         if file is None:
@@ -113,6 +114,13 @@ def carried(header: Header) -> dict[str, list[str]]:
         elif raw.startswith("<") and len(entry.shape) in (1, 2):
             found[raw] = [raw]
     return found
+
+
+def _dialect(header: Header) -> str:
+    names = set(header.tensors)
+    if names & set(ENCODERS):
+        return "two text encoders"
+    return next((whose for name, whose in WHOSE.items() if name in names), "diffusers")
 
 
 def _folder_files(path: Path, encoder: str) -> Iterable[Path]:

@@ -132,7 +132,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
 
 
 def read(path: Path, header: Header) -> Layout:
-    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
+    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header), dialect="sdforge")
     layout.tensors = [Found(NAME, name, e.dtype, e.shape, 0, e.offset) for name, e in header.tensors.items()]
     check_shapes(str(path), {name: entry.shape for name, entry in header.tensors.items()}, layout.facts)
     return layout

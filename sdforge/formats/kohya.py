@@ -100,6 +100,9 @@ def read(path: Path, header: Header) -> Layout:
         {names[module]: entries for module, entries in parts.items()},
         {names[module]: alpha for module, alpha in alphas.items()},
     )
+    known = {"lora_down", "lora_up"}
+    plain = all(set(entries) <= known for entries in parts.values())
+    layout.dialect = "kohya" if plain and not any(raw.startswith("lycoris_") for raw in header.tensors) else "LyCORIS"
     if embeddings := carried(header):
         layout.passed[BUNDLED] = sum(map(len, embeddings.values()))
         layout.notes["embeddings"] = sorted(embeddings)

@@ -76,6 +76,7 @@ class Layout:
     files: all files whose bytes count, the path of a folder source included as its files.
     tokenizer: {"vocab": word → id, "merges": […]} where the source carries one.
     passed: reason → number of tensors that were read over for it.
+    dialect: whose way of writing files it is.
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Layout:
     notes: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] | None = None
     passed: Counter[str] = field(default_factory=Counter)
+    dialect: str = ""
 
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Return component → name → shape."""

@@ -30,7 +30,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
 
 
 def read(path: Path, header: Header) -> Layout:
-    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
+    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header), dialect="sdforge")
     for name, entry in header.tensors.items():
         layout.tensors.append(Found(NAME, name, entry.dtype, entry.shape, 0, entry.offset))
     shapes = layout.shapes().get(NAME, {})

@@ -37,7 +37,8 @@ def read(path: Path, header: Header) -> Layout:
         raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)
     family = family_of(shapes)
     assert family is not None
-    layout = Layout("checkpoint", family.name, [path])
+    dialect = "SGM" if any(name.startswith("conditioner.") for name in header.tensors) else "LDM"
+    layout = Layout("checkpoint", family.name, [path], dialect=dialect)
     known = _by_single(family)
     here, unknown = set(), []
     for raw, entry in header.tensors.items():

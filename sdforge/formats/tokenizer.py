@@ -43,7 +43,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:  # noqa: ARG001 -- one signature for all readers
     """Read a tokenizer's folder as a checkpoint without networks, of no family: `swap` takes its tokenizer."""
-    layout = Layout("checkpoint", "", [])
+    layout = Layout("checkpoint", "", [], dialect="transformers")
     tokenizer = read_tokenizer(path, layout.files)
     if tokenizer is None or tokenizer["added"]:
         raise UsageError(f"{path} has words of its own, which belong to a text encoder", hint="name that checkpoint")
@@ -156,7 +156,11 @@ def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]], padding: 
     rows = row_words(added)
     other = {} if padding == END else {str(tokenizer["vocab"][padding]): _decoder(padding, special=True)}
     files = {
-        "vocab.json": json.dumps(tokenizer["vocab"], ensure_ascii=False, separators=(",", ":")),
+        "vocab.json": json.dumps(
+            dict(sorted(tokenizer["vocab"].items(), key=lambda item: item[1])),
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ),
         "merges.txt": "\n".join(["#version: 0.2", *tokenizer["merges"], ""]),
         "special_tokens_map.json": _text(
             {"bos_token": _special(START), "eos_token": _special(END), "pad_token": padding, "unk_token": _special(END)}

@@ -28,7 +28,7 @@ FLOORS = (
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
     {"executors", "build"},
-    {"commands", "looking", "housekeeping"},
+    {"commands", "looking", "describe", "convert", "housekeeping"},
     {"cli"},
     {"__main__"},
 )
