@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdforge.datasets import PICTURES
 from sdforge.describe import made_by
 from sdforge.dtypes import ITEM_SIZE, NOT_FLOAT, SAFETENSORS
 from sdforge.edits.export import DIFFUSERS, FORMS, run
@@ -23,9 +22,8 @@ from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
 from sdforge.formats.embedding import read_named
 from sdforge.formats.layout import Found, HeaderOf, Layout, read_layout, refused_pickle, transposed
-from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import Header, read_header, read_range
-from sdforge.import_step import import_file
+from sdforge.import_step import import_file, needs_import
 from sdforge.order import Given, Order, Outcome
 from sdforge.report.preset import file_row
 from sdforge.report.words import safe, size
@@ -123,14 +121,14 @@ def _headers(pickle: str, work: Path, imported: dict[Path, Path]) -> HeaderOf:
     """Return how headers are read; note which files were imported, and as what."""
 
     def header_of(file: Path) -> Header:
-        picture = file.suffix.lower() in PICTURES
-        if not picture and not is_pickle(file):
+        what = needs_import(file)
+        if what is None:
             return read_header(file)
-        if not picture and pickle != "allow":
+        if what == "pickle" and pickle != "allow":
             error = refused_pickle(file)
             raise UsageError(error.message, "`--pickle allow` converts it in a limited process that runs nothing of it")
         imported[file] = work / f"imported-{len(imported)}"
-        import_file(file, imported[file], "picture" if picture else "pickle")
+        import_file(file, imported[file], what)
         return read_header(imported[file])
 
     return header_of
@@ -220,7 +218,7 @@ def _order(layout: Layout, of: Family, form: str, pieces: list[Piece], written: 
 
 def _made(path: Path, pieces: list[Piece]) -> list[Any]:
     """Return how the file was made, where it says so and its numbers stay what they are."""
-    if path.suffix != ".safetensors" or any(piece.target != piece.found.dtype for piece in pieces):
+    if path.is_dir() or needs_import(path) or any(piece.target != piece.found.dtype for piece in pieces):
         return []
     return made_by(read_header(path).metadata)
 

@@ -1,6 +1,7 @@
-"""What cannot be read where it lies is converted to safetensors once, by a limited process: pickles, and pictures.
+"""What cannot be read where it lies is converted to safetensors once, by a limited process.
 
-See `run.import_step` for what that process may do. Here it is started, watched, and its refusal told.
+Pickles, pictures that carry an embedding, fp8 weights with scales beside them. See `run.import_step` for what that
+process may do. Here it is started, watched, and its refusal told.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from sdforge.datasets import PICTURES
 from sdforge.errors import ResourceError, UsageError
+from sdforge.formats.pickled import is_pickle
+from sdforge.formats.safetensors import read_header
+from sdforge.formats.single_file import is_scaled
 from sdforge.store.files import open_regular
 
 VERSION = 1  # raised when a file is converted to other tensors, names or metadata
@@ -21,7 +26,19 @@ INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT
 UNUSABLE = "it is damaged, or made to do harm; get it again from where it came from, best as safetensors"
 
 
-def import_file(path: Path, into: Path, what: Literal["pickle", "picture"]) -> None:
+What = Literal["pickle", "picture", "scaled"]
+
+
+def needs_import(path: Path) -> What | None:
+    """Say as what a file must be imported before it can be read; None for what is read where it lies."""
+    if path.suffix.lower() in PICTURES:
+        return "picture"
+    if is_pickle(path):
+        return "pickle"
+    return "scaled" if is_scaled(read_header(path)) else None
+
+
+def import_file(path: Path, into: Path, what: What) -> None:
     """Convert a file. Raises UsageError for what holds no tensors or more than numbers, ResourceError without room."""
     os.close(open_regular(path))  # refuses what is no file before anybody waits for it
     command = [sys.executable, "-m", "sdforge.run.import_step", str(path.absolute()), str(into.absolute()), what]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.datasets import DECIDE, PICTURES, read_dataset
@@ -31,6 +31,7 @@ from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, s
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
     from sdforge.formats.safetensors import Header
+    from sdforge.import_step import What
 
 STATED = ("prediction", "guidance_free")  # facts that a source can state of a checkpoint
 REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
@@ -184,17 +185,14 @@ class Sources:
         """Say where everything of a source lies. Raises UsageError with the source's name."""
         from sdforge.formats.embedding import read_named
         from sdforge.formats.layout import read_layout, refused_pickle
-        from sdforge.formats.pickled import is_pickle
         from sdforge.formats.safetensors import read_header
+        from sdforge.import_step import needs_import
 
         def header_of(file: Path) -> Header:
-            if file.suffix.lower() in PICTURES:
-                return read_header(self._imported(taken, file, "picture"))
-            if not is_pickle(file):
-                return read_header(file)
-            if taken.table.get("pickle") != "allow":
+            what = needs_import(file)
+            if what == "pickle" and taken.table.get("pickle") != "allow":
                 raise refused_pickle(file)
-            return read_header(self._imported(taken, file, "pickle"))
+            return read_header(self._imported(taken, file, what) if what else file)
 
         try:
             if name := taken.table.get("embedding"):
@@ -203,7 +201,7 @@ class Sources:
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
 
-    def _imported(self, taken: Taken, path: Path, what: Literal["pickle", "picture"]) -> Path:
+    def _imported(self, taken: Taken, path: Path, what: What) -> Path:
         """Return the object of the store into which a file was converted, once for its bytes."""
         from sdforge.import_step import VERSION, import_file
 
@@ -436,7 +434,8 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
         if value["kind"] != "checkpoint" or not value["family"]:
             raise UsageError(f"{taken.id} is no checkpoint, and states {' and '.join(overriding)}", hint="leave it out")
         facts = family(value["family"]).stated(facts | overriding)
-    notes = value["notes"] | {key: table[key] for key in ("licence", "trigger") if table.get(key)}
+    notes = {key: note for key, note in value["notes"].items() if key != "unsaid" or not table.get("prediction")}
+    notes |= {key: table[key] for key in ("licence", "trigger") if table.get(key)}
     notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
     if facts == value["facts"]:
         notes["digest"] = value["digest"]

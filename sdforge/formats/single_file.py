@@ -21,7 +21,13 @@ from sdforge.identity import Json, canonical
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
+SCALE, UNSCALED, SCALED_MARK = ".scale_weight", ".scale_input", "scaled_fp8"  # of fp8 weights with scales beside them
 TOKENIZER = "sdforge.tokenizer"  # metadata: the vocabulary, where it is not the family's usual one
+
+
+def is_scaled(header: Header) -> bool:
+    """Say whether a file's weights are fp8 with scales beside them: `import_step` multiplies them."""
+    return any(name.endswith(SCALE) for name in header.tensors)
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
@@ -35,6 +41,10 @@ def read(path: Path, header: Header) -> Layout:
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     if other := stranger(shapes):
         raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)
+    if is_scaled(header):
+        raise UsageError(
+            f"{path} keeps the scales of its fp8 weights apart", hint="a source or `forge convert` joins them"
+        )
     family = family_of(shapes)
     assert family is not None
     dialect = "SGM" if any(name.startswith("conditioner.") for name in header.tensors) else "LDM"
@@ -64,7 +74,7 @@ def read(path: Path, header: Header) -> Layout:
     _state(path, header.metadata, layout)
     if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in header.metadata]:
         stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
-        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise; its source can"
+        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise"
     layout.facts = family.stated(layout.facts)
     shapes_of = layout.shapes()
     layout.notes["widths"] = family.widths(shapes_of)

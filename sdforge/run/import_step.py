@@ -1,9 +1,10 @@
-"""What cannot be read where it lies → safetensors: `python -m sdforge.run.import_step OLD NEW pickle|picture`.
+"""What cannot be read where it lies → safetensors: `python -m sdforge.run.import_step OLD NEW pickle|picture|scaled`.
 
-Pickles could run code when they are opened, and pictures could unfold to anything. So a process of its own converts
-them, once: without network where the system allows that, with limits on memory, time, open files and what it writes
-that follow from the file's size; of a pickle torch takes numbers and plain containers and refuses everything else
-(`weights_only`). What comes out is flat, name → dense tensor, and no larger than the file.
+Pickles could run code when they are opened, pictures could unfold to anything, and numbers that stand apart from their
+scales are no weights yet. So a process of its own converts them, once: without network where the system allows that,
+with limits on memory, time, open files and what it writes that follow from the file's size. Of a pickle torch takes
+numbers and plain containers and refuses everything else (`weights_only`); what comes out is flat, name → dense tensor,
+and no larger than the file.
 """
 
 from __future__ import annotations
@@ -63,10 +64,14 @@ def main(arguments: list[str]) -> int:
     leave_network()
     size = old.stat().st_size
     from sdforge.run.embedding_picture import read_picture
+    from sdforge.run.scaled import write_scaled
     from sdforge.run.tensors import NAMES, raw
 
     limit(size)
     try:
+        if what == "scaled":
+            write_scaled(old, new)
+            return 0
         tensors, metadata = read_pickle(old) if what == "pickle" else read_picture(old)
         if what == "pickle":
             refuse_larger(old, tensors, size)
@@ -77,7 +82,7 @@ def main(arguments: list[str]) -> int:
         return UsageError.exit_code
     except ForgeError as error:
         print(f"{error.message}\n{error.hint}")
-        return error.exit_code
+        return UsageError.exit_code
     return 0
 
 
@@ -98,7 +103,7 @@ def limit(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     seconds = int(time.process_time()) + SPARE_SECONDS + size // PACE
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    written = size + MOST_HEADER
+    written = 2 * size + MOST_HEADER  # fp8 becomes fp16
     resource.setrlimit(resource.RLIMIT_FSIZE, (written, written))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -30,6 +30,7 @@ from sdforge.graph import Taken as Named
 from sdforge.import_step import import_file
 from sdforge.run.embedding_picture import read_picture
 from sdforge.run.import_step import IGNORED, main, read_pickle
+from sdforge.run.scaled import write_scaled
 from sdforge.session import Session, open_session
 from tests.families.loras import LINEAR, random_lora, write_kohya
 from tests.families.workbench import Taken, take
@@ -322,6 +323,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert in this process, which has torch already."""
 
     def import_here(path: Path, into: Path, what: str) -> None:
+        if what == "scaled":
+            write_scaled(path, into)
+            return
         tensors, metadata = read_pickle(path) if what == "pickle" else read_picture(path)
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, into, metadata)
 
@@ -411,3 +415,45 @@ def test_a_lora_gives_its_embedding_to_a_source_that_names_it(toy: Taken, tmp_pa
         artifact(session(tmp_path, {"line.safetensors": 'embedding = "word"'}), "line")
     assert caught.value.hint == "it carries my.word, other"
     assert take(tmp_path / "line.safetensors").artifact.kind == "lora"
+
+
+# -- fp8 weights whose scales stand beside them ------------------------------------------------------------------------
+
+
+def test_scaled_weights_are_multiplied_once(exported: Path, tmp_path: Path) -> None:
+    whole = load_file(exported / "checkpoint.safetensors")
+    place = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
+    conv = "model.diffusion_model.middle_block.0.in_layers.2"
+    eight = {name: whole[f"{name}.weight"].to(torch.float8_e4m3fn) for name in (place, conv)}
+    scales = {place: torch.tensor(0.5), conv: torch.linspace(0.1, 2, eight[conv].shape[0])}
+    beside = {f"{name}.scale_weight": scale for name, scale in scales.items()}
+    beside |= {f"{place}.scale_input": torch.tensor(3.0), "scaled_fp8": torch.empty(0).to(torch.float8_e4m3fn)}
+    save_file(whole | {f"{name}.weight": t for name, t in eight.items()} | beside, tmp_path / "x.safetensors")
+    import_file(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "scaled")
+    found = load_file(tmp_path / "y.safetensors")
+    assert found.keys() == whole.keys()
+    assert torch.equal(found[f"{place}.weight"], (eight[place].float() * 0.5).half())
+    assert torch.equal(found[f"{conv}.weight"], (eight[conv].float() * scales[conv].reshape(-1, 1, 1, 1)).half())
+    assert all(torch.equal(found[n], t) for n, t in whole.items() if n not in (f"{place}.weight", f"{conv}.weight"))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_scaled_checkpoint_is_a_source_like_any_other(exported: Path, tmp_path: Path) -> None:
+    whole = load_file(exported / "checkpoint.safetensors")
+    name = "model.diffusion_model.out.2"
+    scale = {f"{name}.weight": whole[f"{name}.weight"].to(torch.float8_e5m2), f"{name}.scale_weight": torch.tensor(1.0)}
+    save_file(whole | scale, tmp_path / "x.safetensors")
+    found = artifact(session(tmp_path, {"x.safetensors": ""}), "x")
+    assert (found.kind, found.family, found.components["unet"].dtype) == ("checkpoint", "sd15", "F16")
+    with pytest.raises(UsageError, match="keeps the scales of its fp8 weights apart"):
+        take(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"), [(("b.scale_weight", 1), "no weight that it scales"), (("a.scale_weight", 3), "by 3 numbers")]
+)
+def test_scales_that_belong_to_nothing_are_refused(scale: tuple[str, int], words: str, tmp_path: Path) -> None:
+    weight = torch.ones(2, 2).to(torch.float8_e4m3fn)
+    save_file({"a.weight": weight, scale[0]: torch.ones(scale[1])}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=words):
+        write_scaled(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
