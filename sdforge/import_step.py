@@ -22,7 +22,8 @@ from sdforge.store.files import open_regular
 VERSION = 1  # raised when a file is converted to other tensors, names or metadata
 PATIENCE, PACE = 120, 5 << 20  # seconds, and bytes of the file for one second more
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
-INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SYSTEMROOT")  # and nothing that is secret
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HOME")  # and nothing that is secret
+HOUSE = str(Path(__file__).parents[1])  # where this very code lies
 UNUSABLE = "it is damaged, or made to do harm; get it again from where it came from, best as safetensors"
 
 
@@ -41,7 +42,8 @@ def needs_import(path: Path) -> What | None:
 def import_file(path: Path, into: Path, what: What) -> None:
     """Convert a file. Raises UsageError for what holds no tensors or more than numbers, ResourceError without room."""
     os.close(open_regular(path))  # refuses what is no file before anybody waits for it
-    command = [sys.executable, "-m", "sdforge.run.import_step", str(path.absolute()), str(into.absolute()), what]
+    # -P: modules are not looked for in the folder that the person is in
+    command = [sys.executable, "-P", "-m", "sdforge.run.import_step", str(path.absolute()), str(into.absolute()), what]
     try:
         done = subprocess.run(
             command,
@@ -49,7 +51,7 @@ def import_file(path: Path, into: Path, what: What) -> None:
             capture_output=True,
             text=True,
             errors="replace",
-            env={name: os.environ[name] for name in INHERITED if name in os.environ} | ENVIRONMENT,
+            env=_environment(),
             timeout=PATIENCE + path.stat().st_size / PACE,
             check=False,
         )
@@ -66,3 +68,10 @@ def import_file(path: Path, into: Path, what: What) -> None:
         raise ResourceError(f"{path} could not be converted: the disk is full", hint="make room, and try again")
     last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
     raise UsageError(f"{path} could not be converted: {last[0][:200]}", hint=UNUSABLE)
+
+
+def _environment() -> dict[str, str]:
+    """Return what the process is told: where programs and this code lie."""
+    paths = [HOUSE, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    own = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return own | ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(str(Path(p).absolute()) for p in paths)}
