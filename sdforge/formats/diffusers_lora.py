@@ -18,7 +18,7 @@ from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, family, family_names
 from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.lora import FACTORS as CANONICAL
-from sdforge.formats.lora import family_with, lora_layout, read_scalar
+from sdforge.formats.lora import family_with, lora_layout, read_scalar, refuse_stranger
 from sdforge.formats.safetensors import Entry, Header
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -46,7 +46,8 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to
 def recognises(path: Path, header: Header | None) -> bool:
     if header is None:
         return (path / CONFIG).is_file()
-    return any(name.endswith(tuple(FACTORS)) or PROCESSOR.match(name) for name in header.tensors)
+    ours = any(name.endswith(tuple(FACTORS)) or PROCESSOR.match(name) for name in header.tensors)
+    return ours or any("_lora" in name for name in header.tensors)  # of other programs, for other architectures
 
 
 def read(path: Path, header: Header) -> Layout:
@@ -100,6 +101,7 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
         else:
             size = prod(entry.shape)
             parts[module][factor] = replace(entry, shape=(size, 1)) if factor == "dora_scale" else entry
+    refuse_stranger(path, header.tensors)
     if odd:
         raise UsageError(
             f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",

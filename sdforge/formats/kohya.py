@@ -31,6 +31,7 @@ from sdforge.formats.lora import (
     lora_layout,
     parts_of,
     read_scalar,
+    refuse_stranger,
 )
 from sdforge.formats.safetensors import Entry, Header, header_bytes
 from sdforge.identity import Json
@@ -132,6 +133,7 @@ def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
             return each, table
         known |= set(table)
         best = min(best, missing, key=len)
+    refuse_stranger(path, names)
     first = sorted(best)[:2]
     guess = nearest(first[0], known) if len(best) < len(names) else ""
     raise UsageError(

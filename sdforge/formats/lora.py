@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, families
+from sdforge.families.strangers import FAMILIES_HINT, stranger_adapter
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header
 from sdforge.identity import Json
@@ -210,6 +211,12 @@ def change_of(part: Part, shapes: Shapes) -> Change:
         return (FORMS | BIASES)[part.form].change(shapes)
     except (IndexError, KeyError, TypeError):
         raise ValueError from None
+
+
+def refuse_stranger(path: Path, names: Iterable[str]) -> None:
+    """Refuse a LoRA by the name of its architecture, where it is none of ours but known. Raises UsageError."""
+    if other := stranger_adapter(names):
+        raise UsageError(f"{path} is a LoRA for {other}, which cannot be used here", hint=FAMILIES_HINT)
 
 
 def family_with(modules: Iterable[str]) -> Family | None:
