@@ -1,6 +1,6 @@
 """What the libraries we stand on do to the unwary, where no test of a format or a method says it already.
 
-Elsewhere: folded case and words within words (`test_tokenizers`), names that hide a word (`test_insert`), random rows of
+Elsewhere: folded case and words within words (`test_tokenizers`), names that hide a word (`test_insert`), rows of
 a resized table (`test_load_preset`), pooling past the true end and clip skip (`test_every_family`, `test_sd15_load`),
 names without `text_model.` and slow tokenizers (`test_checkpoint_formats`, `test_oldest_pair`), alphas that differ
 (`test_lora_formats`), metadata in random order (`test_safetensors_format`).
