@@ -284,9 +284,10 @@ class Session:
             if getattr(found_method.module, "CAPTIONS", True):
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
-            unsaid = {link: said for link, said in assumed(step) if link.id not in told}
-            told |= {link.id for link in unsaid}
-            rows += [(f"{link.use.role}.{link.use.reference}", "unsaid", *said, True) for link, said in unsaid.items()]
+            for link, said in assumed(step):
+                if link.id not in told:
+                    rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
+                told.add(link.id)
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
