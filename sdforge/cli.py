@@ -100,6 +100,14 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
+    convert = command("convert", "write a file or folder in another form; nothing is overwritten")
+    convert.add_argument("file", metavar="FILE")
+    convert.add_argument("out", metavar="OUT")
+    convert.add_argument("--to", default="", metavar="FORM", help="as in `[preset] export`; else by the name of OUT")
+    convert.add_argument("--dtype", choices=("fp16", "bf16", "fp32"), default="", help="round the numbers to this type")
+    convert.add_argument("--family", default="", help="for which family it is, where the file does not tell")
+    convert.add_argument("--embedding", default="", metavar="NAME", help="take this embedding out of a LoRA's file")
+    convert.add_argument("--pickle", choices=("refuse", "allow"), default="refuse", help="whether FILE may be a pickle")
     log = command("log", "the last run of a target, and its losses")
     log.add_argument("target", nargs="?", default="", metavar="TARGET")
     log.add_argument(
@@ -283,10 +291,14 @@ def other(wishes: argparse.Namespace) -> int:
     name = wishes.command
     if name in ("schema", "init", "completion"):
         return _without_project(wishes)
-    if name == "show" and (path := _shown_file(wishes)):
-        import sdforge.looking
+    if name == "convert":
+        from sdforge.convert import convert
 
-        sdforge.looking.show_file(path, as_json=wishes.json)
+        return convert(wishes)
+    if name == "show" and (path := _shown_file(wishes)):
+        from sdforge.describe import show_file
+
+        show_file(path, as_json=wishes.json)
         return 0
     if name == "add":
         from sdforge.fetch.command import add

@@ -23,7 +23,7 @@ from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
-from sdforge.session import Session
+from sdforge.session import Session, assumed
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
 UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
@@ -171,6 +171,9 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")
+    said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
+    for text, hint in said.values():
+        say(f"  note: {text}; {hint}")
     counts = [
         f"{sum(s.state == state for s, _ in rows)} {word}"
         for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))

@@ -17,8 +17,6 @@ from sdforge.artifact import Tensor
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.embedding import negative_word, words_of
-from sdforge.formats.layout import Layout, read_layout
-from sdforge.formats.safetensors import read_header
 from sdforge.method import method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
@@ -27,7 +25,6 @@ from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
 from sdforge.store import Result
 
-MOST_TENSORS = 12  # that `show` prints of a file
 MOST_LETTERS = 80  # of what `list --methods` says of one
 CITED = re.compile(r" \([^()]*https?://[^()]*\)")
 MOST_CAPTIONS = 4  # and of a data set
@@ -209,62 +206,6 @@ def _show_pictures(session: Session, result: Result, rows: list[list[Any]]) -> N
     for name in sorted(result.files, key=lambda name: (len(name), name))[:MOST_CAPTIONS]:
         sha256 = result.files[name][0]
         say(f"  {name:<8} {json.dumps(said.get(sha256, ''), ensure_ascii=False)} in {session.store.object(sha256)}")
-
-
-def show_file(path: Path, *, as_json: bool) -> None:
-    """`forge show FILE`: what any safetensors file or checkpoint folder says of itself."""
-    import hashlib
-
-    layout = _layout(path)
-    described: dict[str, Any] = {"path": str(path)}
-    if layout:
-        shapes = {n: len(t) for n, t in layout.shapes().items()}
-        described |= {
-            "kind": layout.kind,
-            "family": layout.family,
-            "facts": layout.facts,
-            "tensors": shapes,
-            "passed": dict(layout.passed),
-        } | layout.notes
-    if path.is_file():
-        header = read_header(path)
-        whole, body = hashlib.sha256(), hashlib.sha256()
-        with path.open("rb") as file:
-            whole.update(file.read(header.data))
-            while chunk := file.read(1 << 20):
-                whole.update(chunk)
-                body.update(chunk)
-        described |= {
-            "bytes": header.size,
-            "sha256": whole.hexdigest(),
-            "autov2": whole.hexdigest()[:10].upper(),
-            "autov3": body.hexdigest()[:12].upper(),
-            "metadata": header.metadata,
-            "dtypes": sorted({e.dtype for e in header.tensors.values()}),
-        }
-        if not layout:
-            described["tensors"] = {
-                name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]
-            }
-    if as_json:
-        print(json.dumps({"v": 1, "event": "file"} | described))
-        return
-    for key, value in described.items():
-        if key == "metadata":
-            for name, text in sorted(value.items()):
-                say(f"  {name}: {text if len(text) <= 100 else f'{text[:97]}… ({len(text):,} characters)'}")
-        else:
-            text = value if isinstance(value, str) else size(value) if key == "bytes" else json.dumps(value)
-            say(f"  {key:<8} {text}")
-
-
-def _layout(path: Path) -> Layout | None:
-    try:
-        return read_layout(path)
-    except UsageError:
-        if path.is_dir():
-            raise
-        return None
 
 
 # -- log ---------------------------------------------------------------------------------------------------------------

@@ -269,6 +269,7 @@ class Session:
         import sdforge.trainings as trainings
 
         found: list[Problem] = []
+        told: set[str] = set()  # sources of which it has been said what is assumed of them
         for step in plan.steps.values():
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
                 continue
@@ -287,6 +288,10 @@ class Session:
             if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
+            for link, said in assumed(step):
+                if link.id not in told:
+                    rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
+                told.add(link.id)
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
@@ -470,6 +475,14 @@ def _unet_of(plan: Plan, identifier: str) -> str:
             break
         identifier = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
     return identifier
+
+
+def assumed(step: Step) -> Iterator[tuple[Link, tuple[str, str]]]:
+    """Yield what is assumed of the checkpoints of a step, as nothing says it: which one, a sentence, how to say it."""
+    for link, artifact in step.inputs:
+        if artifact is not None and "unsaid" in artifact.notes:
+            hint = 'state `prediction` beside its `from`: "v_prediction" (768-v and its like), or "epsilon" if it is so'
+            yield link, (f"`{link.use.reference}`: {artifact.notes['unsaid']}", hint)
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:

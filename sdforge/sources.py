@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,11 +27,14 @@ from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
 from sdforge.references import is_folder, is_remote, parse
 from sdforge.store import COMPLETE, Store
-from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, stat_of, within
+from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, sha256_of, stat_of, within
 
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
+    from sdforge.formats.safetensors import Header
+    from sdforge.import_step import What
 
+STATED = ("prediction", "guidance_free")  # facts that a source can state of a checkpoint
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
@@ -53,6 +57,7 @@ class Sources:
     _stats: dict[str, dict[str, Stat]] = field(default_factory=dict)  # of the files, when they were last looked at
     _paths: dict[str, Path] = field(default_factory=dict)
     _missing: set[str] = field(default_factory=set)
+    _imported_as: dict[Path, Path] = field(default_factory=dict)  # file → the object it was converted to
 
     def expect(self, taken: list[Taken]) -> None:
         """Look many sources up in the stat cache, in one go."""
@@ -148,7 +153,8 @@ class Sources:
                     yield path
         if sha256:
             for folder in self.project.folders:
-                yield from (p for p in sorted(folder.rglob("*.safetensors")) if self.store.digest(p) == sha256)
+                alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
+                yield from (p for p in alike if p.is_file() and self.store.digest(p) == sha256)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -156,7 +162,9 @@ class Sources:
         if taken.kind == "dataset":
             text = json.dumps([taken.table[key] for key in DECIDE])
             return f"dataset:{READER_VERSION}:{path}:{text}"
-        return f"source:{READER_VERSION}:{path}{':ema' if taken.table.get('use_ema') else ''}"
+        table = taken.table
+        said = [table.get("pickle") == "allow", table.get("embedding", ""), table.get("use_ema", False)]
+        return f"source:{READER_VERSION}:{path}" + (f":{json.dumps(said)}" if any(said) else "")
 
     def _look(self, taken: Taken, path: Path) -> dict[str, Any]:
         """Return what is known of a source, reading it if it is new or has changed."""
@@ -194,18 +202,50 @@ class Sources:
 
     def _layout(self, taken: Taken, path: Path) -> Layout:
         """Say where everything of a source lies. Raises UsageError with the source's name."""
-        from sdforge.formats.layout import read_layout
+        from sdforge.formats.embedding import read_named
+        from sdforge.formats.layout import read_layout, refused_pickle
         from sdforge.formats.safetensors import read_header
         from sdforge.formats.single_file import with_ema
+        from sdforge.import_step import needs_import
 
         averaged = bool(taken.table.get("use_ema"))
         if averaged and path.is_dir():
             hint = "leave `use_ema` out, or name the single file"
             raise UsageError(f"{taken.id} is a folder, and only single files hold an averaged copy (EMA)", hint=hint)
+
+        def header_of(file: Path) -> Header:
+            what = needs_import(file)
+            if what == "pickle" and taken.table.get("pickle") != "allow":
+                raise refused_pickle(file)
+            place = self._imported(taken, file, what) if what else file
+            return with_ema(place, read_header(place)) if averaged else read_header(place)
+
         try:
-            return read_layout(path, lambda file: with_ema(file, read_header(file)) if averaged else read_header(file))
+            if name := taken.table.get("embedding"):
+                return read_named(path, header_of(path), name)
+            return read_layout(path, header_of)
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+
+    def _imported(self, taken: Taken, path: Path, what: What) -> Path:
+        """Return the object of the store into which a file was converted, once for its bytes."""
+        from sdforge.import_step import VERSION, import_file
+
+        if not is_remote(taken.table["from"]):
+            self._refuse_outside(taken, path)
+        key = f"imported:{VERSION}:{what}:{self.store.digest(path.absolute())}"
+        sha256 = self.store.index.read_keyed("parsed", "value", "id", [key]).get(key)
+        if not sha256 or not self.store.object(sha256).is_file():
+            work = self.store.workplace()
+            try:
+                import_file(path, work / "imported", what)
+                sha256 = sha256_of(work / "imported")
+                self.store.put_file(work / "imported", sha256)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            self.store.index.put("parsed", {key: sha256})
+        self._imported_as[path] = self.store.object(sha256)
+        return self._imported_as[path]
 
     def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         from sdforge.formats.tokenizer import tokenizer_identity
@@ -216,13 +256,15 @@ class Sources:
             for file in layout.files:
                 self._refuse_outside(taken, file)
         digests, tensors = self._hash(taken, layout)
+        homes = [self._imported_as[file].name if file in self._imported_as else "" for file in layout.files]
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
         for tensor in layout.tensors:
             sha256, xxh3 = tensors[tensor]
             identity = tensor_identity(tensor.dtype, tensor.shape, sha256)
             # a matrix that its file holds transposed is an object of the store, as nothing else has its bytes
-            spot = Spot(sha256, 0) if tensor.turned else Spot(digests[tensor.file], tensor.offset)
+            home = homes[tensor.file] or digests[tensor.file]
+            spot = Spot(sha256, 0) if tensor.turned else Spot(home, tensor.offset)
             rows.setdefault(tensor.component, []).append(
                 Tensor(tensor.name, tensor.dtype, tensor.shape, identity, sha256, xxh3, spot)
             )
@@ -246,7 +288,7 @@ class Sources:
                 for file, digest in zip(layout.files, digests, strict=True)
             },
             "size": sum(file.stat().st_size for file in layout.files),
-            "objects": [tensors[tensor][0] for tensor in layout.tensors if tensor.turned],
+            "objects": [tensors[tensor][0] for tensor in layout.tensors if tensor.turned] + [h for h in homes if h],
         }
         folders = {file.parent for file in layout.files} | {path} if path.is_dir() else set()
         return value, [*layout.files, *sorted(folders)]
@@ -296,7 +338,7 @@ class Sources:
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
             whole = hashlib.sha256()
-            fd = open_regular(file)
+            fd = open_regular(self._imported_as.get(file, file))
             try:
                 place = 0
                 for tensor in mine:
@@ -325,6 +367,9 @@ class Sources:
                     done += len(chunk)
             finally:
                 os.close(fd)
+            if file in self._imported_as:
+                digests.append(self.store.digest(file.absolute()))
+                continue
             digests.append(whole.hexdigest())
             if stat is not None:
                 self.store.remember(file.absolute(), stat, digests[-1], looked)
@@ -364,7 +409,12 @@ class Sources:
 
 
 def _is_pictures(taken: Taken, path: Path) -> bool:
-    return taken.kind == "dataset" or (path.suffix.lower() in PICTURES and not path.is_dir())
+    """Say whether a source is a data set, or a picture that is none of those that carry an embedding."""
+    if taken.kind == "dataset" or path.suffix.lower() not in PICTURES or path.is_dir():
+        return taken.kind == "dataset"
+    from sdforge.formats.embedding import carries_embedding
+
+    return not taken.table.get("embedding") and not carries_embedding(path)
 
 
 def _chunks(fd: int, start: int, end: int | None) -> Iterator[bytes]:
@@ -408,10 +458,12 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
         return Artifact("picture", whole=value["identity"], notes={"rows": value["rows"], "names": value["names"]})
     _refuse_other(taken, value["files"])
     facts = dict(value["facts"])
-    if table.get("prediction"):
-        facts["prediction"] = table["prediction"]
-        facts = family(value["family"]).stated(facts)
-    notes = value["notes"] | {key: table[key] for key in ("licence", "trigger") if table.get(key)}
+    if overriding := {fact: table[fact] for fact in STATED if table.get(fact)}:
+        if value["kind"] != "checkpoint" or not value["family"]:
+            raise UsageError(f"{taken.id} is no checkpoint, and states {' and '.join(overriding)}", hint="leave it out")
+        facts = family(value["family"]).stated(facts | overriding)
+    notes = {key: note for key, note in value["notes"].items() if key != "unsaid" or not table.get("prediction")}
+    notes |= {key: table[key] for key in ("licence", "trigger") if table.get(key)}
     notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
     if facts == value["facts"]:
         notes["digest"] = value["digest"]

@@ -36,6 +36,17 @@ class Source(Table):
     use_ema: bool = Field(
         False, description="take the averaged copy of the U-Net (EMA) that a single file holds beside it"
     )
+    guidance_free: bool = Field(False, description="whether it was distilled to be drawn from without guidance")
+    pickle: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="allow: .ckpt, .pt and .bin are converted once, in a limited process that runs nothing of them",
+    )
+    embedding: str = Field(
+        "",
+        max_length=64,
+        description="take only the embedding of this name: from a LoRA's file that carries some, or from the pixels "
+        "of a picture",
+    )
 
 
 @final

@@ -37,7 +37,7 @@ from sdforge.formats.own import own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
-from sdforge.formats.tokenizer import stands_in, tokenizer_files
+from sdforge.formats.tokenizer import USUAL, stands_in, tokenizer_files, usual_words
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
@@ -48,7 +48,6 @@ MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
-USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
 DIFFUSERS = ".diffusers"  # behind the name of the file of a LoRA or embedding as diffusers writes them
 STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
@@ -199,7 +198,8 @@ class _Writing:
                 return [transposed(b"".join(chunks), shape[0], ITEM_SIZE[dtype])]
             return _first(chunks, prod(shape) * ITEM_SIZE[dtype])
 
-        vocabulary = self.checkpoint.vocabulary if words != USUAL_WORDS else None
+        known = words == USUAL and self.checkpoint.vocabulary == usual_words()
+        vocabulary = None if known else self.checkpoint.vocabulary
         metadata = {
             **self._spec(self.family.spec(facts), self.family.fact(facts, "resolution")),
             **stated_metadata(facts, vocabulary),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from sdforge.families.stable_diffusion import UNET, channels
@@ -22,6 +23,15 @@ TELLTALE = {
     "joint_blocks.0.x_block.attn.qkv.weight": SD3,
 }
 NETWORKS = {"FluxTransformer2DModel": FLUX, "SD3Transformer2DModel": SD3}
+# what stands in the names of LoRAs' tensors, however they are spelled → for which architecture those are
+ADAPTED = {
+    "double_blocks": "FLUX",
+    "single_blocks": "FLUX",
+    "single_transformer_blocks": "FLUX",
+    "joint_blocks": "Stable Diffusion 3",
+    "transformer.transformer_blocks": "Stable Diffusion 3",  # FLUX' have single ones too
+    "lora_te3_": "Stable Diffusion 3 or FLUX",
+}
 
 
 def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
@@ -34,6 +44,12 @@ def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
     if "edm_vpred.sigma_max" in shapes:
         return "a checkpoint that predicts as EDM does"
     return TOLD.get(channels(shapes), "")
+
+
+def stranger_adapter(names: Iterable[str]) -> str:
+    """Say for which architecture a LoRA with tensors of these names is, if that is none of ours but known."""
+    whole = " ".join(names)
+    return next((title for part, title in ADAPTED.items() if part in whole), "")
 
 
 def stranger_folder(configs: dict[str, dict[str, Any]]) -> str:

@@ -13,8 +13,8 @@ from sdforge.errors import UsageError
 from sdforge.families.naming import clip_vision_names
 from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD
 from sdforge.formats.diffusers_folder import read_json, weight_files
-from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Header, read_header
+from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.safetensors import Header
 from sdforge.identity import Json
 
 NAME = "clip"
@@ -40,14 +40,14 @@ def recognises(path: Path, header: Header | None) -> bool:
     return header is None and config.is_file() and read_json(config).get("model_type") == "clip"
 
 
-def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
-    layout = Layout(NAME, "", [path / "config.json"])
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:
+    layout = Layout(NAME, "", [path / "config.json"], dialect="transformers")
     layout.facts = _facts(path, layout)
     known = {name.canonical: name for name in clip_vision_names("image_encoder", "", MOST_LAYERS)}
     here: set[str] = set()
     for file in weight_files(path, "image_encoder"):
         layout.files.append(file)
-        for raw, entry in read_header(file).tensors.items():
+        for raw, entry in header_of(file).tensors.items():
             if raw.startswith("text_model."):
                 layout.passed["the text model: a checkpoint's own is used"] += 1
             elif raw == "logit_scale" or raw.endswith("position_ids"):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
+from sdforge.formats.kohya import BUNDLED
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import lora_layout
 from sdforge.formats.safetensors import Entry, Header
@@ -30,16 +31,15 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and any(KEY.match(name) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     found: dict[str, dict[int, dict[str, Entry]]] = {}
-    embeddings = 0
+    embeddings = []
     for raw, entry in header.tensors.items():
         if match := KEY.match(raw):
             component, place, side = match.groups()
             found.setdefault(component, {}).setdefault(int(place), {})[f"lora_{side}"] = entry
         elif header.metadata.get(raw) == EMBEDDING:
-            embeddings += 1
+            embeddings.append(raw)
         else:
             raise UsageError(f"{path} holds {raw}, which cannot be read here")
     for component in found:
@@ -52,8 +52,10 @@ def read(path: Path, header: Header | None) -> Layout:
         raise UsageError(f"{path} has factors for more layers than any family known here has")
     entries = {walk[component][place]: own for component, table in found.items() for place, own in table.items()}
     layout = lora_layout(path, family(name), entries, {})
+    layout.dialect = "cloneofsimo"
     if embeddings:
-        layout.passed["embeddings that came with the LoRA: name them as a source of their own"] = embeddings
+        layout.passed[BUNDLED] = len(embeddings)
+        layout.notes["embeddings"] = sorted(embeddings)
     return layout
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, families
-from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Entry, Header, read_header
+from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.safetensors import Entry, Header
 from sdforge.identity import Json
 
 NAME = "custom"
@@ -57,30 +57,38 @@ def row_file(encoder: str, word: int) -> str:
 
 def recognises(path: Path, header: Header | None) -> bool:
     if header is None:
-        return (path / MATRICES).is_file()
+        return _there(path / MATRICES).is_file()
     return any(canonical_name(name) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    if header is not None:
-        layout = Layout(NAME, "", [path])
-        _read_matrices(layout, path, header)
-        return layout
-    layout = Layout(NAME, "", [path / MATRICES])
-    _read_matrices(layout, path / MATRICES, read_header(path / MATRICES))
+def _there(path: Path) -> Path:
+    """Return a file, or the pickle that stands in its place."""
+    return path if path.is_file() else path.with_suffix(".bin")
+
+
+def read(path: Path, header: Header) -> Layout:
+    layout = Layout(NAME, "", [path], dialect="diffusers")
+    _read_matrices(layout, path, header)
+    return layout
+
+
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:
+    matrices = _there(path / MATRICES)
+    layout = Layout(NAME, "", [matrices], dialect="diffusers")
+    _read_matrices(layout, matrices, header_of(matrices))
     words: list[str] = []
-    while (path / row_file("text_encoder", len(words))).is_file():
+    while _there(path / row_file("text_encoder", len(words))).is_file():
         found = {
-            _read_rows(layout, row_name(encoder, len(words)), file)
+            _read_rows(layout, row_name(encoder, len(words)), file, header_of)
             for encoder in ROWS
-            if (file := path / row_file(encoder, len(words))).is_file()
+            if (file := _there(path / row_file(encoder, len(words)))).is_file()
         }
         if len(found) > 1:
             raise UsageError(f"{path} has rows of different words for its text encoders: {' and '.join(sorted(found))}")
         words += found
-    others = [file for file in sorted(path.glob("*.safetensors")) if file.name != MATRICES]
+    others = [file for file in sorted(path.glob(f"*{matrices.suffix}")) if file != matrices]
     if not words and len(others) == 1:  # under the word's own name, as diffusers' example script writes it
-        words = [_read_rows(layout, "text_encoder", others[0])]
+        words = [_read_rows(layout, "text_encoder", others[0], header_of)]
     if words:
         layout.facts["token"] = words[0]
     if words[1:]:
@@ -107,9 +115,9 @@ def _family(path: Path, names: set[str]) -> Family:
     raise UsageError(f"{path} changes layers that no family known here has", hint="is it for another architecture?")
 
 
-def _read_rows(layout: Layout, name: str, path: Path) -> str:
+def _read_rows(layout: Layout, name: str, path: Path, header_of: HeaderOf) -> str:
     """Read the rows of one word; return the word."""
-    header = read_header(path)
+    header = header_of(path)
     words = [(word, entry) for word, entry in header.tensors.items() if len(entry.shape) in (1, 2)]
     if len(words) != 1 or len(header.tensors) != 1:
         raise UsageError(f"{path} does not hold the rows of one word")

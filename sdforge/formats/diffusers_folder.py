@@ -10,13 +10,14 @@ from sdforge.errors import UsageError
 from sdforge.families import Family, families
 from sdforge.families.naming import VAE_ATTENTION_OLD
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
-from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Header, read_header
+from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.safetensors import Header
 from sdforge.formats.tokenizer import read_padding, read_tokenizer
 from sdforge.identity import Json
 
 # elsewhere it is `diffusion_pytorch_model`
 WEIGHTS = {"text_encoder": "model", "text_encoder_2": "model", "image_encoder": "model"}
+PICKLED = {"model": "pytorch_model"}  # what transformers' weights are called where they are pickles
 LIKE = "safety_checker", "feature_extractor", "image_encoder"  # parts of a pipeline that no recipe asks for
 MOST_CONFIG = 4 << 20  # bytes
 
@@ -25,17 +26,17 @@ def recognises(path: Path, header: Header | None) -> bool:
     return header is None and (path / "model_index.json").is_file()
 
 
-def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     configs = {p.parent.name: read_json(p) for p in sorted(path.glob("*/*config.json")) if "tokenizer" not in p.name}
     found = _family(path, configs)
-    layout = Layout("checkpoint", found.name, [])
+    layout = Layout("checkpoint", found.name, [], dialect="diffusers")
     try:
         layout.facts = found.facts_of_folder(configs)
     except UsageError as error:
         raise UsageError(f"{path} {error.message}", error.hint) from None
     for component in found.networks:
         if (path / component).is_dir():
-            _read_component(path, component, found, layout)
+            _read_component(path, component, found, layout, header_of)
     _read_tokenizers(path, found, layout)
     layout.files += sorted(p for p in path.glob("*/*config.json") if p not in layout.files)
     for part in LIKE:
@@ -87,31 +88,48 @@ def _family(path: Path, configs: dict[str, dict[str, Any]]) -> Family:
 
 
 def weight_files(folder: Path, component: str) -> list[Path]:
-    """Return the files that hold a component: all shards, or the full one rather than a variant such as `.fp16`."""
+    """Return the files that hold a component: all shards, or the full one rather than a variant such as `.fp16`.
+
+    Pickles only where there is nothing else.
+    """
     stem = WEIGHTS.get(component, "diffusion_pytorch_model")
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        names = read_json(index).get("weight_map", {})
-        files = {str(name) for name in names.values()} if isinstance(names, dict) else set()
-        if not files or any("/" in name or name.startswith(".") for name in files):
-            raise UsageError(f"{index} names no files beside it")
-        return [folder / name for name in sorted(files)]
-    plain = folder / f"{stem}.safetensors"
+    for name, ending in ((stem, "safetensors"), (PICKLED.get(stem, stem), "bin")):
+        if files := _files_called(folder, name, ending):
+            return files
+    raise UsageError(f"{folder} holds no {stem}.safetensors")
+
+
+def _files_called(folder: Path, stem: str, ending: str) -> list[Path]:
+    for index in (folder / f"{stem}.{ending}.index.json", *sorted(folder.glob(f"{stem}.{ending}.index.*.json"))):
+        if index.is_file():
+            return _shards(index)
+    plain = folder / f"{stem}.{ending}"
     if plain.is_file():
         return [plain]
-    variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-    if len(variants) == 1:
-        return variants
-    reason = "holds weights only as pickles" if list(folder.glob("*.bin")) else f"holds no {stem}.safetensors"
-    raise UsageError(f"{folder} {reason}", hint="convert it to safetensors first")
+    # shards of a variant are called as it is, and stand in an index of their own
+    variants = [file for file in sorted(folder.glob(f"{stem}.*.{ending}")) if "-of-" not in file.name]
+    if len(variants) > 1:
+        raise UsageError(
+            f"{folder} holds {stem} in several types: {', '.join(file.name for file in variants)}",
+            hint=f"leave one there, or call the one that is meant {plain.name}",
+        )
+    return variants
 
 
-def _read_component(path: Path, component: str, found: Family, layout: Layout) -> None:
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map", {})
+    files = {str(name) for name in names.values()} if isinstance(names, dict) else set()
+    if not files or any("/" in name or name.startswith(".") for name in files):
+        raise UsageError(f"{index} names no files beside it")
+    return [index.parent / name for name in sorted(files)]
+
+
+def _read_component(path: Path, component: str, found: Family, layout: Layout, header_of: HeaderOf) -> None:
     known = {name.canonical: name for name in found.names() if name.component == component}
     here, unknown = set(), []
     for file in weight_files(path / component, component):
         layout.files.append(file)
-        for raw, entry in read_header(file).tensors.items():
+        for raw, entry in header_of(file).tensors.items():
             name = _canonical(component, raw)
             if raw.endswith("position_ids"):
                 layout.passed["position ids, which are 0 … 76"] += 1

@@ -18,10 +18,10 @@ from typing import Any
 
 from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, family, family_names
-from sdforge.formats.layout import Layout
+from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.lora import FACTORS as CANONICAL
-from sdforge.formats.lora import Shape, alpha_of, family_with, lora_layout, read_scalar
-from sdforge.formats.safetensors import Entry, Header, read_header
+from sdforge.formats.lora import Shape, alpha_of, family_with, lora_layout, read_scalar, refuse_stranger
+from sdforge.formats.safetensors import Entry, Header
 from sdforge.identity import Json, canonical
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -39,7 +39,8 @@ FACTORS = {
 }
 PROCESSOR = re.compile(r"^(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
 METADATA = "lora_adapter_metadata"  # since diffusers 0.35: {"unet.r": 8, "unet.lora_alpha": 16, …}
-CONFIG, WEIGHTS, PEFT = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+CONFIG, PEFT = "adapter_config.json", "base_model.model."
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there
 MOST_CONFIG = 4 << 20  # bytes
 KINDS = ("LORA", "LOHA", "LOKR", "OFT")  # of PEFT's adapters
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to begin a LoRA, of which some move W too
@@ -48,24 +49,26 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to
 def recognises(path: Path, header: Header | None) -> bool:
     if header is None:
         return (path / CONFIG).is_file()
-    return any(name.endswith(tuple(FACTORS)) or PROCESSOR.match(name) for name in header.tensors)
+    ours = any(name.endswith(tuple(FACTORS)) or PROCESSOR.match(name) for name in header.tensors)
+    return ours or any("_lora" in name for name in header.tensors)  # of other programs, for other architectures
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    if header is None:
-        return _read_folder(path)
+def read(path: Path, header: Header) -> Layout:
     if any(name.startswith(PEFT) for name in header.tensors) and METADATA not in header.metadata:
         raise UsageError(
             f"{path} does not state its alpha, which lies in {CONFIG} beside it", hint="name the folder as the source"
         )
-    return _read(path, header, _stated(path, header.metadata))
+    layout = _read(path, header, _stated(path, header.metadata))
+    layout.dialect = "diffusers, before PEFT" if any(map(PROCESSOR.match, header.tensors)) else "diffusers"
+    return layout
 
 
-def _read_folder(folder: Path) -> Layout:
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     """Read PEFT's folder: one network's adapter, with what its configuration states."""
-    config, path = folder / CONFIG, folder / WEIGHTS
+    folder, config = path, path / CONFIG
+    path = next((file for name in WEIGHTS if (file := folder / name).is_file()), folder / WEIGHTS[0])
     if not path.is_file():
-        raise UsageError(f"{folder} has an {CONFIG} and no {WEIGHTS}")
+        raise UsageError(f"{folder} has an {CONFIG} and no {path.name}")
     try:
         value = json.loads(config.read_bytes()) if config.stat().st_size <= MOST_CONFIG else None
     except (ValueError, RecursionError):
@@ -79,8 +82,9 @@ def _read_folder(folder: Path) -> Layout:
         raise UsageError(f"{folder} began as {begun}, which changed the checkpoint too: it fits no other")
     if value.get("coft"):
         raise UsageError(f"{folder} is a constrained OFT of PEFT, which cannot be read here")
-    layout = _read(path, read_header(path), {f"*.{key}": setting for key, setting in value.items()})
+    layout = _read(path, header_of(path), {f"*.{key}": setting for key, setting in value.items()})
     layout.files.append(config)
+    layout.dialect = "PEFT"
     if kind == "OFT" and value.get("use_cayley_neumann", True):
         layout.facts["neumann"] = int(value.get("num_cayley_neumann_terms", 5))
     return layout
@@ -92,7 +96,7 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
     for raw, entry in header.tensors.items():
         module, factor = _split(raw)
         if raw.endswith(".alpha"):
-            alphas[_spelled(raw.removesuffix(".alpha"))] = read_scalar(path, entry)
+            alphas[_spelled(raw.removesuffix(".alpha"))] = read_scalar(path, header, entry)
         elif not factor:
             odd.append(raw)
         elif factor in parts.setdefault(module, {}):
@@ -100,6 +104,7 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
         else:
             size = prod(entry.shape)
             parts[module][factor] = replace(entry, shape=(size, 1)) if factor == "dora_scale" else entry
+    refuse_stranger(path, header.tensors)
     if odd:
         raise UsageError(
             f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",

@@ -7,7 +7,7 @@ structure: widths of the layers' inputs and of the last output, in widths of the
 activation: behind every layer but the last (`activate_output`: behind that too); layer_norm: behind that, everywhere.
 attention: `cross`, where only what the conditioning is turned into is changed; else every attention of that width is.
 
-No other program has a safetensors form, so it is ours (see `own`). Pickles are read by `sdforge.run.hypernetwork_pt`.
+No other program has a safetensors form, so it is ours (see `own`); pickles are converted into it.
 """
 
 from __future__ import annotations
@@ -131,9 +131,8 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header.metadata.get(KIND) == NAME or any(TENSOR.fullmatch(name) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
-    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
+def read(path: Path, header: Header) -> Layout:
+    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header), dialect="sdforge")
     layout.tensors = [Found(NAME, name, e.dtype, e.shape, 0, e.offset) for name, e in header.tensors.items()]
     check_shapes(str(path), {name: entry.shape for name, entry in header.tensors.items()}, layout.facts)
     return layout

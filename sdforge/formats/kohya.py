@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, families
 from sdforge.families.stable_diffusion import UNET
+from sdforge.formats.embedding import BUNDLE, carried
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import (
     BIASES,
@@ -34,6 +35,7 @@ from sdforge.formats.lora import (
     lora_layout,
     parts_of,
     read_scalar,
+    refuse_stranger,
 )
 from sdforge.formats.safetensors import Entry, Header, header_bytes
 from sdforge.identity import Json
@@ -58,8 +60,7 @@ SUFFIXES = {f".{SPELLED.get(name, name)}": name for name in sorted(FACTORS - {UN
 ALPHA, ON_INPUT = ".alpha", ".on_input"
 # how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
 STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_", "oft_": "lora_"}
-EMBEDDING = "bundle_emb."
-BUNDLED = "embeddings that came with the LoRA (bundle_emb): name them as a source of their own"
+BUNDLED = "embeddings that came with the LoRA: a source of this file that states `embedding` takes one"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
 DYNAMIC = "Dynamic"  # what kohya's scripts state where every module has its own
 WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
@@ -69,18 +70,17 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and any(name.startswith(("lora_", *STARTS)) for name in header.tensors)
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     parts: dict[str, dict[str, Entry]] = {}
-    alphas, on_input, odd, embeddings = {}, {}, [], 0
+    alphas, on_input, odd = {}, {}, []
     for raw, entry in header.tensors.items():
         module, name = _split(raw)
-        if raw.startswith(EMBEDDING):
-            embeddings += 1
-        elif name == ALPHA:
-            alphas[module] = read_scalar(path, entry)
+        if raw.startswith(BUNDLE):
+            continue
+        if name == ALPHA:
+            alphas[module] = read_scalar(path, header, entry)
         elif name == ON_INPUT:
-            on_input[module] = read_scalar(path, entry)
+            on_input[module] = read_scalar(path, header, entry)
         elif name and name in parts.setdefault(module, {}):
             raise UsageError(f"{path} has a factor of {module} twice, in two spellings")
         elif name:
@@ -107,8 +107,12 @@ def read(path: Path, header: Header | None) -> Layout:
         {names[module]: entries for module, entries in parts.items()},
         {names[module]: alpha for module, alpha in alphas.items()},
     )
-    if embeddings:
-        layout.passed[BUNDLED] = embeddings
+    known = {"lora_down", "lora_up"}
+    plain = all(set(entries) <= known for entries in parts.values())
+    layout.dialect = "kohya" if plain and not any(raw.startswith("lycoris_") for raw in header.tensors) else "LyCORIS"
+    if embeddings := carried(header):
+        layout.passed[BUNDLED] = sum(map(len, embeddings.values()))
+        layout.notes["embeddings"] = sorted(embeddings)
     for key, note in (("modelspec.title", "title"), ("modelspec.trigger_phrase", "trigger")):
         if key in header.metadata:
             layout.notes[note] = header.metadata[key]
@@ -135,6 +139,7 @@ def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
             return each, table
         known |= set(table)
         best = min(best, missing, key=len)
+    refuse_stranger(path, names)
     first = sorted(best)[:2]
     guess = nearest(first[0], known) if len(best) < len(names) else ""
     raise UsageError(

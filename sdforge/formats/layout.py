@@ -1,7 +1,8 @@
 """What a reader of a foreign file finds, and which reader is asked.
 
-A reader is a module with `recognises(header or folder)` and `read(path)`; it brings what it finds to our canonical
-names, splits and shapes, and says what it read over. READERS lists them in the order in which they are asked.
+A reader is a module with `recognises(path, header)` and `read(path, header)` for files, `read_folder(path, header_of)`
+for folders; it brings what it finds to our canonical names, splits and shapes, and says what it read over. READERS
+lists them in the order in which they are asked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
+from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.identity import Json
 
@@ -74,6 +76,7 @@ class Layout:
     files: all files whose bytes count, the path of a folder source included as its files.
     tokenizer: {"vocab": word → id, "merges": […]} where the source carries one.
     passed: reason → number of tensors that were read over for it.
+    dialect: whose way of writing files it is.
     """
 
     kind: str
@@ -84,6 +87,7 @@ class Layout:
     notes: dict[str, Any] = field(default_factory=dict)
     tokenizer: dict[str, Any] | None = None
     passed: Counter[str] = field(default_factory=Counter)
+    dialect: str = ""
 
     def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
         """Return component → name → shape."""
@@ -93,6 +97,9 @@ class Layout:
         return found
 
 
+HeaderOf = Callable[[Path], Header]  # a file's header; of a pickle that of the file into which it was converted
+
+
 class Reader(Protocol):
     """What a module of READERS offers."""
 
@@ -100,8 +107,12 @@ class Reader(Protocol):
         """Say whether this is the reader for a file (with its header) or a folder (without)."""
         ...
 
-    def read(self, path: Path, header: Header | None) -> Layout:
-        """Return where everything lies. Raises UsageError for what can never be used."""
+    def read(self, path: Path, header: Header) -> Layout:
+        """Return where everything in a file lies. Raises UsageError for what can never be used."""
+        ...
+
+    def read_folder(self, path: Path, header_of: HeaderOf) -> Layout:
+        """Return where everything in a folder lies. Raises UsageError for what can never be used."""
         ...
 
 
@@ -110,22 +121,30 @@ def _readers() -> tuple[Reader, ...]:
     return tuple(importlib.import_module(f"sdforge.formats.{name}") for name in READERS)
 
 
-def read_layout(path: Path, header_of: Callable[[Path], Header] = read_header) -> Layout:
+def header_of_safe(path: Path) -> Header:
+    """Return a file's header. Raises UsageError for pickles, which nobody allowed to be opened."""
+    if is_pickle(path):
+        raise refused_pickle(path)
+    return read_header(path)
+
+
+def refused_pickle(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is a pickle, which could run code when it is opened",
+        hint='convert it to safetensors, or state `pickle = "allow"` beside `from`: then it is converted once, in a '
+        "limited process that takes numbers and runs nothing",
+    )
+
+
+def read_layout(path: Path, header_of: HeaderOf = header_of_safe) -> Layout:
     """Read a source: recognise its format from header or folder, and say where everything lies.
 
     header_of: how a single file is looked at. Raises UsageError with one sentence that names the path.
     """
-    header = None
-    if not path.is_dir():
-        if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
-            raise UsageError(
-                f"{path} is a pickle, which could run code when it is opened",
-                hint="convert it to safetensors, and name that file",
-            )
-        header = header_of(path)
+    header = None if path.is_dir() else header_of(path)
     for reader in _readers():
         if reader.recognises(path, header):
-            return reader.read(path, header)
+            return reader.read(path, header) if header else reader.read_folder(path, header_of)
     what = "folder" if header is None else "safetensors file"
     names = ", ".join(sorted(header.tensors)[:3]) if header else ""
     raise UsageError(

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, families
+from sdforge.families.strangers import FAMILIES_HINT, stranger_adapter
 from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Entry
+from sdforge.formats.safetensors import Entry, Header
 from sdforge.identity import Json
 
 Shape = tuple[int, ...]
@@ -212,6 +213,12 @@ def change_of(part: Part, shapes: Shapes) -> Change:
         raise ValueError from None
 
 
+def refuse_stranger(path: Path, names: Iterable[str]) -> None:
+    """Refuse a LoRA by the name of its architecture, where it is none of ours but known. Raises UsageError."""
+    if other := stranger_adapter(names):
+        raise UsageError(f"{path} is a LoRA for {other}, which cannot be used here", hint=FAMILIES_HINT)
+
+
 def family_with(modules: Iterable[str]) -> Family | None:
     """Return the family that has all these modules (`component.path`), or None."""
     wanted = set(modules)
@@ -292,11 +299,11 @@ def alpha_of(facts: dict[str, Json], module: str, neutral: int) -> float:
     return float(alpha[module] if isinstance(alpha, dict) else alpha)
 
 
-def read_scalar(path: Path, entry: Entry) -> float:
-    """Read a tensor of one element. Raises UsageError for types that hold no plain number."""
+def read_scalar(path: Path, header: Header, entry: Entry) -> float:
+    """Read a tensor of one element of a source. Raises UsageError for types that hold no plain number."""
     if prod(entry.shape) != 1 or entry.dtype not in (*SCALAR, "BF16"):
         raise UsageError(f"{path} states an alpha that is no number")
-    with path.open("rb") as file:
+    with header.file.open("rb") as file:
         raw = os.pread(file.fileno(), entry.size, entry.offset)
     if entry.dtype == "BF16":
         raw, form = b"\0\0" + raw, "<f"

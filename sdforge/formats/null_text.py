@@ -29,9 +29,8 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and header.metadata.get(KIND) == NAME
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
-    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header))
+def read(path: Path, header: Header) -> Layout:
+    layout = Layout(NAME, header.metadata.get(FAMILY, ""), [path], facts=_facts(path, header), dialect="sdforge")
     for name, entry in header.tensors.items():
         layout.tensors.append(Found(NAME, name, entry.dtype, entry.shape, 0, entry.offset))
     shapes = layout.shapes().get(NAME, {})

@@ -45,9 +45,8 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return header is not None and header.metadata.get(KIND) in READ
 
 
-def read(path: Path, header: Header | None) -> Layout:
+def read(path: Path, header: Header) -> Layout:
     """Read a file of one of the kinds that have a single component."""
-    assert header is not None
     try:
         kind, facts = own_statement(header.metadata)
     except ValueError:
@@ -57,7 +56,7 @@ def read(path: Path, header: Header | None) -> Layout:
     needed, width = READ[kind]
     if needed not in header.tensors or not header.tensors[needed].shape:
         raise UsageError(f"{path} holds no {needed}, which is what a file of its kind is about")
-    layout = Layout(kind, header.metadata.get(FAMILY, ""), [path], facts=facts)
+    layout = Layout(kind, header.metadata.get(FAMILY, ""), [path], facts=facts, dialect="sdforge")
     for name, entry in header.tensors.items():
         layout.tensors.append(Found(kind, name, entry.dtype, entry.shape, 0, entry.offset))
     layout.notes["widths"] = {width: header.tensors[needed].shape[-1]}

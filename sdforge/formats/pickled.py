@@ -1,7 +1,8 @@
 """Pickles as `torch.save` writes them, for programs that read nothing else: written here without running torch.
 
 A zip of stored files: `data.pkl` (opcodes of pickle's protocol 2; tensors are rebuilt by `torch._utils`), the bytes of
-each tensor, and a version. What is written here loads with `weights_only=True`. Nothing here reads a pickle.
+each tensor, and a version. What is written here loads with `weights_only=True`. Nothing here reads a pickle: one is
+told by its first bytes, and `import_step` has it converted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 STORAGES = {"F16": "HalfStorage", "BF16": "BFloat16Storage", "F32": "FloatStorage", "F64": "DoubleStorage"}
+ENDINGS = (".ckpt", ".pt", ".pth", ".bin")  # of files that are pickles unless they begin as safetensors do
 ROOT = "archive"
 BEFORE_ALL = (1980, 1, 1, 0, 0, 0)  # the first date that a zip can state, so that equal files are equal bytes
 
@@ -24,6 +26,18 @@ class Pickled(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[bytes]]
+
+
+def is_pickle(path: Path) -> bool:
+    """Say whether a file is a pickle, bare or in a zip, by how it begins; what cannot be looked into, by its ending."""
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(9)
+    if start[8:] == b"{":
+        return False
+    bare = start[:1] == b"\x80" and start[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    return bare or start.startswith(b"PK\3\4") or path.suffix in ENDINGS
 
 
 def write_pickle(path: Path, value: Any) -> None:

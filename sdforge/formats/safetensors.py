@@ -52,12 +52,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that a safetensors file says about itself. `data` is where the tensors' bytes begin."""
+    """All that a safetensors file says about itself. `data` is where the tensors' bytes begin in `file`."""
 
     tensors: dict[str, Entry]
     metadata: dict[str, str]
     data: int
     size: int
+    file: Path
 
 
 def read_header(path: Path) -> Header:
@@ -120,7 +121,7 @@ def _checked(path: Path, header: dict[str, Any], data: int, size: int) -> Header
         end += entry.size
     if end != size:
         raise _unsound(path, f"should be {end:,} bytes long and has {size:,}")
-    return Header(tensors, metadata, data, size)
+    return Header(tensors, metadata, data, size, path)
 
 
 def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:

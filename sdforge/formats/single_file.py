@@ -12,16 +12,23 @@ from typing import Any, NamedTuple
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, family_of
-from sdforge.families.stable_diffusion import EMA, UNET
+from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header
+from sdforge.formats.tokenizer import USUAL, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
+SCALE, UNSCALED, SCALED_MARK = ".scale_weight", ".scale_input", "scaled_fp8"  # of fp8 weights with scales beside them
 TOKENIZER = "sdforge.tokenizer"  # metadata: the vocabulary, where it is not the family's usual one
+
+
+def is_scaled(header: Header) -> bool:
+    """Say whether a file's weights are fp8 with scales beside them: `import_step` multiplies them."""
+    return any(name.endswith(SCALE) for name in header.tensors)
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
@@ -31,14 +38,18 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
     return bool(family_of(shapes) or stranger(shapes))
 
 
-def read(path: Path, header: Header | None) -> Layout:
-    assert header is not None
+def read(path: Path, header: Header) -> Layout:
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     if other := stranger(shapes):
         raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)
+    if is_scaled(header):
+        raise UsageError(
+            f"{path} keeps the scales of its fp8 weights apart", hint="a source or `forge convert` joins them"
+        )
     family = family_of(shapes)
     assert family is not None
-    layout = Layout("checkpoint", family.name, [path])
+    dialect = "SGM" if any(name.startswith("conditioner.") for name in header.tensors) else "LDM"
+    layout = Layout("checkpoint", family.name, [path], dialect=dialect)
     known = _by_single(family)
     here, unknown = set(), []
     for raw, entry in header.tensors.items():
@@ -64,9 +75,13 @@ def read(path: Path, header: Header | None) -> Layout:
     _state(path, header.metadata, layout)
     if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in header.metadata]:
         stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
-        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise; its source can"
+        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise"
     layout.facts = family.stated(layout.facts)
-    layout.notes["widths"] = family.widths(layout.shapes())
+    shapes_of = layout.shapes()
+    layout.notes["widths"] = family.widths(shapes_of)
+    tables = [shapes_of[encoder][TABLE][0] for encoder in family.text_encoders if encoder in shapes_of]
+    if layout.tokenizer is None and tables and set(tables) == {USUAL}:
+        layout.tokenizer = usual_words()
     return layout
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.formats.layout import Layout
+from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.safetensors import Header
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
+USUAL = 49_408  # words of the vocabulary that all published Stable Diffusion checkpoints share
+MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's, under the MIT licence beside it
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@cache
+def usual_words() -> dict[str, Any]:
+    """Return CLIP's own vocabulary, which a single file leaves out: {"vocab", "merges"}.
+
+    Its words are the 256 bytes as letters, the same at a word's end, what each merge makes, and the two marks.
+    """
+    merges = gzip.decompress(MERGES.read_bytes()).decode().splitlines()
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    # bytes that are no visible letters of Latin-1 are called by the letters from 256 on
+    letters = [*map(chr, plain), *(chr(256 + i) for i in range(256 - len(plain)))]
+    made = (merge.replace(" ", "") for merge in merges)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), *made, START, END]
+    return {"vocab": {word: number for number, word in enumerate(words)}, "merges": merges}
 
 
 def recognises(path: Path, header: Header | None) -> bool:
@@ -22,9 +41,9 @@ def recognises(path: Path, header: Header | None) -> bool:
     return header is None and (both or (path / "tokenizer.json").is_file())
 
 
-def read(path: Path, header: Header | None) -> Layout:  # noqa: ARG001 -- one signature for all readers
+def read_folder(path: Path, header_of: HeaderOf) -> Layout:  # noqa: ARG001 -- one signature for all readers
     """Read a tokenizer's folder as a checkpoint without networks, of no family: `swap` takes its tokenizer."""
-    layout = Layout("checkpoint", "", [])
+    layout = Layout("checkpoint", "", [], dialect="transformers")
     tokenizer = read_tokenizer(path, layout.files)
     if tokenizer is None or tokenizer["added"]:
         raise UsageError(f"{path} has words of its own, which belong to a text encoder", hint="name that checkpoint")
@@ -137,7 +156,11 @@ def tokenizer_files(tokenizer: dict[str, Any], added: list[list[Any]], padding: 
     rows = row_words(added)
     other = {} if padding == END else {str(tokenizer["vocab"][padding]): _decoder(padding, special=True)}
     files = {
-        "vocab.json": json.dumps(tokenizer["vocab"], ensure_ascii=False, separators=(",", ":")),
+        "vocab.json": json.dumps(
+            dict(sorted(tokenizer["vocab"].items(), key=lambda item: item[1])),
+            ensure_ascii=False,
+            separators=(",", ":"),
+        ),
         "merges.txt": "\n".join(["#version: 0.2", *tokenizer["merges"], ""]),
         "special_tokens_map.json": _text(
             {"bos_token": _special(START), "eos_token": _special(END), "pad_token": padding, "unk_token": _special(END)}

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from sdforge.cli import main
 from sdforge.errors import RecipeError
 from sdforge.housekeeping import clean
 from sdforge.order import Ref
@@ -146,3 +148,42 @@ def test_a_lora_of_the_family_beneath_fits_a_base_that_is_shown_pictures(root: P
     }
     with pytest.raises(RecipeError, match="the recipe is for Stable Diffusion XL"):
         planned(root, bake.replace("shown", "large"))
+
+
+def test_what_is_assumed_of_a_base_is_said_and_how_to_say_otherwise(
+    root: Path, toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing in the tensors of Stable Diffusion 2 tells ε from v."""
+    written = export(root / "two", take(write_family(toys / "sd2", "sd2")), ["checkpoint"], {})
+    tensors = load_file(written / "checkpoint.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if name != "v_pred"}, root / "bare.safetensors")
+    targets = [f'[cast.{name}]\ncheckpoint = "bare"\ndtype = "{name}"\n' for name in ("fp32", "bf16")]
+    recipe = "".join(['family = "sd2"\n', *targets])
+    (root / "recipes" / "r.toml").write_text(recipe)
+
+    def said(statement: str) -> tuple[str, str]:
+        (root / "forge.toml").write_text(f'[source.bare]\nfrom = "bare.safetensors"\n{statement}\n')
+        capsys.readouterr()
+        assert main(["-C", str(root), "check"]) == 0
+        checked = capsys.readouterr().err
+        assert main(["-C", str(root), "plan", "r:fp32"]) == 0
+        return checked, capsys.readouterr().out
+
+    checked, planned_ = said("")
+    assert checked.count("`bare`: prediction is taken to be epsilon, since nothing in the file says otherwise") == 1
+    assert '"v_prediction"' in checked
+    assert "note: `bare`: prediction is taken to be epsilon" in planned_
+    for statement in ('prediction = "epsilon"', 'prediction = "v_prediction"'):
+        checked, planned_ = said(statement)
+        assert "prediction is taken" not in checked + planned_
+
+
+def test_a_source_states_that_a_base_was_distilled_without_guidance(root: Path) -> None:
+    session = planned(root, '[cast.made]\ncheckpoint = "large"\ndtype = "fp32"\n')
+    assert session.planner().steps["r:made"].artifact.facts.get("guidance_free") is None  # type: ignore[union-attr]
+    text = (root / "forge.toml").read_text()
+    (root / "forge.toml").write_text(
+        text.replace('"large.safetensors"\n', '"large.safetensors"\nguidance_free = true\n')
+    )
+    session = planned(root, '[cast.made]\ncheckpoint = "large"\ndtype = "fp32"\n')
+    assert session.planner().steps["r:made"].artifact.facts["guidance_free"] is True  # type: ignore[union-attr]

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdforge.errors import UsageError
+from sdforge.formats.embedding import read_named
 from sdforge.formats.layout import read_layout
+from sdforge.formats.safetensors import read_header
 from tests.families.workbench import Taken, keep, same_bytes, take
 from tests.formats.conftest import export
 
@@ -52,6 +54,7 @@ def test_an_embedding_is_written_as_a1111_and_comfy_read_it(toy: Taken, tmp_path
         ({"<cat-toy>": ROWS}, "<cat-toy>"),
         ({"<cat-toy>": ROWS[0]}, "<cat-toy>"),
         ({"emb_params": ROWS}, "style"),
+        ({"emp_params": ROWS}, "style"),  # OneTrainer's spelling
         ({"clip_l": ROWS}, "style"),
     ],
 )
@@ -70,10 +73,61 @@ def test_an_embedding_for_two_encoders_has_rows_for_both(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("widths", "family"),
+    [({"emb_params": 768}, "sd15"), ({"<x>": 1024}, "sd2"), ({"clip_l": 768, "clip_g": 1280}, "sdxl"), ({"a": 16}, "")],
+)
+def test_widths_tell_for_which_family_rows_are(widths: dict[str, int], family: str, tmp_path: Path) -> None:
+    save_file({name: torch.ones(2, width) for name, width in widths.items()}, tmp_path / "x.safetensors")
+    assert read_layout(tmp_path / "x.safetensors").family == family
+
+
+def test_diffusers_two_files_of_one_word_are_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "word"
+    folder.mkdir()
+    save_file({"<x>": torch.ones(2, 768)}, folder / "learned_embeds.safetensors")
+    save_file({"<x>": torch.ones(2, 1280)}, folder / "learned_embeds_2.safetensors")
+    layout = read_layout(folder)
+    assert (layout.family, layout.facts, layout.notes["vectors"]) == ("sdxl", {"token": "<x>"}, 2)
+    assert layout.shapes() == {"embedding": {"text_encoder": (2, 768), "text_encoder_2": (2, 1280)}}
+    save_file({"<y>": torch.ones(2, 1280)}, folder / "learned_embeds_2.safetensors")
+    with pytest.raises(UsageError, match="different words"):
+        read_layout(folder)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "name", "encoders"),
+    [
+        ({"bundle_emb.foo.string_to_param.*": ROWS}, "foo", {"text_encoder": (3, 16)}),
+        ({"bundle_emb.foo.emb_params": ROWS}, "foo", {"text_encoder": (3, 16)}),
+        ({"bundle_emb.foo.<foo>": ROWS}, "foo", {"text_encoder": (3, 16)}),
+        ({"bundle_emb.a.b.emb_params": ROWS[0]}, "a.b", {"text_encoder": (1, 16)}),
+        (
+            {"bundle_emb.foo.clip_l": ROWS, "bundle_emb.foo.clip_g": torch.ones(3, 20)},
+            "foo",
+            {"text_encoder": (3, 16), "text_encoder_2": (3, 20)},
+        ),
+        ({"<first>": ROWS, "<second>": ROWS[:2].clone()}, "<second>", {"text_encoder": (2, 16)}),
+    ],
+)
+def test_one_of_several_embeddings_is_taken_by_its_name(
+    bundle: dict[str, Tensor], name: str, encoders: dict[str, tuple[int, ...]], tmp_path: Path
+) -> None:
+    save_file(bundle | {"lora_unet_x.alpha": torch.tensor(1.0)}, tmp_path / "x.safetensors")
+    layout = read_named(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"), name)
+    assert layout.facts == {"token": name}
+    assert layout.shapes() == {"embedding": encoders}
+
+
+@pytest.mark.parametrize(
     ("tensors", "words"),
     [
         ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(3, 1280)}, "another number of vectors"),
         ({"emb_params": torch.ones(2, 3, 4)}, "is no embedding"),
+        ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280), "t5": torch.ones(2, 4096)}, "3 or FLUX"),
+        ({"clip_l": torch.ones(2, 768), "t5xxl": torch.ones(2, 4096)}, "Stable Diffusion 3 or FLUX"),
+        ({"emp_params": torch.ones(2, 768), "emp_params_out": torch.ones(2, 768)}, "behind the text encoder"),
+        ({"clip_l": torch.ones(1, 768), "clip_l_out": torch.ones(1, 768)}, "behind the text encoder"),
+        ({"IN01": torch.ones(1, 768), "MID": torch.ones(1, 768)}, "a word for every layer"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(tensors: dict[str, Tensor], words: str, tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.formats.hypernetwork import sequence, stated
-from sdforge.run.hypernetwork_pt import read
+from sdforge.formats.own import own_statement
+from sdforge.import_step import import_file
+from sdforge.run.import_step import read_pickle
 from tests.families.workbench import Taken, keep, take
 from tests.formats.conftest import export
 from tests.run.hypernetworks import DEEP, LINEAR, SWISH, kept, random_nets
@@ -32,6 +32,12 @@ def written(base: Taken, one: Taken, work: Path, form: str = "hypernetworks") ->
     export(work, base, [form], {"title": "mood"}, hypernetworks=[one.given()])
     (file,) = (work / "hypernetworks").iterdir()
     return file
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A pickle's tensors and facts, as they are converted."""
+    tensors, metadata = read_pickle(path)
+    return tensors, own_statement(metadata)[1]
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -181,15 +187,7 @@ def test_a_pickle_that_is_no_hypernetwork_is_refused(change: Any, sentence: str,
 def test_a_pickle_becomes_a_file_that_can_be_a_source(tmp_path: Path) -> None:
     states = tuple(_state(theirs(SWISH)) for _ in "kv")
     torch.save({16: states, "layer_structure": DEEP, "activation_func": "swish"}, tmp_path / "x.pt")
-    command = [
-        sys.executable,
-        "-m",
-        "sdforge.run.hypernetwork_pt",
-        str(tmp_path / "x.pt"),
-        str(tmp_path / "x.safetensors"),
-    ]
-    done = subprocess.run([*command, "sd15"], capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    import_file(tmp_path / "x.pt", tmp_path / "x.safetensors", "pickle")
     taken = take(tmp_path / "x.safetensors")
     assert taken.artifact.facts == {"structure": DEEP, "activation": "swish", "activate_output": True}
     assert same(taken.tensors("hypernetwork"), read(tmp_path / "x.pt")[0])

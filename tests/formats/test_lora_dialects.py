@@ -180,8 +180,9 @@ def test_embeddings_that_come_with_a_lora_are_passed_over_and_said(toy: Taken, t
     layout = read_layout(saved(tmp_path / "x.safetensors", tensors | bundle))
     assert {t.name for t in layout.tensors} == {f"{LINEAR}.lora_up", f"{LINEAR}.lora_down"}
     ((reason, count),) = layout.passed.items()
-    assert "bundle_emb" in reason
+    assert "embedding" in reason
     assert count == 1
+    assert layout.notes["embeddings"] == ["word"]
 
 
 @pytest.mark.parametrize("start", ["unet.", ""])

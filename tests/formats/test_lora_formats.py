@@ -152,10 +152,27 @@ def test_other_kinds_of_lora_are_refused_by_name(more: dict[str, Tensor], toy: T
 
 def test_a_module_that_no_family_has_is_refused_by_name(toy: Taken, tmp_path: Path) -> None:
     path = write_kohya(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)))
-    other = {"lora_unet_double_blocks_0.lora_up.weight": torch.ones(2, 2)}
+    other = {"lora_unet_layers_0.lora_up.weight": torch.ones(2, 2)}
     save_file(load_file(path) | other, path)
-    with pytest.raises(UsageError, match="lora_unet_double_blocks_0"):
+    with pytest.raises(UsageError, match="lora_unet_layers_0"):
         read_layout(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_{}.weight", "FLUX"),
+        ("transformer.single_transformer_blocks.0.attn.to_q.lora_{}.weight", "FLUX"),
+        ("double_blocks.0.processor.qkv_lora1.{}.weight", "FLUX"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_{}.weight", "Stable Diffusion 3"),
+        ("transformer.transformer_blocks.0.attn.to_q.lora_{}.weight", "Stable Diffusion 3"),
+    ],
+)
+def test_loras_of_other_architectures_are_refused_by_name(name: str, other: str, tmp_path: Path) -> None:
+    sides = ("A", "B") if name.startswith("transformer") else ("down", "up")
+    save_file({name.format(side): torch.ones(2, 2) for side in sides}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=f"is a LoRA for {other}, which cannot be used here"):
+        read_layout(tmp_path / "x.safetensors")
 
 
 def test_a_misspelt_module_is_named_with_the_nearest(toy: Taken, tmp_path: Path) -> None:

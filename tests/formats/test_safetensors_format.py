@@ -204,6 +204,58 @@ def test_a_damaged_file_is_refused_or_read_as_the_library_reads_it(tmp_path: Pat
     assert set(ours) == set(theirs)
 
 
+NAMES_DRAWN = st.sampled_from(["a", "b", "a.weight", "__metadata__", "é", "e\u0301", "", "x\0", "../x"])
+TYPES_DRAWN = st.sampled_from([*sorted(DTYPES), "F8_E8M0", "F4", "C64", "f32", "", None, 4])
+SIZES = st.sampled_from([0, 1, 2, 3, 8, -1, 2**31, 2**32, 2**63, 2**64, 1.0, True, "1"])
+
+
+@st.composite
+def files_drawn(draw: st.DrawFn) -> bytes:
+    """A file whose header is nearly sound: tensors one behind the other, with something drawn here and there."""
+    rows, place = [], 0
+    for _ in range(draw(st.integers(0, 3))):
+        dtype = draw(st.sampled_from(sorted(DTYPES)))
+        shape = draw(st.lists(st.integers(0, 3), max_size=3))
+        size = torch.Size(shape).numel() * DTYPES[dtype].itemsize
+        fields: dict[str, Any] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
+        place += size
+        odd = draw(st.integers(0, 9))
+        if odd == 0:
+            fields["dtype"] = draw(TYPES_DRAWN)
+        elif odd == 1:
+            fields["shape"] = draw(st.lists(SIZES, max_size=3))
+        elif odd == 2:
+            fields["data_offsets"] = draw(st.lists(SIZES, max_size=3))
+        elif odd == 3:
+            fields[draw(st.sampled_from(["shape", "more"]))] = draw(st.sampled_from([[], None, {}, 1]))
+        rows.append((draw(NAMES_DRAWN), fields))
+    text = ",".join(f"{json.dumps(name)}:{json.dumps(fields)}" for name, fields in rows)
+    header = ("{" + text + "}" + draw(st.sampled_from(["", " ", "   ", "\n", ",", "\0"]))).encode()
+    left = draw(st.sampled_from([0, 0, 0, 1, -1]))
+    return hostile(header, bytes(max(0, place + left)), length=len(header) + draw(st.sampled_from([0, 0, 0, 1, -1])))
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(files_drawn())
+def test_what_the_library_refuses_we_refuse(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    try:
+        theirs: dict[str, Tensor] | None = load_file(path)
+    except Exception:  # of several kinds, as the library has it
+        theirs = None
+    try:
+        ours: dict[str, Tensor] | None = read(path)
+    except UsageError:
+        ours = None
+    if ours is not None:
+        assert theirs is not None
+        assert ours.keys() == theirs.keys()
+        assert all(same_bytes(ours[name], theirs[name]) for name in theirs)
+
+
 def test_a_hole_is_refused_even_where_an_empty_tensor_stands_in_it(tmp_path: Path) -> None:
     header = {"x": entry(), "empty": entry(shape=[0], offsets=(6, 6)), "y": entry(offsets=(8, 12))}
     (tmp_path / "x").write_bytes(hostile(header, b"\0" * 12))

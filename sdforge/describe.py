@@ -1,0 +1,145 @@
+"""`forge show FILE`: what a file or a checkpoint's folder says of itself, whoever wrote it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import UsageError
+from sdforge.formats.layout import Layout, read_layout
+from sdforge.formats.pickled import is_pickle
+from sdforge.formats.safetensors import Header, read_header
+from sdforge.report.words import safe, size
+from sdforge.store.files import open_regular, sha256_of
+
+MOST_TENSORS = 12  # of a file of no known kind, that are named
+MOST_LETTERS = 100  # of a metadata entry
+MANIFEST = "sdforge.manifest"  # metadata: how a file of ours was made
+CHUNK = 1 << 20
+
+
+def show_file(path: Path, *, as_json: bool) -> None:
+    """Print what is known of a file or folder. Raises UsageError for what is neither safetensors nor a pickle."""
+    described = describe(path)
+    if as_json:
+        print(json.dumps({"v": 1, "event": "file"} | described))
+        return
+    for key, value in described.items():
+        for line in _lines(key, value):
+            print(safe(line, sys.stdout))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what is known of a file or folder: kind, dialect, family, facts, hashes, metadata, how it was made."""
+    described: dict[str, Any] = {"path": str(path)}
+    if not path.is_dir() and is_pickle(path):
+        return described | _pickle(path)
+    header = None if path.is_dir() else read_header(path)
+    try:
+        layout = read_layout(path)
+    except UsageError as error:
+        if header is None:
+            raise
+        described |= {"refused": error.message, "tensors": _some(header)}
+    else:
+        described |= _told(layout)
+    return described | (_of_file(path, header) if header else _of_folder(path, layout))
+
+
+def _told(layout: Layout) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": layout.kind, "dialect": layout.dialect, "family": layout.family}
+    found["facts"] = layout.facts
+    found["tensors"] = {name: len(table) for name, table in layout.shapes().items()}
+    found["dtypes"] = _dtypes(tensor.dtype for tensor in layout.tensors)
+    if layout.tokenizer:
+        found["words"] = len(layout.tokenizer["vocab"])
+    return found | {"passed": dict(layout.passed)} | layout.notes
+
+
+def _some(header: Header) -> dict[str, list[int]]:
+    return {name: list(entry.shape) for name, entry in list(header.tensors.items())[:MOST_TENSORS]}
+
+
+def _dtypes(names: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))
+
+
+def _of_file(path: Path, header: Header) -> dict[str, Any]:
+    """Return size and hashes (Civitai's AutoV2 and AutoV3 too), and what stands beside the tensors."""
+    whole, body = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb") as file:
+        whole.update(file.read(header.data))
+        while chunk := file.read(CHUNK):
+            whole.update(chunk)
+            body.update(chunk)
+    found: dict[str, Any] = {
+        "bytes": header.size,
+        "sha256": whole.hexdigest(),
+        "autov2": whole.hexdigest()[:10].upper(),
+        "autov3": body.hexdigest()[:12].upper(),
+        "dtypes": _dtypes(entry.dtype for entry in header.tensors.values()),
+        "metadata": header.metadata,
+    }
+    return found | ({"made": made} if (made := made_by(header.metadata)) else {})
+
+
+def made_by(metadata: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the actions behind a file of ours, in their order, as its metadata has them."""
+    try:
+        actions = json.loads(metadata.get(MANIFEST, "{}")).get("actions", [])
+    except (ValueError, AttributeError, RecursionError):
+        return []
+    return [each for each in actions if isinstance(each, dict)] if isinstance(actions, list) else []
+
+
+def _of_folder(path: Path, layout: Layout) -> dict[str, Any]:
+    files = {str(file.relative_to(path)): file for file in layout.files}
+    return {
+        "bytes": sum(file.stat().st_size for file in files.values()),
+        "files": {name: sha256_of(file) for name, file in files.items()},
+    }
+
+
+def _pickle(path: Path) -> dict[str, Any]:
+    """Return what can be said of a pickle without opening it: its hashes."""
+    os.close(open_regular(path))
+    sha256 = sha256_of(path)
+    return {
+        "kind": "pickle",
+        "refused": 'it could run code when it is opened; a source that states pickle = "allow" converts it safely',
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "autov2": sha256[:10].upper(),
+    }
+
+
+def _lines(key: str, value: Any) -> Iterator[str]:
+    """Yield one entry as people read it."""
+    if key in ("metadata", "files"):
+        for name, text in sorted(value.items()):
+            shown = text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}… ({len(text):,} characters)"
+            yield f"  {name}: {shown}"
+    elif key == "made":
+        for number, action in enumerate(value):
+            yield f"  made {number:<3} {_action(action)}"
+    elif value or value == 0:
+        text = value if isinstance(value, str) else size(value) if key == "bytes" else json.dumps(value)
+        yield f"  {key:<8} {text}"
+
+
+def _action(action: dict[str, Any]) -> str:
+    """Say in a line what an action behind a file was: its method, or the source that it is."""
+    if "source" in action:
+        return f"{action.get('kind', 'source')} {str(action['source'])[:16]}"
+    manifest = action.get("manifest")
+    method = manifest.get("method") if isinstance(manifest, dict) else action.get("method")
+    settings = manifest.get("settings", {}) if isinstance(manifest, dict) else {}
+    told = ", ".join(f"{name} = {json.dumps(each)}" for name, each in sorted(settings.items()))
+    digest = f" → {str(action['digest'])[:8]}" if "digest" in action else ""
+    return f"{method}{digest}" + (f"  {told[:MOST_LETTERS]}" if told else "")

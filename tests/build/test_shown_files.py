@@ -1,0 +1,169 @@
+"""`forge show FILE` of every format: kind, dialect, family, hashes, and how a file of ours was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdforge.cli import main
+from tests.conftest import Project
+from tests.edits.test_bake_forms import ALL, FLAT
+from tests.families.conftest import each, toy, toys
+from tests.families.forms import random_factors
+from tests.families.loras import LINEAR, random_lora, write_kohya
+from tests.families.workbench import Taken
+from tests.formats.conftest import export, exported
+
+__all__ = ["each", "exported", "toy", "toys"]
+
+Show = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture
+def show(capsys: pytest.CaptureFixture[str]) -> Show:
+    def run(path: Path) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["show", str(path), "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    return run
+
+
+def test_a_checkpoint_tells_what_it_is_and_by_which_hashes_others_know_it(
+    each: Taken, show: Show, tmp_path: Path
+) -> None:
+    """AutoV2 is of the file, AutoV3 of what lies behind the header."""
+    file = export(tmp_path, each, ["checkpoint", "diffusers"], {"title": "A toy"}) / "checkpoint.safetensors"
+    shown = show(file)
+    assert (shown["kind"], shown["family"], shown["title"]) == ("checkpoint", each.artifact.family, "A toy")
+    assert shown["dialect"] == ("SGM" if each.artifact.family == "sdxl" else "LDM")
+    assert shown["facts"] == each.artifact.facts
+    whole = file.read_bytes()
+    behind = 8 + struct.unpack("<Q", whole[:8])[0]
+    assert shown["sha256"] == hashlib.sha256(whole).hexdigest()
+    assert shown["autov2"] == shown["sha256"][:10].upper()
+    assert shown["autov3"] == hashlib.sha256(whole[behind:]).hexdigest()[:12].upper()
+    folder = show(tmp_path / "diffusers")
+    assert (folder["kind"], folder["dialect"], folder["facts"]) == ("checkpoint", "diffusers", each.artifact.facts)
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert folder["files"][unet] == hashlib.sha256((tmp_path / "diffusers" / unet).read_bytes()).hexdigest()
+
+
+def test_a_lora_tells_its_dialect_rank_and_what_it_brings_along(toy: Taken, show: Show, tmp_path: Path) -> None:
+    lora = random_lora(toy, (LINEAR,))
+    write_kohya(tmp_path / "k.safetensors", lora)
+    save_file(
+        load_file(tmp_path / "k.safetensors") | {"bundle_emb.ink.emb_params": torch.ones(1, 16)},
+        tmp_path / "b.safetensors",
+    )
+    up, down = lora[LINEAR].up, lora[LINEAR].down
+    save_file({f"{LINEAR}.lora_A.weight": down, f"{LINEAR}.lora_B.weight": up}, tmp_path / "d.safetensors")
+    old = LINEAR.replace(".to_q", ".processor.to_q_lora")
+    save_file({f"{old}.down.weight": down, f"{old}.up.weight": up}, tmp_path / "o.safetensors")
+    factors = random_factors(ALL["loha"], (64, 8))
+    name = "lora_" + FLAT.replace(".", "_")
+    save_file({f"{name}.{factor}": tensor for factor, tensor in factors.items()}, tmp_path / "l.safetensors")
+    save_file({"unet:0:up": up, "unet:0:down": down}, tmp_path / "c.safetensors")
+    dialects = {
+        "k": "kohya",
+        "b": "kohya",
+        "d": "diffusers",
+        "o": "diffusers, before PEFT",
+        "l": "LyCORIS",
+        "c": "cloneofsimo",
+    }
+    for file, dialect in dialects.items():
+        shown = show(tmp_path / f"{file}.safetensors")
+        assert (shown["kind"], shown["dialect"]) == ("lora", dialect)
+    assert show(tmp_path / "k.safetensors")["rank"] == down.shape[0]
+    assert show(tmp_path / "b.safetensors")["embeddings"] == ["ink"]
+
+
+def test_an_embedding_tells_its_word_and_for_what_it_is(show: Show, tmp_path: Path) -> None:
+    save_file({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, tmp_path / "x.safetensors")
+    shown = show(tmp_path / "x.safetensors")
+    assert (shown["kind"], shown["family"], shown["facts"], shown["vectors"]) == (
+        "embedding",
+        "sdxl",
+        {"token": "x"},
+        2,
+    )
+
+
+def test_what_cannot_be_used_is_shown_with_the_reason(show: Show, tmp_path: Path) -> None:
+    flux = "double_blocks.0.img_attn.qkv.weight"
+    save_file({flux: torch.ones(3, 1)}, tmp_path / "x.safetensors")
+    shown = show(tmp_path / "x.safetensors")
+    assert "a FLUX checkpoint" in shown["refused"]
+    assert shown["tensors"] == {flux: [3, 1]}
+
+
+def test_a_pickle_is_not_opened(show: Show, tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.ckpt")
+    shown = show(tmp_path / "x.ckpt")
+    assert (shown["kind"], shown["bytes"]) == ("pickle", (tmp_path / "x.ckpt").stat().st_size)
+    assert 'pickle = "allow"' in shown["refused"]
+
+
+def test_a_built_preset_tells_how_it_was_made(project: Project) -> None:
+    project.build()
+    said = project.forge("show", str(project.output)).out
+    made = [line.split() for line in said.splitlines() if line.startswith("  made")]
+    assert [row[2] for row in made] == ["dataset", "checkpoint", "rehearsal", "rehearsal", "rehearsal"]
+    shown = json.loads(project.forge("show", "--json", str(project.output)).out)
+    assert [entry.get("inputs", {}) for entry in shown["made"]][-1]
+    assert shown["made"][-1]["digest"]
+
+
+HOSTILE = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "nothing": lambda path: path.write_bytes(b""),
+    "a huge header": lambda path: path.write_bytes(struct.pack("<Q", 2**62) + b"{}"),
+    "no header": lambda path: path.write_bytes(b"\xff" * 64),
+    "a link into nowhere": lambda path: path.symlink_to(path.with_name("gone")),
+}
+
+
+@pytest.mark.parametrize("command", [["show"], ["convert"]])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_file_is_refused_by_the_command(
+    what: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    HOSTILE[what](path)
+    more = [str(tmp_path / "out.safetensors")] if command == ["convert"] else []
+    assert main([*command, str(path), *more]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) <= 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.safetensors"]
+
+
+def test_hostile_sources_end_a_build_in_one_sentence(project: Project) -> None:
+    """Through the real command: nothing waits, nothing runs, and the source is named."""
+    for name, text in (
+        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{"),
+        ("code.ckpt", b"\x80\x02cos\nsystem\n(S'touch harm'\ntR."),
+    ):
+        (project.root / name).write_bytes(text)
+    os.mkfifo(project.root / "pipe.safetensors")
+    for name in ("cut.safetensors", "code.ckpt", "pipe.safetensors"):
+        project.edit('from = "base"', f'from = "{name}"\npickle = "allow"', "forge.toml")
+        for command in ("check", "plan", "build"):
+            said = project.forge(command, code=2).err
+            assert name in said
+            assert (
+                len(said.splitlines()) <= 5
+            )  # the sentence, the line with its caret, the hint, and how many there are
+        project.edit(f'from = "{name}"\npickle = "allow"', 'from = "base"', "forge.toml")
+    assert not (project.root / "harm").exists()
