@@ -22,7 +22,7 @@ from sdforge.order import Order, Outcome
 from sdforge.plan import Step
 from sdforge.report.progress import JsonLines, Plain
 from sdforge.run.sample import Wish
-from sdforge.session import open_session
+from sdforge.session import Session, open_session
 from sdforge.store import Result
 from tests.families.workbench import Taken, keep
 
@@ -256,12 +256,12 @@ def test_a_build_says_what_a_result_warns_of(toy: Taken, toys: Path, tmp_path: P
     lines = io.StringIO()
     Plain(lines).finished(step, result, 1.0)
     assert "! something is loud\n      try   make it quiet\n" in lines.getvalue().replace("▲", "!")
-    assert event_of(step, result)["warnings"] == [{"message": "something is loud", "hint": "make it quiet"}]
-    assert "warnings" not in event_of(step, Result("key", "digest", "pictures", "sd15"))
+    assert event_of(session, step, result)["warnings"] == [{"message": "something is loud", "hint": "make it quiet"}]
+    assert "warnings" not in event_of(session, step, Result("key", "digest", "pictures", "sd15"))
 
 
-def event_of(step: Step, result: Result) -> dict[str, Any]:
+def event_of(session: Session, step: Step, result: Result) -> dict[str, Any]:
     stream = io.StringIO()
-    JsonLines(stream).finished(step, result, 1.0)
+    JsonLines(stream, session).finished(step, result, 1.0)
     found: dict[str, Any] = json.loads(stream.getvalue())
     return found

@@ -48,7 +48,8 @@ def folder(each: Taken, tmp_path: Path) -> Path:
     run(Order("", "", "export", "edits", name, SETTINGS, str(tmp_path), inputs), lambda **_: None)
     (tmp_path / "checkpoint.safetensors").rename(tmp_path / "toy.safetensors")
     advice = {"settings": sampler.SETTINGS, "steps": WISH.steps, "guidance": WISH.guidance, "resolution": 64}
-    described = {"v": 2, "preset": "toy", "family": name, "words": [], "sidecars": [], "sampler": advice}
+    described = {"v": 2, "preset": "toy", "family": name, "words": [], "files": []}
+    described |= {"sidecars": [], "sampler": advice}
     described |= {"negative_prompt": wish(name).negative_prompt, "clip_skip": wish(name).clip_skip}
     if family(name).image_embeddings:
         show(each, tmp_path)
