@@ -90,7 +90,10 @@ class Given:
 
 
 class Computation(NamedTuple):
-    """One tensor that a formula makes: its component, name, dtype and shape, by what method, with what, from what."""
+    """One tensor that a formula makes: its component, name, dtype and shape, by what method, with what, from what.
+
+    An input that is a computation itself is rounded to its own dtype, and written nowhere.
+    """
 
     component: str
     name: str
@@ -98,7 +101,11 @@ class Computation(NamedTuple):
     shape: tuple[int, ...]
     method: str
     parameters: dict[str, Any]
-    inputs: tuple[Ref, ...]
+    inputs: tuple[Ref | Computation, ...]
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -142,15 +149,17 @@ class Order:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Order:
         inputs = {role: [_given(g) for g in givens] for role, givens in value["inputs"].items()}
-        compute = [
-            Computation(c[0], c[1], c[2], tuple(c[3]), c[4], c[5], tuple(_ref(r) for r in c[6]))
-            for c in value["compute"]
-        ]
-        return Order(**(value | {"inputs": inputs, "compute": compute}))
+        return Order(**(value | {"inputs": inputs, "compute": [_computation(row) for row in value["compute"]]}))
 
 
 def _ref(row: list[Any]) -> Ref:
     return Ref(row[0], row[1], tuple(row[2]), row[3], row[4], row[5])
+
+
+def _computation(row: list[Any]) -> Computation:
+    component, name, dtype, shape, method, parameters, inputs = row
+    found = tuple(_ref(each) if len(each) == len(Ref._fields) else _computation(each) for each in inputs)
+    return Computation(component, name, dtype, tuple(shape), method, parameters, found)
 
 
 def _given(value: dict[str, Any]) -> Given:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Artifact
+from sdforge.artifact import Artifact, Tensor
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
+from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import Outputs
 from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
@@ -217,6 +218,17 @@ class Session:
         self._packs.add(path or self.store.object(sha256))
         return path
 
+    def one_pass(self, step: Step) -> Pass:
+        """Return what the result of a formula will hold, and what of it has to be computed."""
+        return one_pass(self.planner(), self._there, step)
+
+    def _there(self, identities: Iterable[str]) -> dict[str, Tensor]:
+        """Return the tensors of earlier results whose bytes are there, by identity."""
+        found = self.store.tensors(identities)
+        files = {tensor.spot.file for tensor in found.values() if tensor.spot}
+        there = {file for file in files if self.store.find(file)}
+        return {name: tensor for name, tensor in found.items() if tensor.spot and tensor.spot.file in there}
+
     def last_key(self, step: Step) -> str:
         """Return the plan key with which a target was last built here, or ""."""
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
@@ -268,10 +280,11 @@ class Session:
 
     def inputs_changed(self, step: Step) -> bool:
         """Look once more at the sources that an action has read, directly or through indices over their files."""
-        names = {link.id for link, _ in step.inputs if link.id in self.graph.sources}
-        for link, _ in step.inputs:
-            other = self.planner().steps.get(link.id)
-            names |= {maker for maker in (other.makers.values() if other else ()) if maker in self.graph.sources}
+        names: set[str] = set()
+        for each in (step, *self.planner().within(step)):
+            for link, _ in each.inputs:
+                other = self.planner().steps.get(link.id)
+                names |= {link.id, *(other.makers.values() if other else ())} & self.graph.sources.keys()
         return any(self.sources.changed(self.graph.sources[name]) for name in names)
 
     def look_again(self) -> None:
@@ -366,7 +379,7 @@ class Session:
             return 0
         if step.kind == "formula":
             try:
-                return self.planner().formula(step).size()
+                return self.one_pass(step).size()
             except UsageError:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdforge.errors import ActionFailed
 from sdforge.formats.safetensors import write_file
 from sdforge.method import method_groups, module_of
-from sdforge.order import Computation, Order, Outcome
+from sdforge.order import Computation, Order, Outcome, Ref
 from sdforge.run.tensors import DTYPES, digests, load, raw, rounded
 
 Report = Callable[..., None]
@@ -50,10 +50,11 @@ def run_formula(order: Order, report: Report) -> Outcome:
 
 def compute(computation: Computation, name: str) -> Tensor:
     """Compute one tensor. Raises ActionFailed with its name for NaN, Inf and overflow."""
-    tensors = [load(ref) for ref in computation.inputs]
-    for ref, tensor in zip(computation.inputs, tensors, strict=True):
+    tensors = [_taken(each) for each in computation.inputs]
+    for each, tensor in zip(computation.inputs, tensors, strict=True):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-            raise ActionFailed(f"{name}: an input ({ref.path}) holds NaN or Inf in {ref.name}")
+            place = each.path if isinstance(each, Ref) else each.method
+            raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
     dtype = DTYPES[computation.dtype]
     group = method_groups()[computation.method]
     module = module_of(group, computation.method)
@@ -66,3 +67,8 @@ def compute(computation: Computation, name: str) -> Tensor:
     if tuple(result.shape) != computation.shape:
         raise ActionFailed(f"{name} came out of {computation.method} as {list(result.shape)}")
     return rounded(name, result, dtype)
+
+
+def _taken(each: Ref | Computation) -> Tensor:
+    """Return an input: read, or computed on the way and rounded as if it had been written."""
+    return load(each) if isinstance(each, Ref) else compute(each, f"{each.component}.{each.name}")

@@ -22,6 +22,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from sdforge.index import Index
 from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
 
 LAYOUT = "v1"
+ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
 
 
@@ -180,6 +182,7 @@ class Store:
         """Drop from the index what was removed from the folders."""
         rows = self.index.read("SELECT key FROM known")
         self.index.write("DELETE FROM known WHERE key = ?", [(key,) for (key,) in rows if key not in keep])
+        self.index.write("DELETE FROM tensors", [()])  # they are listed anew when they are next asked for
         self._known.clear()
 
     # -- bytes -----------------------------------------------------------------------------------------------------
@@ -223,6 +226,29 @@ class Store:
                 for name, dtype, shape, identity, sha256, xxh3, spot in rows
             ]
         return self._tables[component.table]
+
+    def tensors(self, identities: Iterable[str]) -> dict[str, Tensor]:
+        """Return, of tensors that formulas have made, those that a result lists: identity → where its bytes lie."""
+        if not self.index.read_keyed("tensors", "listed", "identity", [ALL_LISTED]):
+            for _, result in self.results():
+                self.list_tensors(result)
+            self.index.put("tensors", {ALL_LISTED: ""})
+        listed = self.index.read_keyed("tensors", "listed", "identity", identities)
+        found: dict[str, Tensor] = {}
+        for table in sorted(set(listed.values())):
+            with suppress(BrokenPromise):  # a table that is lost or damaged lists nothing
+                rows = self.table(Component("", "", table, ""))
+                found |= {row.identity: row for row in rows if listed.get(row.identity) == table}
+        return found
+
+    def list_tensors(self, result: Result) -> None:
+        """Note in which tables the tensors of a result stand that were named by how they are made."""
+        rows: dict[str, str] = {}
+        for component in result.components.values():
+            if component.identity != component.content and component.dtype:
+                with suppress(BrokenPromise):
+                    rows |= {t.identity: component.table for t in self.table(component) if t.identity != t.content}
+        self.index.put("tensors", rows)
 
     def vocabulary(self, component: Component) -> dict[str, Any]:
         """Return the words of a tokenizer component."""
@@ -356,6 +382,7 @@ class Store:
         self.note_preimage(result.key, manifest)
         path = self._keyed("results", result.key) / f"{result.digest}.json"
         publish_bytes(result.dump(), path, self.temporary)
+        self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
 

@@ -25,6 +25,7 @@ FLOORS = (
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock"},
     {"plan", "sources", "outputs"},
+    {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
     {"executors", "build"},
