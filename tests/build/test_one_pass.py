@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sdforge.cli import main
 from sdforge.errors import ActionFailed
 from sdforge.plan import Planner, Step
 from tests.build.inline import Bench
@@ -182,3 +183,13 @@ def test_every_link_of_a_long_chain_is_listed_once(bench: Bench, monkeypatch: py
     session = bench.session()
     session.room(session.plan(session.resolve(["r"])))
     assert listed == [f"r:s{i}" for i in range(12)]
+
+
+def test_plan_and_why_say_where_a_link_is_computed(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.recipe(CHAIN)
+    assert main(["-C", str(bench.root), "plan", "r"]) == 0
+    rows = {line.split()[1]: line for line in capsys.readouterr().out.splitlines()}
+    assert rows["soft"].endswith("computed within wide")
+    assert " unneeded " in rows["baked"]
+    assert main(["-C", str(bench.root), "why", "soft"]) == 0
+    assert capsys.readouterr().out == "soft is not made by itself: wide alone takes it, and computes it within\n"
