@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import prod
 from pathlib import Path
 
 from benchmarks.null_build import FORGE, measure, settle
@@ -40,17 +41,11 @@ def write_checkpoint(path: Path, seed: int) -> int:
     first, _ = header_bytes({name: (piece.dtype, piece.shape) for name, piece in pieces.items()}, {})
     with path.open("wb") as file:
         file.write(first)
-        file.truncate(len(first) + sum(_count(piece.shape) * ITEM_SIZE[piece.dtype] for piece in pieces.values()))
+        file.truncate(len(first) + sum(prod(piece.shape) * ITEM_SIZE[piece.dtype] for piece in pieces.values()))
         for i, entry in enumerate(read_header(path).tensors.values()):
             file.seek(entry.offset)
             file.write((seed * 4096 + i).to_bytes(2, "little"))
     return len(pieces)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    from math import prod
-
-    return prod(shape)
 
 
 def write_project(root: Path, merges: int) -> int:
@@ -78,6 +73,7 @@ def pretend(root: Path) -> None:
     session = open_session(root)
     wanted = session.resolve(session.project.default)
     session.store.prepare()
+    session.store.tensors([])  # as a build does, before there are results
     pack = session.store.put_bytes(b"the bytes of all results")
     plan = session.plan(wanted)
     for key, formula in plan.notes.items():
@@ -91,8 +87,8 @@ def pretend(root: Path) -> None:
                 else row.inputs[0]
                 for row in rows
             ]
-            identity, content = (component_identity((t.name, x) for t, x in zip(table, found, strict=True))
-                                 for found in ([t.identity for t in table], [t.content for t in table]))
+            identity = component_identity((t.name, t.identity) for t in table)
+            content = component_identity((t.name, t.content) for t in table)
             dtype = common_dtype(t.dtype for t in table)
             components[name] = Component(identity, content, session.store.put_table(table), dtype)
         result = Result(step.key, step.key[::-1], "checkpoint", "sdxl", components, packs=(pack,))

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    plan.add_argument("--blocks", action="store_true", help="what weight each block gets of merges and bakes")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
     )
@@ -80,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove from the cache what no recipe reaches")
     clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--trained", action="store_true", help="trained results and train states too")
+    command("du", "what the cache holds, by kind and for whom")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
@@ -190,7 +192,7 @@ def _open(wishes: argparse.Namespace) -> Session:
 def build(wishes: argparse.Namespace) -> int:
     """`forge build`: plan; where there is something to do, do it."""
     if wishes.dry_run:
-        wishes.exit_code = False
+        wishes.exit_code = wishes.blocks = False
         return plan(wishes)
     if not wishes.retrain and not wishes.json:
         from sdforge.verdict import recall
@@ -241,7 +243,7 @@ def plan(wishes: argparse.Namespace) -> int:
         session.refuse_mistakes(made)
     from sdforge.commands import show_plan
 
-    show_plan(session, made, as_json=wishes.json)
+    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
     return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0
 
 
@@ -268,6 +270,11 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.housekeeping import clean
 
         clean(session, wishes)
+        return 0
+    if name == "du":
+        from sdforge.disk import show_usage
+
+        show_usage(session, as_json=wishes.json)
         return 0
     import sdforge.looking as looking
 

@@ -126,8 +126,10 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
 
 
-def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
-    """Print the plan: states, reasons, time from history, disk needed and free."""
+def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
+    """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
+    from sdforge.report.blocks import block_table
+
     explainer = Explainer(session, plan)
     needed, free = session.room(plan)
     spent, complete = total(session, plan)
@@ -145,6 +147,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
                 "reason": [cause.text for cause in causes],
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
+            | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
         print(
@@ -154,6 +157,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         return
     for step, causes in rows:
         say(row(step, plan_text(session, step, causes)))
+        if blocks and (table := block_table(step)):
+            say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")

@@ -81,7 +81,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     for path, result in store.results():
         pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
         if result.key in keep or (pinned_kind and not trained):
-            objects |= _objects(result)
+            objects |= objects_of(result)
         else:
             doomed.append(path)
     objects |= store.source_tables()
@@ -99,7 +99,7 @@ def _leads_nowhere(path: Path, keep: set[str]) -> bool:
     return path.name not in keep and path.read_text().strip() not in keep
 
 
-def _objects(result: Result) -> set[str]:
+def objects_of(result: Result) -> set[str]:
     """The objects that a result needs: packs, tables, log, losses."""
     found = set(result.packs) | {component.table for component in result.components.values()}
     found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}

@@ -123,7 +123,8 @@ class Store:
     def object(self, sha256: str) -> Path:
         return self.root / "objects" / sha256[:2] / sha256
 
-    def _keyed(self, kind: str, key: str) -> Path:
+    def keyed(self, kind: str, key: str) -> Path:
+        """Return where what is kept under a key lies: `results`, `aliases`, `preimages` or `states`."""
         return self.root / kind / key[:2] / key
 
     @property
@@ -332,10 +333,10 @@ class Store:
         """Look into the folders themselves, past the index."""
         old = self._known.get(key)
         found = Known(formula=old.formula if old else None)
-        alias = self._keyed("aliases", key)
+        alias = self.keyed("aliases", key)
         if alias.is_file():
             found.alias = alias.read_text().strip()
-        folder = self._keyed("results", key)
+        folder = self.keyed("results", key)
         if folder.is_dir():
             found.results = sorted(
                 (result for _, result in self._read_results(folder)), key=lambda result: (result.made, result.digest)
@@ -361,7 +362,7 @@ class Store:
 
     def record(self, result: Result) -> dict[str, Any]:
         """Return all that is recorded of a result."""
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())["record"]
         except (OSError, ValueError, KeyError):
@@ -380,7 +381,7 @@ class Store:
     def keep(self, result: Result, manifest: str) -> None:
         """Publish an action's result, last of all that belongs to it."""
         self.note_preimage(result.key, manifest)
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         publish_bytes(result.dump(), path, self.temporary)
         self.list_tensors(result)
         self.fresh(result.key)
@@ -390,14 +391,14 @@ class Store:
         """Let a key lead to another one: same input bytes, or (without manifest) something alike."""
         if manifest:
             self.note_preimage(key, manifest)
-        path = self._keyed("aliases", key)
+        path = self.keyed("aliases", key)
         publish_bytes(content_key.encode(), path, self.temporary)
         self.fresh(key)
         self._dirty(key)
 
     def drop(self, result: Result, why: str) -> None:
         """Set a result aside whose bytes are missing or damaged."""
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         if path.exists():
             damaged(path, self.root / "quarantine", why)
         self.fresh(result.key)
@@ -405,14 +406,14 @@ class Store:
 
     def note_preimage(self, key: str, manifest: str) -> None:
         """Keep the manifest behind a key."""
-        path = self._keyed("preimages", key)
+        path = self.keyed("preimages", key)
         if not path.exists():
             publish_bytes(manifest.encode(), path, self.temporary)
 
     def preimage(self, key: str) -> dict[str, Any] | None:
         """Return the manifest behind a key, if it was ever kept here."""
         try:
-            found: dict[str, Any] = json.loads(self._keyed("preimages", key).read_bytes())
+            found: dict[str, Any] = json.loads(self.keyed("preimages", key).read_bytes())
         except (OSError, ValueError):
             return None
         return found
@@ -421,7 +422,7 @@ class Store:
 
     def states(self, key: str) -> Path:
         """Return the folder of a training's states."""
-        return self._keyed("states", key)
+        return self.keyed("states", key)
 
     def promote_states(self, folder: Path) -> None:
         """Let the states of a training that was made again (`NAME-again`) take the place of the first ones."""

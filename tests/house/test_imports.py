@@ -30,6 +30,7 @@ FLOORS = (
     {"sidecars"},
     {"executors", "build"},
     {"commands", "looking", "housekeeping"},
+    {"disk"},
     {"cli"},
     {"__main__"},
 )
@@ -162,7 +163,9 @@ def test_writing_schemas_and_listing_families_loads_no_torch() -> None:
     assert not loaded_by(code) & {*HEAVY, "PIL"}
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["list"], ["list", "--methods"], ["graph", "r"], ["plan", "r"]])
+@pytest.mark.parametrize(
+    "arguments", [["check"], ["list"], ["list", "--methods"], ["graph", "r"], ["plan", "r"], ["du"]]
+)
 def test_a_command_that_only_looks_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "forge.toml").write_text("")
     (tmp_path / "recipes").mkdir()
