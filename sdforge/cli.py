@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge import __version__
-from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError, UsageError
 from sdforge.places import DEVICE
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
     build = command("build", "bring targets up to date, and write a preset's files")
-    build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
+    build.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, a name that is unique, or a preset's file"
+    )
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
     build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
+    show.add_argument("--recipe", action="store_true", help="the recipe by which a preset's file is made again")
     log = command("log", "the last run of a target, and its losses")
     log.add_argument("target", nargs="?", default="", metavar="TARGET")
     log.add_argument(
@@ -191,6 +194,8 @@ def _open(wishes: argparse.Namespace) -> Session:
 
 def build(wishes: argparse.Namespace) -> int:
     """`forge build`: plan; where there is something to do, do it."""
+    if any(target.endswith(".safetensors") for target in wishes.targets):
+        return _build_file(wishes)
     if wishes.dry_run:
         wishes.exit_code = wishes.blocks = False
         return plan(wishes)
@@ -209,6 +214,22 @@ def build(wishes: argparse.Namespace) -> int:
     from sdforge.commands import build_for_real
 
     return build_for_real(session, wanted, wishes)
+
+
+def _build_file(wishes: argparse.Namespace) -> int:
+    """Build what a preset's file was made by: its manifests become a recipe of the project."""
+    from sdforge.rebuild import tell, write_recipe
+
+    if len(wishes.targets) > 1 or wishes.dry_run:
+        raise UsageError("a file is built by itself", hint="`forge show --recipe FILE` shows what would be built")
+    session, path = _open(wishes), Path(wishes.at) / wishes.targets[0]
+    name = write_recipe(session, path)
+    session.store.close()
+    wishes.targets = [name]
+    code = build(wishes)
+    if code == 0:
+        tell(session, name, path, as_json=wishes.json)
+    return code
 
 
 def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> int:
@@ -252,6 +273,11 @@ def other(wishes: argparse.Namespace) -> int:
     name = wishes.command
     if name in ("schema", "init", "completion"):
         return _without_project(wishes)
+    if name == "show" and wishes.recipe:
+        from sdforge.rebuild import recipe_text
+
+        print(recipe_text(_open(wishes), Path(wishes.at) / wishes.target), end="")
+        return 0
     if name == "show" and (path := _shown_file(wishes)):
         import sdforge.looking
 

@@ -18,6 +18,7 @@ from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCK, VRAM
 from sdforge.plan import Plan, Step
+from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
@@ -128,8 +129,6 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
 
 def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
-    from sdforge.report.blocks import block_table
-
     explainer = Explainer(session, plan)
     needed, free = session.room(plan)
     spent, complete = total(session, plan)

@@ -59,7 +59,7 @@ def _of_merge(step: Step, found: Method, table: Any) -> BlockTable:
     rows: dict[Place, list[float] | None] = {}
     for place in block_places(kind):
         settings = at(*place, "")
-        value = settings[varies] if settings else None
+        value: Any = settings[varies] if settings else None
         rows[place] = None if settings is None else value if isinstance(value, list) else [value]
     several = isinstance(getattr(table, varies), list)
     columns = [use.reference for use in step.node.target.uses] if several else [varies]

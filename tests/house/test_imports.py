@@ -18,7 +18,7 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire"},
+    {"errors", "identity", "toml", "names", "dtypes", "exact", "sampler", "wire"},
     {"artifact", "settings", "syntax", "places", "index"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
@@ -30,7 +30,7 @@ FLOORS = (
     {"sidecars"},
     {"executors", "build"},
     {"commands", "looking", "housekeeping"},
-    {"disk"},
+    {"disk", "rebuild"},
     {"cli"},
     {"__main__"},
 )
