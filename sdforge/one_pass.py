@@ -43,15 +43,15 @@ def one_pass(planner: Planner, look: Look, step: Step) -> Pass:
 
     An input that a step of its own has still to make stays as it was planned, without a place.
     """
-    made = planner.formula(step).components
-    passed = planner.carried(step)
     inner = {
         row.tensor.identity: row
-        for other in planner.within(step)
+        for other in planner.within(step)  # inputs first, so that each is listed from what was listed just before
         for rows in planner.formula(other).components.values()
         for row in rows
         if row.method
     }
+    made = planner.formula(step).components
+    passed = planner.carried(step)
     own = [row.tensor for rows in made.values() for row in rows] + [t for table in passed.values() for t in table]
     there = look({tensor.identity for tensor in own if not tensor.spot} | inner.keys())
 

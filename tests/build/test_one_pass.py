@@ -193,3 +193,17 @@ def test_plan_and_why_say_where_a_link_is_computed(bench: Bench, capsys: pytest.
     assert " unneeded " in rows["baked"]
     assert main(["-C", str(bench.root), "why", "soft"]) == 0
     assert capsys.readouterr().out == "soft is not made by itself: wide alone takes it, and computes it within\n"
+
+
+def test_deltas_and_random_masks_are_links_too(bench: Bench, tmp_path: Path) -> None:
+    """A delta passes nothing on; a mask is drawn from the tensor's own name, in whichever pass it is computed."""
+    links = {
+        "d": '[subtract.d]\na = "ink"\nb = "base"\n',
+        "f": '[add.f]\na = "base"\ndelta = "d"\nweight = 0.5\n',
+        "g": '[dare.g]\nbase = "base"\ncheckpoints = ["f"]\ndensity = 0.5\nseed = 3\n',
+    }
+    bench.recipe("".join(links.values()))
+    assert bench.states() == {"d": "unneeded", "f": "unneeded", "g": "build"}
+    bench.build()
+    stepwise = in_steps(bench, tmp_path / "steps", *links)
+    assert bench.bytes_of("g") == stepwise.bytes_of("g")
