@@ -274,9 +274,9 @@ def other(wishes: argparse.Namespace) -> int:
     if name in ("schema", "init", "completion"):
         return _without_project(wishes)
     if name == "show" and wishes.recipe:
-        from sdforge.rebuild import recipe_text
+        from sdforge.rebuild import show_recipe
 
-        print(recipe_text(_open(wishes), Path(wishes.at) / wishes.target), end="")
+        show_recipe(_open(wishes), Path(wishes.at) / wishes.target, as_json=wishes.json)
         return 0
     if name == "show" and (path := _shown_file(wishes)):
         import sdforge.looking

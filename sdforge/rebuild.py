@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sdforge import toml
 from sdforge.artifact import SIDECARS, Artifact, artifact_identity
 from sdforge.errors import ForgeError, UsageError
-from sdforge.families import family
+from sdforge.families import family, family_names
 from sdforge.formats.safetensors import read_header
 from sdforge.graph import Taken
 from sdforge.housekeeping import say
@@ -26,6 +26,7 @@ from sdforge.session import Session
 from sdforge.store.files import publish_bytes, sha256_of
 
 MANIFESTS = "sdforge.manifest"
+VERSION = 1  # of the manifests in files
 PREDICTIONS = ("epsilon", "v_prediction")  # what a source may state of itself
 STATED = {"title": "title", "description": "description", "licence": "license"}  # of a preset → of modelspec
 
@@ -45,6 +46,16 @@ def recipe_text(session: Session, path: Path) -> str:
     Raises UsageError for a file without manifests, and for sources that are not at hand, naming all of them.
     """
     metadata = read_header(path).metadata
+    try:
+        return _text(session, path, metadata)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RecursionError):
+        raise UsageError(
+            f"{path} holds no manifests of forge that can be read", hint="presets that forge has exported do"
+        ) from None
+
+
+def _text(session: Session, path: Path, metadata: dict[str, str]) -> str:
+    """Return the recipe. Raises whatever comes of manifests that forge did not write."""
     actions = _actions(path, metadata)
     wanted = {entry["source"]: entry["kind"] for entry in actions if "source" in entry}
     found = _at_hand(session, set(wanted))
@@ -54,6 +65,12 @@ def recipe_text(session: Session, path: Path) -> str:
             hint="these are their identities: declare them in forge.toml, or name their folder in forge.local.toml",
         )
     return _Writing(session, actions, found, metadata).text(path)
+
+
+def show_recipe(session: Session, path: Path, *, as_json: bool) -> None:
+    """`forge show --recipe FILE`: print the recipe by which a preset's file is made again."""
+    text = recipe_text(session, path)
+    print(json.dumps({"v": 1, "event": "recipe", "text": text}) if as_json else text, end="\n" if as_json else "")
 
 
 def write_recipe(session: Session, path: Path) -> str:
@@ -82,16 +99,12 @@ def tell(session: Session, name: str, path: Path, *, as_json: bool) -> None:
 
 
 def _actions(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]:
-    try:
-        value = json.loads(metadata[MANIFESTS])
-        actions: list[dict[str, Any]] = value["actions"]
-        readable = value["v"] == 1 and all("source" in entry or "inputs" in entry for entry in actions)
-    except (KeyError, ValueError, TypeError, RecursionError):
-        readable = False
-    if not readable:
-        raise UsageError(
-            f"{path} holds no manifests of forge that can be read", hint="presets that forge has exported do"
-        )
+    value = json.loads(metadata[MANIFESTS])
+    actions: list[dict[str, Any]] = value["actions"]
+    numbers = [n for i, e in enumerate(actions) for found in e.get("inputs", {}).values() for n in found if n >= i]
+    families = {entry["manifest"]["family"] for entry in actions if "manifest" in entry}
+    if value["v"] != VERSION or numbers or not families <= set(family_names()):
+        raise ValueError("it was not written by this forge")
     unknown = sorted({_name(e) for e in actions if "source" not in e and _name(e) not in method_groups()})
     if unknown:
         raise UsageError(f"{path} was made by methods that are not here: {', '.join(unknown)}", hint="update sdforge")
@@ -177,11 +190,11 @@ class _Writing:
                 self._action(i, entry)
         made = [entry["manifest"]["family"] for entry in self.actions if "manifest" in entry]
         taken = [source.artifact.family for source in self.found.values() if source.artifact.kind == "checkpoint"]
-        head = [f"# written from the manifests in {path.name}", *self.notes]
+        head = [f"# written from the manifests in {json.dumps(path.name)}", *self.notes]
         return "\n".join([*head, f"family = {toml.value((made + taken)[-1])}", "", *self.tables, self._preset()])
 
     def _source(self, i: int, source: Found) -> None:
-        name = source.name or f"{source.kind}-{i}"
+        name = source.name or self._free(f"{source.kind}-{i}")
         self.names.append(name)
         if not source.name:
             files = source.artifact.notes.get("files", {})
@@ -191,7 +204,7 @@ class _Writing:
     def _action(self, i: int, entry: dict[str, Any]) -> None:
         name = _name(entry)
         signature, manifest = method(name).signature, entry.get("manifest", {})
-        self.names.append(f"{name}-{i}")
+        self.names.append(self._free(f"{name}-{i}"))
         values = _stated(manifest.get("settings", {}))
         values |= {"seed": manifest["seed"]} if "seed" in manifest else {}
         for role, numbers in entry["inputs"].items():
@@ -229,8 +242,14 @@ class _Writing:
     def _note_version(self, name: str, signature: Signature, manifest: dict[str, Any]) -> None:
         now = {"version": signature.version, **signature.code, "family": family(manifest["family"]).version}
         then = {"version": manifest["version"], **manifest["code"]}
-        if other := [f"{what} {then.get(what)}, here {now[what]}" for what in now if then.get(what) != now[what]]:
+        differing = [what for what in now if then.get(what) != now[what]]
+        if other := [f"{what} {json.dumps(then.get(what))}, here {now[what]}" for what in differing]:
             self.notes.append(f"# {name} was made with {'; '.join(other)}: it may come out differently")
+
+    def _free(self, name: str) -> str:
+        """Return a name that forge.toml does not give to something else."""
+        taken = self.session.project.sources.keys() | self.session.project.datasets.keys()
+        return self._free(f"{name}x") if name in taken else name
 
     def _preset(self) -> str:
         used = {n for entry in self.actions for numbers in entry.get("inputs", {}).values() for n in numbers}

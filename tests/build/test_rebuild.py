@@ -10,6 +10,7 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.errors import UsageError
+from sdforge.formats.safetensors import read_header, write_file
 from sdforge.rebuild import recipe_text, write_recipe
 from tests.build.inline import Bench
 
@@ -128,26 +129,39 @@ def test_the_recipe_is_shown_without_being_written(
     assert [path.name for path in (original.root / "recipes").iterdir()] == ["r.toml"]
 
 
-@pytest.mark.parametrize("metadata", [{}, {"sdforge.manifest": "{"}, {"sdforge.manifest": '{"v":2,"actions":[]}'}])
-def test_a_file_without_manifests_is_refused(original: Bench, metadata: dict[str, str], tmp_path: Path) -> None:
-    from sdforge.formats.safetensors import write_file
+HOSTILE = [
+    "",
+    "{",
+    '{"v":2,"actions":[]}',
+    '{"v":1,"actions":[]}',
+    '{"v":1,"actions":[{"method":"swap","inputs":{"checkpoint":[0]}}]}',
+    '{"v":1,"actions":[{"source":"x"}]}',
+    '{"v":1,"actions":[7]}',
+    '{"v":1,"actions":[{"manifest":{"method":"cast","family":"..store"},"inputs":{}}]}',
+]
 
-    path = tmp_path / "x.safetensors"
-    write_file(path, {"x": ("U8", (1,))}, lambda _: [b"1"], metadata)
-    with pytest.raises(UsageError, match="holds no manifests of forge"):
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_manifests_that_forge_did_not_write_are_refused(original: Bench, text: str, tmp_path: Path) -> None:
+    path = write_small(tmp_path, {"sdforge.manifest": text} if text else {})
+    with pytest.raises(UsageError, match="holds no manifests of forge that can be read"):
         recipe_text(original.session(), path)
 
 
-def test_a_method_of_another_version_is_remarked(original: Bench, preset: Path, tmp_path: Path) -> None:
-    from sdforge.formats.safetensors import read_header, write_file
+def write_small(folder: Path, metadata: dict[str, str]) -> Path:
+    """Write a file of one byte with metadata."""
+    write_file(folder / "x.safetensors", {"x": ("U8", (1,))}, lambda _: [b"1"], metadata)
+    return folder / "x.safetensors"
 
-    header = read_header(preset)
-    value = json.loads(header.metadata["sdforge.manifest"])
-    for entry in value["actions"]:
-        if entry.get("manifest", {}).get("method") == "weighted_sum":
-            entry["manifest"]["version"] = 0
-    path = tmp_path / "old.safetensors"
-    metadata = header.metadata | {"sdforge.manifest": json.dumps(value)}
-    write_file(path, {"x": ("U8", (1,))}, lambda _: [b"1"], metadata)
-    first = recipe_text(original.session(), path).splitlines()
-    assert any("was made with version 0, here" in line for line in first[:3])
+
+def test_a_method_of_another_version_is_remarked_and_adds_no_line(
+    original: Bench, preset: Path, tmp_path: Path
+) -> None:
+    metadata = read_header(preset).metadata
+    value = json.loads(metadata["sdforge.manifest"])
+    (entry,) = (e for e in value["actions"] if e.get("manifest", {}).get("method") == "weighted_sum")
+    entry["manifest"]["version"] = "0\n[preset]"
+    path = write_small(tmp_path, metadata | {"sdforge.manifest": json.dumps(value)})
+    text = recipe_text(original.session(), path)
+    assert 'was made with version "0\\n[preset]", here ' in text.splitlines()[1]
+    assert text.count("\n[preset]") == 1
