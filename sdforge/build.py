@@ -185,7 +185,7 @@ class Build:
             needed = [maker for name, maker in other.makers.items() if name.startswith(reads or ("\0",))]
             if any(maker in plan.steps and (plan.steps[maker].to_do or maker in busy) for maker in needed):
                 return False
-        return all(self._is_ready(plan, each) for each in plan.steps.values() if each.within == step.id)
+        return all(self._is_ready(plan, each) for each in self.session.planner().within(step))
 
     def _locking_key(self, step: Step) -> str:
         return step.content_key or step.key

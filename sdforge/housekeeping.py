@@ -75,7 +75,10 @@ def _reached(session: Session) -> set[str]:
 
 
 def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
-    """The files of the store that may go: unreached results with the packs that only they use, and leftovers."""
+    """The files of the store that may go: unreached results with the packs that only they use, and leftovers.
+
+    A pack stays whole while any result that stays has a tensor in it; `forge du` says what of packs no result lists.
+    """
     doomed: list[Path] = []
     objects: set[str] = set()
     for path, result in store.results():

@@ -4,6 +4,8 @@ An action's *manifest* is all that decides its result, as one value: it is hashe
 difference of two of them. A content action (a training) has two keys: the plan key over the identities of its inputs,
 which for what formulas make is how they are made, and the content key over the inputs' bytes. When the plan key is
 unknown but the content key is, the result is kept: that is the early cut-off.
+
+A formula whose bytes nobody takes but one other formula is computed within that one's pass, and kept nowhere.
 """
 
 from __future__ import annotations
@@ -447,7 +449,7 @@ class Planner:
 
     def within(self, step: Step) -> list[Step]:
         """Return the formulas that are computed in a step's pass, inputs first."""
-        return [other for other in self.steps.values() if other.within == step.id]
+        return [other for other in self.steps.values() if other.within and self.steps[other.within].key == step.key]
 
     def _list(self, step: Step) -> FormulaPlan:
         from sdforge.formula import Input
@@ -536,8 +538,8 @@ class Planner:
 
         What is taken twice is kept instead of being computed twice.
         """
-        if step.kind != "formula" or step.state != "build" or step.artifact is None:
-            return None
+        if step.kind != "formula" or step.state != "build" or step.artifact is None or step.result:
+            return None  # of a result whose bytes are lost the tensors are listed where they lay
         taken = self._takers[step.key].values()
         roots = {root.key: root for takers in taken for taker in takers.values() if (root := self._pass_of(taker))}
         once = all(len(takers) == 1 and self._pass_of(*takers.values()) for takers in taken)

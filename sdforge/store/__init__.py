@@ -12,7 +12,7 @@
       quarantine/  tmp/  index.db
 
 The index only repeats what the folders hold. A result's tensors are listed in tables; a row says in which pack of the
-store, or in which source file, a tensor's bytes lie.
+store (its own, or that of an earlier result with the same tensor), or in which source file, a tensor's bytes lie.
 """
 
 from __future__ import annotations
@@ -221,12 +221,15 @@ class Store:
     def table(self, component: Component) -> list[Tensor]:
         """Return the tensors of a component whose bytes have been seen."""
         if component.table not in self._tables:
-            rows = json.loads(self.read_object(component.table))
-            self._tables[component.table] = [
-                Tensor(name, dtype, tuple(shape), identity, sha256, xxh3, Spot(*spot) if spot else None)
-                for name, dtype, shape, identity, sha256, xxh3, spot in rows
-            ]
+            self._tables[component.table] = self._read_table(component.table)
         return self._tables[component.table]
+
+    def _read_table(self, sha256: str) -> list[Tensor]:
+        rows = json.loads(self.read_object(sha256))
+        return [
+            Tensor(name, dtype, tuple(shape), identity, own, xxh3, Spot(*spot) if spot else None)
+            for name, dtype, shape, identity, own, xxh3, spot in rows
+        ]
 
     def tensors(self, identities: Iterable[str]) -> dict[str, Tensor]:
         """Return, of tensors that formulas have made, those that a result lists: identity → where its bytes lie."""
@@ -248,7 +251,8 @@ class Store:
         for component in result.components.values():
             if component.identity != component.content and component.dtype:
                 with suppress(BrokenPromise):
-                    rows |= {t.identity: component.table for t in self.table(component) if t.identity != t.content}
+                    table = self._read_table(component.table)  # that nobody else may ask for
+                    rows |= {t.identity: component.table for t in table if t.identity != t.content}
         self.index.put("tensors", rows)
 
     def vocabulary(self, component: Component) -> dict[str, Any]:

@@ -103,6 +103,24 @@ def test_a_link_under_two_names_in_two_recipes_is_computed_once(bench: Bench) ->
     assert (states["soft"], states["tender"]) == ("build", "build")
 
 
+def test_one_chain_in_two_recipes_runs_once(bench: Bench) -> None:
+    bench.recipe(SOFT + BAKED)
+    bench.recipe((SOFT + BAKED).replace("soft", "tender").replace("baked", "done"), "other")
+    states = bench.states("r:baked", "other:done")
+    assert states == {"soft": "unneeded", "tender": "unneeded", "baked": "build", "done": "build"}
+    assert len(bench.built("r:baked", "other:done")) == 1
+    assert set(bench.states("r:baked", "other:done").values()) == {"unneeded", "reuse"}
+
+
+def test_a_link_that_was_made_and_is_lost_is_made_by_itself(bench: Bench) -> None:
+    bench.recipe(SOFT)
+    bench.build()
+    (pack,) = bench.packs()
+    (bench.root / "cache" / "v1" / "objects" / pack[:2] / pack).unlink()
+    bench.recipe(SOFT + BAKED)
+    assert bench.built() == ["soft", "baked"]
+
+
 def test_two_formulas_of_one_pass_may_share_a_link_part_by_part(bench: Bench, tmp_path: Path) -> None:
     """An insert takes the sum's text encoder and a bake its U-Net: both end in the bake."""
     named = '[insert.named]\ncheckpoint = "soft"\nembeddings.word = {}\n'
