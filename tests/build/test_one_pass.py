@@ -47,16 +47,6 @@ def test_one_pass_and_single_steps_give_the_same_bytes_and_digests(bench: Bench,
     assert digests[0] == digests[1]
 
 
-def test_a_sum_is_rounded_before_it_is_baked_and_not_only_at_the_end(bench: Bench, tmp_path: Path) -> None:
-    """The same chain with its links in fp32 gives other bytes: the rounding in between is no matter of taste."""
-    bench.recipe(CHAIN)
-    bench.build()
-    exact = bench.clone(tmp_path / "exact")
-    exact.recipe(CHAIN.replace("weights", 'dtype = "fp32"\nweights'))
-    exact.build()
-    assert exact.bytes_of("wide") != bench.bytes_of("wide")
-
-
 def test_a_presets_merge_and_bake_are_part_of_its_cast(bench: Bench, tmp_path: Path) -> None:
     bench.recipe(SOFT + PRESET)
     assert bench.built() == ["preset.cast", "preset.export"]
