@@ -25,6 +25,7 @@ KINDS = {
     "logs": "losses, and what trainings printed",
     "results": "what was made under which key, and from what",
     "states": "of trainings, to go on from",
+    "fetched": "sources from elsewhere",
     "derived": "latents and text encodings",
     "quarantine": "what was damaged",
     "left over": "what no result names: `forge clean` frees it",
@@ -33,7 +34,7 @@ KINDS = {
 }
 OF_FOLDER = {
     **dict.fromkeys(("results", "aliases", "preimages"), "results"),
-    **{name: name for name in ("states", "derived", "quarantine")},
+    **{name: name for name in ("states", "fetched", "derived", "quarantine")},
     **dict.fromkeys(("locks", "roots", "tmp"), "builds"),
     "index.db": "index",
 }
@@ -89,7 +90,7 @@ class Usage:
 def disk_usage(session: Session) -> Usage:
     """Return what the cache of a project holds, for all projects that use it. Nothing is changed."""
     store, usage = session.store, Usage()
-    usage.sizes = {path: path.stat().st_size for path in sorted(store.root.rglob("*")) if path.is_file()}
+    usage.sizes = {path: path.lstat().st_size for path in sorted(store.root.rglob("*")) if path.is_file()}
     kinds = _kinds_of_objects(store)
     for path, count in usage.sizes.items():
         head, *rest = path.relative_to(store.root).parts

@@ -1,7 +1,8 @@
 """`forge.lock`: the resolved sources, and what every target of every recipe came out as. Text, sorted, in git.
 
     version = 1
-    [source.NAME]                 digest (identity), and sha256 of each file
+    [source.NAME]                 digest (identity), and sha256 of each file; from elsewhere also what `from` was
+                                  resolved to
     [target."RECIPE:NAME"]        key, and the digest it came out as
     [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
 
@@ -56,7 +57,7 @@ class Pin:
 
 @dataclass
 class Lock:
-    """The lock's content. sources: id → {"digest", "files"}; targets: id → {"key", "digest"}."""
+    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest"}."""
 
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     targets: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -118,7 +119,9 @@ def read_lock(source: bytes, file: str) -> Lock:
     try:
         sources, targets, results = (_like({}, values.get(kind, {}), kind) for kind in ("source", "target", "result"))
         for name, row in sources.items():
-            _like("", _like({}, row, name).get("digest"), f"the digest of {name}")
+            needed = "resolved" if "resolved" in _like({}, row, name) else "digest"
+            for field_ in {needed, *({"digest", "from"} & row.keys())}:
+                _like("", row.get(field_), f"{field_} of {name}")
         for name, row in targets.items():
             for field_, value in _like({}, row, name).items():
                 _like("", value, f"{field_} of {name}")
