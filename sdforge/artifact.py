@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.identity import H, Json, canonical
+from sdforge.identity import H, Json, canonical, tensor_identity
 
 KINDS = (
     "checkpoint",
@@ -55,6 +55,11 @@ class Tensor(NamedTuple):
     sha256: str = ""
     xxh3: str = ""
     spot: Spot | None = None
+
+    @property
+    def content(self) -> str:
+        """Its name by content, once its bytes have been seen; of what no formula made it is the identity."""
+        return tensor_identity(self.dtype, self.shape, self.sha256)
 
     @property
     def size(self) -> int:

@@ -20,6 +20,7 @@ from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, I
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
 from sdforge.method import method
+from sdforge.one_pass import Pass
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
 from sdforge.plan import Plan, Step
@@ -63,7 +64,7 @@ class Options:
 
 @dataclass
 class Running:
-    """An action at work. key: the one that is locked; read: files it reads, to be looked at again afterwards."""
+    """An action at work. key: the one that is locked; formula: what a formula's result will hold."""
 
     step: Step
     handle: Handle
@@ -73,6 +74,7 @@ class Running:
     key: str
     manifest: str
     began: float
+    formula: Pass | None = None
 
 
 @dataclass
@@ -189,7 +191,7 @@ class Build:
             needed = [maker for name, maker in other.makers.items() if name.startswith(reads or ("\0",))]
             if any(maker in plan.steps and (plan.steps[maker].to_do or maker in busy) for maker in needed):
                 return False
-        return True
+        return all(self._is_ready(plan, each) for each in self.session.planner().within(step))
 
     def _locking_key(self, step: Step) -> str:
         return step.content_key or step.key
@@ -244,17 +246,16 @@ class Build:
     def _submit(self, step: Step, lock: Lock, key: str, manifest: str, device: str, guard: Lock | None) -> None:
         work = self.store.workplace()
         how = {"device": device, "threads": self.options.threads, **self.options.how}
-        order = make_order(self.session, step, key, manifest, work, how)
+        formula = self.session.one_pass(step) if step.kind == "formula" else None
+        order = make_order(self.session, step, key, manifest, work, how, formula)
         step.state = "running"
         self.reporter.started(step, self.executor.elsewhere or device)
-        bytes_only = (
-            step.kind == "formula" and not order.compute
-        )  # all tensors pass: there is an index to write, no more
+        bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
             handle: Handle = _Inline(None if bytes_only else order)
         else:
             handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
-        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic()))
+        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula))
 
     def _fetch(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
         """Have a pinned result from the remote cache, beside whatever else runs."""
@@ -432,7 +433,7 @@ class Build:
             self._count_change(step, "a source was written to")
             return
         seconds = time.monotonic() - running.began
-        made = Made(step, outcome, running.key, running.manifest, running.work, seconds)
+        made = Made(step, outcome, running.key, running.manifest, running.work, seconds, running.formula)
         result = Publisher(self.session, self.lockfile).publish(made)
         if step.kind == "formula" and step.artifact is not None:
             step.artifact = replace(step.artifact, components=step.artifact.components | result.components)

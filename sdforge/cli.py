@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge import __version__
-from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError, UsageError
 from sdforge.places import DEVICE
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
     build = command("build", "bring targets up to date, and write a preset's files")
-    build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
+    build.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, a name that is unique, or a preset's file"
+    )
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
     build.add_argument(
@@ -59,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    plan.add_argument("--blocks", action="store_true", help="what weight each block gets of merges and bakes")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
     )
@@ -100,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
+    show.add_argument("--recipe", action="store_true", help="the recipe by which a preset's file is made again")
     convert = command("convert", "write a file or folder in another form; nothing is overwritten")
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("out", metavar="OUT")
@@ -119,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove from the cache what no recipe reaches")
     clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--trained", action="store_true", help="trained results and train states too")
+    command("du", "what the cache holds, by kind and for whom")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
@@ -228,8 +233,10 @@ def _open(wishes: argparse.Namespace) -> Session:
 
 def build(wishes: argparse.Namespace) -> int:
     """`forge build`: plan; where there is something to do, do it."""
+    if any(target.endswith(".safetensors") for target in wishes.targets):
+        return _build_file(wishes)
     if wishes.dry_run:
-        wishes.exit_code = False
+        wishes.exit_code = wishes.blocks = False
         return plan(wishes)
     if not wishes.retrain and not wishes.json:
         from sdforge.verdict import recall
@@ -247,6 +254,22 @@ def build(wishes: argparse.Namespace) -> int:
     from sdforge.commands import build_for_real
 
     return build_for_real(session, wanted, wishes)
+
+
+def _build_file(wishes: argparse.Namespace) -> int:
+    """Build what a preset's file was made by: its manifests become a recipe of the project."""
+    from sdforge.rebuild import tell, write_recipe
+
+    if len(wishes.targets) > 1 or wishes.dry_run:
+        raise UsageError("a file is built by itself", hint="`forge show --recipe FILE` shows what would be built")
+    session, path = _open(wishes), Path(wishes.at) / wishes.targets[0]
+    name = write_recipe(session, path)
+    session.store.close()
+    wishes.targets = [name]
+    code = build(wishes)
+    if code == 0:
+        tell(session, name, path, as_json=wishes.json)
+    return code
 
 
 def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> int:
@@ -282,7 +305,7 @@ def plan(wishes: argparse.Namespace) -> int:
         session.refuse_mistakes(made)
     from sdforge.commands import show_plan
 
-    show_plan(session, made, as_json=wishes.json)
+    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
     return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0
 
 
@@ -295,6 +318,11 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.convert import convert
 
         return convert(wishes)
+    if name == "show" and wishes.recipe:
+        from sdforge.rebuild import show_recipe
+
+        show_recipe(_open(wishes), Path(wishes.at) / wishes.target, as_json=wishes.json)
+        return 0
     if name == "show" and (path := _shown_file(wishes)):
         from sdforge.describe import show_file
 
@@ -328,6 +356,11 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.housekeeping import clean
 
         clean(session, wishes)
+        return 0
+    if name == "du":
+        from sdforge.disk import show_usage
+
+        show_usage(session, as_json=wishes.json)
         return 0
     import sdforge.looking as looking
 

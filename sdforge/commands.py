@@ -19,6 +19,7 @@ from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCK, VRAM
 from sdforge.plan import Plan, Step
+from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
@@ -141,8 +142,8 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
 
 
-def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
-    """Print the plan: states, reasons, time from history, disk needed and free."""
+def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
+    """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
     explainer = Explainer(session, plan)
     needed, free = session.room(plan)
     spent, complete = total(session, plan)
@@ -156,9 +157,11 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
                 "state": step.state,
                 "restore": step.restore,
                 "differs": step.differs,
+                "within": step.within,
                 "reason": [cause.text for cause in causes],
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
+            | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
         print(
@@ -168,6 +171,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         return
     for step, causes in rows:
         say(row(step, plan_text(session, step, causes)))
+        if blocks and (table := block_table(step)):
+            say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")
@@ -194,7 +199,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     """Return what stands behind a step in the plan: time, and the reason in short."""
     if not step.to_do:
-        return ""
+        return f"computed within {other_name(step, step.within)}" if step.within else ""
     guess = estimate(session, step)
     clock = "" if guess is None else f"~{seconds(guess)}"
     if step.state == "maybe":
@@ -202,6 +207,12 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
     return f"{clock:<10} {reason}" if clock else reason
+
+
+def other_name(step: Step, identifier: str) -> str:
+    """Return how another step is called where this one is spoken of: its recipe is left out where it is the same."""
+    recipe, _, name = identifier.partition(":")
+    return name if recipe == step.node.recipe.name else identifier
 
 
 def weights_off(plan: Plan, wanted: str) -> list[str]:
@@ -255,7 +266,9 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
     name = short(step)
     if not step.to_do and not step.restore:
         digest = step.result.digest[:8] if step.result else ""
-        if step.state == "unneeded":
+        if step.within:
+            say(f"{name} is not made by itself: {other_name(step, step.within)} alone takes it, and computes it within")
+        elif step.state == "unneeded":
             say(f"{name} is not needed: nothing that is wanted reads its bytes")
         elif step.result and step.key != step.result.key:
             say(f"{name} is reused: {digest} (same input bytes as when it was made: result kept)")

@@ -75,13 +75,16 @@ def _reached(session: Session) -> set[str]:
 
 
 def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
-    """The files of the store that may go: unreached results with the packs that only they use, and leftovers."""
+    """The files of the store that may go: unreached results with the packs that only they use, and leftovers.
+
+    A pack stays whole while any result that stays has a tensor in it; `forge du` says what of packs no result lists.
+    """
     doomed: list[Path] = []
     objects: set[str] = set()
     for path, result in store.results():
         pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
         if result.key in keep or (pinned_kind and not trained):
-            objects |= _objects(result)
+            objects |= objects_of(result)
         else:
             doomed.append(path)
     objects |= store.source_tables()
@@ -99,7 +102,7 @@ def _leads_nowhere(path: Path, keep: set[str]) -> bool:
     return path.name not in keep and path.read_text().strip() not in keep
 
 
-def _objects(result: Result) -> set[str]:
+def objects_of(result: Result) -> set[str]:
     """The objects that a result needs: packs, tables, log, losses."""
     found = set(result.packs) | {component.table for component in result.components.values()}
     found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}

@@ -13,7 +13,6 @@ host, no user and no time. Only `build` and `lock` write it.
 from __future__ import annotations
 
 import json
-import math
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from sdforge.errors import UsageError
 from sdforge.store import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes
+from sdforge.toml import table
 
 VERSION = 1
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
@@ -201,33 +201,4 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
 
 
 def _table(path: tuple[str, ...], values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"{_key(name)} = {toml_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, "")
-    )
-    return f"[{'.'.join(map(_key, path))}]\n{rows}"
-
-
-def _key(name: str) -> str:
-    plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if plain and name else toml_value(name)
-
-
-def toml_value(value: Any) -> str:
-    """Return a value as TOML writes it, on one line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{value} has no place in the lock")
-        return repr(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml_value, value)) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(k)} = {toml_value(value[k])}" for k in sorted(value)) + " }" if value else "{}"
-    if value is None:
-        return '""'
-    raise TypeError(f"{type(value).__name__} has no place in the lock")
+    return table(path, {name: value for name, value in values.items() if value not in ({}, "")})

@@ -12,6 +12,7 @@ from sdforge.errors import BrokenPromise
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
+from sdforge.one_pass import Computed, Pass
 from sdforge.order import Computation, Given, Order, Ref
 from sdforge.plan import Step
 
@@ -19,16 +20,25 @@ if TYPE_CHECKING:
     from sdforge.session import Session
 
 
-def make_order(session: Session, step: Step, key: str, manifest: str, work: Path, how: dict[str, Any]) -> Order:
-    """Return the order for a step whose inputs are all there. Raises BrokenPromise if a file has gone."""
+def make_order(
+    session: Session,
+    step: Step,
+    key: str,
+    manifest: str,
+    work: Path,
+    how: dict[str, Any],
+    formula: Pass | None = None,
+) -> Order:
+    """Return the order for a step whose inputs are all there. Raises BrokenPromise if a file has gone.
+
+    formula: what a formula's result will hold.
+    """
     target = step.node.target
     stated = json.loads(manifest)
     settings = stated["settings"] | ({"seed": stated["seed"]} if "seed" in stated else {})
     inputs: dict[str, list[Given]] = {}
-    compute: list[Computation] = []
-    if step.kind == "formula":
-        compute = _computations(session, step)
-    else:
+    compute = [] if formula is None else _computations(session, formula)
+    if formula is None:
         for link, artifact in step.inputs:
             assert artifact is not None
             inputs.setdefault(link.use.role, []).append(_given(session, step, link, artifact))
@@ -67,33 +77,30 @@ def state_key(manifest: dict[str, Any]) -> str:
     return digest_of_text("state", text)
 
 
-def _ref(session: Session, tensor: Tensor) -> Ref:
+def _ref(session: Session, tensor: Tensor, paths: dict[str, Path]) -> Ref:
+    """Return where a tensor is read. paths: files that were found already, by sha256."""
     assert tensor.spot is not None
-    path = session.find(tensor.spot.file)
+    path = paths.get(tensor.spot.file) or session.find(tensor.spot.file)
     if path is None:
         raise BrokenPromise(
             f"the file with {tensor.name} ({tensor.spot.file[:12]}) is not there any more",
             hint="was a source changed or removed? `forge plan` looks again",
         )
+    paths[tensor.spot.file] = path
     return Ref(tensor.name, tensor.dtype, tensor.shape, str(path), tensor.spot.offset, tensor.xxh3)
 
 
-def _computations(session: Session, step: Step) -> list[Computation]:
-    plan = session.planner().formula(step)
-    return [
-        Computation(
-            component,
-            row.tensor.name,
-            row.tensor.dtype,
-            row.tensor.shape,
-            row.method,
-            row.parameters,
-            tuple(_ref(session, tensor) for tensor in row.inputs),
-        )
-        for component, rows in plan.components.items()
-        for row in rows
-        if row.method
-    ]
+def _computations(session: Session, formula: Pass) -> list[Computation]:
+    paths: dict[str, Path] = {}
+
+    def taken(component: str, row: Tensor | Computed) -> Ref | Computation:
+        return computation(component, row) if isinstance(row, Computed) else _ref(session, row, paths)
+
+    def computation(component: str, row: Computed) -> Computation:
+        tensor, inputs = row.tensor, tuple(taken(component, each) for each in row.inputs)
+        return Computation(component, tensor.name, tensor.dtype, tensor.shape, row.method, row.parameters, inputs)
+
+    return [computation(name, row) for name, rows in formula.rows.items() for row in rows if isinstance(row, Computed)]
 
 
 def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Given:
@@ -108,13 +115,14 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
     reads = step.node.target.role(link.use.role).reads
     components: dict[str, list[Ref]] = {}
     vocabulary: dict[str, Any] = {}
+    paths: dict[str, Path] = {}
     for name, component in artifact.components.items():
         if not name.startswith(reads or ("\0",)):
             continue
         if name.startswith("tokenizer"):
             vocabulary = session.store.vocabulary(component)
         else:
-            components[name] = [_ref(session, tensor) for tensor in session.store.table(_made(component))]
+            components[name] = [_ref(session, tensor, paths) for tensor in session.store.table(_made(component))]
     use = dict(link.use.use or {})
     if artifact.kind == "lora" and step.node.target.signature.makes == "files":
         use["settings"] = _trained_with(session, link)

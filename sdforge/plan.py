@@ -4,6 +4,8 @@ An action's *manifest* is all that decides its result, as one value: it is hashe
 difference of two of them. A content action (a training) has two keys: the plan key over the identities of its inputs,
 which for what formulas make is how they are made, and the content key over the inputs' bytes. When the plan key is
 unknown but the content key is, the result is kept: that is the early cut-off.
+
+A formula whose bytes nobody takes but one other formula is computed within that one's pass, and kept nowhere.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from sdforge.recipe import Use
 from sdforge.store import Known, Result
 
 STATES = ("reuse", "fetch", "build", "maybe", "unneeded")
+MOST_LISTED = 32  # formulas whose tensors are kept listed; a chain lists each of its links once
 
 
 if TYPE_CHECKING:
@@ -69,6 +72,7 @@ class Step:
     differs: bool = False  # from the pin
     idle: bool = False  # a formula that changes nothing here
     restore: bool = False  # the result is known, the files in `out/` are not whole
+    within: str = ""  # id of the step in whose pass it is computed, where nobody else needs its bytes
 
     @property
     def id(self) -> str:
@@ -133,6 +137,9 @@ class Planner:
         self.plan = Plan(self.steps, [])
         self.problems: list[Misfit] = []
         self._frames: dict[tuple[int, str, int | None], tuple[str, str]] = {}
+        self._by_key: dict[str, Step] = {}
+        self._listed: dict[str, FormulaPlan] = {}
+        self._takers: dict[str, dict[str, dict[Taking, Step | None]]] = {}  # key → component → who takes its bytes
 
     def make(self, wanted: list[str]) -> Plan:
         """Plan what is needed for the wanted nodes."""
@@ -143,6 +150,7 @@ class Planner:
         self.plan.wanted = wanted
         for identifier in wanted:
             self._want(self.steps[identifier])
+        self._join_passes()
         self._state_the_rest()
         return self.plan
 
@@ -172,6 +180,7 @@ class Planner:
             return step
         step.manifest = self._manifest(step, content=False)
         step.key = digest_of_text("action", step.manifest)
+        self._by_key[step.key] = step
         if signature.kind == "formula":
             self._evaluate_formula(step)
         else:
@@ -363,9 +372,22 @@ class Planner:
             step.makers[name] = step.id
             done = step.result.components[name] if step.result else None
             components[name] = done or Component(identity, "", f"plan:{step.key}:{name}", dtype)
+        if not step.idle:
+            self._carry(step, components)
         facts = {**base.facts, **made["facts"]}
         facts = {k: v for k, v in facts.items() if v is not None}
         step.artifact = replace(base, kind=kind, components=components, facts=facts)
+
+    def _carry(self, step: Step, components: dict[str, Component]) -> None:
+        """Let a formula's result hold, too, what it reads and passes on of formulas whose results nobody has kept."""
+        reads = step.node.target.role(step.inputs[0][0].use.role).reads
+        for name, component in components.items():
+            if step.makers[name] == step.id or not component.table.startswith("plan:") or not name.startswith(reads):
+                continue
+            if step.result is None:
+                step.makers[name] = step.id
+            elif name in step.result.components:
+                components[name], step.makers[name] = step.result.components[name], step.id
 
     def _evaluate_content(self, step: Step) -> None:
         known = self.view.known(step.key)
@@ -426,6 +448,25 @@ class Planner:
 
     def formula(self, step: Step) -> FormulaPlan:
         """List what a formula makes. Raises UsageError for inputs that do not fit together."""
+        if step.key not in self._listed:
+            found = self._list(step)
+            while len(self._listed) >= MOST_LISTED:
+                del self._listed[next(iter(self._listed))]
+            self._listed[step.key] = found
+        return self._listed[step.key]
+
+    def carried(self, step: Step) -> dict[str, list[Tensor]]:
+        """List the components that the result of a formula holds beside its own: those of formulas before it."""
+        assert step.artifact is not None
+        own = self.formula(step).components
+        components = step.artifact.components.items()
+        return {n: self.tensors(c) for n, c in components if step.makers[n] == step.id and n not in own}
+
+    def within(self, step: Step) -> list[Step]:
+        """Return the formulas that are computed in a step's pass, inputs first."""
+        return [other for other in self.steps.values() if other.within and self.steps[other.within].key == step.key]
+
+    def _list(self, step: Step) -> FormulaPlan:
         from sdforge.formula import Input
 
         target = step.node.target
@@ -445,8 +486,7 @@ class Planner:
         if not component.table.startswith("plan:"):
             return self.view.table(component)
         _, key, name = component.table.split(":")
-        maker = next(step for step in self.steps.values() if step.key == key)
-        rows: list[Made] = self.formula(maker).components[name]
+        rows: list[Made] = self.formula(self._by_key[key]).components[name]
         return [made.tensor for made in rows]
 
     # -- backwards: whose bytes are needed? ------------------------------------------------------------------------
@@ -464,8 +504,8 @@ class Planner:
         if step.artifact is None:
             self._need(step)
             return
-        for maker in dict.fromkeys(step.makers.values()):
-            self._need_maker(maker)
+        for name, maker in step.makers.items():
+            self._need_maker(maker, name, Taking(""), None)
         if step.state == "unneeded":
             step.state = "reuse"
 
@@ -485,7 +525,7 @@ class Planner:
             self._need_inputs(step)
 
     def _need_inputs(self, step: Step) -> None:
-        for link, artifact in step.inputs:
+        for i, (link, artifact) in enumerate(step.inputs):
             if link.id in self.graph.sources:
                 continue
             other = self.steps[link.id]
@@ -495,11 +535,39 @@ class Planner:
             reads = step.node.target.role(link.use.role).reads
             for name, maker in other.makers.items():
                 if name.startswith(reads or ("\0",)):
-                    self._need_maker(maker)
+                    self._need_maker(maker, name, Taking(step.key or step.id, i), step)
 
-    def _need_maker(self, identifier: str) -> None:
-        if identifier in self.steps:
-            self._need(self.steps[identifier])
+    def _need_maker(self, identifier: str, component: str, taking: Taking, taker: Step | None) -> None:
+        """Note who takes the bytes of a component, and need the step that makes it."""
+        if maker := self.steps.get(identifier):
+            self._takers.setdefault(maker.key, {}).setdefault(component, {})[taking] = taker
+            self._need(maker)
+
+    def _join_passes(self) -> None:
+        """Compute formulas whose bytes only one other formula takes in that one's pass: nothing of them is written."""
+        for step in reversed(self.steps.values()):  # takers first
+            if root := self._only_pass(step):
+                step.state, step.within = "unneeded", root.id
+
+    def _only_pass(self, step: Step) -> Step | None:
+        """Return the step in whose pass a formula can be computed: all that is taken of it, once each, is taken there.
+
+        What is taken twice is kept instead of being computed twice.
+        """
+        if step.kind != "formula" or step.state != "build" or step.artifact is None or step.result:
+            return None  # of a result whose bytes are lost the tensors are listed where they lay
+        taken = self._takers[step.key].values()
+        roots = {root.key: root for takers in taken for taker in takers.values() if (root := self._pass_of(taker))}
+        once = all(len(takers) == 1 and self._pass_of(*takers.values()) for takers in taken)
+        return next(iter(roots.values())) if once and len(roots) == 1 else None
+
+    def _pass_of(self, taker: Step | None) -> Step | None:
+        """Return the step in whose pass a taker computes, or None if it is no formula that has to run."""
+        if taker is None or taker.kind != "formula":
+            return None
+        if taker.within:
+            return self.steps[taker.within]
+        return taker if taker.state in ("build", "maybe") else None
 
     def _how(self, step: Step) -> str:
         """Say whether a step that is needed must run, or may turn out not to."""
@@ -529,6 +597,13 @@ class Planner:
         for step in self.steps.values():
             if step.state == "unneeded" and (step.result or (step.idle and step.artifact)):
                 step.state = "reuse"
+
+
+class Taking(NamedTuple):
+    """Who takes bytes: the key of an action ("" for a person, who wants them), and by which of its inputs."""
+
+    key: str
+    place: int = 0
 
 
 def likeness(step: Step) -> str:

@@ -14,6 +14,7 @@ from sdforge.errors import BrokenPromise
 from sdforge.formula import common_dtype
 from sdforge.identity import component_identity, digest_of_text, tensor_identity
 from sdforge.lockfile import LockFile
+from sdforge.one_pass import Computed, Pass
 from sdforge.order import Outcome
 from sdforge.plan import Step, likeness
 from sdforge.session import Session
@@ -23,7 +24,10 @@ from sdforge.store.files import sha256_of
 
 @dataclass(frozen=True)
 class Made:
-    """An outcome with what it answers: the step, the key and manifest under which it ran, its work folder."""
+    """An outcome with what it answers: the step, the key and manifest under which it ran, its work folder.
+
+    formula: what the order of a formula was made from.
+    """
 
     step: Step
     outcome: Outcome
@@ -31,6 +35,7 @@ class Made:
     manifest: str
     work: Path
     seconds: float
+    formula: Pass | None = None
 
 
 class Publisher:
@@ -44,14 +49,16 @@ class Publisher:
         step, outcome = made.step, made.outcome
         if outcome.pack:
             self.store.put_file(made.work / outcome.pack, outcome.sha256)
-        components, packs = self._components(step, outcome)
+        components, packs = self._components(outcome, made.formula)
         kind = step.node.target.signature.makes
         if kind in ("files", "pictures"):
             digest = digest_of_text(kind, json.dumps(outcome.files, sort_keys=True))
         elif kind == "dataset":
             digest = dataset_identity(outcome.facts["pictures"], 0)
         else:
-            digest = artifact_identity(kind, {name: c.content for name, c in components.items()}, outcome.facts)
+            # what is carried for others is no part of what the key decides
+            own = made.formula.own if made.formula else components
+            digest = artifact_identity(kind, {name: components[name].content for name in own}, outcome.facts)
         if step.restore and step.result and step.result.digest != digest:
             raise BrokenPromise(
                 f"{step.id} came out as {digest[:12]}, and was exported as {step.result.digest[:12]} before",
@@ -105,17 +112,16 @@ class Publisher:
             self.store.put_file(copy, sha256)
         return sha256
 
-    def _components(self, step: Step, outcome: Outcome) -> tuple[dict[str, Component], tuple[str, ...]]:
+    def _components(self, outcome: Outcome, formula: Pass | None) -> tuple[dict[str, Component], tuple[str, ...]]:
         """Return the components that an action made, their tables kept, and the files in which their bytes lie."""
         made = {name: {row[0]: row for row in rows} for name, rows in outcome.components.items()}
         tables: dict[str, list[Tensor]] = {}
-        if step.kind == "formula":
-            plan = self.session.planner().formula(step)
-            for name, rows in plan.components.items():
+        if formula is not None:
+            for name, rows in formula.rows.items():
                 tables[name] = [
                     _with_bytes(row.tensor, made[name][row.tensor.name], outcome.sha256)
-                    if row.method
-                    else row.inputs[0]._replace(name=row.tensor.name)
+                    if isinstance(row, Computed)
+                    else row
                     for row in rows
                 ]
         else:
@@ -124,7 +130,7 @@ class Publisher:
         components, packs = {}, set()
         for name, table in tables.items():
             content = component_identity((t.name, tensor_identity(t.dtype, t.shape, t.sha256)) for t in table)
-            identity = component_identity((t.name, t.identity) for t in table) if step.kind == "formula" else content
+            identity = component_identity((t.name, t.identity) for t in table) if formula else content
             dtype = common_dtype(t.dtype for t in table)
             components[name] = Component(identity, content, self.store.put_table(table), dtype)
             packs |= {t.spot.file for t in table if t.spot}

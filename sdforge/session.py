@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
@@ -18,6 +18,7 @@ from sdforge.families import family
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
+from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import Outputs
 from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
@@ -234,6 +235,17 @@ class Session:
         self._packs.add(path or self.store.object(sha256))
         return path
 
+    def one_pass(self, step: Step) -> Pass:
+        """Return what the result of a formula will hold, and what of it has to be computed."""
+        return one_pass(self.planner(), self._there, step)
+
+    def _there(self, identities: Iterable[str]) -> dict[str, Tensor]:
+        """Return the tensors of earlier results whose bytes are there, by identity."""
+        found = self.store.tensors(identities)
+        files = {tensor.spot.file for tensor in found.values() if tensor.spot}
+        there = {file for file in files if self.store.find(file)}
+        return {name: tensor for name, tensor in found.items() if tensor.spot and tensor.spot.file in there}
+
     def offered(self, pin: Any) -> bool:
         """Say whether the remote cache has a pinned result. One that does not answer is not asked again."""
         if self.sharing is None:
@@ -317,10 +329,11 @@ class Session:
 
     def inputs_changed(self, step: Step) -> bool:
         """Look once more at the sources that an action has read, directly or through indices over their files."""
-        names = {link.id for link, _ in step.inputs if link.id in self.graph.sources}
-        for link, _ in step.inputs:
-            other = self.planner().steps.get(link.id)
-            names |= {maker for maker in (other.makers.values() if other else ()) if maker in self.graph.sources}
+        names: set[str] = set()
+        for each in (step, *self.planner().within(step)):
+            for link, _ in each.inputs:
+                other = self.planner().steps.get(link.id)
+                names |= {link.id, *(other.makers.values() if other else ())} & self.graph.sources.keys()
         return any(self.sources.changed(self.graph.sources[name]) for name in names)
 
     def look_again(self) -> None:
@@ -404,7 +417,7 @@ class Session:
             return 0
         if step.kind == "formula":
             try:
-                return self.planner().formula(step).size()
+                return self.one_pass(step).size()
             except UsageError:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdforge import toml
 from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, exit_code, nearest
 from sdforge.fetch import Fetcher, Got
 from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
-from sdforge.lock import Lock, toml_value
+from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
 from sdforge.names import is_name
 from sdforge.places import FILE
@@ -206,7 +207,7 @@ def _found(session: Session, name: str, table: dict[str, Any]) -> str:
 def _append(path: Path, name: str, table: dict[str, Any]) -> None:
     """Add a table at the end of forge.toml; what stands there stays as it is, comments and all."""
     before = path.read_bytes()
-    lines = [f"[source.{name}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
+    lines = [f"[source.{name}]", *(f"{key} = {toml.value(value)}" for key, value in table.items())]
     gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
     publish_bytes(before + gap + "\n".join(lines).encode() + b"\n", path, path.parent, 0o644)
 

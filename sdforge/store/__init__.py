@@ -13,7 +13,7 @@
       quarantine/  tmp/  index.db
 
 The index only repeats what the folders hold. A result's tensors are listed in tables; a row says in which pack of the
-store, or in which source file, a tensor's bytes lie.
+store (its own, or that of an earlier result with the same tensor), or in which source file, a tensor's bytes lie.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from sdforge.index import Index
 from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
 
 LAYOUT = "v1"
+ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
 
@@ -124,7 +126,8 @@ class Store:
     def object(self, sha256: str) -> Path:
         return self.root / "objects" / sha256[:2] / sha256
 
-    def _keyed(self, kind: str, key: str) -> Path:
+    def keyed(self, kind: str, key: str) -> Path:
+        """Return where what is kept under a key lies: `results`, `aliases`, `preimages` or `states`."""
         return self.root / kind / key[:2] / key
 
     def fetched(self, pinned: str, sha256: str = "") -> Path:
@@ -187,6 +190,7 @@ class Store:
         """Drop from the index what was removed from the folders."""
         rows = self.index.read("SELECT key FROM known")
         self.index.write("DELETE FROM known WHERE key = ?", [(key,) for (key,) in rows if key not in keep])
+        self.index.write("DELETE FROM tensors", [()])  # they are listed anew when they are next asked for
         self._known.clear()
 
     # -- bytes -----------------------------------------------------------------------------------------------------
@@ -224,12 +228,39 @@ class Store:
     def table(self, component: Component) -> list[Tensor]:
         """Return the tensors of a component whose bytes have been seen."""
         if component.table not in self._tables:
-            rows = json.loads(self.read_object(component.table))
-            self._tables[component.table] = [
-                Tensor(name, dtype, tuple(shape), identity, sha256, xxh3, Spot(*spot) if spot else None)
-                for name, dtype, shape, identity, sha256, xxh3, spot in rows
-            ]
+            self._tables[component.table] = self._read_table(component.table)
         return self._tables[component.table]
+
+    def _read_table(self, sha256: str) -> list[Tensor]:
+        rows = json.loads(self.read_object(sha256))
+        return [
+            Tensor(name, dtype, tuple(shape), identity, own, xxh3, Spot(*spot) if spot else None)
+            for name, dtype, shape, identity, own, xxh3, spot in rows
+        ]
+
+    def tensors(self, identities: Iterable[str]) -> dict[str, Tensor]:
+        """Return, of tensors that formulas have made, those that a result lists: identity → where its bytes lie."""
+        if not self.index.read_keyed("tensors", "listed", "identity", [ALL_LISTED]):
+            for _, result in self.results():
+                self.list_tensors(result)
+            self.index.put("tensors", {ALL_LISTED: ""})
+        listed = self.index.read_keyed("tensors", "listed", "identity", identities)
+        found: dict[str, Tensor] = {}
+        for table in sorted(set(listed.values())):
+            with suppress(BrokenPromise):  # a table that is lost or damaged lists nothing
+                rows = self.table(Component("", "", table, ""))
+                found |= {row.identity: row for row in rows if listed.get(row.identity) == table}
+        return found
+
+    def list_tensors(self, result: Result) -> None:
+        """Note in which tables the tensors of a result stand that were named by how they are made."""
+        rows: dict[str, str] = {}
+        for component in result.components.values():
+            if component.identity != component.content and component.dtype:
+                with suppress(BrokenPromise):
+                    table = self._read_table(component.table)  # that nobody else may ask for
+                    rows |= {t.identity: component.table for t in table if t.identity != t.content}
+        self.index.put("tensors", rows)
 
     def vocabulary(self, component: Component) -> dict[str, Any]:
         """Return the words of a tokenizer component."""
@@ -313,10 +344,10 @@ class Store:
         """Look into the folders themselves, past the index."""
         old = self._known.get(key)
         found = Known(formula=old.formula if old else None)
-        alias = self._keyed("aliases", key)
+        alias = self.keyed("aliases", key)
         if alias.is_file():
             found.alias = alias.read_text().strip()
-        folder = self._keyed("results", key)
+        folder = self.keyed("results", key)
         if folder.is_dir():
             found.results = sorted(
                 (result for _, result in self._read_results(folder)), key=lambda result: (result.made, result.digest)
@@ -342,7 +373,7 @@ class Store:
 
     def record(self, result: Result) -> dict[str, Any]:
         """Return all that is recorded of a result."""
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         try:
             record: dict[str, Any] = json.loads(path.read_bytes())["record"]
         except (OSError, ValueError, KeyError):
@@ -361,8 +392,9 @@ class Store:
     def keep(self, result: Result, manifest: str) -> None:
         """Publish an action's result, last of all that belongs to it."""
         self.note_preimage(result.key, manifest)
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         publish_bytes(result.dump(), path, self.temporary)
+        self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
 
@@ -370,14 +402,14 @@ class Store:
         """Let a key lead to another one: same input bytes, or (without manifest) something alike."""
         if manifest:
             self.note_preimage(key, manifest)
-        path = self._keyed("aliases", key)
+        path = self.keyed("aliases", key)
         publish_bytes(content_key.encode(), path, self.temporary)
         self.fresh(key)
         self._dirty(key)
 
     def drop(self, result: Result, why: str) -> None:
         """Set a result aside whose bytes are missing or damaged."""
-        path = self._keyed("results", result.key) / f"{result.digest}.json"
+        path = self.keyed("results", result.key) / f"{result.digest}.json"
         if path.exists():
             damaged(path, self.root / "quarantine", why)
         self.fresh(result.key)
@@ -385,14 +417,14 @@ class Store:
 
     def note_preimage(self, key: str, manifest: str) -> None:
         """Keep the manifest behind a key."""
-        path = self._keyed("preimages", key)
+        path = self.keyed("preimages", key)
         if not path.exists():
             publish_bytes(manifest.encode(), path, self.temporary)
 
     def preimage(self, key: str) -> dict[str, Any] | None:
         """Return the manifest behind a key, if it was ever kept here."""
         try:
-            found: dict[str, Any] = json.loads(self._keyed("preimages", key).read_bytes())
+            found: dict[str, Any] = json.loads(self.keyed("preimages", key).read_bytes())
         except (OSError, ValueError):
             return None
         return found
@@ -401,7 +433,7 @@ class Store:
 
     def states(self, key: str) -> Path:
         """Return the folder of a training's states."""
-        return self._keyed("states", key)
+        return self.keyed("states", key)
 
     def promote_states(self, folder: Path) -> None:
         """Let the states of a training that was made again (`NAME-again`) take the place of the first ones."""

@@ -18,18 +18,20 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
+    {"errors", "identity", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "devices"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs"},
+    {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
     {"sharing"},
     {"executors", "build", "fetch", "exchange"},
     {"commands", "looking", "describe", "convert", "housekeeping"},
+    {"disk", "rebuild"},
     {"cli"},
     {"__main__"},
 )
@@ -162,7 +164,9 @@ def test_writing_schemas_and_listing_families_loads_no_torch() -> None:
     assert not loaded_by(code) & {*HEAVY, "PIL"}
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["list"], ["list", "--methods"], ["graph", "r"], ["plan", "r"]])
+@pytest.mark.parametrize(
+    "arguments", [["check"], ["list"], ["list", "--methods"], ["graph", "r"], ["plan", "r"], ["du"]]
+)
 def test_a_command_that_only_looks_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "forge.toml").write_text("")
     (tmp_path / "recipes").mkdir()

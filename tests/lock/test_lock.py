@@ -180,7 +180,7 @@ def test_a_lock_that_was_cut_off_is_an_error_or_a_shorter_lock(lock: Lock, end: 
 def test_a_number_that_is_none_has_no_place_in_it() -> None:
     lock = Lock()
     lock.pin(a_pin(norm=float("nan")), replace=True)
-    with pytest.raises(ValueError, match="has no place in the lock"):
+    with pytest.raises(ValueError, match="has no place in a table"):
         lock.dump()
 
 

@@ -222,6 +222,12 @@ class World:
                 )
                 for name, rows in plan.components.items()
             }
+            components |= {
+                name: self.store.component(
+                    (t.name, t.identity, self.bytes_of.get(t.identity, t.identity)) for t in table
+                )
+                for name, table in self._planner.carried(step).items()
+            }
         else:
             self.trained.append(step.id)
             text = f"{key}/{salt}/{len(self.trained) if again else ''}"

@@ -256,3 +256,33 @@ def test_two_embeddings_of_one_word_are_refused_before_either_is_trained(world: 
     )
     with pytest.raises(Misfits, match="`b` and `a` are both called '<x>'"):
         world.plan()
+
+
+BAKED = '[bake.baked]\ncheckpoint = "soft"\nloras.sketchy = { strength = 0.8 }\n'
+
+
+def test_a_merge_that_only_a_bake_takes_is_computed_within_it(world: World) -> None:
+    """Also while the LoRA has still to be trained, on another base."""
+    world.recipe(SOFT + LORA.replace('"soft"', '"flat"') + BAKED)
+    plan = world.plan("r:baked")
+    assert {step.node.target.name: step.state for step in plan.steps.values()} == {
+        "soft": "unneeded",
+        "sketchy": "build",
+        "baked": "build",
+    }
+    assert plan.steps["r:soft"].within == "r:baked"
+    world.build("r:baked")
+    assert world.states("r:baked") == {"soft": "unneeded", "sketchy": "reuse", "baked": "reuse"}
+
+
+def test_a_merge_that_a_training_reads_too_is_made(world: World) -> None:
+    world.recipe(SOFT + LORA + BAKED)
+    assert world.states("r:baked")["soft"] == "build"
+
+
+def test_what_is_computed_within_another_gets_the_same_key_as_by_itself(world: World) -> None:
+    world.recipe(SOFT + '[cast.wide]\ncheckpoint = "soft"\ndtype = "fp32"\n')
+    keys = [{step.id: step.key for step in world.plan(*wanted).steps.values()} for wanted in (["r:wide"], [])]
+    assert keys[0] == keys[1]
+    assert world.plan("r:wide").steps["r:soft"].within == "r:wide"
+    assert world.plan().steps["r:soft"].within == ""

@@ -103,10 +103,13 @@ class Strengths:
 
     def at(self, component: str, weight: str) -> float:
         """Return the strength at a weight that the family has."""
-        place = component, self.blocks[component, weight]
+        return self.in_block((component, self.blocks[component, weight]))
+
+    def in_block(self, place: Place) -> float:
+        """Return the strength in a block: (component, block)."""
         if pattern := self.places.get(place):
             return self.use.blocks[pattern]
-        own = getattr(self.use, component, None)
+        own = getattr(self.use, place[0], None)
         strength = self.use.strength if own is None else own
         return float(decimal(strength) * decimal(self.factors.get(place, 1.0)))
 

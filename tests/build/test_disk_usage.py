@@ -1,0 +1,103 @@
+"""`forge du`: the bytes are those of the disk, and each target is told apart from what it shares."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from sdforge.cli import main
+from tests.build.inline import Bench
+from tests.build.test_single_tensors import MID, SOFT, variants
+
+
+@pytest.fixture
+def du(bench: Bench, capsys: pytest.CaptureFixture[str]) -> Any:
+    def ask() -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["-C", str(bench.root), "du", "--json"]) == 0
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return said
+
+    return ask
+
+
+def of_targets(said: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["target"]: row for row in said["owners"] if "target" in row}
+
+
+def test_the_kinds_are_all_files_of_the_cache_and_their_bytes(bench: Bench, du: Any) -> None:
+    bench.recipe(SOFT + '[preset]\ncheckpoint = "soft"\n')
+    bench.build()
+    said = du()
+    files = [path for path in (bench.root / "cache" / "v1").rglob("*") if path.is_file()]
+    assert said["bytes"] == sum(path.stat().st_size for path in files)
+    assert said["files"] == len(files)
+    assert sum(kind["bytes"] for kind in said["kinds"].values()) == said["bytes"]
+    assert said["kinds"]["packs"] == {"files": 1, "bytes": sum(bench.packs().values())}
+    assert said["kinds"]["left over"]["files"] == 0
+
+
+def test_variants_share_a_base_and_add_little(bench: Bench, du: Any) -> None:
+    bench.recipe(variants(3))
+    bench.build()
+    rows = of_targets(du())
+    packs = sorted(bench.packs().values())
+    assert all(row["bytes"] == row["shared"] + row["alone"] for row in rows.values())
+    assert all(row["shared"] >= packs[-1] for row in rows.values())
+    assert max(row["alone"] for row in rows.values()) < packs[-1]
+
+
+def test_what_a_target_alone_adds_goes_when_it_does(bench: Bench, du: Any) -> None:
+    """A recipe with one target fewer, and `clean`: the bytes that it alone added are gone."""
+    bench.recipe(variants(3))
+    bench.build()
+    before, row = du(), of_targets(du())["v2"]
+    bench.recipe(variants(2))
+    bench.build()
+    assert main(["-C", str(bench.root), "clean"]) == 0
+    kinds = ("packs", "tables", "results")
+    freed = sum(before["kinds"][kind]["bytes"] - du()["kinds"][kind]["bytes"] for kind in kinds)
+    manifests = freed - row["alone"]
+    assert -5000 < manifests <= 0  # `clean` keeps manifests, since `why` wants them
+
+
+def test_a_recipe_is_what_its_targets_are_together(bench: Bench, du: Any) -> None:
+    bench.recipe(variants(3))
+    bench.recipe(SOFT, "other")
+    bench.build("r", "other")
+    said = du()
+    recipes = {row["recipe"]: row for row in said["owners"] if "recipe" in row and "target" not in row}
+    (project,) = (row for row in said["owners"] if "recipe" not in row)
+    assert set(recipes) == {"r", "other"}
+    assert recipes["r"]["shared"] == 0 < recipes["r"]["bytes"]
+    assert project["bytes"] == recipes["r"]["bytes"] + recipes["other"]["bytes"]
+
+
+def test_tensors_that_no_result_lists_any_more_are_told(bench: Bench, du: Any) -> None:
+    bench.recipe(SOFT)
+    bench.build()
+    bench.recipe(SOFT + MID)
+    bench.build()
+    old = {name: len(bench.bytes_of("soft")[name]) for name in bench.computed("soft")}
+    assert du()["unlisted"] == 0
+    assert main(["-C", str(bench.root), "clean"]) == 0
+    assert du()["unlisted"] == sum(old.values())
+
+
+def test_a_person_reads_sizes_and_names(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.recipe(SOFT)
+    bench.build()
+    capsys.readouterr()
+    assert main(["-C", str(bench.root), "du"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    total = sum(path.stat().st_size for path in (bench.root / "cache" / "v1").rglob("*") if path.is_file())
+    assert any(f" {total} bytes in " in line for line in lines)
+    assert any(line.split()[:2] == ["soft", "weighted_sum"] for line in lines)
+
+
+def test_recipes_with_mistakes_are_named_and_the_kinds_are_told(bench: Bench, du: Any) -> None:
+    bench.recipe("nonsense = 1\n", "wrong")
+    said = du()
+    assert list(said["unread"]) == [str(bench.root)]
