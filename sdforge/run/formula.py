@@ -30,7 +30,7 @@ from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
-THREADS = 2  # reading and writing memory is what takes the time: more are no faster, and each holds a tensor
+THREADS = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
