@@ -49,6 +49,18 @@ Preset = Literal[
     "R_SMOOTHSTEP/3",
     "SMOOTHSTEP/4",
     "R_SMOOTHSTEP/4",
+    "2SMOOTHSTEP",
+    "2R_SMOOTHSTEP",
+    "3SMOOTHSTEP",
+    "3R_SMOOTHSTEP",
+    "4SMOOTHSTEP",
+    "4R_SMOOTHSTEP",
+    "HALF_SMOOTHSTEP",
+    "HALF_R_SMOOTHSTEP",
+    "ONE_THIRD_SMOOTHSTEP",
+    "ONE_THIRD_R_SMOOTHSTEP",
+    "ONE_FOURTH_SMOOTHSTEP",
+    "ONE_FOURTH_R_SMOOTHSTEP",
     "COSINE",
     "REVERSE_COSINE",
     "TRUE_CUBIC_HERMITE",
@@ -191,6 +203,7 @@ def _run(start: str, end: str) -> str:
     return " ".join(names[names.index(start) : names.index(end) + 1])
 
 
+PARTS = {"HALF": 2, "ONE_THIRD": 3, "ONE_FOURTH": 4}
 CURVES: dict[str, Curve] = {
     "GRAD_V": lambda t: abs(1 - 2 * t),
     "GRAD_A": lambda t: 1 - abs(1 - 2 * t),
@@ -214,6 +227,10 @@ CURVES: dict[str, Curve] = {
     **{f"R_SMOOTHSTEP*{k}": _reverse(_times(k)) for k in (2, 3, 4)},
     **{f"SMOOTHSTEP/{k}": _over(k) for k in (2, 3, 4)},
     **{f"R_SMOOTHSTEP/{k}": _reverse(_over(k)) for k in (2, 3, 4)},
+    **{f"{k}SMOOTHSTEP": _times(k) for k in (2, 3, 4)},  # and as meh calls them
+    **{f"{k}R_SMOOTHSTEP": _reverse(_times(k)) for k in (2, 3, 4)},
+    **{f"{part}_SMOOTHSTEP": _over(k) for part, k in PARTS.items()},
+    **{f"{part}_R_SMOOTHSTEP": _reverse(_over(k)) for part, k in PARTS.items()},
     "COSINE": _cosine,
     "REVERSE_COSINE": _reverse(_cosine),
     "TRUE_CUBIC_HERMITE": _true_hermite,

@@ -114,8 +114,14 @@ def exit_code(errors: list[ForgeError]) -> int:
 
 
 def nearest(word: str, words: list[str] | set[str] | tuple[str, ...]) -> str:
-    """Return the one of `words` that `word` was probably meant to be, or nothing."""
+    """Return the one of `words` that `word` was probably meant to be, or nothing. Capitals are no difference."""
     import difflib  # only when something is wrong already
 
-    found = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.6)
-    return found[0] if found else ""
+    small = {each.lower(): each for each in sorted(words)}
+    found = difflib.get_close_matches(word.lower(), list(small), n=1, cutoff=0.6)
+    return small[found[0]] if found else ""
+
+
+def counted(count: int, word: str) -> str:
+    """Return how many there are of something: `1 checkpoint`, `2 checkpoints`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import cache
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from sdforge.identity import decimal
@@ -59,27 +60,85 @@ def root(x: Tensor) -> Tensor:
     return found
 
 
-def dot(a: Tensor, b: Tensor) -> Decimal:
-    """Return Σ aᵢ·bᵢ of two tensors of one shape, the same on every machine.
+def in_runs(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Return function(*tensors) for an elementwise one, computed run by run: beside the result no whole tensor is held.
 
-    Products and the folding of a block (by halves, 16 additions, the last one padded with zeros) are fp64; the
-    blocks' sums are added without error and rounded once.
+    tensors: of as many rows (along the first dimension) as the first, whose shape and type the result has. A run is as
+    many rows as hold 65,536 elements, one at least, and stays in the processor's cache; the function sees it widened.
     """
-    return Decimal(math.fsum(_block_sums(a, b)))
+    import torch
+
+    first = tensors[0]
+    step = max(1, BLOCK // max(1, prod(first.shape[1:])))
+    if first.dim() == 0 or first.shape[0] <= step:
+        return function(*map(widened, tensors))
+    result = torch.empty(first.shape, dtype=widened(first[:0]).dtype)
+    for start in range(0, first.shape[0], step):
+        result[start : start + step] = function(*(widened(tensor[start : start + step]) for tensor in tensors))
+    return result
 
 
-def _block_sums(a: Tensor, b: Tensor) -> Iterator[float]:
-    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
-    for start in range(0, flat_a.numel(), BLOCK):
-        x = flat_a[start : start + BLOCK].double() * flat_b[start : start + BLOCK].double()
-        if x.numel() < BLOCK:
-            padded = x.new_zeros(BLOCK)
-            padded[: x.numel()] = x
-            x = padded
-        while x.numel() > 1:
-            half = x.numel() // 2
-            x = x[:half] + x[half:]
-        yield float(x)
+def runs(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the elements of tensors of one shape in C order, 65,536 of each at a time, widened.
+
+    Of empty tensors it is one empty run.
+    """
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    for start in range(0, max(1, flat[0].numel()), BLOCK):
+        yield tuple(widened(tensor[start : start + BLOCK]) for tensor in flat)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return numbers of at most 16 bits as fp32, in which they are computed; masks and wider ones as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize <= 2 else tensor
+
+
+def dot(a: Tensor, b: Tensor) -> Decimal:
+    """Return Σ aᵢ·bᵢ of two tensors of one shape, the same on every machine (see `sums`)."""
+    (found,) = sums(lambda x, y: [x.double() * y.double()], a, b)
+    return found
+
+
+def gram(function: Callable[..., list[Tensor]], *tensors: Tensor) -> list[list[Decimal]]:
+    """Return the dot products of all pairs of vectors, which an elementwise function makes of tensors of one shape."""
+
+    def products(*parts: Tensor) -> list[Tensor]:
+        wide = [vector.double() for vector in function(*parts)]
+        return [x * y for i, x in enumerate(wide) for y in wide[: i + 1]]
+
+    lower = sums(products, *tensors)
+    count = math.isqrt(2 * len(lower))
+    rows = [lower[i * (i + 1) // 2 : (i + 1) * (i + 2) // 2] for i in range(count)]
+    return [[rows[max(i, j)][min(i, j)] for j in range(count)] for i in range(count)]
+
+
+def squares(function: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Decimal]:
+    """Return the square of the length of each vector that an elementwise function makes of tensors of one shape."""
+    return sums(lambda *parts: [wide * wide for wide in (v.double() for v in function(*parts))], *tensors)
+
+
+def sums(function: Callable[..., list[Tensor]], *tensors: Tensor) -> list[Decimal]:
+    """Return Σ over all elements of each fp64 tensor that an elementwise function makes of tensors of one shape.
+
+    Runs of 65,536 elements (the last one padded with zeros) are folded by halves, 16 additions each; the runs' sums are
+    added without error and rounded once.
+    """
+    folded = []
+    for parts in runs(*tensors):
+        terms = function(*parts)
+        x = terms[0].new_zeros(len(terms), BLOCK) if parts[0].numel() < BLOCK else terms[0].new_empty(len(terms), BLOCK)
+        for row, term in zip(x, terms, strict=True):
+            row[: term.numel()] = term
+        folded.append(_folded(x).tolist())
+    return [Decimal(math.fsum(column)) for column in zip(*folded, strict=True)]
+
+
+def _folded(x: Tensor) -> Tensor:
+    """Return the sum of each row of (rows, 2ⁿ), halves added to halves."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x = x[:, :half] + x[:, half:]
+    return x[:, 0]
 
 
 def row_norms(matrix: Tensor) -> Tensor:
@@ -90,10 +149,7 @@ def row_norms(matrix: Tensor) -> Tensor:
         padded = squares.new_zeros(squares.shape[0], width)
         padded[:, : squares.shape[1]] = squares
         squares = padded
-    while squares.shape[1] > 1:
-        half = squares.shape[1] // 2
-        squares = squares[:, :half] + squares[:, half:]
-    return squares[:, 0].sqrt()
+    return _folded(squares).sqrt()
 
 
 def solve(a: Tensor, b: Tensor) -> Tensor:
@@ -111,21 +167,16 @@ def solve(a: Tensor, b: Tensor) -> Tensor:
     return b
 
 
-def gram(vectors: list[Tensor]) -> list[list[Decimal]]:
-    """Return the dot products of all pairs."""
-    found = [[dot(a, b) for b in vectors[: i + 1]] for i, a in enumerate(vectors)]
-    return [[found[max(i, j)][min(i, j)] for j in range(len(vectors))] for i in range(len(vectors))]
-
-
 def column_dots(a: Tensor, b: Tensor) -> Tensor:
     """Return Σ aᵢ·bᵢ over the first dimension of two tensors of one shape, in fp64: one number for each column.
 
-    Blocks of 256 rows (the last one padded with zeros) are folded by halves and added in their order.
+    Blocks of 256 rows (the last one padded with zeros up to a power of two) are folded by halves and added in their
+    order.
     """
     total = a.new_zeros(a.shape[1:]).double()
     for start in range(0, a.shape[0], ROWS):
         rows = min(ROWS, a.shape[0] - start)
-        x = total.new_zeros(ROWS, *a.shape[1:])
+        x = total.new_zeros(1 << (rows - 1).bit_length(), *a.shape[1:])
         x[:rows] = a[start : start + rows].double() * b[start : start + rows].double()
         while x.shape[0] > 1:
             x = x[: x.shape[0] // 2] + x[x.shape[0] // 2 :]
@@ -133,49 +184,84 @@ def column_dots(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def largest(magnitudes: Tensor, count: int) -> Tensor:
+def largest(function: Callable[..., Tensor], count: int, *tensors: Tensor) -> Tensor:
     """Return where the `count` largest of some numbers ≥ 0 stand (bool, same shape); of equal ones the first.
 
+    function: elementwise, what makes the numbers of the tensors, which have one shape and one type of 32 or 64 bits.
     Ties are common: the differences of fp16 weights take few values, and a threshold alone would keep too many.
     """
     import torch
 
-    flat = magnitudes.reshape(-1)
-    if count <= 0 or count >= flat.numel():
-        return torch.full(magnitudes.shape, count > 0, dtype=torch.bool)
-    threshold, above = _threshold(flat, count)
-    chosen = flat > threshold
-    left = count - above
-    for start in range(0, flat.numel(), BLOCK):
-        equal = (flat[start : start + BLOCK] == threshold).nonzero().reshape(-1)[:left]
-        chosen[start : start + BLOCK][equal] = True
-        left -= equal.numel()
-        if not left:
-            break
-    return chosen.reshape(magnitudes.shape)
+    first = tensors[0]
+    if count <= 0 or count >= first.numel():
+        return torch.full(first.shape, count > 0, dtype=torch.bool)
+    threshold, above = _threshold(lambda: (function(*parts) for parts in runs(*tensors)), count)
+    chosen, start, left = torch.empty(first.numel(), dtype=torch.bool), 0, count - above
+    for parts in runs(*tensors):
+        numbers, own = function(*parts), chosen[start : start + BLOCK]
+        torch.gt(numbers, threshold, out=own)
+        if left:
+            equal = (numbers == threshold).nonzero().reshape(-1)[:left]
+            own[equal] = True
+            left -= equal.numel()
+        start += BLOCK
+    return chosen.reshape(first.shape)
 
 
-def _threshold(flat: Tensor, count: int) -> tuple[float, int]:
-    """Return the `count`-th largest of some numbers ≥ 0, and how many are larger.
+def _threshold(numbers: Callable[[], Iterator[Tensor]], count: int) -> tuple[float, int]:
+    """Return the `count`-th largest of some numbers ≥ 0, and how many are larger; `numbers` yields them anew each time.
 
     The bits of such numbers are ordered as whole numbers are. Their digits of 16 bits are counted, the highest first,
-    each among the numbers that begin as the one that is sought: nothing is sorted or copied.
+    each among the numbers that begin as the one that is sought: nothing is sorted or kept.
     """
     import numpy as np
 
-    numbers = flat.contiguous().numpy()
-    bits = numbers.view(f"u{numbers.itemsize}")
-    found, above = 0, 0
-    for shift in range(8 * numbers.itemsize - 16, -1, -16):
-        counts = np.zeros(1 << 16, np.int64)
-        for start in range(0, bits.size, BLOCK):
-            run = bits[start : start + BLOCK] >> bits.dtype.type(shift)
-            begins = run[run >> bits.dtype.type(16) == found]
-            counts += np.bincount((begins & bits.dtype.type(0xFFFF)).astype(np.int64), minlength=1 << 16)
+    dtype = next(numbers()).numpy().dtype
+    unsigned, found, above = np.dtype(f"u{dtype.itemsize}"), 0, 0
+
+    def digits(shift: int) -> Iterator[Any]:
+        for run in numbers():
+            bits = run.contiguous().numpy().view(unsigned) >> unsigned.type(shift)
+            first = shift + 16 == 8 * dtype.itemsize  # and nothing has been found yet
+            yield (bits if first else bits[bits >> unsigned.type(16) == found]).astype(np.uint16)
+
+    for shift in range(8 * dtype.itemsize - 16, -1, -16):
+        counts = _counted(digits(shift))
         larger = above + counts[::-1].cumsum()[::-1] - counts  # than each digit
         digit = int(np.flatnonzero(larger < count)[0])
         found, above = found << 16 | digit, int(larger[digit])
-    return float(np.array(found, bits.dtype).view(numbers.dtype)), above
+    return float(np.array(found, unsigned).view(dtype)), above
+
+
+def _counted(parts: Iterator[Any]) -> Any:
+    """Return how often each number below 2¹⁶ occurs, counted many at a time: each time all counts are added."""
+    import numpy as np
+
+    total, waiting, size = np.zeros(1 << 16, np.int64), [], 0
+    for part in parts:
+        waiting.append(part)
+        size += part.size
+        if size >= 8 * BLOCK:
+            total += np.bincount(np.concatenate(waiting), minlength=1 << 16)
+            waiting, size = [], 0
+    return total + np.bincount(np.concatenate(waiting), minlength=1 << 16) if waiting else total
+
+
+def ranks(magnitudes: Tensor) -> Tensor:
+    """Return the rank of each number ≥ 0 of a matrix within its row, 0 for the smallest; equal ones in their order."""
+    import numpy as np
+    import torch
+
+    places = torch.arange(magnitudes.shape[1]).expand(magnitudes.shape)
+    if magnitudes.dtype == torch.float32:
+        # bits and place as one number leave a sort no choice, be it stable or not; numpy has a fast one for such
+        keys = magnitudes.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
+        keys |= places.numpy().astype(np.uint64)
+        keys.sort(axis=1)
+        order = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
+    else:
+        order = magnitudes.argsort(stable=True)
+    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def share_of(count: int, share: float) -> int:
@@ -205,8 +291,8 @@ def philox(key: tuple[int, int], counters: Any) -> Any:
     return np.stack([c0, c1, c2, c3])
 
 
-def random_words(count: int, *names: str) -> Iterator[Tensor]:
-    """Yield `count` random whole numbers 0 … 2^32 − 1 in runs of at most 65,536 (int64).
+def random_words(count: int, *names: str, start: int = 0) -> Iterator[Tensor]:
+    """Yield `count` random whole numbers 0 … 2^32 − 1, from the place `start` on, in runs of at most 65,536 (int64).
 
     names: of what is drawn; their sha256 is the key, so that equal names draw equal numbers everywhere. The element at
     place i is word i mod 4 of counter i div 4.
@@ -216,28 +302,29 @@ def random_words(count: int, *names: str) -> Iterator[Tensor]:
 
     digest = hashlib.sha256("\0".join(names).encode()).digest()
     key = int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
-    for start in range(0, count, WORDS):
-        size = min(WORDS, count - start)
-        block = np.arange(start // 4, (start + size + 3) // 4, dtype=np.uint64)
+    for first in range(start, start + count, WORDS):
+        end = min(first + WORDS, start + count)
+        block = np.arange(first // 4, (end + 3) // 4, dtype=np.uint64)
         counters = np.stack([block & np.uint64(0xFFFFFFFF), block >> np.uint64(32), block * 0, block * 0])
-        words = philox(key, counters).T.reshape(-1)[:size]
+        words = philox(key, counters).T.reshape(-1)[first % 4 :][: end - first]
         yield torch.from_numpy(words.astype(np.int64))
 
 
-def drawn(like: Tensor, share: float | Tensor, *names: str) -> Tensor:
+def drawn(like: Tensor, share: float | Tensor, *names: str, start: int = 0) -> Tensor:
     """Return a random choice among a tensor's elements (bool): each one is chosen with probability `share`.
 
-    share: of all of them, or of each (fp64, of the tensor's shape).
+    share: of all of them, or of each (fp64, of the tensor's shape). start: the place of the first of them, where they
+    are a part of what is drawn.
     """
     import torch
 
     below: Any = math.ceil(fraction(share) * 2**32) if isinstance(share, float | int) else share.reshape(-1) * 2.0**32
     chosen = torch.empty(like.numel(), dtype=torch.bool)
-    start = 0
-    for words in random_words(like.numel(), *names):
-        end = start + words.numel()
-        chosen[start:end] = words < (below[start:end] if isinstance(below, torch.Tensor) else below)
-        start = end
+    done = 0
+    for words in random_words(like.numel(), *names, start=start):
+        end = done + words.numel()
+        chosen[done:end] = words < (below[done:end] if isinstance(below, torch.Tensor) else below)
+        done = end
     return chosen.reshape(like.shape)
 
 

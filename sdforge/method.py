@@ -8,7 +8,7 @@ Names are known without importing anything; a module is imported when a recipe t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from types import ModuleType
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 GROUPS = ("merges", "trainings", "edits")
 LOOP_VERSION = 1  # of the training loop that all trainings share
-TENSOR, SEED = "tensor", "seed"  # what a merge may ask for by name: `component.name` of the tensor, and the seed
+TENSOR, SEED, LATENTS = "tensor", "seed", "latents"  # what a merge may ask for by name, and no recipe gives it
+ELSEWHERE = {  # what merge programs call blocks besides IN04, M00 and OUT03 → the pattern here
+    "BASE": "text_encoder*",
+    "TE": "text_encoder",
+    "TE2": "text_encoder_2",
+    "TIME": "unet.time",
+    "LABEL": "unet.label",
+    "OUT": "unet.out",
+    "VAE": "vae",
+}
 LISTS = ("blocks", "mbw", "mbw_preset")  # the settings by which a merge differs from block to block
 WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 
@@ -115,8 +124,8 @@ class Method:
         from sdforge.formula import merge_plan, merged_facts
 
         flat = [each for role in inputs.values() for each in role]
-        named = TENSOR in signature(getattr(self.module, self.name)).parameters
-        parameters = block_parameters(table, family, named=named)
+        asked = signature(getattr(self.module, self.name)).parameters.keys()
+        parameters = block_parameters(table, family, asked)
         made = merge_plan(self.name, self.version, self.module.simplify, flat, family, parameters, table.dtype)
         made.facts = merged_facts(flat, family, table.prediction)
         return made
@@ -155,7 +164,7 @@ def method(name: str) -> Method:
     """Return the method of that name. Raises UsageError with a guess at what was meant."""
     groups = method_groups()
     if name not in groups:
-        guess = nearest(name, list(groups))
+        guess = called_elsewhere(name) or nearest(name, list(groups))
         raise UsageError(f"there is no method {name!r}", hint=f"did you mean {guess!r}?" if guess else "")
     group = groups[name]
     module = module_of(group, name)
@@ -163,6 +172,18 @@ def method(name: str) -> Method:
         makes = getattr(module, "MAKES", "checkpoint")
         return Method(name, group, module.VERSION, makes, _merge_table(getattr(module, name)), module)
     return Method(name, group, module.VERSION, module.MAKES, module.TABLE, module)
+
+
+def called_elsewhere(name: str) -> str:
+    """Return the merge whose docstring names `name` among its sources, as what other programs call it, or nothing."""
+    from inspect import getdoc
+
+    for found, group in method_groups().items():
+        if group == "merges":
+            _, _, sources = (getdoc(getattr(module_of(group, found), found)) or "").partition("Source:")
+            if f"`{name}`" in sources:
+                return found
+    return ""
 
 
 def _merge_table(function: Callable[..., Any]) -> type[Table]:
@@ -186,7 +207,7 @@ def _merge_table(function: Callable[..., Any]) -> type[Table]:
             fields[name] = (Annotated[Reference, replace(takes_, kind=own)], ...)
         elif name == SEED:
             base = SeededMerge
-        elif name != TENSOR:
+        elif name not in (TENSOR, LATENTS):
             default = ... if parameter.default is parameter.empty else parameter.default
             hint = hints[name]
             fields[name] = (hint, default)
@@ -227,15 +248,16 @@ def per_block(table: Table | type[Table]) -> str:
 
 
 def block_parameters(
-    table: Any, family: Family, *, named: bool = False
+    table: Any, family: Family, asked: Collection[str] = ()
 ) -> Callable[[str, str, str], dict[str, Any] | None]:
     """Return (component, block, tensor) → a merge's settings there; None for a VAE and its like that no pattern names.
 
-    named: the tensor's name is one of them. Raises SettingErrors for lists and patterns that say nothing.
+    asked: what the merge asks for by name. Raises SettingErrors for lists and patterns that say nothing.
     """
     varies = per_block(table)
     settings = {k: v for k, v in table.settings().items() if k not in (*LISTS, *WHOLE)}
-    settings |= {SEED: table.seed or 0} if hasattr(table, SEED) else {}
+    settings |= {SEED: table.seed or 0} if SEED in asked else {}
+    settings |= {LATENTS: family.latents} if LATENTS in asked else {}
     patterns = getattr(table, "blocks", {})
     places = resolve_blocks(patterns, family)
     listed = _listed(table, family)
@@ -244,7 +266,7 @@ def block_parameters(
     def at(component: str, block: str, tensor: str) -> dict[str, Any] | None:
         if component in family.kept and component not in chosen:
             return None
-        found = settings | ({TENSOR: f"{component}.{tensor}"} if named else {})
+        found = settings | ({TENSOR: f"{component}.{tensor}"} if TENSOR in asked else {})
         if pattern := places.get((component, block)):
             return found | {varies: patterns[pattern]}
         return found | {varies: listed[component, block]} if (component, block) in listed else found
@@ -313,7 +335,8 @@ def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
 def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:
     blocks = sorted(f"{component}.{block}" for component, block in places if block)
     words = sorted({component for component, _ in places})
-    guess = nearest(pattern, blocks) or nearest(pattern, words)
+    meant = {each.partition(".")[2]: each for each in blocks} | {each: each for each in (*blocks, *words)} | ELSEWHERE
+    guess = meant.get(nearest(pattern, list(meant)), "")
     hint = f"did you mean {guess!r}?" if guess else f"blocks are {', '.join([*words, *blocks][:4])}, …"
     return pattern, f"the block pattern {pattern!r} matches nothing in {family.title}", hint
 

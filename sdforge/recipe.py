@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
+from sdforge.errors import Place, Problem, RecipeError, UsageError, counted, nearest
 from sdforge.identity import canonical
-from sdforge.method import Role, Signature, method, method_groups
+from sdforge.method import Role, Signature, called_elsewhere, method, method_groups
 from sdforge.names import REFERENCE, is_name, is_reference
 from sdforge.syntax import Document, read_toml
 
@@ -253,8 +253,9 @@ class _Reading:
                 continue
             if name not in groups:
                 kind = "method" if isinstance(tables, dict) else "setting"
-                guess = nearest(name, [*groups, *RESERVED])
+                guess, here = nearest(name, [*groups, *RESERVED]), called_elsewhere(name)
                 hint = f"did you mean `{guess}`?" if guess else "`forge list --methods` names them"
+                hint = f"what other programs call so is `{here}` here" if here else hint
                 self.wrong(f"unknown-{kind}", f"there is no {kind} `{name}`", name, hint=hint)
                 continue
             if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
@@ -301,9 +302,9 @@ class _Reading:
         count = len(getattr(table, "checkpoints", ()))
         for place, value in lists.items():
             if isinstance(value, list) and value and len(value) != count:
-                self.wrong(
-                    "setting", f"{len(value)} numbers are given for {count} checkpoints", *path, *place, value=True
-                )
+                message = f"{counted(len(value), 'number')} for {counted(count, 'checkpoint')}"
+                hint = "the base has none" if hasattr(table, "base") and len(value) == count + 1 else ""
+                self.wrong("setting", message, *path, *place, value=True, hint=hint)
 
     def _names(self) -> None:
         """Names are well-formed, not reserved, and unique over targets, sources and data sets."""
@@ -516,9 +517,9 @@ def _sentence(fault: Any) -> str:
         key, words = bounds[kind]
         return f"is {words} {context[key]:g}, not {shown}"
     if kind in ("too_short", "string_too_short"):
-        return f"has at least {context.get('min_length')} of its parts"
+        return f"holds at least {context['min_length']}, not {len(given)}" if given else "is empty"
     if kind in ("too_long", "string_too_long"):
-        return f"has at most {context.get('max_length')} of its parts"
+        return f"holds at most {context['max_length']}, not {len(given)}"
     return f"does not fit: {fault['msg'].lower()}"
 
 

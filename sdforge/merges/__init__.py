@@ -5,7 +5,8 @@ them, marked `PerBlock`, may differ from block to block. The engine calls it for
 inputs of at most 16 bits and in fp64 otherwise, and rounds once. What it may use, so that the result is the same on
 every machine: `+ − × ÷`, `abs`, comparisons and `where` in separate operations, and `sdforge.exact` for roots,
 reductions, scalar functions, choices by size and random ones. Not `maximum` and its like where 0 may meet −0.
-Two settings belong to the engine: `seed` is the target's (or the recipe's), `tensor` the tensor's `component.name`.
+Three settings belong to the engine: `seed` is the target's (or the recipe's), `tensor` the tensor's `component.name`,
+`latents` what the channels of the family's latents mean.
 A method that asks for `tensor` is planned tensor by tensor: `simplify` leaves it out where it decides nothing.
 Modules beside the methods whose names begin with `_` hold what several share.
 

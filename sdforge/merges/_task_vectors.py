@@ -6,12 +6,13 @@ https://arxiv.org/abs/2212.04089).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdforge.exact import fraction, largest, share_of
+from sdforge.exact import fraction, in_runs, largest, share_of
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -31,10 +32,28 @@ def coefficients(weights: list[float], scale: float, *, normalize: bool, by: Fra
     return [float(fraction(scale) * fraction(weight) * by / below) for weight in weights]
 
 
-def added(base: Tensor, vectors: list[Tensor], factors: list[float]) -> Tensor:
-    """Return base + Σ fᵢ·dᵢ; the products are added in their order."""
-    products = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
-    return base + total(products) if products else base.clone()
+def joined(
+    join: Callable[[list[Tensor]], Tensor], base: Tensor, checkpoints: Sequence[Tensor], masks: Sequence[Tensor] = ()
+) -> Tensor:
+    """Return base + join(vectors), the vectors dᵢ = Mᵢ − base times their masks, computed run by run.
+
+    join: elementwise, of one number or more. masks: none, or for each checkpoint where its vector is kept (bool).
+    """
+    count = len(checkpoints)
+    return in_runs(lambda own, *parts: own + join(masked_vectors(own, parts, count)), base, *checkpoints, *masks)
+
+
+def masked_vectors(base: Tensor, parts: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Return the task vectors of the first `count` parts, times those that follow, their masks (of all, or none)."""
+    vectors = [part - base for part in parts[:count]]
+    for vector, mask in zip(vectors, parts[count:], strict=False):
+        vector *= mask
+    return vectors
+
+
+def weighed(vectors: list[Tensor], factors: list[float]) -> Tensor:
+    """Return Σ fᵢ·dᵢ; the products are added in their order."""
+    return total([vector * factor for vector, factor in zip(vectors, factors, strict=True)])
 
 
 def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vote: Vote, *, normalize: bool) -> Tensor:
@@ -44,13 +63,13 @@ def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vot
     added, and with `normalize` divided by the sum of their weights (where that is not 0).
     """
     scaled = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
-    ballots = scaled if vote == "sum" else [each.sign() for each in scaled]
-    plus = total(ballots) >= 0
-    agree = [(each > 0).where(plus, each < 0) for each in scaled]
-    above = total([each * yes for each, yes in zip(scaled, agree, strict=True)])
+    ballots = scaled if vote == "sum" else [one.sign() for one in scaled]
+    elected = (total(ballots) >= 0).to(scaled[0].dtype) * 2 - 1
+    agree = [(one * elected > 0).to(one.dtype) for one in scaled]
+    above = total([one * yes for one, yes in zip(scaled, agree, strict=True)])
     if not normalize:
         return above
-    below = total([yes.to(above.dtype) * each for yes, each in zip(agree, weights, strict=True)])
+    below = total([yes * weight for yes, weight in zip(agree, weights, strict=True)])
     return above / below.where(below != 0, 1.0)
 
 
@@ -62,19 +81,19 @@ def total(tensors: list[Tensor]) -> Tensor:
     return found
 
 
-def trimmed(vector: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
-    """Return a vector of which only the largest elements are left, all others 0.
+def kept(base: Tensor, checkpoint: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
+    """Return where the largest elements of a task vector stand, which are kept of it (bool).
 
-    density: the share that is left; outliers: the share of the very largest that goes too, as long as enough is left.
+    density: the share that is kept; outliers: the share of the very largest that goes too, as long as enough is kept.
     """
-    count = vector.numel()
-    kept = share_of(count, density)
-    top = min(int(fraction(outliers) * count), count - kept)
-    magnitudes = vector.abs()
-    chosen = largest(magnitudes, kept + top)
-    if top:
-        chosen = chosen & ~largest(magnitudes, top)
-    return vector * chosen
+    every, few = base.numel(), share_of(base.numel(), density)
+    top = min(int(fraction(outliers) * every), every - few)
+    chosen = largest(_magnitudes, few + top, base, checkpoint)
+    return chosen & ~largest(_magnitudes, top, base, checkpoint) if top else chosen
+
+
+def _magnitudes(base: Tensor, checkpoint: Tensor) -> Tensor:
+    return (checkpoint - base).abs_()
 
 
 def simplified(

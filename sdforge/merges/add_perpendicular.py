@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.exact import dot
+from sdforge.exact import gram, in_runs
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def add_perpendicular(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[Weight, PerBlock()] = 1.0) -> Tensor:
@@ -20,9 +21,11 @@ def add_perpendicular(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[W
     weight: how much of it, usually 0 … 1.
     Source: `add_perpendicular` of sd-mecha.
     """
-    own, learned = a - base, b - base
-    length = dot(own, own)
-    return a + (learned - own * float(dot(own, learned) / length) if length else learned) * weight
+    (length, along), _ = gram(lambda x, y, origin: [x - origin, y - origin], a, b, base)
+    if not length:
+        return in_runs(lambda x, y, origin: x + (y - origin) * weight, a, b, base)
+    share = float(along / length)
+    return in_runs(lambda x, y, origin: x + (y - origin - (x - origin) * share) * weight, a, b, base)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

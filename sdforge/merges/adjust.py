@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sdforge.exact import fraction
 from sdforge.settings import Weight
@@ -11,7 +11,7 @@ from sdforge.settings import Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 
 
 FACTORS = {  # tensor → setting, and what one of it adds to a factor of 1
@@ -44,7 +44,7 @@ def adjust(
     cyan_red: Weight = 0.0,
     magenta_green: Weight = 0.0,
     yellow_blue: Weight = 0.0,
-    latents: Literal["sd", "sdxl"] = "sd",
+    latents: str = "sd",
     tensor: str = "",
 ) -> Tensor:
     """Return a with the weights of conv_in, conv_norm_out and conv_out times 1 − d/100, biases times 1 + d/50.
@@ -52,7 +52,7 @@ def adjust(
     The bias of conv_out is shifted by 1/50 of contrast and colours instead. All others pass through.
     a: a checkpoint. detail_in, detail_out, detail_out2: of the three layers, usually −10 … 10: more is more detail, and
     more noise. contrast, brightness, cyan_red, magenta_green, yellow_blue: usually −10 … 10.
-    latents: whose colours the latents have, those of SD 1 and 2 or of SDXL.
+    What a colour is in the latents' channels is the family's: one for SD 1 and 2, another one for SDXL.
     Source: "Adjust" of SuperMerger, whose list IN, OUT, OUT2, Contrast, Brightness, COL1, COL2, COL3 these are.
     """
     given = {"detail_in": detail_in, "detail_out": detail_out, "detail_out2": detail_out2}

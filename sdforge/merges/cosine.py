@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sdforge.exact import column_dots, dot, line, root
+from sdforge.exact import column_dots, gram, in_runs, line, root
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def cosine(
@@ -31,10 +32,11 @@ def cosine(
     lengths = root(column_dots(x, x)) * root(column_dots(y, y))
     q = column_dots(x, y) / lengths.where(lengths != 0, 1.0)
     if similarity == "mean":
-        whole = dot(a, a).sqrt() * dot(b, b).sqrt()
-        q = (q + (float(dot(a, b) / whole) if whole else 0.0)) * 0.5
-    k = (q - weight).clamp(0, 1).to(a.dtype)
-    return line(b, a, k.reshape(a.shape[1:]))
+        (aa, ab), (_, bb) = gram(lambda *vectors: list(vectors), a, b)
+        whole = aa.sqrt() * bb.sqrt()
+        q = (q + (float(ab / whole) if whole else 0.0)) * 0.5
+    k = (q - weight).clamp(0, 1).reshape(a.shape[1:])
+    return in_runs(lambda y, x: line(y, x, k.to(y.dtype)), b, a)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -6,13 +6,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from sdforge.exact import drawn, fraction
-from sdforge.merges._task_vectors import Density, Strengths, Vote, added, coefficients, simplified, voted
+from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, joined, simplified, voted, weighed
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def dare(
@@ -37,18 +38,20 @@ def dare(
     A mask is drawn from the seed, the tensor's name and the checkpoint's place in the list: no other tensor, block or
     thread changes it.
     Source: Yu et al. 2023, https://arxiv.org/abs/2311.03099, §3.2; `dare_linear` and `dare_ties` of mergekit, but
-    divided by the density as in the paper.
+    divided by the density as in the paper; `dropout` and `add_ties_with_dare` of sd-mecha.
     """
     strengths = weights or [1.0] * len(checkpoints)
     by = 1 / fraction(density) if rescale else Fraction(1)
-    vectors = [each - base for each in checkpoints]
-    if density < 1:
-        masks = [drawn(base, density, "sdforge.dare", str(seed), tensor, str(i + 1)) for i in range(len(vectors))]
-        vectors = [vector * mask for vector, mask in zip(vectors, masks, strict=True)]
-    if vote == "none":
-        return added(base, vectors, coefficients(strengths, scale, normalize=normalize, by=by))
-    factors = coefficients(strengths, 1.0, normalize=False, by=by)
-    return base + voted(vectors, factors, strengths, vote, normalize=normalize) * scale
+    places = range(1, len(checkpoints) + 1) if density < 1 else ()
+    masks = [drawn(base, density, "sdforge.dare", str(seed), tensor, str(place)) for place in places]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        if vote == "none":
+            return weighed(vectors, coefficients(strengths, scale, normalize=normalize, by=by))
+        factors = coefficients(strengths, 1.0, normalize=False, by=by)
+        return voted(vectors, factors, strengths, vote, normalize=normalize) * scale
+
+    return joined(join, base, checkpoints, masks)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import SettingErrors
-from sdforge.exact import ROWS, drawn, fraction
-from sdforge.merges._task_vectors import Density, Strengths, Vote, added, coefficients, simplified, voted
+from sdforge.exact import drawn, fraction, in_runs, ranks
+from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, simplified, voted, weighed
 from sdforge.settings import Share, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def della(
@@ -39,28 +40,36 @@ def della(
     A mask is drawn from the seed, the tensor's name and the checkpoint's place in the list, as in `dare`.
     Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617, §3.1; `della` and `della_linear` of mergekit.
     """
+    import torch
+
     strengths = weights or [1.0] * len(checkpoints)
-    vectors = []
-    for i, each in enumerate(checkpoints):
-        chances = _chances(each - base, density, epsilon)
-        vector = (each - base) / chances.to(base.dtype) if rescale else each - base
-        vectors.append(vector * drawn(base, chances, "sdforge.della", str(seed), tensor, str(i + 1)))
-    if vote == "none":
-        return added(base, vectors, coefficients(strengths, scale, normalize=normalize))
-    return base + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+    factors = coefficients(strengths, scale, normalize=normalize)
+
+    def join(own: Tensor, *parts: Tensor) -> Tensor:
+        *others, places = parts
+        vectors = []
+        for i, other in enumerate(others):
+            vector = other - own
+            chances = _chances(vector, density, epsilon)
+            names = ("sdforge.della", str(seed), tensor, str(i + 1))
+            mask = drawn(own, chances, *names, start=int(places[0]) * own.shape[1])
+            vectors.append((vector / chances.to(own.dtype) if rescale else vector) * mask)
+        if vote == "none":
+            return own + weighed(vectors, factors)
+        return own + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+
+    rows = base.shape[0] if base.dim() > 1 else 1
+    matrices = [one.reshape(rows, base.numel() // max(1, rows)) for one in (base, *checkpoints)]
+    return in_runs(join, *matrices, torch.arange(rows)).reshape(base.shape)
 
 
-def _chances(vector: Tensor, density: float, epsilon: float) -> Tensor:
-    """Return the probability of each element in fp64: by its rank within its row."""
-    rows = vector.abs().reshape(vector.shape[0] if vector.dim() > 1 else 1, -1)
-    count, least = rows.shape[1], float(fraction(density) - fraction(epsilon))
-    found = rows.new_full(rows.shape, density).double()
-    if count > 1:
-        each = float(2 * fraction(epsilon) / (count - 1))
-        for start in range(0, rows.shape[0], ROWS):
-            ranks = rows[start : start + ROWS].argsort(stable=True).argsort(stable=True)
-            found[start : start + ROWS] = ranks.double() * each + least
-    return found.reshape(vector.shape)
+def _chances(vectors: Tensor, density: float, epsilon: float) -> Tensor:
+    """Return the probability of each element of a matrix in fp64: by its rank within its row."""
+    count, least = vectors.shape[1], float(fraction(density) - fraction(epsilon))
+    if count == 1:
+        return vectors.new_full(vectors.shape, density).double()
+    step = float(2 * fraction(epsilon) / (count - 1))
+    return ranks(vectors.abs()).double() * step + least
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

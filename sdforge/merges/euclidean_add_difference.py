@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from sdforge.exact import complement, dot, line, root
+from sdforge.exact import complement, in_runs, line, root, squares
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def euclidean_add_difference(
@@ -21,18 +22,20 @@ def euclidean_add_difference(
     a, b, base: of one shape; x, y: a − base and b − base at length 1, each tensor read as one vector. weight: w.
     Source: `euclidean_add_difference` of meh.
     """
-    own, learned = a - base, b - base
-    x, y = _unit(own), _unit(learned)
-    straight = line(own, learned, weight)
-    length = root(x * x * complement(weight) + y * y * weight)
-    curved = length.where(straight >= 0, -length)
-    size = dot(curved, curved).sqrt()
-    return base + curved * float(dot(straight, straight).sqrt() / size) if size else base.clone()
+    lengths = [square.sqrt() for square in squares(lambda x, y, origin: [x - origin, y - origin], a, b, base)]
+    to_unit_a, to_unit_b = [float(1 / length) if length else 1.0 for length in lengths]
 
+    def curved_and_straight(a: Tensor, b: Tensor, base: Tensor) -> list[Tensor]:
+        own, learned = a - base, b - base
+        x, y, straight = own * to_unit_a, learned * to_unit_b, line(own, learned, weight)
+        length = root(x * x * complement(weight) + y * y * weight)
+        return [length.where(straight >= 0, -length), straight]
 
-def _unit(vector: Tensor) -> Tensor:
-    length = dot(vector, vector).sqrt()
-    return vector * float(1 / length) if length else vector
+    of_curved, of_straight = squares(curved_and_straight, a, b, base)
+    if not of_curved:
+        return in_runs(lambda origin: origin.clone(), base)
+    stretch = float(of_straight.sqrt() / of_curved.sqrt())
+    return in_runs(lambda *parts: parts[2] + curved_and_straight(*parts)[0] * stretch, a, b, base)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import column_dots, line, root
+from sdforge.exact import column_dots, in_runs, line, root
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def extract_similar(
@@ -32,16 +33,20 @@ def extract_similar(
     alpha: the share of c. beta: 0 what is alike, 1 what is not. gamma: how sharply it is told apart.
     Source: "extract" of SuperMerger, whose γ may be a fraction.
     """
-    x, y = b - base, c - base
-    shape = (*base.shape[:-1], 1) if base.dim() else ()  # of one number for each row
-    rows_x, rows_y = (v.reshape(prod(shape), base.shape[-1] if base.dim() else 1).T for v in (x, y))
-    lengths = root(column_dots(rows_x, rows_x)) * root(column_dots(rows_y, rows_y))
-    cosines = column_dots(rows_x, rows_y) / lengths.where(lengths != 0, 1.0)
-    likeness, alike = (cosines.clamp(-1, 1) + 1) * 0.5, cosines.new_ones(cosines.shape)
-    for _ in range(gamma):
-        alike = alike * likeness
-    kept = line(alike, 1 - alike, beta).to(base.dtype)
-    return base + line(x, y, alpha) * kept.reshape(shape)
+
+    def rows(origin: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        x, y = b - origin, c - origin
+        lengths = root(column_dots(x.T, x.T)) * root(column_dots(y.T, y.T))
+        cosines = column_dots(x.T, y.T) / lengths.where(lengths != 0, 1.0)
+        likeness, alike = (cosines.clamp(-1, 1) + 1) * 0.5, cosines.new_ones(cosines.shape)
+        for _ in range(gamma):
+            alike = alike * likeness
+        kept = line(alike, 1 - alike, beta).to(origin.dtype)
+        return origin + line(x, y, alpha) * kept[:, None]
+
+    width = base.shape[-1] if base.dim() else 1
+    matrices = [tensor.reshape(prod(base.shape[:-1]), width) for tensor in (base, b, c)]
+    return in_runs(rows, *matrices).reshape(base.shape)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from sdforge.exact import CONTEXT, gram
-from sdforge.merges._task_vectors import added
+from sdforge.merges._task_vectors import joined, weighed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 NEAREST = Decimal("1e-6")  # distance that is divided by
@@ -29,10 +30,12 @@ def geometric_median(*checkpoints: Tensor, max_iter: Annotated[int, Field(ge=1, 
     Source: Weiszfeld 1937, https://doi.org/10.1007/s10479-008-0352-z; `geometric_median` of sd-mecha.
     """
     first, *others = checkpoints
-    vectors = [each - first for each in others]
     with localcontext(CONTEXT):
-        shares = _weiszfeld(gram([first - first, *vectors]), max_iter)
-        return added(first, vectors, [float(share) for share in shares[1:]])
+        products = gram(lambda origin, *parts: [part - origin for part in parts], first, *others)
+        nothing = [Decimal(0)]  # is what the first differs from itself
+        shares = _weiszfeld([nothing * len(checkpoints), *(nothing + row for row in products)], max_iter)
+    factors = [float(share) for share in shares[1:]]
+    return joined(lambda vectors: weighed(vectors, factors), first, others)
 
 
 def _weiszfeld(products: list[list[Decimal]], most: int) -> list[Decimal]:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import CONTEXT, arccos, gram, half_turn, sine
-from sdforge.merges._task_vectors import total
+from sdforge.exact import CONTEXT, arccos, gram, half_turn, in_runs, sine
+from sdforge.merges._task_vectors import weighed
 from sdforge.settings import Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 FLAT = Decimal("1e-12")  # sine of an angle that has no direction
@@ -30,7 +31,7 @@ def karcher(*checkpoints: Tensor, max_iter: Annotated[int, Field(ge=1, le=1000)]
     Source: Grove & Karcher 1973, https://doi.org/10.1007/BF01214029; `karcher` of mergekit.
     """
     with localcontext(CONTEXT):
-        products = gram(list(checkpoints))
+        products = gram(lambda *vectors: list(vectors), *checkpoints)
         lengths = [row[i].sqrt() for i, row in enumerate(products)]
         there = [i for i, length in enumerate(lengths) if length]
         cosines = [[products[i][j] / (lengths[i] * lengths[j]) for j in there] for i in there]
@@ -42,7 +43,8 @@ def karcher(*checkpoints: Tensor, max_iter: Annotated[int, Field(ge=1, le=1000)]
             factors = [
                 directions[i] * size / lengths[i] if i in directions else Decimal(0) for i in range(len(lengths))
             ]
-        return total([each * float(factor) for each, factor in zip(checkpoints, factors, strict=True)])
+    shares = [float(factor) for factor in factors]
+    return in_runs(lambda *parts: weighed(list(parts), shares), *checkpoints)
 
 
 def _mean(cosines: list[list[Decimal]], most: int, tol: Decimal) -> list[Decimal]:

@@ -16,7 +16,7 @@ ELEMENTWISE = True
 def scale(a: Tensor, *, weight: Annotated[Weight, PerBlock()]) -> Tensor:
     """Return weight · a, in every tensor that a block does not except: norms and output layers are no exception.
 
-    Source: `scale` of sd-mecha; "self" of SuperMerger skips some layers and takes 0 for 1.
+    Source: `scale` of sd-mecha, `passthrough` of mergekit; "self" of SuperMerger skips some layers and takes 0 for 1.
     """
     return a * weight
 

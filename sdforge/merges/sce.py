@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdforge.exact import dot, fraction, largest
-from sdforge.merges._task_vectors import Density, total
+from sdforge.exact import fraction, largest, runs, squares
+from sdforge.merges._task_vectors import Density, joined, masked_vectors, total
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tensor:
@@ -22,20 +24,31 @@ def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tenso
     equal ones the first, counted among those whose variance is not 0.
     Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, §3.2; `sce` of mergekit.
     """
-    vectors = [each - base for each in checkpoints]
-    if select_topk < 1:
-        mean = total(vectors) * (1 / len(vectors))
-        spread = total([(each - mean) * (each - mean) for each in vectors])
-        chosen = largest(spread, int(fraction(select_topk) * int(spread.count_nonzero())))
-        vectors = [each * chosen for each in vectors]
-    energies = [dot(each, each) for each in vectors]
+    masks = [_most_varied(base, checkpoints, select_topk)] * len(checkpoints) if select_topk < 1 else []
+    energies = squares(lambda own, *parts: masked_vectors(own, parts, len(checkpoints)), base, *checkpoints, *masks)
     energy = sum(energies)
-    weights = [float(each / energy) if energy else 1 / len(vectors) for each in energies]
-    plus = total(vectors) >= 0
-    agree = [(each > 0).where(plus, each < 0) for each in vectors]
-    above = total([each * weight * yes for each, weight, yes in zip(vectors, weights, agree, strict=True)])
-    below = total([yes.to(base.dtype) * weight for weight, yes in zip(weights, agree, strict=True)])
-    return base + above / below.where(below != 0, 1.0)
+    weights = [float(each / energy) if energy else 1 / len(energies) for each in energies]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        elected = (total(vectors) >= 0).to(vectors[0].dtype) * 2 - 1
+        agree = [(each * elected > 0).to(each.dtype) for each in vectors]
+        above = total([each * weight * yes for each, weight, yes in zip(vectors, weights, agree, strict=True)])
+        below = total([yes * weight for weight, yes in zip(weights, agree, strict=True)])
+        return above / below.where(below != 0, 1.0)
+
+    return joined(join, base, checkpoints, masks)
+
+
+def _most_varied(base: Tensor, checkpoints: Sequence[Tensor], share: float) -> Tensor:
+    """Return where the variance over the checkpoints is largest (bool): in that share of where it is not 0."""
+
+    def spread(own: Tensor, *parts: Tensor) -> Tensor:
+        vectors = [part - own for part in parts]
+        mean = total(vectors) * (1 / len(vectors))
+        return total([(each - mean) * (each - mean) for each in vectors])
+
+    varied = sum(int(spread(*parts).count_nonzero()) for parts in runs(base, *checkpoints))
+    return largest(spread, int(fraction(share) * varied), base, *checkpoints)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import arc_weights, dot, line
+from sdforge.exact import arc_weights, gram, in_runs, line
 from sdforge.settings import PerBlock, Share
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def slerp(
@@ -29,12 +30,13 @@ def slerp(
     parallel: |cosine| from which on the arc is too flat to divide by and the straight line serves.
     Source: Shoemake 1985, https://doi.org/10.1145/325165.325242; unnormalised ends as in mergekit's slerp.
     """
-    lengths = dot(a, a).sqrt() * dot(b, b).sqrt()
-    cosine = dot(a, b) / lengths if lengths else Decimal(1)
+    (aa, ab), (_, bb) = gram(lambda *vectors: list(vectors), a, b)
+    lengths = aa.sqrt() * bb.sqrt()
+    cosine = ab / lengths if lengths else Decimal(1)
     if abs(float(cosine)) > parallel:
-        return line(a, b, weight)
+        return in_runs(lambda x, y: line(x, y, weight), a, b)
     at_a, at_b = arc_weights(cosine, weight)
-    return a * at_a + b * at_b
+    return in_runs(lambda x, y: x * at_a + y * at_b, a, b)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdforge.merges._task_vectors import Strengths, added, coefficients, simplified
+from sdforge.merges._task_vectors import Strengths, coefficients, joined, simplified, weighed
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def task_arithmetic(
     Source: Ilharco et al. 2022, https://arxiv.org/abs/2212.04089; `task_arithmetic` of mergekit.
     """
     factors = coefficients(weights or [1.0] * len(checkpoints), scale, normalize=normalize)
-    return added(base, [each - base for each in checkpoints], factors)
+    return joined(lambda vectors: weighed(vectors, factors), base, checkpoints)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -18,7 +18,7 @@ def tensor_sum(a: Tensor, b: Tensor, *, width: Annotated[Share, PerBlock()] = 0.
 
     a, b: of one shape. Rows are copied, no number is computed. Bounds are rounded down, exactly; a region that goes
     beyond the last row goes on at the first. A single number is b's if width is more than 1/2.
-    Source: "tensor" of SuperMerger, `tensor_sum` of meh and sd-mecha.
+    Source: "tensor" of SuperMerger, `tensor_sum` of meh and sd-mecha, also as `copy_region`.
     """
     if a.dim() == 0:
         return (b if width > 0.5 else a).clone()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sdforge.merges._task_vectors import Density, Strengths, simplified, trimmed, voted
+from sdforge.merges._task_vectors import Density, Strengths, joined, kept, simplified, voted
 from sdforge.settings import Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
+WIDENS = True
 
 
 def ties(
@@ -26,15 +27,20 @@ def ties(
 
     base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
     order decides nothing.
-    weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is left, the largest
+    weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is kept, the largest
     by magnitude, of equal ones the first; counted in each tensor by itself.
     vote: `sum` elects the sign of the larger sum (the paper), `count` that of the greater number; a tie is +.
     scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree.
-    Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit.
+    Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit,
+    `add_difference_ties` of sd-mecha, `ties_add_difference` of meh.
     """
     strengths = weights or [1.0] * len(checkpoints)
-    vectors = [trimmed(each - base, density) for each in checkpoints]
-    return base + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+    masks = [kept(base, checkpoint, density) for checkpoint in checkpoints]
+
+    def join(vectors: list[Tensor]) -> Tensor:
+        return voted(vectors, strengths, strengths, vote, normalize=normalize) * scale
+
+    return joined(join, base, checkpoints, masks)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -26,7 +26,8 @@ def weighted_sum(*checkpoints: Tensor, weights: Weights) -> Tensor:
     weights: one for each checkpoint. They need not sum to 1; on the decimals as written, 0.6 + 0.3 + 0.1 does.
     Two of sum 1 are computed from the nearer end, a + w (b − a) or b − (b − a)(1 − w), which returns both ends exactly
     and equal inputs unchanged.
-    Source: model soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; "Weighted sum" of A1111's merger.
+    Source: model soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; "Weighted sum" of A1111's merger;
+    `triple_sum` of meh and SuperMerger.
     """
     if len(checkpoints) == 2 and sum(map(decimal, weights)) == 1:
         return line(*checkpoints, weights[1])

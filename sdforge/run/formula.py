@@ -235,12 +235,13 @@ def _taken(each: Ref | Computation) -> Tensor:
 
 
 def _working(computation: Computation) -> torch.dtype | None:
-    """Return the type in which a merge computes; edits choose theirs themselves."""
+    """Return the type in which a merge is given its inputs, or None for that which they have; edits choose theirs."""
     if method_groups()[computation.method] != "merges":
         return None
+    if not all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs):
+        return torch.float64
     # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
-    narrow = all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs)
-    return torch.float32 if narrow else torch.float64
+    return None if getattr(module_of("merges", computation.method), "WIDENS", False) else torch.float32
 
 
 def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:

@@ -122,6 +122,20 @@ def test_presets_are_those_that_merge_programs_publish(line: str) -> None:
     assert listed(name) == pytest.approx([float(number) for number in numbers.split()], abs=6e-11)
 
 
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("2SMOOTHSTEP", "SMOOTHSTEP*2"),
+        ("4R_SMOOTHSTEP", "R_SMOOTHSTEP*4"),
+        ("HALF_SMOOTHSTEP", "SMOOTHSTEP/2"),
+        ("ONE_THIRD_R_SMOOTHSTEP", "R_SMOOTHSTEP/3"),
+        ("ONE_FOURTH_SMOOTHSTEP", "SMOOTHSTEP/4"),
+    ],
+)
+def test_a_preset_may_be_called_as_meh_calls_it(name: str, same: str) -> None:
+    assert preset(name, SD15) == preset(same, SD15)
+
+
 def test_t40_two_presets_at_two_places() -> None:
     assert listed("SMOOTHSTEP")[7] == 0.15625
     assert listed("COSINE")[7] == 0.8535533906

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from pydantic_core import PydanticUndefined
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdforge.method import LISTS, WHOLE, method, method_groups, module_of
 from sdforge.settings import takes
@@ -189,3 +191,49 @@ def test_the_order_of_checkpoints_decides_nothing(name: str) -> None:
     assert turned != given
     there = wanted | ({"weights": wanted["weights"][::-1]} if "weights" in wanted else {})
     assert module_of("merges", name).simplify(turned, there) == found
+
+
+WIDENING = [name for name in MERGES if getattr(module_of("merges", name), "WIDENS", False)]
+WHOLE_TENSORS = [name for name in MERGES if not getattr(module_of("merges", name), "ELEMENTWISE", False)]
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the tensors of a size that are made, of any type but bool, and not as a view of another one."""
+
+    def __init__(self, numel: int, known: list[Tensor]) -> None:
+        super().__init__()
+        self.numel, self.count = numel, 0
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for found in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(found, Tensor) and found.dtype != torch.bool and found.numel() >= self.numel:
+                place = found.untyped_storage().data_ptr()
+                self.count += place not in self.known
+                self.known.add(place)
+        return result
+
+
+@pytest.mark.parametrize("name", WIDENING)
+@pytest.mark.parametrize("shape", [(), (7,), (600, 150)])
+def test_what_widens_its_inputs_itself_computes_as_if_they_came_wide(name: str, shape: tuple[int, ...]) -> None:
+    narrow = inputs(name, torch.float16, shape)
+    narrow[1] = narrow[1].bfloat16()
+    found = function(name)(*narrow, **settings(name))
+    expected = function(name)(*(tensor.float() for tensor in narrow), **settings(name))
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+
+
+@pytest.mark.parametrize("name", WHOLE_TENSORS)
+def test_what_needs_whole_tensors_makes_no_other_one_than_its_result(name: str) -> None:
+    given = inputs(name, shape=(4096, 300))
+    tracemalloc.start()
+    try:
+        with Allocations(given[0].numel(), given) as made:
+            function(name)(*given, **settings(name))
+        _, peak = tracemalloc.get_traced_memory()  # numpy's arrays
+    finally:
+        tracemalloc.stop()
+    assert made.count <= 1
+    assert peak < 8 * 2**20  # some runs of 65,536 and the counts of 65,536 digits, whatever the size of the tensor

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sdforge.errors import ActionFailed, UsageError
+from sdforge.errors import ActionFailed, SettingErrors, UsageError
+from sdforge.families import family
 from sdforge.formula import Input, Plan
-from sdforge.method import method
+from sdforge.method import block_parameters, method, resolve_blocks
 from sdforge.order import Order
 from sdforge.run.formula import run_formula
 from tests.families.workbench import SD15, Taken, computations, keep, made, same_bytes
@@ -90,6 +91,36 @@ def test_patterns_that_say_nothing_or_two_things_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=words.replace(".", r"\.")):
         summed(toy, other, weights=[0.5, 0.5], blocks=blocks)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [("IN4", "unet.in04"), ("mid", "unet.mid"), ("unet.middle", "unet.mid"), ("BASE", "text_encoder*"), ("VAE", "vae")],
+)
+def test_a_pattern_that_matches_nothing_is_told_what_was_meant(pattern: str, meant: str) -> None:
+    with pytest.raises(SettingErrors) as caught:
+        resolve_blocks({pattern: 1.0}, SD15)
+    ((_, _, hint),) = caught.value.found
+    assert hint == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "here"),
+    [
+        ("triple_sum", "weighted_sum"),
+        ("n_average", "linear"),
+        ("dare_ties", "dare"),
+        ("breadcrumbs_ties", "breadcrumbs"),
+        ("add_difference_ties", "ties"),
+        ("passthrough", "scale"),
+        ("add_cosine_b", "cosine"),
+        ("weights_clip", "clamp"),
+    ],
+)
+def test_what_other_programs_call_a_merge_is_known(elsewhere: str, here: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        method(elsewhere)
+    assert caught.value.hint == f"did you mean {here!r}?"
 
 
 def test_every_tensor_of_the_family_is_in_a_block_that_a_pattern_can_name() -> None:
@@ -274,6 +305,15 @@ def test_what_adjusts_six_tensors_lets_the_others_through(toy: Taken) -> None:
     assert plan.identities()["text_encoder"] == toy.identity("text_encoder")
     before, after = toy.tensors("unet"), made(plan, toy)["unet"]
     assert torch.allclose(after["conv_out.bias"][0].float(), before["conv_out.bias"][0].float() + 0.02, atol=1e-3)
+
+
+def test_colors_are_those_of_the_familys_latents(toy: Taken) -> None:
+    table = method("adjust").table.model_validate({"a": "x", "brightness": 1.0})
+    asked = ("tensor", "latents")
+    told = [block_parameters(table, family(name), asked)("unet", "out", "conv_out.bias") for name in ("sd15", "sdxl")]
+    assert [each and each["latents"] for each in told] == ["sd", "sdxl"]
+    (row,) = (row for row in planned("adjust", [toy], brightness=1.0).components["unet"] if row.method)
+    assert row.parameters == {"brightness": 1.0, "latents": "sd", "tensor": "unet.conv_out.bias"}
 
 
 @pytest.mark.parametrize("name", ["adjust", "dare", "della"])

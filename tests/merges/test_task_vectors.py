@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.exact import drawn, largest, philox, random_words, share_of
-from sdforge.merges._task_vectors import coefficients, trimmed
+from sdforge.merges._task_vectors import coefficients, kept
 from sdforge.merges.breadcrumbs import breadcrumbs
 from sdforge.merges.breadcrumbs import simplify as simplify_breadcrumbs
 from sdforge.merges.dare import dare
@@ -45,6 +45,11 @@ BASE = vector(0, 0, 0, 0, 0)
 D1, D2, D3 = vector(4, -1, 0.5, -3, 0), vector(-2, -2, 1, 3, 0.1), vector(1, 5, -0.25, 0, -0.1)
 
 
+def trimmed(d: Tensor, density: float, *, outliers: float = 0.0) -> Tensor:
+    """What is left of a difference from nothing."""
+    return d * kept(torch.zeros_like(d), d, density, outliers=outliers)
+
+
 def near(found: Tensor, *numbers: float) -> bool:
     expected = vector(*numbers)
     return bool(((found - expected).abs() <= 2 * np.finfo(np.float64).eps * expected.abs()).all())
@@ -73,7 +78,7 @@ def test_the_largest_are_those_that_a_stable_sort_puts_first(numbers: list[float
     magnitudes = vector(*numbers).abs()
     expected = np.zeros(len(numbers), bool)
     expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert largest(magnitudes, count).tolist() == expected.tolist()
+    assert largest(Tensor.abs, count, magnitudes).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -85,7 +90,7 @@ def test_many_numbers_of_every_size_are_told_apart(count: int, dtype: torch.dtyp
     magnitudes[::3] = magnitudes[0]
     expected = np.zeros(140_000, bool)
     expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert np.array_equal(largest(magnitudes, count).numpy(), expected)
+    assert np.array_equal(largest(Tensor.abs, count, magnitudes).numpy(), expected)
 
 
 @PROPERTY
@@ -210,7 +215,7 @@ def test_a_longer_draw_begins_as_a_shorter_one() -> None:
 
 def test_t34_what_is_kept_is_divided_by_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
     u = torch.tensor([0.05, 0.5, 0.95, 0.31], dtype=torch.float64)
-    monkeypatch.setattr("sdforge.exact.random_words", lambda *_: iter([(u * 2**32).long()]))
+    monkeypatch.setattr("sdforge.exact.random_words", lambda *_, **__: iter([(u * 2**32).long()]))
     base, d = vector(0, 0, 0, 0), vector(1, 2, 3, 4)
     assert dare(base, d, density=0.3).tolist() == [3.3333333333333335, 0, 0, 0]
     assert dare(base, d, density=0.3, rescale=False).tolist() == [1, 0, 0, 0]
@@ -263,6 +268,20 @@ def test_model_stock_of_opposites_stays_at_the_base() -> None:
     assert model_stock(vector(1, 1), vector(1, 1), vector(1, 1)).tolist() == [1, 1]
 
 
+def test_filters_go_as_far_as_each_of_them_agrees() -> None:
+    """The rows of T24, of orthogonal differences, of opposite ones and of none."""
+    base = torch.ones(4, 2, dtype=torch.float64)
+    first = torch.tensor([[2, 1], [2, 1], [2, 1], [1, 1]]).double()
+    second = torch.tensor([[2, 2], [1, 3], [0, 1], [1, 1]]).double()
+    found = model_stock(base, first, second, filter_wise=True)
+    assert torch.allclose(found[0], vector(1.82842712474619, 1.414213562373095), rtol=1e-15)
+    assert torch.equal(found[1:], base[1:])
+    kernels = [tensor.reshape(4, 1, 1, 2) for tensor in (base, first, second)]
+    assert torch.equal(model_stock(*kernels, filter_wise=True).reshape(4, 2), found)
+    rows = [tensor[0] for tensor in (base, first, second)]
+    assert torch.equal(model_stock(*rows, filter_wise=True), model_stock(*rows))  # a bias is one vector
+
+
 def test_the_identities_of_model_stock() -> None:
     assert simplify_stock(["base", "a", "a"], {}) == "a"
     assert simplify_stock(["base", "base", "base"], {}) == "base"
@@ -292,8 +311,8 @@ def test_sce_weighs_small_differences_as_it_does_large_ones() -> None:
 
 
 def test_t38_chances_grow_with_the_rank() -> None:
-    found = _chances(vector(3, -1, 5, 2, -4), 0.5, 0.1)
-    assert found.tolist() == pytest.approx([0.5, 0.4, 0.6, 0.45, 0.55])
+    (found,) = _chances(vector(3, -1, 5, 2, -4)[None], 0.5, 0.1).tolist()
+    assert found == pytest.approx([0.5, 0.4, 0.6, 0.45, 0.55])
     rows = _chances(torch.tensor([[1.0, 2.0], [9.0, 8.0]]), 0.5, 0.25)
     assert rows.tolist() == [[0.25, 0.75], [0.75, 0.25]]
     assert _chances(torch.ones(3, 1), 0.5, 0.25).tolist() == [[0.5]] * 3  # a row of one has no rank
