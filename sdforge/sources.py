@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -331,15 +332,17 @@ class Sources:
         import xxhash
 
         from sdforge.formats.layout import transposed
+        from sdforge.formats.safetensors import Behind
 
         total = sum(file.stat().st_size for file in layout.files)
         digests, tensors, done = [], {}, 0
         for i, file in enumerate(layout.files):
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
-            whole = hashlib.sha256()
-            fd = open_regular(self._imported_as.get(file, file))
-            try:
+            with ExitStack() as stack:
+                fd = open_regular(self._imported_as.get(file, file))
+                stack.callback(os.close, fd)
+                whole = stack.enter_context(Behind())
                 place = 0
                 for tensor in mine:
                     for chunk in _chunks(fd, place, tensor.offset):
@@ -365,12 +368,10 @@ class Sources:
                 for chunk in _chunks(fd, place, None):
                     whole.update(chunk)
                     done += len(chunk)
-            finally:
-                os.close(fd)
+                digests.append(whole.hexdigest())
             if file in self._imported_as:
-                digests.append(self.store.digest(file.absolute()))
+                digests[-1] = self.store.digest(file.absolute())
                 continue
-            digests.append(whole.hexdigest())
             if stat is not None:
                 self.store.remember(file.absolute(), stat, digests[-1], looked)
         return digests, tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from sd_meh.merge import merge_models, save_model
 
@@ -14,7 +15,7 @@ def main() -> None:
     names = ("model_a", "model_b", "model_c")
     weights = [float(share)] * 25
     merged = merge_models(
-        dict(zip(names, paths, strict=False)),
+        {name: Path(path) for name, path in zip(names, paths, strict=False)},
         {"alpha": weights},
         {"alpha": float(share)},
         job,

@@ -220,7 +220,7 @@ def write_file(
     place, offsets = len(first), {}
     large = sum(prod(shape) * ITEM_SIZE[dtype] for dtype, shape in shapes.values()) > LARGE
     with path.open("wb") as file, ExitStack() as stack:
-        whole, body = (stack.enter_context(_Behind()) if large else hashlib.sha256() for _ in range(2))
+        whole, body = (stack.enter_context(Behind()) if large else hashlib.sha256() for _ in range(2))
         whole.update(first)
         file.write(first)
         for name in order:
@@ -236,7 +236,7 @@ def write_file(
         return Written(whole.hexdigest(), body.hexdigest(), place, offsets)
 
 
-class _Behind:
+class Behind:
     """A sha256 that a thread of its own computes, a few chunks behind the one who reads and writes them."""
 
     def __init__(self) -> None:

@@ -23,8 +23,6 @@ from sdforge.order import Damaged, Order, Outcome
 from sdforge.run.states import Stopped
 from sdforge.wire import Channel
 
-LARGE = 8 << 20  # bytes of a tensor from which on several threads help
-
 
 class Worker:
     """Runs orders that come over a channel."""
@@ -109,9 +107,7 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
     module = module_of(order.group, order.method)
     own = getattr(module, "run", None)
     if order.compute:
-        # what formulas compute does not depend on the number of threads, and many small tensors want one
-        large = any(ref.size > LARGE for computation in order.compute for ref in computation.inputs)
-        prepare("cpu", (os.cpu_count() or 1) if large else 1)
+        prepare("cpu", 1)  # formulas bring threads of their own, on whose number nothing depends
         made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
     elif own and getattr(module, "INLINE", False):  # it only moves bytes
         made = own(order, report)

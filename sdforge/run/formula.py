@@ -30,7 +30,7 @@ from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
-THREADS = 2  # reading and writing memory is what takes the time: more are no faster, and each holds a tensor
+THREADS = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
@@ -42,7 +42,7 @@ def run_formula(order: Order, report: Report) -> Outcome:
         names.setdefault(c.component, []).append(c.name)
     with Pack(Path(order.work) / "pack.safetensors", {name: (c.dtype, c.shape) for name, c in rows.items()}) as pack:
         in_order = {name: rows[name] for name in pack.order}
-        alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and cut(c) is None]
+        alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and _needs_whole(c)]
         for done, _ in enumerate(_made(pack, in_order, alone)):
             report(step=done + 1, steps=len(rows))
         return pack.outcome(names)
@@ -56,13 +56,10 @@ def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterato
             pack.write(name, results(rows[name], name))
         return name
 
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count() or 1
     torch.set_num_threads(1)
     with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-        try:
-            yield from pool.map(make, [name for name in rows if name not in alone])
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from pool.map(make, [name for name in rows if name not in alone])
     torch.set_num_threads(cores)
     yield from map(make, alone)
 
@@ -107,6 +104,12 @@ def cut(computation: Computation) -> list[bool] | None:
     by_rows = getattr(module, "by_rows", None)
     found: list[bool] | None = by_rows(computation.parameters, shapes) if by_rows and computation.shape else None
     return found
+
+
+def _needs_whole(computation: Computation) -> bool:
+    """Say whether the tensor, or one that is computed on its way, can only be made whole."""
+    inner = [each for each in computation.inputs if isinstance(each, Computation)]
+    return cut(computation) is None or any(map(_needs_whole, inner))
 
 
 def _is_elementwise(computation: Computation) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, read_header, write_file
+from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, pack_name, read_header, write_file
 from sdforge.order import Ref
 from sdforge.run.tensors import DTYPES, NAMES, load, raw
 from tests.families.workbench import same_bytes
@@ -282,3 +284,35 @@ def test_a_file_that_becomes_shorter_is_noticed(tmp_path: Path) -> None:
     os.truncate(tmp_path / "x", 500)
     with pytest.raises(UsageError, match="became shorter"):
         ref.bytes()
+
+
+@pytest.mark.parametrize("large", [0, 1 << 40])
+def test_a_large_file_is_hashed_beside_its_writing_and_to_the_same_end(
+    large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More chunks than may wait, of all sizes."""
+    monkeypatch.setattr("sdforge.formats.safetensors.LARGE", large)
+    chunks = [bytes([i]) * (i * i * 7) for i in range(60)]
+    size = sum(map(len, chunks))
+    written = write_file(tmp_path / "x", {"x": ("U8", (size,))}, lambda _: chunks, {"a": "b"})
+    data = (tmp_path / "x").read_bytes()
+    assert data.endswith(b"".join(chunks))
+    assert written.sha256 == hashlib.sha256(data).hexdigest()
+    assert written.data_sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
+    assert (written.size, written.offsets) == (len(data), {"x": len(data) - size})
+
+
+def test_who_writes_too_little_is_told_so_by_a_large_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdforge.formats.safetensors.LARGE", 0)
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="x was given 3 bytes"):
+        write_file(tmp_path / "x", {"x": ("U8", (4,))}, lambda _: [b"abc"])
+    assert threading.active_count() == before
+
+
+def test_a_pack_is_named_by_all_its_bytes_and_its_header() -> None:
+    digests = [hashlib.sha256(part).hexdigest() for part in (b"one", b"two")]
+    name = pack_name(b"header", digests)
+    assert name == hashlib.sha256(b"header" + b"".join(map(bytes.fromhex, digests))).hexdigest()
+    others = [pack_name(b"header", digests[::-1]), pack_name(b"header", digests[:1]), pack_name(b"heade", digests)]
+    assert name not in others

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sdforge.errors import ActionFailed, UsageError
 from sdforge.order import Computation, Damaged, Order, Ref
 from sdforge.run.formula import compute, results, run_formula
-from sdforge.run.tensors import load
+from sdforge.run.tensors import Pack, load
 from tests.families.workbench import Taken, computed, keep, reference, same_bytes
 
 
@@ -183,3 +183,8 @@ def test_what_is_needed_whole_and_what_is_not_stand_in_one_pack(
     assert list(outcome.components) == ["unet", "vae"]
     for row in rows:
         assert same_bytes(pack[f"{row.component}.{row.name}"], compute(row, "x"))
+
+
+def test_a_pack_takes_no_tensor_of_another_size(tmp_path: Path) -> None:
+    with Pack(tmp_path / "x", {"a": ("F16", (3,))}) as pack, pytest.raises(ValueError, match="a was given 4 bytes"):
+        pack.write("a", [torch.ones(2).half()])

@@ -49,7 +49,11 @@ class Update(NamedTuple):
 
 
 class Kind(Protocol):
-    """A module beside this one: a kind of artifact that becomes part of weights."""
+    """A module beside this one: a kind of artifact that becomes part of weights.
+
+    Where rows of a weight change apart from each other it has `by_rows(parameters, weight, shapes)` too: for a weight
+    and tensors of these shapes, which tensors are cut into rows along with the weight, or None if it must be whole.
+    """
 
     def updates(self, given: Input, family: Family, weights: dict[Place, Tensor]) -> dict[Place, list[Update]]:
         """Return what an artifact changes; weights: the checkpoint's. Raises UsageError for what fits nowhere."""
