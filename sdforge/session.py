@@ -39,6 +39,7 @@ class Session:
     locked: bool = False
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for
+    _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -180,6 +181,7 @@ class Session:
 
     def plan(self, wanted: list[str]) -> Plan:
         """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
+        self._found = {}
         wishes = Wishes(frozenset(self.retrain), self.locked)
         self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
         try:
@@ -213,8 +215,12 @@ class Session:
 
     def find(self, sha256: str) -> Path | None:
         """Return a file with these bytes, in the store or among the sources."""
+        if sha256 in self._found:  # an order asks for the same few files tensor by tensor
+            return self._found[sha256]
         path = self.store.find(sha256)
         self._packs.add(path or self.store.object(sha256))
+        if path is not None:
+            self._found[sha256] = path
         return path
 
     def last_key(self, step: Step) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from math import prod
@@ -35,8 +36,10 @@ class State:
 
 
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
-    """Publish a state, then remove all but the newest two."""
+    """Publish a state, then remove all but the newest two. One process at a time has the training's lock."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".tmp-*"):  # by one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
         written = write_file(
             Path(place) / "state",

@@ -29,7 +29,19 @@ from typing import Any
 from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
 from sdforge.errors import BrokenPromise
 from sdforge.index import Index
-from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
+from sdforge.store.files import (
+    Lock,
+    Stat,
+    damaged,
+    is_alive,
+    is_settled,
+    publish,
+    publish_bytes,
+    resources,
+    sha256_of,
+    stat_of,
+    sweep_parts,
+)
 
 LAYOUT = "v1"
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
@@ -149,15 +161,14 @@ class Store:
         return folder
 
     def sweep(self) -> None:
-        """Remove workplaces whose process is gone."""
+        """Remove workplaces and unfinished files whose process is gone."""
         import shutil
 
         for path in self.temporary.iterdir():
             pid = path.name.partition("-")[0]
-            if path.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+            if path.is_dir() and pid.isdigit() and not is_alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and time.time() - path.stat().st_mtime > 86_400:
-                path.unlink(missing_ok=True)
+        sweep_parts(self.temporary)
 
     def lock(self, key: str) -> Lock:
         """Return the lock of a key (not yet held)."""
@@ -431,13 +442,3 @@ class Store:
 
     def close(self) -> None:
         self.index.close()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -75,9 +75,9 @@ def test_a_kill_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None
 
 @pytest.mark.parametrize("at", range(1, PUBLISHES + 1))
 def test_an_error_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None:
-    failed = write(cache, f"error:{at}")
+    failed = write(cache, f"EIO:{at}")
     assert failed.returncode != 0
-    assert "planted fault" in failed.stderr
+    assert "planted: Input/output error" in failed.stderr
     assert_whole(cache)
     assert Store(cache).known(KEY).results == []
 
