@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
+from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, LostObject, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
 from sdforge.method import method
@@ -135,7 +135,12 @@ class Build:
                     self._skip(plan)
                     return plan
             else:
-                anew = self._start_ready(plan)
+                try:
+                    anew = self._start_ready(plan)
+                except LostObject as error:
+                    self.reporter.note(f"{error.message}; planning anew")
+                    self.session.recover(error)
+                    anew = True
             if not (anew or self.running or self.waiting):
                 self._skip(plan)
                 return plan

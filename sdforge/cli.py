@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", "remove from the cache what no recipe reaches")
     clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--trained", action="store_true", help="trained results and train states too")
+    verify = command("verify", "hash again what the cache keeps and out/ holds; name what is damaged")
+    verify.add_argument("targets", nargs="*", metavar="TARGET", help="only these, and what they are made from")
+    verify.add_argument(
+        "--rebuild", metavar="TARGET", help="make a target again, in a store of its own, and compare the bits"
+    )
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
@@ -269,6 +274,8 @@ def other(wishes: argparse.Namespace) -> int:
 
         clean(session, wishes)
         return 0
+    if name == "verify":
+        return _verify(session, wishes)
     import sdforge.looking as looking
 
     if name == "list":
@@ -280,6 +287,16 @@ def other(wishes: argparse.Namespace) -> int:
     else:
         looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)
     return 0
+
+
+def _verify(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.rebuild:
+        from sdforge.rebuild import rebuild
+
+        return rebuild(session, wishes.rebuild, as_json=wishes.json)
+    from sdforge.verify import verify
+
+    return verify(session, wishes.targets, as_json=wishes.json)
 
 
 def _shown_file(wishes: argparse.Namespace) -> Path | None:

@@ -294,7 +294,7 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
 
 def lock(session: Session, wishes: argparse.Namespace) -> int:
     """`forge lock`: pin sources and what is in the store; choose between results; drop results no recipe reaches."""
-    path = session.project.root / LOCK
+    path = session.project.lock
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
     names = session.project.recipe_names()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
 from sdforge.names import is_name
-from sdforge.places import FILE, LOCAL, OUT, RECIPES, code_fingerprint
+from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, code_fingerprint
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
@@ -27,7 +27,8 @@ class Project:
     """A folder with a `forge.toml`.
 
     sources, datasets: name → table, as recipes may use them. run: how to run here, `forge.local.toml` before
-    `forge.toml`. folders: where sources lie that are not in the project.
+    `forge.toml`. folders: where sources lie that are not in the project. made: the folder that `forge.lock` and `out/`
+    lie in, the root unless a build must leave both alone.
     """
 
     root: Path
@@ -37,12 +38,17 @@ class Project:
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
+    made: Path | None = None
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
 
     @property
     def out(self) -> Path:
-        return self.root / OUT
+        return (self.made or self.root) / OUT
+
+    @property
+    def lock(self) -> Path:
+        return (self.made or self.root) / LOCK
 
     def recipe_names(self) -> list[str]:
         """Return the names of all recipes."""

@@ -13,7 +13,16 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
+from sdforge.errors import (
+    BrokenPromise,
+    ForgeError,
+    LostObject,
+    Problem,
+    RecipeError,
+    ResourceError,
+    UsageError,
+    nearest,
+)
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
@@ -43,7 +52,7 @@ class Session:
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
-        path = self.project.root / LOCK
+        path = self.project.lock
         if not path.is_file():
             self.lock = Lock()
             return
@@ -181,14 +190,35 @@ class Session:
 
     def plan(self, wanted: list[str]) -> Plan:
         """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
-        self._found = {}
-        wishes = Wishes(frozenset(self.retrain), self.locked)
-        self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
-        try:
-            return self._planner.make(wanted)
-        except Misfits as error:
-            placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
-            raise RecipeError(list(placed)) from None
+        lost: set[str] = set()
+        while True:
+            self._found = {}
+            wishes = Wishes(frozenset(self.retrain), self.locked)
+            self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
+            try:
+                return self._planner.make(wanted)
+            except Misfits as error:
+                placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
+                raise RecipeError(list(placed)) from None
+            except LostObject as error:
+                if error.sha256 in lost:
+                    raise
+                lost.add(error.sha256)
+                self.recover(error)
+
+    def recover(self, error: LostObject) -> None:
+        """Do without an object of the store: drop the results that need it, look again at the sources that it lists.
+
+        Raises BrokenPromise if a pinned result was among them: those are made again only when asked for.
+        """
+        dropped = [result for _, result in self.store.results() if error.sha256 in result.needs()]
+        for result in dropped:
+            self.store.drop(result, "what it rests on is damaged")
+        pinned = [result for result in dropped if result.digest in self.lock.pins(result.key)]
+        if pinned:
+            raise self._lost_pin(f"{error.message}", [str(result.record.get("target", "")) for result in pinned])
+        self.store.forget_sources(error.sha256)
+        self.look_again()
 
     def _placed(self, misfit: Misfit) -> Problem:
         node, use, found, key, source = misfit
@@ -298,12 +328,13 @@ class Session:
             assert each.result is not None
             self.store.drop(each.result, "its bytes are damaged")
         pinned = [each.id for each in lost if each.pin]
-        if pinned:
-            return BrokenPromise(
-                f"{step.id}: {error.message}; with it the pinned result of {', '.join(pinned)} is lost",
-                hint=f"`forge build --retrain {pinned[0]}` trains it again, and replaces the pin",
-            )
-        return None
+        return self._lost_pin(f"{step.id}: {error.message}", pinned) if pinned else None
+
+    def _lost_pin(self, what: str, targets: list[str]) -> BrokenPromise:
+        return BrokenPromise(
+            f"{what}; with it the pinned result of {', '.join(targets)} is lost",
+            hint=f"`forge build --retrain {targets[0]}` trains it again, and replaces the pin",
+        )
 
     def devices(self, wish: str) -> list[str]:
         """Return the devices that a wish means here, by what the system shows of them."""

@@ -77,6 +77,7 @@ class Sources:
     def forget(self, taken: Taken) -> None:
         """Look at a source again when it is next asked for."""
         self._artifacts.pop(taken.id, None)
+        self._seen.clear()
 
     def looked_at(self) -> set[str]:
         """Return the files and folders of all sources, and the places where one was looked for in vain."""

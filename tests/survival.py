@@ -52,7 +52,7 @@ def leftovers(root: Path, cache: Path | None = None) -> list[str]:
     found = [*(cache / "tmp").iterdir()] if (cache / "tmp").is_dir() else []
     for folder in (cache, root):
         found += [p for p in folder.rglob(".*") if p.name.startswith(".tmp-") or p.name.endswith(".part")]
-        found += [p for p in folder.rglob(".[0-9]*-*")]
+        found += folder.rglob(".[0-9]*-*")
     found += cache.glob("index.db-*")
     return sorted({str(p) for p in found})
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
-from sdforge.store.files import publish, publish_bytes, sha256_of
+from sdforge.store.files import publish, publish_bytes, read_entry
 
 KEPT = 2
 Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
@@ -61,13 +62,12 @@ def load_state(folder: Path, most: int) -> State | None:
             continue
         path = folder / f"{step}.safetensors"
         try:
-            described = json.loads((folder / f"{step}.json").read_bytes())
-            if described["v"] != 1 or sha256_of(path) != described["sha256"]:
+            described, data = json.loads(read_entry(folder / f"{step}.json")), read_entry(path)
+            if described["v"] != 1 or hashlib.sha256(data).hexdigest() != described["sha256"]:
                 continue
             header = read_header(path)
         except (OSError, ValueError, KeyError, TypeError, UsageError):
             continue
-        data = path.read_bytes()
         tensors = {
             name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])
             for name, e in header.tensors.items()

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
-from sdforge.errors import BrokenPromise
+from sdforge.errors import LostObject
 from sdforge.index import Index
 from sdforge.store.files import (
     Lock,
@@ -37,6 +38,7 @@ from sdforge.store.files import (
     is_settled,
     publish,
     publish_bytes,
+    read_entry,
     resources,
     sha256_of,
     stat_of,
@@ -90,6 +92,10 @@ class Result:
             raise ValueError("its bytes are not what they were")
         return Result.from_json(value)
 
+    def needs(self) -> set[str]:
+        """Return the objects (or source files) without which the result is of no use."""
+        return set(self.packs) | {component.table for component in self.components.values()}
+
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
         return made_artifact(self.kind, self.family, self.components, self.facts)
@@ -97,6 +103,25 @@ class Result:
 
 def _sum(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_result(path: Path) -> Result:
+    """Return a result from its file. Raises FileNotFoundError, and ValueError for a damaged one."""
+    try:
+        result = Result.load(read_entry(path))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no result ({type(error).__name__})") from None
+    if (result.key, result.digest) != (path.parent.name, path.stem):
+        raise ValueError("it stands under another name")
+    return result
+
+
+def alias_in(data: bytes) -> str:
+    """Return the key that an alias's bytes name. Raises ValueError for a damaged one."""
+    text = data.decode(errors="replace").strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("it names no key")
+    return text
 
 
 @dataclass
@@ -187,6 +212,12 @@ class Store:
             found |= {row[2] for row in value.get("components", {}).values()} | set(value.get("objects", ()))
         return found
 
+    def forget_sources(self, sha256: str) -> None:
+        """Forget what was read of the sources whose tensors an object lists or holds."""
+        rows = self.index.read("SELECT id, value FROM seen WHERE id LIKE 'source:%'")
+        self.index.write("DELETE FROM seen WHERE id = ?", [(name,) for name, value in rows if sha256 in value])
+        self._tables.clear()
+
     def forget(self, keep: set[str]) -> None:
         """Drop from the index what was removed from the folders."""
         rows = self.index.read("SELECT key FROM known")
@@ -210,14 +241,16 @@ class Store:
             publish(path, self.object(sha256))
 
     def read_object(self, sha256: str) -> bytes:
-        """Return an object's bytes, verified. Raises BrokenPromise if it is missing or damaged."""
+        """Return an object's bytes, verified. Raises LostObject if it is missing or damaged."""
         path = self.object(sha256)
         try:
-            data = path.read_bytes()
+            data = read_entry(path)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("its bytes are not what its name says")
         except FileNotFoundError:
-            raise BrokenPromise(f"the store has no object {sha256[:12]}") from None
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise damaged(path, self.root / "quarantine", "its bytes are not what its name says")
+            raise LostObject(f"the store has no object {sha256[:12]}", sha256) from None
+        except ValueError as error:
+            raise LostObject(damaged(path, self.root / "quarantine", str(error)).message, sha256) from None
         return data
 
     def put_table(self, tensors: Iterable[Tensor]) -> str:
@@ -251,8 +284,9 @@ class Store:
         return None
 
     def holds(self, result: Result) -> bool:
-        """Say whether all files in which a result's bytes lie are there."""
-        return all(self.find(pack) for pack in result.packs)
+        """Say whether all files in which a result's bytes lie are there, and the tables that list its tensors."""
+        tables = (self.object(component.table).exists() for component in result.components.values())
+        return all(self.find(pack) for pack in result.packs) and all(tables)
 
     # -- files that are not ours -----------------------------------------------------------------------------------
 
@@ -318,8 +352,7 @@ class Store:
         old = self._known.get(key)
         found = Known(formula=old.formula if old else None)
         alias = self._keyed("aliases", key)
-        if alias.is_file():
-            found.alias = alias.read_text().strip()
+        found.alias = self._read_alias(alias)
         folder = self._keyed("results", key)
         if folder.is_dir():
             found.results = sorted(
@@ -327,6 +360,16 @@ class Store:
             )
         self._known[key] = found
         return found
+
+    def _read_alias(self, path: Path) -> str:
+        """Return where an alias leads, or "" where there is none; a damaged one is set aside."""
+        try:
+            return alias_in(read_entry(path))
+        except FileNotFoundError:
+            return ""
+        except ValueError as error:
+            damaged(path, self.root / "quarantine", str(error))
+            return ""
 
     def results(self) -> Iterator[tuple[Path, Result]]:
         """Yield all results with the files that hold them."""
@@ -336,20 +379,18 @@ class Store:
     def _read_results(self, folder: Path) -> Iterator[tuple[Path, Result]]:
         for path in sorted(folder.glob("*.json")):
             try:
-                result = Result.load(path.read_bytes())
-                if (result.key, result.digest) != (folder.name, path.stem):
-                    raise ValueError("it stands under another name")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                damaged(path, self.root / "quarantine", str(error))
+                yield path, load_result(path)
+            except FileNotFoundError:  # cleaned away meanwhile
                 continue
-            yield path, result
+            except ValueError as error:
+                damaged(path, self.root / "quarantine", str(error))
 
     def record(self, result: Result) -> dict[str, Any]:
         """Return all that is recorded of a result."""
         path = self._keyed("results", result.key) / f"{result.digest}.json"
         try:
-            record: dict[str, Any] = json.loads(path.read_bytes())["record"]
-        except (OSError, ValueError, KeyError):
+            record: dict[str, Any] = json.loads(read_entry(path))["record"]
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
         return record
 
@@ -396,10 +437,10 @@ class Store:
     def preimage(self, key: str) -> dict[str, Any] | None:
         """Return the manifest behind a key, if it was ever kept here."""
         try:
-            found: dict[str, Any] = json.loads(self._keyed("preimages", key).read_bytes())
-        except (OSError, ValueError):
+            found = json.loads(read_entry(self._keyed("preimages", key)))
+        except (OSError, ValueError, RecursionError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
     # -- what is kept of runs --------------------------------------------------------------------------------------
 

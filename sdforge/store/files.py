@@ -74,6 +74,23 @@ def open_regular(path: Path) -> int:
     return fd
 
 
+def read_entry(path: Path) -> bytes:
+    """Return the bytes of a file of the store. Raises FileNotFoundError, and ValueError for what is no file of ours."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a link lies in its place") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("what lies in its place is no file")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def resources(what: str) -> Iterator[None]:
     """Turn the operating system's refusals into one sentence with exit code 4."""
@@ -246,6 +263,8 @@ def _real(folder: str) -> str:
 def damaged(path: Path, quarantine: Path, why: str) -> ForgeError:
     """Set a damaged file aside and say so; the caller treats it as missing."""
     place = quarantine / path.name
+    if place.is_dir():
+        place = quarantine / f"{path.name}.{os.urandom(6).hex()}"
     try:
         quarantine.mkdir(parents=True, exist_ok=True)
         path.replace(place)

@@ -6,14 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import new_project
 from tests.quick import Quick
-from tests.survival import Whole, damages, leftovers, spoil
+from tests.survival import Whole, leftovers
 
 RECIPE = """\
 family = "sd15"
