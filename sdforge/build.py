@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, LostObject, ResourceError
+from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
 from sdforge.method import method
@@ -135,12 +134,7 @@ class Build:
                     self._skip(plan)
                     return plan
             else:
-                try:
-                    anew = self._start_ready(plan)
-                except LostObject as error:
-                    self.reporter.note(f"{error.message}; planning anew")
-                    self.session.recover(error)
-                    anew = True
+                anew = self._start_ready(plan)
             if not (anew or self.running or self.waiting):
                 self._skip(plan)
                 return plan
@@ -224,7 +218,11 @@ class Build:
         if chosen is None:
             self.waiting[step.id] = lock
             return False
-        self._submit(step, lock, key, manifest, *chosen)
+        try:
+            self._submit(step, lock, key, manifest, *chosen)
+        except ForgeError:
+            lock.release()
+            raise
         return False
 
     def _found(self, step: Step, key: str, waited: bool) -> bool:
@@ -463,7 +461,7 @@ class Build:
                 for _, artifact in step.inputs:
                     if artifact is not None and artifact.whole:
                         named = {"rows": artifact.notes["rows"], "names": artifact.notes["names"]}
-                        self.store.note_preimage(artifact.whole, json.dumps(named))
+                        self.store.note_whole(artifact.whole, named)
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         if self.summary.built:

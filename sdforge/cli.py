@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge import __version__
-from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError
 from sdforge.places import DEVICE
 
 if TYPE_CHECKING:
@@ -202,7 +202,19 @@ def build(wishes: argparse.Namespace) -> int:
 
         if words := recall(Path(wishes.at), wishes.targets, locked=wishes.locked):
             return _say(words)
-    session = _open(wishes)
+    lost: set[str] = set()
+    while True:
+        session = _open(wishes)
+        try:
+            return _build(session, wishes)
+        except LostObject as error:  # what is damaged has been set aside: all is planned without it, once for each
+            if error.sha256 in lost:
+                raise
+            lost.add(error.sha256)
+            session.do_without(error)
+
+
+def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.locked = wishes.locked
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)

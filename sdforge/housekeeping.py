@@ -16,8 +16,8 @@ from sdforge.method import method, method_groups
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import safe, size
 from sdforge.session import Session, open_session
-from sdforge.store import Result, Store
-from sdforge.store.files import publish_bytes
+from sdforge.store import Result, Store, alias_in
+from sdforge.store.files import publish_bytes, read_entry
 
 
 def say(text: str) -> None:
@@ -97,7 +97,10 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
 
 
 def _leads_nowhere(path: Path, keep: set[str]) -> bool:
-    return path.name not in keep and path.read_text().strip() not in keep
+    try:
+        return path.name not in keep and alias_in(path.name, read_entry(path)) not in keep
+    except (OSError, ValueError):  # a damaged one leads nowhere
+        return True
 
 
 def _objects(result: Result) -> set[str]:

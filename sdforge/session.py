@@ -190,35 +190,26 @@ class Session:
 
     def plan(self, wanted: list[str]) -> Plan:
         """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
-        lost: set[str] = set()
-        while True:
-            self._found = {}
-            wishes = Wishes(frozenset(self.retrain), self.locked)
-            self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
-            try:
-                return self._planner.make(wanted)
-            except Misfits as error:
-                placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
-                raise RecipeError(list(placed)) from None
-            except LostObject as error:
-                if error.sha256 in lost:
-                    raise
-                lost.add(error.sha256)
-                self.recover(error)
+        self._found = {}
+        wishes = Wishes(frozenset(self.retrain), self.locked)
+        self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
+        try:
+            return self._planner.make(wanted)
+        except Misfits as error:
+            placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
+            raise RecipeError(list(placed)) from None
 
-    def recover(self, error: LostObject) -> None:
-        """Do without an object of the store: drop the results that need it, look again at the sources that it lists.
+    def do_without(self, error: LostObject) -> None:
+        """Drop the results that need an object of the store which is lost: the next plan makes them again.
 
-        Raises BrokenPromise if a pinned result was among them: those are made again only when asked for.
+        Raises BrokenPromise if a pinned one is among them: those are made again only when asked for.
         """
         dropped = [result for _, result in self.store.results() if error.sha256 in result.needs()]
         for result in dropped:
             self.store.drop(result, "what it rests on is damaged")
         pinned = [result for result in dropped if result.digest in self.lock.pins(result.key)]
         if pinned:
-            raise self._lost_pin(f"{error.message}", [str(result.record.get("target", "")) for result in pinned])
-        self.store.forget_sources(error.sha256)
-        self.look_again()
+            raise self._lost_pin(error.message, [str(result.record.get("target", "")) for result in pinned])
 
     def _placed(self, misfit: Misfit) -> Problem:
         node, use, found, key, source = misfit

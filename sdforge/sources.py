@@ -77,7 +77,6 @@ class Sources:
     def forget(self, taken: Taken) -> None:
         """Look at a source again when it is next asked for."""
         self._artifacts.pop(taken.id, None)
-        self._seen.clear()
 
     def looked_at(self) -> set[str]:
         """Return the files and folders of all sources, and the places where one was looked for in vain."""
@@ -149,9 +148,9 @@ class Sources:
             row = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier]).get(identifier)
         if row and row[1]:
             before = {place: Stat(*stat) for place, stat in json.loads(row[0]).items()}
-            if all(stat_of(place) == stat for place, stat in before.items()):
+            value: dict[str, Any] = json.loads(row[2])
+            if all(stat_of(place) == stat for place, stat in before.items()) and self._kept(value):
                 self._stats[taken.id] = before
-                value: dict[str, Any] = json.loads(row[2])
                 return value
         if self.quick:
             return self._pictures(taken, path)[0] if _is_pictures(taken, path) else self._glance(taken, path)
@@ -174,6 +173,11 @@ class Sources:
             self.store.index.put("seen", {identifier: (json.dumps(stats), settled, text)})
         self._stats[taken.id] = stats
         return value
+
+    def _kept(self, value: dict[str, Any]) -> bool:
+        """Say whether the store still has what it kept of a source: tables of tensors, words, turned matrices."""
+        objects = [row[2] for row in value.get("components", {}).values()] + value.get("objects", [])
+        return all(self.store.object(name).exists() for name in objects)
 
     def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         from sdforge.formats.layout import read_layout

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import ForgeError
-from sdforge.identity import digest_of_text
 from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result, alias_in, load_result
+from sdforge.store import Result, alias_in, load_result, preimage_in
 from sdforge.store.files import CHUNK, damaged, open_regular, read_entry
 
 
@@ -58,9 +57,9 @@ class Verifier:
         for path in self._under("results", "*/*/*"):
             self._judge(path, load_result)
         for path in self._under("aliases", "*/*"):
-            self._judge(path, lambda found: alias_in(read_entry(found)))
+            self._judge(path, lambda found: alias_in(found.name, read_entry(found)))
         for path in self._under("preimages", "*/*"):
-            self._judge(path, lambda found: _check_preimage(found.name, read_entry(found)))
+            self._judge(path, lambda found: preimage_in(found.name, read_entry(found)))
         for path in self._under("states", "*/*/*.json"):
             self._state(path)
         # planning might set damaged ones aside by itself, so the cache comes first
@@ -200,18 +199,6 @@ class Verifier:
         self.seen.bytes += place
         self.seen.files += 1
         return whole.hexdigest()
-
-
-def _check_preimage(key: str, data: bytes) -> None:
-    """Compare a manifest with the key that it is named by. Raises ValueError."""
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("it is no manifest") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is no manifest")
-    if "method" in value and digest_of_text("action", data.decode()) != key:
-        raise ValueError("it is not the manifest of its key")
 
 
 def _objects(record: dict[str, Any], result: Result) -> set[str]:

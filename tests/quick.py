@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
+LONGEST = 60  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
 
 class Here:
@@ -114,6 +116,7 @@ def run(wish: dict[str, Any], place: str) -> None:
     """Be a command: never returns."""
     from sdforge.cli import main
 
+    signal.alarm(LONGEST)
     for name, stream in (("out", 1), ("err", 2)):
         fd = os.open(f"{place}/{name}", os.O_WRONLY | os.O_CREAT)
         os.dup2(fd, stream)
@@ -131,5 +134,14 @@ def run(wish: dict[str, Any], place: str) -> None:
         os._exit(code)
 
 
+def once(arguments: list[str]) -> int:
+    """Be one command, in this process: for a tracer that is to see all that it does."""
+    import sdforge.commands
+    from sdforge.cli import main
+
+    sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
+    return main(arguments)
+
+
 if __name__ == "__main__":
-    serve()
+    sys.exit(once(sys.argv[1:]) if len(sys.argv) > 1 else serve())

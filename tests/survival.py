@@ -151,4 +151,4 @@ def entries(cache: Path) -> Iterator[tuple[str, Path, Path]]:
         for i, path in enumerate(files):
             yield kind, path, files[i - 1]
     index = cache / "v1" / "index.db"
-    yield "index", index, next(iter(sorted((cache / "v1" / "objects").rglob("*"))))
+    yield "index", index, next(iter(sorted((cache / "v1" / "objects").glob("*/*"))))

@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
 from sdforge.errors import LostObject
+from sdforge.identity import digest_of_text
 from sdforge.index import Index
 from sdforge.store.files import (
     Lock,
@@ -116,12 +116,31 @@ def load_result(path: Path) -> Result:
     return result
 
 
-def alias_in(data: bytes) -> str:
-    """Return the key that an alias's bytes name. Raises ValueError for a damaged one."""
-    text = data.decode(errors="replace").strip()
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
-        raise ValueError("it names no key")
-    return text
+def alias_text(key: str, content_key: str) -> str:
+    """Return an alias's content: where it leads, and a sum over both keys, so that an exchanged one is known."""
+    return f"{content_key} {hashlib.sha256(f'alias {key} {content_key}'.encode()).hexdigest()[:16]}"
+
+
+def alias_in(key: str, data: bytes) -> str:
+    """Return the key that an alias leads to. Raises ValueError for a damaged one."""
+    content_key = data[:64].decode(errors="replace")
+    if data.decode(errors="replace") != alias_text(key, content_key):
+        raise ValueError("it is not the alias that its name says")
+    return content_key
+
+
+def preimage_in(key: str, data: bytes) -> dict[str, Any]:
+    """Return a manifest, or what a data set is named by. Raises ValueError for one that is not that of its key."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is no manifest") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no manifest")
+    right = value.get("sum") == _sum(value | {"sum": key}) if "sum" in value else True
+    if not right or ("method" in value and digest_of_text("action", data.decode()) != key):
+        raise ValueError("it is not the manifest of its key")
+    return value
 
 
 @dataclass
@@ -151,6 +170,7 @@ class Store:
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
         self._looked: dict[Path, tuple[Stat, str]] = {}  # by this process
+        self._places: dict[str, Path] = {}  # sha256 → a file that had it, looked at by this process
         self._ready = False
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -212,12 +232,6 @@ class Store:
             found |= {row[2] for row in value.get("components", {}).values()} | set(value.get("objects", ()))
         return found
 
-    def forget_sources(self, sha256: str) -> None:
-        """Forget what was read of the sources whose tensors an object lists or holds."""
-        rows = self.index.read("SELECT id, value FROM seen WHERE id LIKE 'source:%'")
-        self.index.write("DELETE FROM seen WHERE id = ?", [(name,) for name, value in rows if sha256 in value])
-        self._tables.clear()
-
     def forget(self, keep: set[str]) -> None:
         """Drop from the index what was removed from the folders."""
         rows = self.index.read("SELECT key FROM known")
@@ -278,7 +292,9 @@ class Store:
         path = self.object(sha256)
         if path.exists():
             return path
-        for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256]):
+        places = [str(self._places[sha256])] if sha256 in self._places else []
+        places += [place for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256])]
+        for place in places:
             if stat_of(place) and self.digest(Path(place)) == sha256:
                 return Path(place)
         return None
@@ -320,7 +336,7 @@ class Store:
 
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
-        self._looked[path] = (stat, sha256)
+        self._looked[path], self._places[sha256] = (stat, sha256), path
         row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
         self.index.put("seen", {f"file:{path}": row})
         self.index.write("INSERT OR REPLACE INTO digests VALUES (?, ?)", [(sha256, str(path))])
@@ -364,7 +380,7 @@ class Store:
     def _read_alias(self, path: Path) -> str:
         """Return where an alias leads, or "" where there is none; a damaged one is set aside."""
         try:
-            return alias_in(read_entry(path))
+            return alias_in(path.name, read_entry(path))
         except FileNotFoundError:
             return ""
         except ValueError as error:
@@ -416,7 +432,7 @@ class Store:
         if manifest:
             self.note_preimage(key, manifest)
         path = self._keyed("aliases", key)
-        publish_bytes(content_key.encode(), path, self.temporary)
+        publish_bytes(alias_text(key, content_key).encode(), path, self.temporary)
         self.fresh(key)
         self._dirty(key)
 
@@ -434,13 +450,20 @@ class Store:
         if not path.exists():
             publish_bytes(manifest.encode(), path, self.temporary)
 
+    def note_whole(self, key: str, value: dict[str, Any]) -> None:
+        """Keep what a data set is named by, with a sum, since its name is not the hash of it."""
+        self.note_preimage(key, json.dumps(value | {"sum": _sum(value | {"sum": key})}))
+
     def preimage(self, key: str) -> dict[str, Any] | None:
-        """Return the manifest behind a key, if it was ever kept here."""
+        """Return the manifest behind a key, if it was ever kept here; a damaged one is set aside."""
+        path = self._keyed("preimages", key)
         try:
-            found = json.loads(read_entry(self._keyed("preimages", key)))
-        except (OSError, ValueError, RecursionError):
+            return preimage_in(key, read_entry(path))
+        except OSError:
             return None
-        return found if isinstance(found, dict) else None
+        except ValueError as error:
+            damaged(path, self.root / "quarantine", str(error))
+            return None
 
     # -- what is kept of runs --------------------------------------------------------------------------------------
 
