@@ -37,10 +37,8 @@ class State:
 
 
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
-    """Publish a state, then remove all but the newest two. One process at a time has the training's lock."""
+    """Publish a state, then remove all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".tmp-*"):  # by one that was killed
-        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
         written = write_file(
             Path(place) / "state",
@@ -56,7 +54,12 @@ def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -
 
 
 def load_state(folder: Path, most: int) -> State | None:
-    """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over."""
+    """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over.
+
+    What a killed process left half written is removed: who asks has the training's lock.
+    """
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     for step in sorted(_steps(folder), reverse=True):
         if step > most:
             continue
