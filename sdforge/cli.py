@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--rebuild", metavar="TARGET", help="make a target again, in a store of its own, and compare the bits"
     )
+    command("doctor", "is this machine fit to build: versions, devices, disk, clock, golden vectors")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
@@ -265,7 +266,7 @@ def plan(wishes: argparse.Namespace) -> int:
 def other(wishes: argparse.Namespace) -> int:
     """The commands that are not called a hundred times a day."""
     name = wishes.command
-    if name in ("schema", "init", "completion"):
+    if name in ("schema", "init", "completion", "doctor"):
         return _without_project(wishes)
     if name == "show" and (path := _shown_file(wishes)):
         import sdforge.looking
@@ -285,6 +286,10 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.housekeeping import clean
 
         clean(session, wishes)
+        if session.project.max_cache:
+            from sdforge.bounded import keep_bounded
+
+            keep_bounded(session, as_json=wishes.json, dry_run=wishes.dry_run)
         return 0
     if name == "verify":
         return _verify(session, wishes)
@@ -319,6 +324,10 @@ def _shown_file(wishes: argparse.Namespace) -> Path | None:
 
 
 def _without_project(wishes: argparse.Namespace) -> int:
+    if wishes.command == "doctor":
+        from sdforge.doctor import doctor
+
+        return doctor(Path(wishes.at), as_json=wishes.json)
     from sdforge.housekeeping import completion, init, write_schemas
 
     if wishes.command == "schema":

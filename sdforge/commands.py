@@ -16,15 +16,13 @@ from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
-from sdforge.places import LOCK, VRAM
+from sdforge.places import LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
-
-UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 
 
 def say(text: str) -> None:
@@ -58,6 +56,10 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     finally:
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
+    if session.project.max_cache:
+        from sdforge.bounded import keep_bounded
+
+        keep_bounded(session, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
 
 
@@ -69,9 +71,7 @@ def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:
         return found
     if not re.fullmatch(VRAM, vram):
         raise UsageError(f"{vram!r} is no amount of memory", hint="as in --vram 8GB or --vram 500MiB")
-    number, unit = re.match(r"[\d.]+", vram), vram.lstrip("0123456789. ")
-    assert number is not None
-    return found | {"vram": int(float(number[0]) * UNITS[unit])}
+    return found | {"vram": amount(vram)}
 
 
 def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool) -> None:

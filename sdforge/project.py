@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
 from sdforge.names import is_name
-from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, code_fingerprint
+from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerprint
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
@@ -28,7 +28,7 @@ class Project:
 
     sources, datasets: name → table, as recipes may use them. run: how to run here, `forge.local.toml` before
     `forge.toml`. folders: where sources lie that are not in the project. made: the folder that `forge.lock` and `out/`
-    lie in, the root unless a build must leave both alone.
+    lie in, the root unless a build must leave both alone. max_cache: bytes that the cache may hold; 0: no bound.
     """
 
     root: Path
@@ -39,6 +39,7 @@ class Project:
     run: dict[str, Any] = field(default_factory=dict)
     folders: list[Path] = field(default_factory=list)
     made: Path | None = None
+    max_cache: int = 0
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
 
@@ -127,6 +128,8 @@ def open_project(root: Path, index: Index) -> Project:
     project.sources = values.get("source", {})
     project.datasets = values.get("dataset", {})
     project.run = values.get("run", {}) | {k: v for k, v in local.get("stated", {}).items() if v is not None}
+    bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
+    project.max_cache = amount(next(filter(None, bounds), ""))
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 

@@ -107,7 +107,9 @@ def _build(again: Session, wanted: list[str], *, as_json: bool) -> tuple[int, Pl
 
 def _known(session: Session, step: Step) -> bool:
     """Say whether cache or lock hold something to compare a step with."""
-    return bool(step.result or step.pin or step.idle or "digest" in session.lock.targets.get(step.id, {}))
+    row = session.lock.targets.get(step.id, {})
+    locked = step.kind == "formula" and row.get("key") == step.key and "digest" in row
+    return bool(step.result or step.pin or step.idle or locked)
 
 
 def compare(one: Session, before: Plan, two: Session, after: Plan) -> list[Comparison]:
@@ -131,7 +133,7 @@ def compare(one: Session, before: Plan, two: Session, after: Plan) -> list[Compa
 def _compared(one: Session, old: Step, two: Session, new: Step) -> Comparison:
     if _digest(one, old) == _digest(two, new):
         return Comparison(new, equal=True)
-    content = new.node.target.signature.kind == "content"
+    content = new.kind == "content"
     theirs = old.result.fingerprint if old.result else old.pin.fingerprint if old.pin else {}
     ours = new.result.fingerprint if new.result else {}
     names = _differing(one, old, two, new)
@@ -147,7 +149,7 @@ def _compared(one: Session, old: Step, two: Session, new: Step) -> Comparison:
 
 def _digest(session: Session, step: Step) -> str:
     """Name what a step came out as: the bytes of its result, or what the lock says of them."""
-    if step.node.target.signature.kind == "content":
+    if step.kind == "content":
         return step.result.digest if step.result else step.pin.digest if step.pin else ""
     whole = step.artifact.digest if step.artifact else ""
     return whole or session.lock.targets.get(step.id, {}).get("digest", "")

@@ -119,6 +119,18 @@ class Run(Table):
 
 
 @final
+class Cache(Table):
+    """What this project's cache may hold."""
+
+    max_size: str = Field(
+        "",
+        pattern=VRAM,
+        description='as "50GB": above it, what can be made again is removed after a build; trained results stay. '
+        "Empty: no bound",
+    )
+
+
+@final
 class ForgeToml(Table):
     """`forge.toml`: the project."""
 
@@ -126,6 +138,7 @@ class ForgeToml(Table):
     source: dict[str, Source] = Field({})
     dataset: dict[str, Dataset] = Field({})
     run: Run = Field(default_factory=Run)
+    cache: Cache = Field(default_factory=Cache)
 
 
 @final
@@ -134,3 +147,4 @@ class ForgeLocalToml(Table):
 
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
     run: Run = Field(default_factory=Run)
+    cache: Cache = Field(default_factory=Cache)

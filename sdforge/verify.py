@@ -73,7 +73,8 @@ class Verifier:
         """Look at the results of these targets and of all that they are made from, and at their sources and outputs."""
         plan = self.session.plan(self.session.resolve(names))
         results = [step.result for step in plan.steps.values() if step.result]
-        paths = {self.store.object(name) for result in results for name in _objects(self.store.record(result), result)}
+        whole = [replace(result, record=self.store.record(result)) for result in results]
+        paths = {self.store.object(name) for result in whole for name in result.objects()}
         objects = sorted(path for path in paths if os.path.lexists(path))
         self._todo = sum(map(_size, objects))
         self._drop(results, self._lost(objects))
@@ -199,12 +200,6 @@ class Verifier:
         self.seen.bytes += place
         self.seen.files += 1
         return whole.hexdigest()
-
-
-def _objects(record: dict[str, Any], result: Result) -> set[str]:
-    """Return the objects of a result: what it needs, and what is kept of its run."""
-    kept = {str(record[name]) for name in ("losses", "log") if name in record}
-    return result.needs() | kept | {sha256 for _, _, sha256 in record.get("samples", [])}
 
 
 def _size(path: Path) -> int:

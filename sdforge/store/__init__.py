@@ -96,6 +96,11 @@ class Result:
         """Return the objects (or source files) without which the result is of no use."""
         return set(self.packs) | {component.table for component in self.components.values()}
 
+    def objects(self) -> set[str]:
+        """Return all objects that belong to the result: what it needs, and what is kept of its run."""
+        kept = {str(self.record[name]) for name in ("losses", "log") if name in self.record}
+        return self.needs() | kept | {sha256 for _, _, sha256 in self.record.get("samples", [])}
+
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
         return made_artifact(self.kind, self.family, self.components, self.facts)
@@ -414,6 +419,11 @@ class Store:
         """Remember what a formula makes, so that its tensors need not be listed again."""
         found = self.known(key)
         found.formula = formula
+        self._dirty(key)
+
+    def reread(self, key: str) -> None:
+        """Look into the folders for what lies under a key, and let the index know."""
+        self.fresh(key)
         self._dirty(key)
 
     def _dirty(self, key: str) -> None:

@@ -27,8 +27,8 @@ FLOORS = (
     {"plan", "sources", "outputs"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
-    {"executors", "build"},
-    {"commands", "looking", "housekeeping"},
+    {"executors", "build", "bounded"},
+    {"commands", "looking", "housekeeping", "verify", "rebuild", "doctor"},
     {"cli"},
     {"__main__"},
 )
