@@ -17,7 +17,7 @@ from typing import Any
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
-from sdforge.store.files import publish, publish_bytes, read_entry
+from sdforge.store.files import publish, publish_bytes, read_entry, resources
 
 KEPT = 2
 Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
@@ -38,16 +38,17 @@ class State:
 
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
     """Publish a state, then remove all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
-        written = write_file(
-            Path(place) / "state",
-            {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()},
-            lambda name: [tensors[name][2]],
-        )
-        publish(Path(place) / "state", folder / f"{step}.safetensors")
-        text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
-        publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
+    with resources(f"the state of step {step} cannot be kept"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
+            written = write_file(
+                Path(place) / "state",
+                {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()},
+                lambda name: [tensors[name][2]],
+            )
+            publish(Path(place) / "state", folder / f"{step}.safetensors")
+            text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
+            publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
     for old in sorted(_steps(folder))[:-KEPT]:
         (folder / f"{old}.json").unlink(missing_ok=True)
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
