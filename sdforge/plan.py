@@ -38,6 +38,8 @@ class View(Protocol):
     def table(self, component: Component) -> list[Tensor]: ...
     def vocabulary(self, component: Component) -> dict[str, Any]: ...
     def holds(self, result: Result) -> bool: ...
+    def offered(self, pin: Pin) -> bool: ...
+    def vouched(self, key: str) -> Pin | None: ...
 
 
 @dataclass(eq=False)
@@ -385,9 +387,11 @@ class Planner:
         step.pin = next(iter(pins.values()), None)
         if step.id in self.wishes.retrain:
             return
+        if not results and not step.pin and step.node.target.signature.pinned:
+            step.pin = self.view.vouched(key)
         if step.pin and step.pin.digest in results:
             step.result = results[step.pin.digest]
-        elif results:
+        elif results and not (self.wishes.locked and step.pin and self.view.offered(step.pin)):
             step.result = next(iter(results.values()))
             step.differs = step.pin is not None
         if step.result and not known.alias and key != step.key:
@@ -466,7 +470,8 @@ class Planner:
             self._need_inputs(step)
             return
         step.state = self._how(step)
-        self._need_inputs(step)
+        if step.state != "fetch":
+            self._need_inputs(step)
 
     def _need_inputs(self, step: Step) -> None:
         for link, artifact in step.inputs:
@@ -488,6 +493,8 @@ class Planner:
     def _how(self, step: Step) -> str:
         """Say whether a step that is needed must run, or may turn out not to."""
         if step.pin and not step.result and step.id not in self.wishes.retrain:
+            if self.view.offered(step.pin):
+                return "fetch"
             step.reason = "the pinned result is not to be had"
             return "build"
         waiting = any(artifact is None for _, artifact in step.inputs) or (

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Project:
     """A folder with a `forge.toml`.
 
-    sources, datasets: name → table, as recipes may use them. run: how to run here, `forge.local.toml` before
-    `forge.toml`. folders: where sources lie that are not in the project. made: the folder that `forge.lock` and `out/`
-    lie in, the root unless a build must leave both alone. max_cache: bytes that the cache may hold; 0: no bound.
+    sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
+    what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
+    that are not in the project. made: the folder that `forge.lock` and `out/` lie in, the root unless both must be left
+    alone. max_cache: bytes that the cache may hold; 0: no bound.
     """
 
     root: Path
@@ -37,6 +38,9 @@ class Project:
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    remote: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
+    trusted: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     made: Path | None = None
     max_cache: int = 0
@@ -127,7 +131,11 @@ def open_project(root: Path, index: Index) -> Project:
     project.default = values.get("default", [])
     project.sources = values.get("source", {})
     project.datasets = values.get("dataset", {})
-    project.run = values.get("run", {}) | {k: v for k, v in local.get("stated", {}).items() if v is not None}
+    stated = local.get("stated", {})
+    for key in ("run", "remote", "cluster"):
+        own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
+        setattr(project, key, values.get(key, {}) | own)
+    project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
     bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
     project.max_cache = amount(next(filter(None, bounds), ""))
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
@@ -167,6 +175,8 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
             seen[each] = key
     if problems:
         raise RecipeError(problems)
-    stated = document.values.get("run", {})
-    found["stated"] = {key: found["run"][key] for key in stated}  # what forge.local.toml itself says
+    found["stated"] = {  # what forge.local.toml itself says
+        table: {key: found[table][key] for key in document.values.get(table, {})}
+        for table in ("run", "remote", "cluster")
+    }
     return found

@@ -73,7 +73,12 @@ def rebuild(session: Session, name: str, *, as_json: bool) -> int:
     try:
         project = replace(session.project, made=work)
         store = Store(work / "cache")
-        again = Session(project, store, Sources(project, store, session.sources.progress), Outputs(project, store))
+        store.prepare()
+        fetched = session.store.fetched("").parent
+        if fetched.is_dir():  # sources, which nobody has to get twice
+            store.fetched("").parent.symlink_to(fetched)
+        sources = Sources(project, store, session.sources.progress, pinned=session.sources.pinned)
+        again = Session(project, store, sources, Outputs(project, store))
         wanted = again.resolve([name])
         code, after = _build(again, wanted, as_json=as_json)
         if code:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE
@@ -33,6 +32,9 @@ from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
 
+if TYPE_CHECKING:
+    from sdforge.sharing import Sharing
+
 
 @dataclass
 class Session:
@@ -46,9 +48,22 @@ class Session:
     graph: Graph = field(default_factory=Graph)
     retrain: set[str] = field(default_factory=set)
     locked: bool = False
+    sharing: Sharing | None = None
+    unreachable: str = ""  # why there is no remote cache any more
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for
     _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
+
+    def share(self, mode: str = "") -> None:
+        """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""
+        remote = self.project.remote
+        mode = mode or remote.get("mode", "read")
+        if remote.get("address") and mode != "off":
+            from sdforge.remotes import open_remote
+            from sdforge.sharing import Sharing
+
+            place = open_remote(remote["address"], self.project.root)
+            self.sharing = Sharing(self.store, place, mode == "write", tuple(self.project.trusted))
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -207,7 +222,8 @@ class Session:
         dropped = [result for _, result in self.store.results() if error.sha256 in result.needs()]
         for result in dropped:
             self.store.drop(result, "what it rests on is damaged")
-        pinned = [result for result in dropped if result.digest in self.lock.pins(result.key)]
+        pins = [(result, self.lock.pins(result.key).get(result.digest)) for result in dropped]
+        pinned = [result for result, pin in pins if pin and not self.offered(pin)]
         if pinned:
             raise self._lost_pin(error.message, [str(result.record.get("target", "")) for result in pinned])
 
@@ -243,6 +259,31 @@ class Session:
         if path is not None:
             self._found[sha256] = path
         return path
+
+    def offered(self, pin: Any) -> bool:
+        """Say whether the remote cache has a pinned result. One that does not answer is not asked again."""
+        if self.sharing is None:
+            return False
+        try:
+            return self.sharing.offers(pin)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return False
+
+    def vouched(self, key: str) -> Any:
+        """Return what a trusted key says on the remote cache that a content key came out as, as a pin, or None."""
+        if self.sharing is None or self.locked:
+            return None
+        try:
+            return self.sharing.vouched(key)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return None
+
+    def leave_remote(self, error: ForgeError) -> None:
+        """Go on without the remote cache."""
+        self.sharing = None
+        self.unreachable = error.message
 
     def last_key(self, step: Step) -> str:
         """Return the plan key with which a target was last built here, or ""."""
@@ -318,7 +359,7 @@ class Session:
         for each in lost:
             assert each.result is not None
             self.store.drop(each.result, "its bytes are damaged")
-        pinned = [each.id for each in lost if each.pin]
+        pinned = [each.id for each in lost if each.pin and not self.offered(each.pin)]
         return self._lost_pin(f"{step.id}: {error.message}", pinned) if pinned else None
 
     def _lost_pin(self, what: str, targets: list[str]) -> BrokenPromise:
@@ -326,17 +367,6 @@ class Session:
             f"{what}; with it the pinned result of {', '.join(targets)} is lost",
             hint=f"`forge build --retrain {targets[0]}` trains it again, and replaces the pin",
         )
-
-    def devices(self, wish: str) -> list[str]:
-        """Return the devices that a wish means here, by what the system shows of them."""
-        if wish not in ("auto", "cuda"):
-            return [wish]
-        found = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = len(found) if visible is None else len([v for v in visible.split(",") if v.strip()])
-        if wish == "cuda":
-            return [f"cuda:{i}" for i in range(max(1, count))]
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
 
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""
@@ -471,4 +501,5 @@ def open_session(start: Path, progress: Progress = _silent) -> Session:
     sources = Sources(project, store, progress)
     session = Session(project, store, sources, Outputs(project, store))
     session.read_lock()
+    sources.pinned = lambda name: session.lock.sources.get(name, {})
     return session

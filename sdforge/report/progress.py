@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from sdforge.errors import ActionFailed, ForgeError
 from sdforge.plan import Plan, Step
-from sdforge.report.words import glyphs, safe, seconds
+from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.store import Result
 
 EVERY = 2.0  # seconds between plain progress lines
@@ -48,6 +48,9 @@ class Plain:
 
     def started(self, step: Step, device: str) -> None:
         where = f" on {device}" if step.kind == "content" and step.node.target.signature.makes != "files" else ""
+        if device == "remote":
+            self.line(f"  {self.signs['fetch']} {self.head(step)} fetching the pinned result")
+            return
         verb = "restoring" if step.restore else "running"
         self.line(f"  {self.signs['build']} {self.head(step)} {verb}{where}")
 
@@ -57,6 +60,8 @@ class Plain:
             self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {short(step)}: {self.caches(event)}")
+        if "again" in event:
+            self.line(f"    {short(step)}: {event['again']}")
         if "fits" in event:
             self.line(f"    {short(step)}: {event['note']}")
         if "validation" in event:
@@ -106,7 +111,7 @@ class Plain:
         """Say what came out of an action."""
         loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
         name = shown_digest(step, result)[:8]
-        done = "restored" if step.restore else "built"
+        done = "restored" if step.restore else "fetched" if step.state == "fetch" else "built"
         return f"{self.signs['reuse']} {self.head(step)} {done:<8} {name}  {seconds(spent)}{loss}"
 
     @staticmethod
@@ -177,6 +182,10 @@ class Live(Plain):
         task = self._tasks.get(step.id)
         if "note" in event and task is not None:
             self.view.update(task, text=event["note"])
+        if "bytes" in event and task is not None:
+            done, total = event["bytes"]
+            self.view.update(task, total=total, completed=done, text=f"fetching, {size(total)}")
+            return
         if "step" in event and task is not None:
             if step.id not in self._began:
                 self._began[step.id] = (time.monotonic(), event["step"])
@@ -234,7 +243,8 @@ class JsonLines:
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         digest = shown_digest(step, result)
         seconds_spent = round(spent, 3)
-        self.say("action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
+        state = "fetched" if step.state == "fetch" else "built"
+        self.say("action", step, state=state, restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
