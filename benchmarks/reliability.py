@@ -569,7 +569,7 @@ def suite(*arguments: str) -> Callable[[Bench, int], tuple[str, Problems] | None
     def run(bench: Bench, i: int) -> tuple[str, Problems] | None:  # noqa: ARG001
         if i:
             return None
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-rf", *arguments]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-rf", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         passed = re.search(r"(\d+) passed", done.stdout)
         failed = re.findall(r"^FAILED .*", done.stdout, re.M)

@@ -25,6 +25,8 @@ LONGEST = 60  # seconds of a command: one that waits for ever is a failure, and 
 class Here:
     """An executor that runs an order at once, in this process."""
 
+    elsewhere = False
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
