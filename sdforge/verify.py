@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -212,15 +212,9 @@ def _size(path: Path) -> int:
 def verify(session: Session, names: list[str], *, as_json: bool) -> int:
     """Say what is damaged; return 3 if anything is. Raises RecipeError, UsageError for targets that there are not."""
     began = time.monotonic()
-    guard = session.store.guard() if (session.store.root / "locks").is_dir() else None
-    try:
-        if guard:
-            guard.share(wait=True)
+    with _undisturbed(session):
         verifier = Verifier(session)
         seen = verifier.targets(names) if names else verifier.everything()
-    finally:
-        if guard:
-            guard.release()
     spent = time.monotonic() - began
     if as_json:
         for found in seen.damages:
@@ -238,6 +232,16 @@ def verify(session: Session, names: list[str], *, as_json: bool) -> int:
     if any(session.store.root in found.path.parents for found in seen.damages):
         _say("  damaged entries lie in the cache's quarantine/ now; `forge build` makes again what it needs of them")
     return 3 if seen.damages else 0
+
+
+@contextmanager
+def _undisturbed(session: Session) -> Iterator[None]:
+    """Keep clean-ups out meanwhile; where nobody can write to the cache there are none."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            if (session.store.root / "locks").is_dir():
+                stack.enter_context(session.store.guard()).share(wait=True)
+        yield
 
 
 def _shown(session: Session, path: Path) -> str:
