@@ -19,7 +19,7 @@ from typing import Any
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
-LONGEST = 60  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
+LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
 
 class Here:
