@@ -79,6 +79,7 @@ class Summary:
     """What a build did, by the ids of the targets."""
 
     built: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)  # whose files were written again
     fetched: list[str] = field(default_factory=list)
     failed: dict[str, ForgeError] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
@@ -99,7 +100,6 @@ class Build:
         self.patient: set[str] = set()  # ids of steps that have said that they wait for a device
         self.summary = Summary()
         self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
-        self.restored: set[str] = set()  # ids of steps whose files were written again
         self.signals: list[int] = []
 
     def run(self, wanted: list[str]) -> Summary:
@@ -211,12 +211,12 @@ class Build:
             lock.release()
             return True
         if step.restore:
-            if step.id in self.restored:
+            if step.id in self.summary.restored:
                 raise BrokenPromise(
                     f"the files of {step.id} were written, and are not what was written",
                     hint="does something else write into out/ at the same time?",
                 )
-            self.restored.add(step.id)
+            self.summary.restored.append(step.id)
         if step.restore and self._restored(step):
             lock.release()
             return True
@@ -339,7 +339,8 @@ class Build:
             elif event["event"] == "stopped":
                 self.summary.stopped.append(step.id)
             elif event["event"] == "damaged":
-                self.restored.discard(step.id)  # its files were not written
+                if step.id in self.summary.restored:
+                    self.summary.restored.remove(step.id)  # its files were not written
                 self._heal(step, event)
             elif event["event"] == "lost":
                 raise ActionFailed(
@@ -438,7 +439,8 @@ class Build:
         result = Publisher(self.session, self.lockfile).publish(made)
         if step.kind == "formula" and step.artifact is not None:
             step.artifact = replace(step.artifact, components=step.artifact.components | result.components)
-        self.summary.built.append(step.id)
+        if not step.restore:
+            self.summary.built.append(step.id)
         self.store.note_run(
             f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)
         )
@@ -531,7 +533,7 @@ class Build:
                         self.store.note_whole(artifact.whole, named)
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
-        if self.summary.built:
+        if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
 
 

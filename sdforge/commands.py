@@ -48,7 +48,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         threads=run.get("threads", 1),
         how=how_to_run(run, wishes.vram),
     )
-    view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
+    view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
     if made.to_do:
         session.refuse_mistakes(made)
@@ -90,16 +90,17 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     """Say what a build did, and what of it is not what the lock says."""
     plan = summary.plan
     assert plan is not None
-    ran = {*summary.built, *summary.fetched}
-    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in ran and not s.idle]
+    done = {*summary.built, *summary.fetched, *summary.restored}
+    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in done and not s.idle]
     counts = {
         "fetched": len(summary.fetched),
         "built": len(summary.built),
+        "restored": len(summary.restored),
         "reused": len(reused),
         "failed": len(summary.failed),
         "skipped": len(summary.skipped),
     }
-    judged = [step for step in plan.steps.values() if step.differs or step.id in ran]
+    judged = [step for step in plan.steps.values() if step.differs or step.id in {*summary.built, *summary.fetched}]
     strange = [against_pin(session, step) for step in judged if step.content_key in summary.pinned]
     if as_json:
         for identifier in summary.skipped:
@@ -134,7 +135,8 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     text = f"{short(step)} differs from its pin: {step.result.digest[:8]} instead of {step.pin.digest[:8]}"
     if far is not None:
         text += f", about {far:.2g} of its update away"
-    differences = ", ".join(f"{name} {pair[0]} → {pair[1]}" for name, pair in other.items())
+    told = {name: ["not known" if value is None else value for value in pair] for name, pair in other.items()}
+    differences = ", ".join(f"{name} {before} → {now}" for name, (before, now) in told.items())
     text += f" (made elsewhere: {differences})" if differences else " (the fingerprint is the same)"
     text += "; what follows from it differs too, and the lock stays as it is"
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
@@ -180,7 +182,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:
-        cost = f" · about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        known = f"about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        cost = f" · {known if complete or spent else 'how long is not known yet'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
     session.refuse_lack(plan)

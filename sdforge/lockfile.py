@@ -69,7 +69,9 @@ class LockFile:
                     )
                 elif step.to_do and step.state != "fetch":
                     found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
-            elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
+            elif step.key and step.id not in lock.targets:
+                found.append(f"{step.id} is not in the lock")
+            elif step.key and lock.targets[step.id].get("key") != step.key:
                 found.append(f"{step.id} has changed since the lock was written")
         return found
 
@@ -112,14 +114,15 @@ class LockFile:
                 changes.sources[name] = row
         tainted: set[str] = set()
         for step in plan.steps.values():
-            if step.differs or any(link.id in tainted for link, _ in step.inputs):
+            follows = any(link.id in tainted for link, _ in step.inputs)
+            if step.differs or follows:
                 tainted.add(step.id)
             signature = step.node.target.signature
             if step.artifact is None and not step.result:
                 continue
             if signature.kind == "content" and signature.pinned:
                 self._pin_chosen(step, changes)
-            if step.id not in tainted and signature.makes != "pictures":
+            if not follows and signature.makes != "pictures":
                 row = self._target_row(step)
                 if row and lock.targets.get(step.id) != row:
                     changes.targets[step.id] = row
@@ -149,7 +152,8 @@ class LockFile:
         old = self.session.lock.targets.get(step.id, {})
         if key and old.get("key") == key and "digest" in old:
             return old
-        digest = step.result.digest if step.result and step.kind == "content" else ""
+        chosen = step.pin if step.differs else step.result
+        digest = chosen.digest if chosen and step.kind == "content" else ""
         digest = digest or (step.artifact.digest if step.artifact else "")
         return row | ({"digest": digest} if digest else {})
 
@@ -168,7 +172,7 @@ class LockFile:
         return {name: row[name] for name in ("from", "resolved") if same and name in row}
 
     def write(self, plan: Plan) -> list[str]:
-        """Bring the lock up to date; return what was pinned anew among the sources."""
+        """Bring the lock up to date; return the sources that are others than those that were pinned."""
         changes = self.changes(plan)
         known = self._known_targets(plan)
         gone = {
@@ -176,7 +180,8 @@ class LockFile:
             for name in self.session.lock.targets
             if name.split(":")[0] in known and name not in known[name.split(":")[0]]
         }
-        anew = sorted(name for name in changes.sources if name in self.session.lock.sources)
+        pinned = self.session.lock.sources
+        anew = sorted(n for n, row in changes.sources.items() if n in pinned and pinned[n]["digest"] != row["digest"])
         if changes.sources or changes.targets or changes.results or gone:
             changes.targets |= {
                 name: row

@@ -149,7 +149,7 @@ def _made(component: Component) -> Component:
 def _trained_with(session: Session, link: Link) -> dict[str, Any]:
     """What kohya's metadata wants to know of a LoRA that a target trained."""
     manifest = json.loads(session.planner().steps[link.id].manifest or "{}")
-    settings = manifest.get("settings", {}) | {"seed": manifest.get("seed", 0)}
+    settings = manifest.get("settings", {}) | {key: manifest[key] for key in ("seed",) if key in manifest}
     return {theirs: settings[ours] for ours, theirs in SETTINGS.items() if ours in settings}
 
 

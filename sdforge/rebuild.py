@@ -101,7 +101,7 @@ def _build(again: Session, wanted: list[str], *, as_json: bool) -> tuple[int, Pl
     run = again.project.run
     threads = run.get("threads", 1)
     options = Options(jobs=run.get("jobs", 1), device=run.get("device", "auto"), threads=threads)
-    view = reporter(sys.stdout, as_json=as_json, plain=False)
+    view = reporter(sys.stdout, again, as_json=as_json, plain=False)
     try:
         summary = Build(again, LocalExecutor(threads), view, options).run(wanted)
     finally:

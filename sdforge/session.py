@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import Artifact
+from sdforge.artifact import Artifact, Tensor
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import (
     BrokenPromise,
@@ -22,6 +23,7 @@ from sdforge.errors import (
     UsageError,
     nearest,
 )
+from sdforge.families import family
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
@@ -306,9 +308,11 @@ class Session:
             table = found_method.table.model_validate(target.raw)
             advise = getattr(found_method.module, "advise", None)
             rows = list(advise(table, inputs)) if advise else []
-            rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
+            captions = getattr(found_method.module, "CAPTIONS", True)
+            if target.signature.group == "trainings":
+                rows += trainings.advise(table, inputs, captions=captions)
             rows += self._words(found_method.module, table, inputs)
-            if getattr(found_method.module, "CAPTIONS", True):
+            if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
@@ -429,19 +433,36 @@ class Session:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
         if makes == "checkpoint" and checkpoint:
-            return self.size(checkpoint)  # at most: what is not trained passes
+            return self.size(checkpoint) + self._states_needed(step, checkpoint)  # at most: what is not trained passes
         if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
             return forms * self.size(checkpoint)
         return 0
 
+    def _states_needed(self, step: Step, checkpoint: Artifact) -> int:
+        """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
+        from sdforge.run.states import KEPT
+
+        settings = method(step.node.target.signature.name).table.model_validate(step.node.target.raw)
+        measure = getattr(settings, "state_bytes", None)
+        if measure is None:
+            return 0
+        shapes = {name: {t.name: t.shape for t in tensors} for name, tensors in self._tables(checkpoint).items()}
+        return (KEPT + 1) * int(measure(family(step.node.recipe.family), shapes))
+
     def size(self, artifact: Artifact) -> int:
-        """Return the bytes of an artifact's tensors."""
-        total = 0
-        for component in artifact.components.values():
-            if not component.table.startswith("plan:") and component.dtype:
-                total += sum(prod(t.shape) * ITEM_SIZE[t.dtype] for t in self.store.table(component))
-        return total
+        """Return the bytes of an artifact's tensors, also of those that are still to be made."""
+        tensors = (tensor for table in self._tables(artifact).values() for tensor in table)
+        return sum(prod(tensor.shape) * ITEM_SIZE[tensor.dtype] for tensor in tensors)
+
+    def _tables(self, artifact: Artifact) -> dict[str, list[Tensor]]:
+        """Return the tensors of an artifact's networks, as far as they are known."""
+        found = {}
+        for name, component in artifact.components.items():
+            if component.dtype:
+                with suppress(UsageError):
+                    found[name] = self.planner().tensors(component)
+        return found
 
 
 def _foretold(step: Step) -> Artifact | None:

@@ -107,9 +107,8 @@ class Sources:
             found = list(self._elsewhere(name, taken.table.get("sha256")))
             if found:
                 return found[0]
-        where = (
-            f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
-        )
+        elsewhere = taken.kind == "source" and self.project.folders
+        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
@@ -157,7 +156,7 @@ class Sources:
         if taken.kind == "dataset":
             text = json.dumps([taken.table[key] for key in DECIDE])
             return f"dataset:{READER_VERSION}:{path}:{text}"
-        return f"source:{READER_VERSION}:{path}"
+        return f"source:{READER_VERSION}:{path}{':ema' if taken.table.get('use_ema') else ''}"
 
     def _look(self, taken: Taken, path: Path) -> dict[str, Any]:
         """Return what is known of a source, reading it if it is new or has changed."""
@@ -201,15 +200,26 @@ class Sources:
         objects = [row[2] for row in value.get("components", {}).values()] + value.get("objects", [])
         return all(self.store.object(name).exists() for name in objects)
 
-    def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
+    def _layout(self, taken: Taken, path: Path) -> Layout:
+        """Say where everything of a source lies. Raises UsageError with the source's name."""
         from sdforge.formats.layout import read_layout
+        from sdforge.formats.safetensors import read_header
+        from sdforge.formats.single_file import with_ema
+
+        averaged = bool(taken.table.get("use_ema"))
+        if averaged and path.is_dir():
+            hint = "leave `use_ema` out, or name the single file"
+            raise UsageError(f"{taken.id} is a folder, and only single files hold an averaged copy (EMA)", hint=hint)
+        try:
+            return read_layout(path, lambda file: with_ema(file, read_header(file)) if averaged else read_header(file))
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+
+    def _read(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         from sdforge.formats.tokenizer import tokenizer_identity
         from sdforge.formula import common_dtype
 
-        try:
-            layout = read_layout(path)
-        except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        layout = self._layout(taken, path)
         if not is_remote(taken.table["from"]):  # what was fetched may be a link to where it lay already
             for file in layout.files:
                 self._refuse_outside(taken, file)
@@ -251,13 +261,9 @@ class Sources:
 
     def _glance(self, taken: Taken, path: Path) -> dict[str, Any]:
         """Return what a source's headers tell. Its identities are good for nothing but comparing shapes and kinds."""
-        from sdforge.formats.layout import read_layout
         from sdforge.formula import common_dtype
 
-        try:
-            layout = read_layout(path)
-        except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        layout = self._layout(taken, path)
         components: dict[str, Any] = {}
         for name in dict.fromkeys(tensor.component for tensor in layout.tensors):
             place = f"glance:{path}:{name}"

@@ -33,6 +33,9 @@ class Source(Table):
     licence: str = Field("", description="reaches metadata and card of what is made from it")
     trigger: list[str] = Field([], description="words that call what it knows")
     prediction: Literal["", "epsilon", "v_prediction"] = Field("", description="what the U-Net predicts")
+    use_ema: bool = Field(
+        False, description="take the averaged copy of the U-Net (EMA) that a single file holds beside it"
+    )
 
 
 @final

@@ -1,4 +1,4 @@
-"""A checkpoint in another type of numbers."""
+"""A checkpoint in another type of numbers, or its parts in several."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sdforge.families import Family
 from sdforge.formula import CAST_VERSION, Input, Plan, cast, passes, target_dtype
-from sdforge.settings import Reference, Takes, Target
+from sdforge.settings import Dtype, Reference, Since, Takes, Target
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,14 @@ class Cast(Target):
 
     checkpoint: Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "image_", "vae"), ())]
     dtype: Literal["fp16", "bf16", "fp32"] = Field(description="type of the result's numbers")
+    unet: Annotated[Dtype, Since(2, "")] = Field("", description="of the U-Net's; empty: as `dtype` says")
+    text_encoder: Annotated[Dtype, Since(2, "")] = Field("", description="of all text encoders' numbers")
+    vae: Annotated[Dtype, Since(2, "")] = Field("", description="of the VAE's numbers")
+
+    def of(self, component: str) -> str:
+        """Return the type of a component's numbers."""
+        stated = {"unet": self.unet, "vae": self.vae}.get(component, "")
+        return (self.text_encoder if component.startswith("text_encoder") else stated) or self.dtype
 
 
 TABLE = Cast
@@ -34,7 +42,7 @@ def plan(table: Cast, inputs: dict[str, list[Input]], family: Family) -> Plan:
     for component in family.networks:
         rows = []
         for tensor in checkpoint.tensors(component).values():
-            target = target_dtype(table.dtype, tensor)
+            target = target_dtype(table.of(component), tensor)
             rows.append(passes(tensor) if target == tensor.dtype else cast(tensor.name, tensor, target))
         if rows:
             result.components[component] = rows

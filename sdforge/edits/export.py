@@ -15,9 +15,11 @@ from pydantic import Field
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
+from sdforge.errors import UsageError
 from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
-from sdforge.formats.diffusers_folder import folder_files, weight_file
+from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
+from sdforge.formats.diffusers_lora import METADATA, adapter_metadata, diffusers_tensors
 from sdforge.formats.embedding import (
     ENCODERS,
     GUIDANCE,
@@ -41,19 +43,21 @@ from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of
 
-VERSION = 1
+VERSION = 2
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 USUAL_WORDS = 49408  # of CLIP's vocabulary, which every program has
-DIFFUSERS = ".diffusers"  # behind the name of the file of an embedding as diffusers writes them
+DIFFUSERS = ".diffusers"  # behind the name of the file of a LoRA or embedding as diffusers writes them
+STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
     "checkpoint",
     "diffusers",
     "loras",
+    "loras-diffusers",
     "embeddings",
     "embeddings-diffusers",
     "embeddings-pt",
@@ -74,8 +78,9 @@ class Whole(Table):
 class Export(Table):
     """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
-    `loras` are kohya's files, `embeddings` those that every program reads, `embeddings-diffusers` name the word by the
-    tensor, `custom` are diffusers' Custom Diffusion weights; what ends in `-pt` is a pickle, as A1111 writes it.
+    `loras` are kohya's files, `loras-diffusers` diffusers' own; `embeddings` those that every program reads,
+    `embeddings-diffusers` name the word by the tensor; `custom` are diffusers' Custom Diffusion weights; what ends in
+    `-pt` is a pickle, as A1111 writes it.
     Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
@@ -159,7 +164,7 @@ class _Writing:
         stated = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": architecture,
-            "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+            "modelspec.implementation": STABILITY,
             "modelspec.title": self.settings["title"],
             "modelspec.resolution": f"{resolution}x{resolution}",
             "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
@@ -209,6 +214,11 @@ class _Writing:
         for name, value in folder_files(self.family, configs).items():
             self._text(f"diffusers/{name}", json.dumps(value, indent=2, sort_keys=True) + "\n")
         for folder, padding in self.family.tokenizers().items():
+            if whose(folder) not in configs:
+                continue
+            if not self.checkpoint.vocabulary:
+                hint = "take the words of a tokenizer's folder, as a source: [swap.NAME] with `tokenizer = …`"
+                raise UsageError("a diffusers folder needs a tokenizer, and the checkpoint has none", hint=hint)
             own = tokenizer_files(self.checkpoint.vocabulary, tokens, self.family.fact(facts, padding))
             for name, text in own.items():
                 self._text(f"diffusers/{folder}/{name}", text)
@@ -237,11 +247,31 @@ class _Writing:
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
-                **kohya_metadata(self.family, lora.use.get("settings", {}), lora.facts, factors),
+                "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
+                **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
+
+    def loras_diffusers(self) -> None:
+        facts = self.checkpoint.facts
+        for lora in self.order.inputs.get("loras", []):
+            refs = {ref.name: ref for ref in lora.components["lora"]}
+            factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
+            written = diffusers_tensors(self.family, factors)
+            metadata = {
+                **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
+                "modelspec.implementation": "diffusers",
+                "format": "pt",
+                METADATA: adapter_metadata(factors, lora.facts),
+            }
+            self._write(
+                f"loras/{lora.identity[:16]}{DIFFUSERS}.safetensors",
+                {name: (dtype, shape) for name, (_, dtype, shape) in written.items()},
+                _from({name: refs[origin] for name, (origin, _, _) in written.items()}),
+                metadata,
+            )
 
     def _words(self) -> Iterator[_Word]:
         """Yield every word of every embedding."""
@@ -350,6 +380,7 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "checkpoint": _Writing.single_file,
     "diffusers": _Writing.diffusers,
     "loras": _Writing.loras,
+    "loras-diffusers": _Writing.loras_diffusers,
     "embeddings": _Writing.embeddings,
     "embeddings-diffusers": _Writing.embeddings_diffusers,
     "embeddings-pt": _Writing.embeddings_pt,

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sdforge.artifact import Artifact
 from sdforge.identity import Json
 
 
@@ -57,8 +58,10 @@ class Family(ABC):
     index: ClassVar[dict[str, Json]]  # what `model_index.json` says beside classes
     unsaid: ClassVar[tuple[str, ...]]  # facts that differ between real checkpoints, and that no tensor tells
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
+    sgm_names: ClassVar[bool] = False  # whether those files name the U-Net's modules as a single file does
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
     kohya_version: ClassVar[str]  # `ss_base_model_version`
+    kohya_version_v: ClassVar[str]  # the same of LoRAs for checkpoints that predict v
     adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
     context: ClassVar[int]  # how wide the conditioning of the real checkpoints is
     architecture: ClassVar[str]  # `modelspec.architecture` of its checkpoints
@@ -130,6 +133,10 @@ class Family(ABC):
         """Return `modelspec.architecture` of a checkpoint with these facts."""
         return self.architecture_v if self.fact(facts, "prediction") == "v_prediction" else self.architecture
 
+    def base_version(self, facts: dict[str, Json]) -> str:
+        """Return `ss_base_model_version` of a LoRA for a checkpoint with these facts."""
+        return self.kohya_version_v if self.fact(facts, "prediction") == "v_prediction" else self.kohya_version
+
     def is_conv(self, module: str) -> bool:
         """Say whether a module (`component.path`) is a convolution."""
         return module.startswith("unet.") and module.rpartition(".")[2] in self.convolutions
@@ -187,6 +194,14 @@ def family(name: str) -> Family:
 def families() -> tuple[Family, ...]:
     """All families, those first that draw from words alone: what fits several of them is theirs."""
     return tuple(sorted(map(family, family_names()), key=lambda each: each.image_embeddings))
+
+
+def deaf(checkpoint: Artifact | None, name: str, prompts: list[str]) -> tuple[str, str] | None:
+    """Return what is wrong with saying something to a checkpoint that draws from pictures alone, and the way out."""
+    if checkpoint is None or not checkpoint.family or family(checkpoint.family).text_encoders or not any(prompts):
+        return None
+    title, said = family(checkpoint.family).title, next(filter(None, prompts))
+    return f"`{name}` is shown pictures and understands no words ({title}), as {said!r} is", 'only "" can be said to it'
 
 
 def family_of(shapes: dict[str, tuple[int, ...]]) -> Family | None:

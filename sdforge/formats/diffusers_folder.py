@@ -145,7 +145,7 @@ def folder_files(found: Family, configs: dict[str, Any]) -> dict[str, dict[str, 
     Every configuration names classes and values that programs since diffusers 0.2x know; text encoders' files are
     written with `text_model.` in their names (older transformers load random weights otherwise).
     """
-    there = {part: list(names) for part, names in found.classes.items() if part in configs or "tokenizer" in part}
+    there = {part: list(names) for part, names in found.classes.items() if whose(part) in configs}
     files: dict[str, dict[str, Any]] = {"model_index.json": {"_class_name": found.pipeline, **found.index, **there}}
     for part, config in configs.items():
         library, name = found.classes[part]
@@ -159,6 +159,11 @@ def folder_files(found: Family, configs: dict[str, Any]) -> dict[str, dict[str, 
         else:
             files[f"{part}/config.json"] = {"_class_name": name, **config}
     return files
+
+
+def whose(part: str) -> str:
+    """Return with which component a part of a folder comes: a tokenizer with its text encoder."""
+    return part.replace("tokenizer", "text_encoder")
 
 
 def weight_file(component: str) -> str:

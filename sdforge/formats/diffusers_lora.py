@@ -1,14 +1,16 @@
-"""LoRA files as diffusers and PEFT name them (`unet.….lora_A.weight`), alpha in metadata or configuration: read.
+"""LoRA files as diffusers and PEFT name them (`unet.….lora_A.weight`), alpha in metadata or configuration.
 
 Three habits: diffusers' own file, with `lora_adapter_metadata` since 0.35; the older one of attention processors
 (`….attn1.processor.to_q_lora.down.weight`), whose alpha is the rank; and PEFT's folder of `adapter_model.safetensors`
-and `adapter_config.json`, which holds one network. PEFT's magnitudes (DoRA) are per output row.
+and `adapter_config.json`, which holds one network. PEFT's magnitudes (DoRA) are per output row. All are read, the
+first is written.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from math import prod, sqrt
 from pathlib import Path
@@ -18,8 +20,9 @@ from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, family, family_names
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import FACTORS as CANONICAL
-from sdforge.formats.lora import family_with, lora_layout, read_scalar
+from sdforge.formats.lora import Shape, alpha_of, family_with, lora_layout, read_scalar
 from sdforge.formats.safetensors import Entry, Header, read_header
+from sdforge.identity import Json, canonical
 
 MAGNITUDE = "lora_magnitude_vector"
 FACTORS = {
@@ -193,3 +196,53 @@ def _alpha(stated: dict[str, Any], module: str, rank: int) -> float | None:
 def _scales(stated: dict[str, Any], alpha: float | None) -> bool:
     """Say whether PEFT divides by a rank that the factors do not have."""
     return alpha is not None and alpha != stated.get("*.r", alpha)
+
+
+WRITTEN = {"lora_down": "lora_A.weight", "lora_up": "lora_B.weight"}
+# of text encoders diffusers takes PEFT's names of attention alone, and these of all layers
+WRITTEN_TEXT = {"lora_down": "lora_linear_layer.down.weight", "lora_up": "lora_linear_layer.up.weight"}
+
+
+def diffusers_tensors(found: Family, factors: dict[str, tuple[str, Shape]]) -> dict[str, tuple[str, str, Shape]]:
+    """Lay out diffusers' file: its name → (our name, dtype, shape). factors: canonical name → (dtype, shape).
+
+    Raises UsageError for what is no plain LoRA, which such a file cannot say or diffusers does not read.
+    """
+    written = {}
+    for name, (dtype, shape) in factors.items():
+        module, _, factor = name.rpartition(".")
+        if factor not in WRITTEN:
+            raise UsageError(
+                f"{module} is no plain LoRA (it has {factor}), and diffusers' LoRA files hold nothing else",
+                hint='export = ["loras"] writes it as kohya and LyCORIS do; `resize` makes plain LoRA of most',
+            )
+        conv = found.is_conv(module) and len(shape) == 2
+        spelled = WRITTEN_TEXT if module.startswith("text_encoder") else WRITTEN
+        written[f"{module}.{spelled[factor]}"] = name, dtype, (*shape, 1, 1) if conv else shape
+    return written
+
+
+def adapter_metadata(factors: dict[str, tuple[str, Shape]], facts: dict[str, Json]) -> str:
+    """Return `lora_adapter_metadata`: for each network what PEFT has to be told, ranks and alphas above all.
+
+    Names within a text encoder have no `text_model.`: PEFT looks at how a module's name ends.
+    """
+    told: dict[str, Json] = {}
+    ranks = {name.removesuffix(".lora_down"): shape[0] for name, (_, shape) in factors.items() if "lora_down" in name}
+    for component in sorted({module.partition(".")[0] for module in ranks}):
+        own = {m: rank for m, rank in ranks.items() if m.partition(".")[0] == component}
+        alphas = {module: alpha_of(facts, module, rank) for module, rank in own.items()}
+        rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (own, alphas))
+        settings: dict[str, Json] = {
+            "r": rank,
+            "lora_alpha": alpha,
+            "rank_pattern": {_ending(m): r for m, r in own.items() if r != rank},
+            "alpha_pattern": {_ending(m): a for m, a in alphas.items() if a != alpha},
+            "target_modules": list[Json](sorted(map(_ending, own))),
+        }
+        told |= {f"{component}.{name}": value for name, value in settings.items()}
+    return canonical(told)
+
+
+def _ending(module: str) -> str:
+    return module.partition(".")[2].removeprefix("text_model.")

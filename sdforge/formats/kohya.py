@@ -1,6 +1,8 @@
 """LoRA files as kohya's scripts and LyCORIS name them, which A1111, Forge, ComfyUI and SD.Next read: read and write.
 
-A file holds tensors `lora_unet_….lora_up.weight`, dots of a module's name as underscores. Besides LoRA there are
+A file holds tensors `lora_unet_….lora_up.weight`, dots of a module's name as underscores. Of Stable Diffusion XL's
+U-Net the names are those of a single file (`lora_unet_input_blocks_4_1_…`), of the others diffusers'; both are read of
+every family, since other programs write the other ones. Besides LoRA there are
 LyCORIS' forms (https://arxiv.org/abs/2309.14859): what a module's tensors are called tells which.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import UsageError, nearest
 from sdforge.families import Family, families
+from sdforge.families.stable_diffusion import UNET
 from sdforge.formats.layout import Layout
 from sdforge.formats.lora import (
     BIASES,
@@ -57,6 +61,7 @@ STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_"
 EMBEDDING = "bundle_emb."
 BUNDLED = "embeddings that came with the LoRA (bundle_emb): name them as a source of their own"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
+DYNAMIC = "Dynamic"  # what kohya's scripts state where every module has its own
 WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
 
 
@@ -95,6 +100,7 @@ def read(path: Path, header: Header | None) -> Layout:
             size, row = prod(entries["ia3"].shape), bool(on_input.get(module, 0))
             entries["ia3"] = replace(entries["ia3"], shape=(1, size) if row else (size, 1))
     found, names = _family(path, list(parts))
+    _refuse_twice(path, names, parts)
     layout = lora_layout(
         path,
         found,
@@ -123,7 +129,7 @@ def _split(raw: str) -> tuple[str, str]:
 def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
     best, known = names, set()
     for each in families():
-        table = {kohya: module for module, kohya in kohya_names(each).items()}
+        table = _spellings(each)
         missing = [n for n in names if n not in table]
         if not missing and family_with(table[n] for n in names):
             return each, table
@@ -137,13 +143,41 @@ def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
     )
 
 
+def _refuse_twice(path: Path, names: dict[str, str], spelled: Iterable[str]) -> None:
+    known: set[str] = set()
+    for module in (names[each] for each in spelled):
+        if module in known:
+            raise UsageError(f"{path} has factors of {module} twice, in two spellings")
+        known.add(module)
+
+
 def kohya_names(found: Family) -> dict[str, str]:
     """Return module (`component.path`) → kohya's name, for every module a LoRA of the family can change."""
+    return _flattened(found, _single_paths(found) if found.sgm_names else {})
+
+
+def _spellings(found: Family) -> dict[str, str]:
+    """Return every name that LoRA files give a module of the family → the module."""
+    both = (_flattened(found, {}), _flattened(found, _single_paths(found)))
+    return {kohya: module for names in both for module, kohya in names.items()}
+
+
+def _flattened(found: Family, paths: dict[str, str]) -> dict[str, str]:
+    """Return module → its name with a prefix and underscores; paths: of those that are called otherwise than here."""
     names = {}
     for module in found.modules() | found.norms():
         component, _, path = module.partition(".")
-        names[module] = found.kohya_prefix[component] + path.replace(".", "_")
+        names[module] = found.kohya_prefix[component] + paths.get(module, path).replace(".", "_")
     return names
+
+
+def _single_paths(found: Family) -> dict[str, str]:
+    """Return module of the U-Net → its path in a single file."""
+    return {
+        f"unet.{name.canonical.removesuffix('.weight')}": name.single.removeprefix(UNET).removesuffix(".weight")
+        for name in found.names()
+        if name.component == "unet"
+    }
 
 
 class KohyaFile(NamedTuple):
@@ -208,19 +242,24 @@ def _changes(factors: dict[str, tuple[str, Shape]]) -> dict[str, tuple[Part, Cha
 
 
 def kohya_metadata(
-    found: Family, settings: dict[str, Any], facts: dict[str, Json], factors: dict[str, tuple[str, Shape]]
+    version: str, settings: dict[str, Any], facts: dict[str, Json], factors: dict[str, tuple[str, Shape]]
 ) -> dict[str, str]:
-    """Return the least that other programs want to know of a LoRA (`ss_*`), from what decided its result."""
+    """Return the least that other programs want to know of a LoRA (`ss_*`), from what decided its result.
+
+    version: `ss_base_model_version`; facts: the LoRA's.
+    """
     changes = _changes(factors)
     rank = max((change.rank for _, change in changes.values()), default=0)
+    matrices = {change.rank for part, change in changes.values() if not part.weight.endswith(KERNELS)}
     alpha = facts.get("alpha", float(rank))
     module, arguments, whole = _network(changes)
+    varied = "alpha" not in facts and len(matrices - {0}) > 1  # as resizing and extracting leave them
     return {
-        "ss_v2": "False",
-        "ss_base_model_version": found.kohya_version,
+        "ss_v2": str(version.startswith("sd_v2")),
+        "ss_base_model_version": version,
         "ss_network_module": module,
-        "ss_network_dim": WHOLE_DIM if whole else str(rank),
-        "ss_network_alpha": str(alpha) if isinstance(alpha, int | float) else "Dynamic",
+        "ss_network_dim": WHOLE_DIM if whole else DYNAMIC if varied else str(rank),
+        "ss_network_alpha": str(alpha) if isinstance(alpha, int | float) and not varied else DYNAMIC,
         "ss_network_args": json.dumps(arguments) if arguments else "null",
         **{f"ss_{key}": json.dumps(value) for key, value in sorted(settings.items())},
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -109,10 +110,10 @@ def _readers() -> tuple[Reader, ...]:
     return tuple(importlib.import_module(f"sdforge.formats.{name}") for name in READERS)
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, header_of: Callable[[Path], Header] = read_header) -> Layout:
     """Read a source: recognise its format from header or folder, and say where everything lies.
 
-    Raises UsageError with one sentence that names the path.
+    header_of: how a single file is looked at. Raises UsageError with one sentence that names the path.
     """
     header = None
     if not path.is_dir():
@@ -121,7 +122,7 @@ def read_layout(path: Path) -> Layout:
                 f"{path} is a pickle, which could run code when it is opened",
                 hint="convert it to safetensors, and name that file",
             )
-        header = read_header(path)
+        header = header_of(path)
     for reader in _readers():
         if reader.recognises(path, header):
             return reader.read(path, header)

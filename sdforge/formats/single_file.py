@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, family_of
+from sdforge.families.stable_diffusion import EMA, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header
@@ -120,6 +122,27 @@ def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
     for key, note in (("modelspec.title", "title"), ("modelspec.license", "licence")):
         if key in metadata:
             layout.notes[note] = metadata[key]
+
+
+def with_ema(path: Path, header: Header) -> Header:
+    """Return a file's header with the U-Net and its averaged copy (EMA) in each other's place.
+
+    LDM names the copies without dots: `model_ema.diffusion_modelinput_blocks00weight`. Raises UsageError for a file
+    that has none, or not of all tensors.
+    """
+    copies = {
+        name: EMA + name.removeprefix("model.").replace(".", "") for name in header.tensors if name.startswith(UNET)
+    }
+    there = {name: copy for name, copy in copies.items() if copy in header.tensors}
+    if not there:
+        raise UsageError(f"{path} holds no averaged copy (EMA) of a U-Net", hint="leave `use_ema` out")
+    for name, copy in copies.items():
+        if name not in there or header.tensors[copy].shape != header.tensors[name].shape:
+            raise UsageError(
+                f"{path} holds an averaged copy (EMA) of its U-Net without {name}", hint="it is incomplete"
+            )
+    exchanged = {a: header.tensors[b] for name, copy in there.items() for a, b in ((name, copy), (copy, name))}
+    return replace(header, tensors=header.tensors | exchanged)
 
 
 class Piece(NamedTuple):

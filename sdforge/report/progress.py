@@ -7,8 +7,10 @@ import time
 from typing import Any, TextIO
 
 from sdforge.errors import ActionFailed, ForgeError
+from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
+from sdforge.session import Session
 from sdforge.store import Result
 
 EVERY = 2.0  # seconds between plain progress lines
@@ -106,6 +108,9 @@ class Plain:
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         self.line("  " + self.ending(step, result, spent))
+        for text, hint in result.record.get("warnings", []) if result else []:
+            self.line(f"  {self.signs['warning']} {text}")
+            self.line(f"      try   {hint}")
 
     def ending(self, step: Step, result: Result | None, spent: float) -> str:
         """Say what came out of an action."""
@@ -213,8 +218,8 @@ class Live(Plain):
 class JsonLines:
     """Events as JSON Lines; unknown fields may be added, `v` changes when one is removed."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, session: Session) -> None:
+        self.stream, self.session = stream, session
 
     def say(self, event: str, of: Step | None = None, /, **fields: Any) -> None:
         message: dict[str, Any] = {"v": 1, "event": event}
@@ -227,8 +232,9 @@ class JsonLines:
         print(json.dumps(message | fields), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:
+        explainer = Explainer(self.session, plan)
         for step in plan.steps.values():
-            reason = [step.reason] if step.reason else []
+            reason = [cause.text for cause in explainer.causes(step)] if step.to_do else []
             self.say("action", step, state=step.state, reason=reason, restore=step.restore, differs=step.differs)
 
     def started(self, step: Step, device: str) -> None:
@@ -244,7 +250,11 @@ class JsonLines:
         digest = shown_digest(step, result)
         seconds_spent = round(spent, 3)
         state = "fetched" if step.state == "fetch" else "built"
-        self.say("action", step, state=state, restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
+        told = result.record.get("warnings", []) if result else []
+        more = {"warnings": [{"message": text, "hint": hint} for text, hint in told]} if told else {}
+        self.say(
+            "action", step, state=state, restore=step.restore, digest=digest, seconds=seconds_spent, reason=[], **more
+        )
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
@@ -259,10 +269,10 @@ class JsonLines:
         """End the stream."""
 
 
-def reporter(stream: TextIO, *, as_json: bool, plain: bool) -> Plain | JsonLines:
+def reporter(stream: TextIO, session: Session, *, as_json: bool, plain: bool) -> Plain | JsonLines:
     """Choose how to tell: JSON where asked for, a live view on a terminal, plain lines elsewhere."""
     if as_json:
-        return JsonLines(stream)
+        return JsonLines(stream, session)
     if plain or not stream.isatty():
         return Plain(stream)
     return Live(stream)

@@ -87,3 +87,30 @@ def test_rounding_twice_is_rounding_once(value: float) -> None:
     once = rounded("x", x, torch.float16)
     assert same_bytes(rounded("x", once.double(), torch.float16), once)
     assert abs(float(once) - value) <= max(abs(value) * 2**-11, 2**-25)
+
+
+def test_parts_can_have_types_of_their_own(toy: Taken) -> None:
+    table = cast.Cast.model_validate({"checkpoint": "base", "dtype": "bf16", "vae": "fp32", "text_encoder": "fp16"})
+    plan = cast.plan(table, {"checkpoint": [toy.input()]}, SD15)
+    assert plan.dtypes() == {"unet": "BF16", "text_encoder": "F16", "vae": "F32"}
+    assert plan.identities()["text_encoder"] == toy.identity("text_encoder")
+    result = made(plan, toy)
+    assert all(torch.equal(t, toy.tensors("vae")[name].float()) for name, t in list(result["vae"].items())[:20])
+
+
+def test_a_type_of_both_text_encoders_is_stated_once() -> None:
+    table = cast.Cast.model_validate({"checkpoint": "base", "dtype": "fp16", "text_encoder": "fp32"})
+    types = {c: table.of(c) for c in ("unet", "text_encoder", "text_encoder_2", "vae", "image_encoder")}
+    assert types == {
+        "unet": "fp16",
+        "text_encoder": "fp32",
+        "text_encoder_2": "fp32",
+        "vae": "fp16",
+        "image_encoder": "fp16",
+    }
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_stops_with_the_tensors_name(value: float, tmp_path: Path) -> None:
+    with pytest.raises(ActionFailed, match=r"conv_in\.weight"):
+        recast(tmp_path, torch.tensor([1.0, value]), "fp16")

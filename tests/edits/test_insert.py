@@ -277,3 +277,13 @@ def test_rows_go_to_the_text_encoder_that_they_were_trained_for(toy: Taken, tmp_
     )
     with pytest.raises(UsageError, match="'<one>' has no rows for text_encoder_2"):
         planned(base, lonely)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
+def test_rows_that_are_no_numbers_or_too_large_stop_with_the_tables_name(
+    value: float, toy: Taken, tmp_path: Path
+) -> None:
+    rows = torch.full((1, 16), value)
+    sick = keep(tmp_path / "e", {"embedding": {"text_encoder": rows}}, kind="embedding", facts={"token": "<sick>"})
+    with pytest.raises(ActionFailed, match=r"text_encoder\.text_model\.embeddings\.token_embedding\.weight"):
+        made(planned(toy, sick), toy, sick)

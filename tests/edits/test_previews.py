@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,13 @@ from PIL import Image
 
 from sdforge.edits.previews import run
 from sdforge.edits.previews.draw import save_png
+from sdforge.errors import ActionFailed
 from sdforge.order import Order, Outcome
+from sdforge.plan import Step
+from sdforge.report.progress import JsonLines, Plain
 from sdforge.run.sample import Wish
+from sdforge.session import open_session
+from sdforge.store import Result
 from tests.families.workbench import Taken, keep
 
 SETTINGS: dict[str, Any] = {
@@ -172,3 +181,87 @@ def test_several_sidecars_are_attached_together_and_taken_off_again(
     both = drawn_with(tmp_path / "both", toy, sidecars)
     alone = drawn_with(tmp_path / "alone", toy, sidecars[:1])
     assert {name: row for name, row in both.files.items() if name in alone.files} == alone.files
+
+
+# -- a VAE that draws nothing, or would in fp16 ------------------------------------------------------------------------
+
+
+def with_vae(work: Path, toy: Taken, **changes: Any) -> Taken:
+    """Return the toy with all numbers of some tensors of its VAE (dots as two underscores) set to one."""
+    vae = toy.tensors("vae")
+    for name, value in changes.items():
+        vae[name.replace("__", ".")] = torch.full_like(vae[name.replace("__", ".")], value)
+    parts = {"unet": toy.tensors("unet"), "text_encoder": toy.tensors("text_encoder"), "vae": vae}
+    return keep(work, parts, facts=toy.artifact.facts, words=toy.vocabulary)
+
+
+ONE: dict[str, Any] = {"prompts": ["a red cat"], "seeds": [1], "steps": 1}
+
+
+def test_activations_that_fp16_cannot_hold_are_told_with_the_layer_and_the_way_out(toy: Taken, tmp_path: Path) -> None:
+    """65504 is the largest number of fp16; the picture itself is whole, as it is drawn in fp32."""
+    loud = with_vae(tmp_path / "vae", toy, decoder__conv_in__weight=2000.0)
+    made = drawn(tmp_path / "work", loud, **ONE)
+    ((what, hint),) = made.record["warnings"]
+    assert re.fullmatch(r"the VAE's decoder\.\S+ reaches .*, and fp16 ends at 65504: programs that .* black .*", what)
+    assert "[swap.NAME]" in hint
+    assert "[cast.NAME]" in hint
+    assert made.record["vae_peak"][0] > 65504
+
+
+def test_a_vae_that_is_kept_in_more_bits_or_is_quiet_is_not_warned_of(toy: Taken, tmp_path: Path) -> None:
+    quiet = drawn(tmp_path / "quiet", with_vae(tmp_path / "a", toy), **ONE)
+    assert 0 < quiet.record["vae_peak"][0] < 65504
+    assert "warnings" not in quiet.record
+    loud = with_vae(tmp_path / "b", toy, decoder__conv_in__weight=2000.0)
+    vae = {name: tensor.float() for name, tensor in loud.tensors("vae").items()}
+    parts = {"unet": toy.tensors("unet"), "text_encoder": toy.tensors("text_encoder"), "vae": vae}
+    wide = keep(tmp_path / "c", parts, facts=toy.artifact.facts, words=toy.vocabulary)
+    assert "warnings" not in drawn(tmp_path / "wide", wide, **ONE).record
+
+
+def test_a_black_picture_stops(toy: Taken, tmp_path: Path) -> None:
+    dark = with_vae(tmp_path / "vae", toy, decoder__conv_out__weight=0.0, decoder__conv_out__bias=-3.0)
+    with pytest.raises(ActionFailed, match="'a red cat' is black all over") as caught:
+        drawn(tmp_path / "work", dark, **ONE)
+    assert "[swap.NAME] with `vae" in caught.value.hint
+
+
+def test_a_picture_that_is_no_picture_stops_with_the_layer_where_it_began(toy: Taken, tmp_path: Path) -> None:
+    sick = with_vae(tmp_path / "vae", toy, decoder__mid_block__resnets__0__conv1__bias=float("nan"))
+    with pytest.raises(ActionFailed, match=r"the VAE's decoder\.mid_block\.resnets\.0\.conv1 makes NaN or Inf"):
+        drawn(tmp_path / "work", sick, **ONE)
+
+
+def test_a_unet_that_draws_no_numbers_is_not_laid_at_the_vaes_door(toy: Taken, tmp_path: Path) -> None:
+    unet = toy.tensors("unet")
+    unet["conv_out.bias"] = torch.full_like(unet["conv_out.bias"], float("nan"))
+    parts = {"unet": unet, "text_encoder": toy.tensors("text_encoder"), "vae": toy.tensors("vae")}
+    sick = keep(tmp_path / "unet", parts, facts=toy.artifact.facts, words=toy.vocabulary)
+    with pytest.raises(ActionFailed, match="what the U-Net draws for 'a red cat' holds NaN or Inf"):
+        drawn(tmp_path / "work", sick, **ONE)
+
+
+def test_a_build_says_what_a_result_warns_of(toy: Taken, toys: Path, tmp_path: Path) -> None:
+    assert toy.artifact.kind == "checkpoint"
+    shutil.copytree(toys / "toy", tmp_path / "toy")
+    (tmp_path / "recipes").mkdir()
+    recipe = 'family = "sd15"\n[preset]\ncheckpoint = "toy"\n[preset.previews]\nprompts = ["a cat"]\n'
+    (tmp_path / "recipes" / "x.toml").write_text(recipe)
+    (tmp_path / "forge.toml").write_text('[source.toy]\nfrom = "toy"\n')
+    session = open_session(tmp_path)
+    step = session.plan(session.resolve(["x"])).steps["x:preset.previews"]
+    warned = {"warnings": [["something is loud", "make it quiet"]]}
+    result = Result("key", "digest", "pictures", "sd15", record=warned)
+    lines = io.StringIO()
+    Plain(lines).finished(step, result, 1.0)
+    assert "! something is loud\n      try   make it quiet\n" in lines.getvalue().replace("▲", "!")
+    assert event_of(step, result)["warnings"] == [{"message": "something is loud", "hint": "make it quiet"}]
+    assert "warnings" not in event_of(step, Result("key", "digest", "pictures", "sd15"))
+
+
+def event_of(step: Step, result: Result) -> dict[str, Any]:
+    stream = io.StringIO()
+    JsonLines(stream).finished(step, result, 1.0)
+    found: dict[str, Any] = json.loads(stream.getvalue())
+    return found

@@ -32,7 +32,7 @@ Forge = Callable[..., Said]
     |  ^^^^^^^^^^^
 forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forge.toml
   2 | path = "x"
-    | ^^^^ it has from, licence, prediction, sha256, trigger
+    | ^^^^ it has from, licence, prediction, sha256, trigger, use_ema
 2 errors
 """,
         ),

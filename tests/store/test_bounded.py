@@ -50,7 +50,7 @@ def clean(root: Path, capsys: pytest.CaptureFixture[str]) -> Clean:
 
 @pytest.fixture
 def filled(store: Store) -> Store:
-    """Two merges, a training and a preview of 400 kB with a log as large, and latents of 400 kB: 3.6 MB."""
+    """Two merges, a training and a preview of 400 kB with three objects as large, and latents of 400 kB: 6.8 MB."""
     make_result(store, OLD, os.urandom(SIZE), kind="checkpoint", grade="A", made=1.0)
     make_result(store, NEW, os.urandom(SIZE), kind="checkpoint", grade="A", made=2.0)
     make_result(store, TRAINED, os.urandom(SIZE), made=0.0)
@@ -77,17 +77,17 @@ def states(store: Store, key: str, *, age: float) -> Path:
 
 
 def test_within_the_bound_nothing_goes(filled: Store, clean: Clean) -> None:
-    assert clean("5 MB")["removed"] == {}
+    assert clean("7 MB")["removed"] == {}
     assert kept(filled) == {OLD, NEW, TRAINED, DRAWN}
 
 
 @pytest.mark.parametrize(
     ("bound", "removed", "left"),
     [
-        ("3.3 MB", {"derived caches": 1}, {OLD, NEW, TRAINED, DRAWN}),
-        ("2.5 MB", {"derived caches": 1, "results of class A": 1}, {NEW, TRAINED, DRAWN}),
-        ("1.7 MB", {"derived caches": 1, "results of class A": 2}, {TRAINED, DRAWN}),
-        ("0.9 MB", {"derived caches": 1, "results of class A": 2, "previews": 1}, {TRAINED}),
+        ("6.55 MB", {"derived caches": 1}, {OLD, NEW, TRAINED, DRAWN}),
+        ("4.95 MB", {"derived caches": 1, "results of class A": 1}, {NEW, TRAINED, DRAWN}),
+        ("3.35 MB", {"derived caches": 1, "results of class A": 2}, {TRAINED, DRAWN}),
+        ("1.75 MB", {"derived caches": 1, "results of class A": 2, "previews": 1}, {TRAINED}),
         ("0.1 MB", {"derived caches": 1, "results of class A": 2, "previews": 1}, {TRAINED}),
     ],
 )
@@ -110,9 +110,9 @@ def kept_digests(store: Store, key: str) -> set[str]:
 
 
 def test_a_dry_run_says_the_same_and_removes_nothing(filled: Store, clean: Clean) -> None:
-    said = clean("1.7 MB", "--dry-run")
+    said = clean("3.35 MB", "--dry-run")
     assert kept(filled) == {OLD, NEW, TRAINED, DRAWN}
-    assert clean("1.7 MB")["removed"] == said["removed"]
+    assert clean("3.35 MB")["removed"] == said["removed"]
 
 
 def test_what_another_projects_lock_names_stays(filled: Store, clean: Clean, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sdforge.store import Store
 from tests.store.conftest import make_result
 print(make_result(Store(Path(sys.argv[1])), "{KEY}", b"some bytes").digest)
 """
-PUBLISHES = 5  # pack, table, log, preimage, result
+PUBLISHES = 7  # pack, table, log, losses, a sample, preimage, result
 
 
 def write(cache: Path, fault: str = "") -> subprocess.CompletedProcess[str]:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from sdforge.artifact import SIDECARS, WITH
 from sdforge.formats.own import own_names
+from sdforge.formula import common_dtype
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.fingerprint import fingerprint
+from sdforge.run.overflow import Peak, refuse_none, warning_of, watched
 from sdforge.run.sample import Wish, sample
 from sdforge.run.tensors import load_component
 from sdforge.sampler import SAMPLER
@@ -45,6 +47,7 @@ class _Drawing:
         self.cells = [(p, seed) for p in range(len(self.settings["prompts"])) for seed in self.settings["seeds"]]
         self.sidecars = [_Sidecar(given) for given in order.inputs.get("sidecars", [])]
         self.sidecars.sort(key=lambda sidecar: (SIDECARS.index(sidecar.given.kind), sidecar.given.identity))
+        self.peak = Peak()
         self.done = self.total = 0
 
     def run(self) -> Outcome:
@@ -58,11 +61,21 @@ class _Drawing:
         self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
         for given in columns:
             diffusion, column = load(given, self.device, torch.float32), given.identity[:16]
-            if worded:
-                self._draw_cells(column, diffusion)
-            if given.identity == preset.identity and self.sidecars:
-                self._draw_sidecars(column, diffusion, attached=attached)
+            with watched(diffusion.vae) as self.peak:
+                if worded:
+                    self._draw_cells(column, diffusion)
+                if given.identity == preset.identity and self.sidecars:
+                    self._draw_sidecars(column, diffusion, attached=attached)
+            if given.identity == preset.identity:
+                self._warn(common_dtype(ref.dtype for ref in given.components["vae"]))
         return self.outcome
+
+    def _warn(self, dtype: str) -> None:
+        """Say of the preset's VAE what other programs may stumble over."""
+        self.outcome.record["vae_peak"] = [self.peak.largest, self.peak.where]
+        if found := warning_of(self.peak, dtype):
+            self.outcome.record["warnings"] = found
+            print(*found[0], sep="\n  ")
 
     def _draw_sidecars(self, column: str, diffusion: Diffusion, *, attached: bool) -> None:
         replayed = [sidecar for sidecar in self.sidecars if sidecar.replayed]
@@ -109,6 +122,7 @@ class _Drawing:
             self.report(step=self.done, steps=self.total)
 
     def _keep(self, name: str, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER) -> None:
+        refuse_none(pixels_CHW, self.peak, wish.prompt)
         path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(path, pixels_CHW, wish, sampler)

@@ -31,6 +31,7 @@ class ImageVariations(StableDiffusion):
     architecture = "stable-diffusion-v1-image-variations"
     architecture_v = "stable-diffusion-v1-image-variations"
     kohya_version = "sd_v1"
+    kohya_version_v = "sd_v1_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_"}
     convolutions = (*CONVOLUTIONS, "proj_in", "proj_out")
     networks = ("unet", "image_encoder", "vae")

@@ -26,6 +26,7 @@ class StableDiffusion1(StableDiffusion):
     architecture = "stable-diffusion-v1"
     architecture_v = "stable-diffusion-v1"
     kohya_version = "sd_v1"
+    kohya_version_v = "sd_v1_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = (*CONVOLUTIONS, "proj_in", "proj_out")
     networks = ("unet", "text_encoder", "vae")

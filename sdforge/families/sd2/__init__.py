@@ -31,6 +31,7 @@ class StableDiffusion2(StableDiffusion):
     architecture = "stable-diffusion-v2-512"
     architecture_v = "stable-diffusion-v2-768-v"
     kohya_version = "sd_v2"
+    kohya_version_v = "sd_v2_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = CONVOLUTIONS
     networks = ("unet", "text_encoder", "vae")

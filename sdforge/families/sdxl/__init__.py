@@ -43,7 +43,9 @@ class StableDiffusionXL(StableDiffusion):
     architecture = "stable-diffusion-xl-v1-base"
     architecture_v = "stable-diffusion-xl-v1-base"
     kohya_version = "sdxl_base_v1-0"
+    kohya_version_v = "sdxl_base_v1-0"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+    sgm_names = True
     convolutions = CONVOLUTIONS
     networks = ("unet", "text_encoder", "text_encoder_2", "vae")
     kept = ("vae",)

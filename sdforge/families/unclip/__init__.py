@@ -36,6 +36,7 @@ class StableUnclip(StableDiffusion):
     architecture = "stable-diffusion-v2-unclip-h"
     architecture_v = "stable-diffusion-v2-unclip-h"
     kohya_version = "sd_v2"
+    kohya_version_v = "sd_v2_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = CONVOLUTIONS
     networks = ("unet", "text_encoder", "image_encoder", "image_normalizer", "vae")

@@ -1,0 +1,182 @@
+"""What kohya's LoRA files call modules: by family, in both spellings, and what they state of the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sdforge.errors import UsageError
+from sdforge.families import family, family_names
+from sdforge.formats.kohya import kohya_metadata, kohya_names
+from sdforge.formats.layout import read_layout
+from tests.families.loras import Lora, random_lora
+from tests.families.toys import CONFIGS, write_family
+from tests.families.workbench import Taken, keep, same_bytes, take
+from tests.formats.conftest import export
+
+XL = family("sdxl")
+# names that kohya's scripts and LyCORIS give modules of Stable Diffusion XL
+WRITTEN = {
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    ),
+    "unet.mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj": (
+        "lora_unet_middle_block_1_transformer_blocks_9_ff_net_0_proj"
+    ),
+    "unet.up_blocks.1.attentions.0.proj_in": "lora_unet_output_blocks_3_1_proj_in",
+    "unet.down_blocks.0.resnets.0.conv1": "lora_unet_input_blocks_1_0_in_layers_2",
+    "unet.down_blocks.0.downsamplers.0.conv": "lora_unet_input_blocks_3_0_op",
+    "unet.time_embedding.linear_1": "lora_unet_time_embed_0",
+    "unet.add_embedding.linear_1": "lora_unet_label_emb_0_0",
+    "unet.conv_in": "lora_unet_input_blocks_0_0",
+    "unet.conv_out": "lora_unet_out_2",
+    "text_encoder.text_model.encoder.layers.0.mlp.fc1": "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+    "text_encoder_2.text_model.encoder.layers.1.self_attn.q_proj": (
+        "lora_te2_text_model_encoder_layers_1_self_attn_q_proj"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def large(toys: Path) -> Taken:
+    return take(write_family(toys / "sdxl", "sdxl"))
+
+
+@pytest.fixture(scope="module")
+def lora(large: Taken) -> Lora:
+    return random_lora(large, tuple(WRITTEN), alphas=(1.0,))
+
+
+def kept(work: Path, lora: Lora) -> Taken:
+    tensors = {f"{m}.lora_{side}": getattr(f, side) for m, f in lora.items() for side in ("up", "down")}
+    return keep(work, {"lora": tensors}, kind="lora", facts={"alpha": 1.0}, name="sdxl")
+
+
+def test_a_large_unets_modules_are_called_as_in_a_single_file() -> None:
+    names = kohya_names(XL)
+    assert {module: names[module] for module in WRITTEN} == WRITTEN
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_no_two_modules_have_one_name(name: str) -> None:
+    names = kohya_names(family(name))
+    assert len(set(names.values())) == len(names)
+
+
+def test_only_the_large_family_uses_those_names() -> None:
+    assert [name for name in family_names() if family(name).sgm_names] == ["sdxl"]
+    assert kohya_names(family("sd15"))["unet.conv_in"] == "lora_unet_conv_in"
+
+
+def test_what_is_exported_has_those_names_and_is_read_again(large: Taken, lora: Lora, tmp_path: Path) -> None:
+    ours = kept(tmp_path / "kept", lora)
+    export(tmp_path / "out", large, ["loras"], {}, loras=[ours.given()])
+    (path,) = (tmp_path / "out" / "loras").iterdir()
+    assert {name.partition(".")[0] for name in load_file(path)} == set(WRITTEN.values())
+    assert take(path).artifact.digest == ours.artifact.digest
+    with safe_open(path, "pt") as file:
+        stated = file.metadata()
+    assert (stated["ss_base_model_version"], stated["ss_v2"]) == ("sdxl_base_v1-0", "False")
+    assert stated["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert stated["modelspec.implementation"] == "https://github.com/Stability-AI/generative-models"
+
+
+def test_diffusers_finds_every_layer_of_what_is_exported(large: Taken, lora: Lora, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+    blocks = {m: f for m, f in lora.items() if ".transformer_blocks." in m}
+    export(tmp_path / "out", large, ["loras"], {}, loras=[kept(tmp_path / "kept", blocks).given()])
+    (path,) = (tmp_path / "out" / "loras").iterdir()
+    config: Any = UNet2DConditionModel(**CONFIGS["sdxl"]["unet"]).config
+    found, _ = StableDiffusionXLPipeline.lora_state_dict(path, unet_config=config)
+    for module, factors in blocks.items():
+        place, _, part = module.rpartition(".")
+        names = f"{place}.processor.{part}_lora.down.weight", f"{module}.lora.down.weight"
+        (down,) = [found[name] for name in names if name in found]
+        assert torch.equal(down, factors.down)
+
+
+def test_either_spelling_is_read_as_the_same_lora(large: Taken, lora: Lora, tmp_path: Path) -> None:
+    ours = kept(tmp_path / "kept", lora)
+    export(tmp_path / "out", large, ["loras"], {}, loras=[ours.given()])
+    (path,) = (tmp_path / "out" / "loras").iterdir()
+    modules = {kohya: module for module, kohya in WRITTEN.items()}
+    renamed = {}
+    for name, tensor in load_file(path).items():
+        kohya, _, rest = name.partition(".")
+        module = modules[kohya].replace(".", "_").removeprefix("unet_")
+        renamed[f"lora_unet_{module}.{rest}" if kohya.startswith("lora_unet_") else name] = tensor
+    assert "lora_unet_down_blocks_0_resnets_0_conv1.alpha" in renamed
+    save_file(renamed, tmp_path / "renamed.safetensors")
+    assert take(tmp_path / "renamed.safetensors").artifact.digest == ours.artifact.digest
+
+
+def test_small_families_files_may_have_those_names_too(toy: Taken, tmp_path: Path) -> None:
+    """LyCORIS wraps the single file's network where it is given one."""
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = random_lora(toy, (module,))[module]
+    start = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    path = tmp_path / "x.safetensors"
+    save_file({f"{start}.lora_up.weight": factors.up, f"{start}.lora_down.weight": factors.down}, path)
+    assert same_bytes(take(path).tensors("lora")[f"{module}.lora_up"], factors.up)
+
+
+def test_one_module_in_two_spellings_is_refused(toy: Taken, tmp_path: Path) -> None:
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    factors = random_lora(toy, (module,))[module]
+    starts = (
+        "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
+    )
+    tensors = {f"{s}.lora_{side}.weight": getattr(factors, side).clone() for s in starts for side in ("up", "down")}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=f"factors of {module} twice"):
+        read_layout(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "version", "second"),
+    [
+        ("sd15", {}, "sd_v1", "False"),
+        ("sd15", {"prediction": "v_prediction"}, "sd_v1_v", "False"),
+        ("sd2", {}, "sd_v2", "True"),
+        ("sd2", {"prediction": "v_prediction"}, "sd_v2_v", "True"),
+        ("sdxl", {"prediction": "v_prediction"}, "sdxl_base_v1-0", "False"),
+    ],
+)
+def test_a_lora_states_its_base_as_kohyas_scripts_do(name: str, facts: Any, version: str, second: str) -> None:
+    factors = {"unet.conv_in.lora_down": ("F16", (4, 4, 3, 3)), "unet.conv_in.lora_up": ("F16", (8, 4))}
+    found = kohya_metadata(family(name).base_version(facts), {}, {}, factors)
+    assert (found["ss_base_model_version"], found["ss_v2"]) == (version, second)
+
+
+def test_a_small_lora_of_v_prediction_states_it_in_modelspec(toys: Path, tmp_path: Path) -> None:
+    base = take(write_family(toys / "sd2", "sd2"))
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = random_lora(base, (module,))[module]
+    tensors = {f"{module}.lora_up": factors.up, f"{module}.lora_down": factors.down}
+    ours = keep(tmp_path / "kept", {"lora": tensors}, kind="lora", name="sd2")
+    export(tmp_path / "out", base, ["loras"], {}, loras=[ours.given()])
+    (path,) = (tmp_path / "out" / "loras").iterdir()
+    with safe_open(path, "pt") as file:
+        stated = file.metadata()
+    assert stated["modelspec.architecture"] == "stable-diffusion-v2-768-v/lora"
+    assert stated["modelspec.implementation"] == "diffusers"
+    assert (stated["modelspec.prediction_type"], stated["ss_base_model_version"]) == ("v", "sd_v2_v")
+
+
+def test_ranks_that_differ_are_called_dynamic() -> None:
+    """Rank 8 here and 4 there, as resizing by energy leaves them; kohya's own scripts write the same word."""
+    factors = {}
+    for place, rank in (("to_q", 8), ("to_k", 4)):
+        module = f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.{place}"
+        factors |= {f"{module}.lora_down": ("F16", (rank, 16)), f"{module}.lora_up": ("F16", (16, rank))}
+    found = kohya_metadata("sd_v1", {}, {}, factors)
+    assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("Dynamic", "Dynamic")
+    assert json.loads(found["ss_network_args"]) is None
