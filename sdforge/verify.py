@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import ForgeError
+from sdforge.errors import ForgeError, ResourceError
 from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
@@ -238,7 +238,7 @@ def verify(session: Session, names: list[str], *, as_json: bool) -> int:
 def _undisturbed(session: Session) -> Iterator[None]:
     """Keep clean-ups out meanwhile; where nobody can write to the cache there are none."""
     with ExitStack() as stack:
-        with suppress(OSError):
+        with suppress(OSError, ResourceError):
             if (session.store.root / "locks").is_dir():
                 stack.enter_context(session.store.guard()).share(wait=True)
         yield
