@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -230,7 +229,11 @@ class Build:
         if chosen is None:
             self.waiting[step.id] = lock
             return False
-        self._submit(step, lock, key, manifest, *chosen)
+        try:
+            self._submit(step, lock, key, manifest, *chosen)
+        except ForgeError:
+            lock.release()
+            raise
         return False
 
     def _found(self, step: Step, key: str, waited: bool) -> bool:
@@ -528,7 +531,7 @@ class Build:
                 for _, artifact in step.inputs:
                     if artifact is not None and artifact.whole:
                         named = {"rows": artifact.notes["rows"], "names": artifact.notes["names"]}
-                        self.store.note_preimage(artifact.whole, json.dumps(named))
+                        self.store.note_whole(artifact.whole, named)
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         if self.summary.built or self.summary.restored:

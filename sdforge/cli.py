@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge import __version__
-from sdforge.errors import ActionFailed, ForgeError, Interrupted, RecipeError, UsageError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, UsageError
 from sdforge.places import DEVICE
 
 if TYPE_CHECKING:
@@ -124,6 +124,13 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--trained", action="store_true", help="trained results and train states too")
     command("du", "what the cache holds, by kind and for whom")
+    verify = command("verify", "hash again what the cache keeps and out/ holds; name what is damaged")
+    verify.add_argument("targets", nargs="*", metavar="TARGET", help="only these, and what they are made from")
+    verify.add_argument("--signed", action="store_true", help="only whether a trusted key signed forge.lock as it is")
+    verify.add_argument(
+        "--rebuild", metavar="TARGET", help="make a target again, in a store of its own, and compare the bits"
+    )
+    command("doctor", "is this machine fit to build: versions, devices, disk, clock, golden vectors")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
@@ -243,7 +250,19 @@ def build(wishes: argparse.Namespace) -> int:
 
         if words := recall(Path(wishes.at), wishes.targets, locked=wishes.locked):
             return _say(words)
-    session = _open(wishes)
+    lost: set[str] = set()
+    while True:
+        session = _open(wishes)
+        try:
+            return _build(session, wishes)
+        except LostObject as error:  # what is damaged has been set aside: all is planned without it, once for each
+            if error.sha256 in lost:
+                raise
+            lost.add(error.sha256)
+            session.do_without(error)
+
+
+def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.locked = wishes.locked
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
@@ -312,7 +331,7 @@ def plan(wishes: argparse.Namespace) -> int:
 def other(wishes: argparse.Namespace) -> int:
     """The commands that are not called a hundred times a day."""
     name = wishes.command
-    if name in ("schema", "init", "completion"):
+    if name in ("schema", "init", "completion", "doctor"):
         return _without_project(wishes)
     if name == "convert":
         from sdforge.convert import convert
@@ -356,12 +375,18 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.housekeeping import clean
 
         clean(session, wishes)
+        if session.project.max_cache:
+            from sdforge.bounded import keep_bounded
+
+            keep_bounded(session, as_json=wishes.json, dry_run=wishes.dry_run)
         return 0
     if name == "du":
         from sdforge.disk import show_usage
 
         show_usage(session, as_json=wishes.json)
         return 0
+    if name == "verify":
+        return _verify(session, wishes)
     import sdforge.looking as looking
 
     if name == "list":
@@ -375,6 +400,20 @@ def other(wishes: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.rebuild:
+        from sdforge.made_again import rebuild
+
+        return rebuild(session, wishes.rebuild, as_json=wishes.json)
+    if wishes.signed:
+        from sdforge.exchange import verify_signed
+
+        return verify_signed(session, as_json=wishes.json)
+    from sdforge.verify import verify
+
+    return verify(session, wishes.targets, as_json=wishes.json)
+
+
 def _shown_file(wishes: argparse.Namespace) -> Path | None:
     """Return the file that `show` is to look at; a plain word is a target, even if a folder is called so."""
     path = Path(wishes.at) / wishes.target
@@ -383,6 +422,10 @@ def _shown_file(wishes: argparse.Namespace) -> Path | None:
 
 
 def _without_project(wishes: argparse.Namespace) -> int:
+    if wishes.command == "doctor":
+        from sdforge.doctor import doctor
+
+        return doctor(Path(wishes.at), as_json=wishes.json)
     from sdforge.housekeeping import completion, init, write_schemas
 
     if wishes.command == "schema":

@@ -17,7 +17,7 @@ from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
-from sdforge.places import LOCK, VRAM
+from sdforge.places import LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
@@ -27,7 +27,6 @@ from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session, assumed
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
-UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 
 
 def say(text: str) -> None:
@@ -61,6 +60,10 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     finally:
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
+    if session.project.max_cache:
+        from sdforge.bounded import keep_bounded
+
+        keep_bounded(session, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
 
 
@@ -81,9 +84,7 @@ def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:
         return found
     if not re.fullmatch(VRAM, vram):
         raise UsageError(f"{vram!r} is no amount of memory", hint="as in --vram 8GB or --vram 500MiB")
-    number, unit = re.match(r"[\d.]+", vram), vram.lstrip("0123456789. ")
-    assert number is not None
-    return found | {"vram": int(float(number[0]) * UNITS[unit])}
+    return found | {"vram": amount(vram)}
 
 
 def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool) -> None:
@@ -328,7 +329,7 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
 
 def lock(session: Session, wishes: argparse.Namespace) -> int:
     """`forge lock`: pin sources and what is in the store; choose between results; drop results no recipe reaches."""
-    path = session.project.root / LOCK
+    path = session.project.lock
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
     pinned = _pin_sources(session, wishes)

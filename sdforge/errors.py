@@ -84,6 +84,14 @@ class BrokenPromise(ForgeError):
     exit_code = 3
 
 
+class LostObject(BrokenPromise):
+    """An object of the store is damaged or not there. sha256: its name."""
+
+    def __init__(self, message: str, sha256: str) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+
+
 class ResourceError(ForgeError):
     """Disk, memory, device or network is missing or full."""
 

@@ -85,7 +85,7 @@ def pull(session: Session, wishes: argparse.Namespace) -> int:
 
 def sign_lock(session: Session, wishes: argparse.Namespace) -> int:
     """`forge sign`: write the signature of forge.lock beside it."""
-    path = session.project.root / LOCK
+    path = session.project.lock
     if not path.is_file():
         raise UsageError(f"there is no {LOCK} yet", hint="`forge build` or `forge lock` writes it")
     signature = sign(path.read_bytes(), Path(wishes.key))
@@ -99,7 +99,7 @@ def sign_lock(session: Session, wishes: argparse.Namespace) -> int:
 
 def verify_signature(session: Session) -> str:
     """Return the trusted key that signed forge.lock as it is. Raises BrokenPromise."""
-    path = session.project.root / LOCK
+    path = session.project.lock
     signature = path.with_name(f"{LOCK}.sig")
     if not path.is_file() or not signature.is_file():
         raise BrokenPromise(f"{LOCK} is not signed", hint="`forge sign --key FILE` signs it")
@@ -107,6 +107,16 @@ def verify_signature(session: Session) -> str:
         return signer(path.read_bytes(), signature.read_text(), session.project.trusted)
     except BrokenPromise as error:
         raise BrokenPromise(f"{LOCK}.sig: {error.message}", error.hint) from None
+
+
+def verify_signed(session: Session, *, as_json: bool) -> int:
+    """`forge verify --signed`: say whose signature the lock bears. Raises BrokenPromise."""
+    key = verify_signature(session)
+    if as_json:
+        print(json.dumps({"v": 1, "event": "signed", "file": LOCK, "key": key}))
+    else:
+        say(f"  {LOCK} is signed by {key}")
+    return 0
 
 
 def _sharing(session: Session) -> Sharing:

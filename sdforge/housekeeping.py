@@ -16,8 +16,8 @@ from sdforge.method import method, method_groups
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import safe, size
 from sdforge.session import Session, open_session
-from sdforge.store import Result, Store
-from sdforge.store.files import publish_bytes
+from sdforge.store import Result, Store, alias_in
+from sdforge.store.files import publish_bytes, read_entry
 
 
 def say(text: str) -> None:
@@ -92,6 +92,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     doomed += [p for p in sorted((store.root / "aliases").glob("*/*")) if _leads_nowhere(p, keep)]
     old = time.time() - DERIVED_DAYS * 86_400
     doomed += sorted(p for p in store.derived().glob("*/*.safetensors") if p.stat().st_mtime < old)
+    doomed += sorted(store.derived().glob("*/.tmp-*"))  # by workers that were killed
     if trained:
         doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
@@ -99,7 +100,10 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
 
 
 def _leads_nowhere(path: Path, keep: set[str]) -> bool:
-    return path.name not in keep and path.read_text().strip() not in keep
+    try:
+        return path.name not in keep and alias_in(path.name, read_entry(path)) not in keep
+    except (OSError, ValueError):  # a damaged one leads nowhere
+        return True
 
 
 def objects_of(result: Result) -> set[str]:

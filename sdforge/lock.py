@@ -22,7 +22,7 @@ from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
 from sdforge.store import Result
 from sdforge.store.files import Lock as FileLock
-from sdforge.store.files import publish_bytes
+from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table
 
 VERSION = 1
@@ -194,6 +194,7 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
                     entry.plans = sorted({*old.plans, *pin.plans})
                 lock.pin(entry, replace=key in replace)
         after = lock.dump().encode()
+        sweep_parts(path.parent)
         if after != before:
             publish_bytes(after, path, path.parent, 0o644)
     finally:

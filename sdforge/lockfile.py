@@ -197,12 +197,12 @@ class LockFile:
         return {name: {f"{name}:{target}" for target in recipe.targets} for name, recipe in recipes.items()}
 
     def _update(self, changes: Lock, known: set[str]) -> None:
-        update_lock(self.session.project.root / LOCK, self._guard(), changes, self.replace, known)
+        update_lock(self.session.project.lock, self._guard(), changes, self.replace, known)
         self.session.read_lock()
 
     def rewrite(self, change: Callable[[Lock], None]) -> None:
         """Change the lock as it lies on the disk now, one writer at a time."""
-        path = self.session.project.root / LOCK
+        path = self.session.project.lock
         with self._guard() as guard:
             guard.acquire(wait=True)
             before = path.read_bytes() if path.is_file() else b""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise
+from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import Family, family
 from sdforge.formats.safetensors import fill, read_range
 from sdforge.store.files import CHUNK, open_regular
@@ -38,11 +38,16 @@ class Ref(NamedTuple):
     def chunks(self) -> Iterator[bytes]:
         """Yield the tensor's bytes, verified at the end. Raises Damaged."""
         fast = xxhash.xxh3_128()
-        fd = open_regular(Path(self.path))
+        try:
+            fd = open_regular(Path(self.path))
+        except UsageError:
+            raise Damaged(self) from None
         try:
             for chunk in read_range(fd, self.offset, self.size):
                 fast.update(chunk)
                 yield chunk
+        except UsageError:  # it ends too early
+            raise Damaged(self) from None
         finally:
             os.close(fd)
         if fast.hexdigest() != self.xxh3:

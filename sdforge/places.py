@@ -11,9 +11,16 @@ from sdforge.errors import UsageError
 
 FILE, LOCAL, LOCK, RECIPES, OUT = "forge.toml", "forge.local.toml", "forge.lock", "recipes", "out"
 VRAM = r"^(\d+(\.\d+)?\s?(GB|GiB|MB|MiB))?$"  # how an amount of memory is written
+UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 CACHE = "FORGE_CACHE"
 METHODS = "FORGE_METHODS"  # further folders with methods, for those under development
+
+
+def amount(text: str) -> int:
+    """Return an amount of memory as it is written (`VRAM`), in bytes; empty: 0."""
+    number = text.rstrip("GiBM ")
+    return int(float(number) * UNITS[text[len(number) :].strip()]) if text else 0
 
 
 def find_root(start: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Problem, RecipeError, UsageError, nearest
 from sdforge.names import is_name
-from sdforge.places import FILE, LOCAL, OUT, RECIPES, code_fingerprint
+from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerprint
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
@@ -28,7 +28,8 @@ class Project:
 
     sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
     what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
-    that are not in the project.
+    that are not in the project. made: the folder that `forge.lock` and `out/` lie in, the root unless both must be left
+    alone. max_cache: bytes that the cache may hold; 0: no bound.
     """
 
     root: Path
@@ -41,12 +42,18 @@ class Project:
     cluster: dict[str, Any] = field(default_factory=dict)
     trusted: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    made: Path | None = None
+    max_cache: int = 0
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
 
     @property
     def out(self) -> Path:
-        return self.root / OUT
+        return (self.made or self.root) / OUT
+
+    @property
+    def lock(self) -> Path:
+        return (self.made or self.root) / LOCK
 
     def recipe_names(self) -> list[str]:
         """Return the names of all recipes."""
@@ -129,6 +136,8 @@ def open_project(root: Path, index: Index) -> Project:
         own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
         setattr(project, key, values.get(key, {}) | own)
     project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
+    bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
+    project.max_cache = amount(next(filter(None, bounds), ""))
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 

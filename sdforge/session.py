@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Tensor
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
+from sdforge.errors import (
+    BrokenPromise,
+    ForgeError,
+    LostObject,
+    Problem,
+    RecipeError,
+    ResourceError,
+    UsageError,
+    nearest,
+)
 from sdforge.families import family
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
@@ -46,6 +55,7 @@ class Session:
     unreachable: str = ""  # why there is no remote cache any more
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for
+    _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
 
     def share(self, mode: str = "") -> None:
         """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""
@@ -60,7 +70,7 @@ class Session:
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
-        path = self.project.root / LOCK
+        path = self.project.lock
         if not path.is_file():
             self.lock = Lock()
             return
@@ -198,6 +208,7 @@ class Session:
 
     def plan(self, wanted: list[str]) -> Plan:
         """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
+        self._found = {}
         wishes = Wishes(frozenset(self.retrain), self.locked)
         self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
         try:
@@ -205,6 +216,19 @@ class Session:
         except Misfits as error:
             placed = dict.fromkeys(self._placed(misfit) for misfit in error.found)  # each is said once
             raise RecipeError(list(placed)) from None
+
+    def do_without(self, error: LostObject) -> None:
+        """Drop the results that need an object of the store which is lost: the next plan makes them again.
+
+        Raises BrokenPromise if a pinned one is among them: those are made again only when asked for.
+        """
+        dropped = [result for _, result in self.store.results() if error.sha256 in result.needs()]
+        for result in dropped:
+            self.store.drop(result, "what it rests on is damaged")
+        pins = [(result, self.lock.pins(result.key).get(result.digest)) for result in dropped]
+        pinned = [result for result, pin in pins if pin and not self.offered(pin)]
+        if pinned:
+            raise self._lost_pin(error.message, [str(result.record.get("target", "")) for result in pinned])
 
     def _placed(self, misfit: Misfit) -> Problem:
         node, use, found, key, source = misfit
@@ -231,8 +255,12 @@ class Session:
 
     def find(self, sha256: str) -> Path | None:
         """Return a file with these bytes, in the store or among the sources."""
+        if sha256 in self._found:  # an order asks for the same few files tensor by tensor
+            return self._found[sha256]
         path = self.store.find(sha256)
         self._packs.add(path or self.store.object(sha256))
+        if path is not None:
+            self._found[sha256] = path
         return path
 
     def one_pass(self, step: Step) -> Pass:
@@ -354,12 +382,13 @@ class Session:
             assert each.result is not None
             self.store.drop(each.result, "its bytes are damaged")
         pinned = [each.id for each in lost if each.pin and not self.offered(each.pin)]
-        if pinned:
-            return BrokenPromise(
-                f"{step.id}: {error.message}; with it the pinned result of {', '.join(pinned)} is lost",
-                hint=f"`forge build --retrain {pinned[0]}` trains it again, and replaces the pin",
-            )
-        return None
+        return self._lost_pin(f"{step.id}: {error.message}", pinned) if pinned else None
+
+    def _lost_pin(self, what: str, targets: list[str]) -> BrokenPromise:
+        return BrokenPromise(
+            f"{what}; with it the pinned result of {', '.join(targets)} is lost",
+            hint=f"`forge build --retrain {targets[0]}` trains it again, and replaces the pin",
+        )
 
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""

@@ -134,6 +134,18 @@ class Run(Table):
 
 
 @final
+class Cache(Table):
+    """What this project's cache may hold."""
+
+    max_size: str = Field(
+        "",
+        pattern=VRAM,
+        description='as "50GB": above it, what can be made again is removed after a build; trained results stay. '
+        "Empty: no bound",
+    )
+
+
+@final
 class Remote(Table):
     """A cache that machines share: where trained results are had from, and put."""
 
@@ -171,6 +183,7 @@ class ForgeToml(Table):
     trust: Trust = Field(default_factory=Trust)
     cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
+    cache: Cache = Field(default_factory=Cache)
 
 
 @final
@@ -182,3 +195,4 @@ class ForgeLocalToml(Table):
     trust: Trust = Field(default_factory=Trust)
     cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
+    cache: Cache = Field(default_factory=Cache)

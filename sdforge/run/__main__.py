@@ -84,10 +84,17 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
         return {"event": "failed", "code": 4, "message": "there is not enough memory", "hint": "a smaller batch"}
     except Stopped:
         return {"event": "stopped"}
+    except OSError as error:
+        return _refused(error)
     except Exception as error:
         traceback.print_exc()
         return _unforeseen(error)
     return {"event": "done", "outcome": outcome.__dict__}
+
+
+def _refused(error: OSError) -> dict[str, Any]:
+    """Say what the operating system would not do."""
+    return {"event": "failed", "code": 4, "message": f"{error.strerror} ({error.filename or ''})", "hint": ""}
 
 
 def _unforeseen(error: Exception) -> dict[str, Any]:
@@ -95,8 +102,6 @@ def _unforeseen(error: Exception) -> dict[str, Any]:
     if memory:
         hint = "a smaller batch or resolution"
         return {"event": "failed", "code": 4, "message": "the device is out of memory", "hint": hint}
-    if isinstance(error, OSError):
-        return {"event": "failed", "code": 4, "message": f"{error.strerror} ({error.filename or ''})", "hint": ""}
     first = str(error).splitlines()[0] if str(error) else ""
     return {"event": "failed", "code": 1, "message": f"{type(error).__name__}: {first}", "hint": ""}
 

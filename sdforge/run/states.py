@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from math import prod
@@ -15,7 +17,7 @@ from typing import Any
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
-from sdforge.store.files import publish, publish_bytes, sha256_of
+from sdforge.store.files import publish, publish_bytes, read_entry, resources
 
 KEPT = 2
 Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
@@ -36,35 +38,40 @@ class State:
 
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
     """Publish a state, then remove all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
-        written = write_file(
-            Path(place) / "state",
-            {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()},
-            lambda name: [tensors[name][2]],
-        )
-        publish(Path(place) / "state", folder / f"{step}.safetensors")
-        text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
-        publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
+    with resources(f"the state of step {step} cannot be kept"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
+            written = write_file(
+                Path(place) / "state",
+                {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()},
+                lambda name: [tensors[name][2]],
+            )
+            publish(Path(place) / "state", folder / f"{step}.safetensors")
+            text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
+            publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
     for old in sorted(_steps(folder))[:-KEPT]:
         (folder / f"{old}.json").unlink(missing_ok=True)
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
 
 
 def load_state(folder: Path, most: int) -> State | None:
-    """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over."""
+    """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over.
+
+    What a killed process left half written is removed: who asks has the training's lock.
+    """
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     for step in sorted(_steps(folder), reverse=True):
         if step > most:
             continue
         path = folder / f"{step}.safetensors"
         try:
-            described = json.loads((folder / f"{step}.json").read_bytes())
-            if described["v"] != 1 or sha256_of(path) != described["sha256"]:
+            described, data = json.loads(read_entry(folder / f"{step}.json")), read_entry(path)
+            if described["v"] != 1 or hashlib.sha256(data).hexdigest() != described["sha256"]:
                 continue
             header = read_header(path)
         except (OSError, ValueError, KeyError, TypeError, UsageError):
             continue
-        data = path.read_bytes()
         tensors = {
             name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])
             for name, e in header.tensors.items()

@@ -29,10 +29,23 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
-from sdforge.errors import BrokenPromise
+from sdforge.errors import BrokenPromise, LostObject
 from sdforge.identity import digest_of_text
 from sdforge.index import Index
-from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
+from sdforge.store.files import (
+    Lock,
+    Stat,
+    damaged,
+    is_alive,
+    is_settled,
+    publish,
+    publish_bytes,
+    read_entry,
+    resources,
+    sha256_of,
+    stat_of,
+    sweep_parts,
+)
 
 LAYOUT = "v1"
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
@@ -83,6 +96,15 @@ class Result:
             raise ValueError("its bytes are not what they were")
         return Result.from_json(value)
 
+    def needs(self) -> set[str]:
+        """Return the objects (or source files) without which the result is of no use."""
+        return set(self.packs) | {component.table for component in self.components.values()}
+
+    def objects(self) -> set[str]:
+        """Return all objects that belong to the result: what it needs, and what is kept of its run."""
+        kept = {str(self.record[name]) for name in ("losses", "log") if name in self.record}
+        return self.needs() | kept | {sha256 for _, _, sha256 in self.record.get("samples", [])}
+
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
         return made_artifact(self.kind, self.family, self.components, self.facts)
@@ -90,6 +112,44 @@ class Result:
 
 def _sum(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def load_result(path: Path) -> Result:
+    """Return a result from its file. Raises FileNotFoundError, and ValueError for a damaged one."""
+    try:
+        result = Result.load(read_entry(path))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is no result ({type(error).__name__})") from None
+    if (result.key, result.digest) != (path.parent.name, path.stem):
+        raise ValueError("it stands under another name")
+    return result
+
+
+def alias_text(key: str, content_key: str) -> str:
+    """Return an alias's content: where it leads, and a sum over both keys, so that an exchanged one is known."""
+    return f"{content_key} {hashlib.sha256(f'alias {key} {content_key}'.encode()).hexdigest()[:16]}"
+
+
+def alias_in(key: str, data: bytes) -> str:
+    """Return the key that an alias leads to. Raises ValueError for a damaged one."""
+    content_key = data[:64].decode(errors="replace")
+    if data.decode(errors="replace") != alias_text(key, content_key):
+        raise ValueError("it is not the alias that its name says")
+    return content_key
+
+
+def preimage_in(key: str, data: bytes) -> dict[str, Any]:
+    """Return a manifest, or what a data set is named by. Raises ValueError for one that is not that of its key."""
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is no manifest") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no manifest")
+    right = value.get("sum") == _sum(value | {"sum": key}) if "sum" in value else True
+    if not right or ("method" in value and digest_of_text("action", data.decode()) != key):
+        raise ValueError("it is not the manifest of its key")
+    return value
 
 
 @dataclass
@@ -119,6 +179,7 @@ class Store:
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
         self._looked: dict[Path, tuple[Stat, str]] = {}  # by this process
+        self._places: dict[str, Path] = {}  # sha256 → a file that had it, looked at by this process
         self._ready = False
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -159,15 +220,14 @@ class Store:
         return folder
 
     def sweep(self) -> None:
-        """Remove workplaces whose process is gone."""
+        """Remove workplaces and unfinished files whose process is gone."""
         import shutil
 
         for path in self.temporary.iterdir():
             pid = path.name.partition("-")[0]
-            if path.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists() and not _alive(int(pid)):
+            if path.is_dir() and pid.isdigit() and not is_alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and time.time() - path.stat().st_mtime > 86_400:
-                path.unlink(missing_ok=True)
+        sweep_parts(self.temporary)
 
     def lock(self, key: str) -> Lock:
         """Return the lock of a key (not yet held)."""
@@ -210,14 +270,16 @@ class Store:
             publish(path, self.object(sha256))
 
     def read_object(self, sha256: str) -> bytes:
-        """Return an object's bytes, verified. Raises BrokenPromise if it is missing or damaged."""
+        """Return an object's bytes, verified. Raises LostObject if it is missing or damaged."""
         path = self.object(sha256)
         try:
-            data = path.read_bytes()
+            data = read_entry(path)
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise ValueError("its bytes are not what its name says")
         except FileNotFoundError:
-            raise BrokenPromise(f"the store has no object {sha256[:12]}") from None
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise damaged(path, self.root / "quarantine", "its bytes are not what its name says")
+            raise LostObject(f"the store has no object {sha256[:12]}", sha256) from None
+        except ValueError as error:
+            raise LostObject(damaged(path, self.root / "quarantine", str(error)).message, sha256) from None
         return data
 
     def put_table(self, tensors: Iterable[Tensor]) -> str:
@@ -272,14 +334,17 @@ class Store:
         path = self.object(sha256)
         if path.exists():
             return path
-        for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256]):
+        places = [str(self._places[sha256])] if sha256 in self._places else []
+        places += [place for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256])]
+        for place in places:
             if stat_of(place) and self.digest(Path(place)) == sha256:
                 return Path(place)
         return None
 
     def holds(self, result: Result) -> bool:
-        """Say whether all files in which a result's bytes lie are there."""
-        return all(self.find(pack) for pack in result.packs)
+        """Say whether all files in which a result's bytes lie are there, and the tables that list its tensors."""
+        tables = (self.object(component.table).exists() for component in result.components.values())
+        return all(self.find(pack) for pack in result.packs) and all(tables)
 
     # -- files that are not ours -----------------------------------------------------------------------------------
 
@@ -313,7 +378,7 @@ class Store:
 
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
-        self._looked[path] = (stat, sha256)
+        self._looked[path], self._places[sha256] = (stat, sha256), path
         row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
         self.index.put("seen", {f"file:{path}": row})
         self.index.write("INSERT OR REPLACE INTO digests VALUES (?, ?)", [(sha256, str(path))])
@@ -345,8 +410,7 @@ class Store:
         old = self._known.get(key)
         found = Known(formula=old.formula if old else None)
         alias = self.keyed("aliases", key)
-        if alias.is_file():
-            found.alias = alias.read_text().strip()
+        found.alias = self._read_alias(alias)
         folder = self.keyed("results", key)
         if folder.is_dir():
             found.results = sorted(
@@ -354,6 +418,16 @@ class Store:
             )
         self._known[key] = found
         return found
+
+    def _read_alias(self, path: Path) -> str:
+        """Return where an alias leads, or "" where there is none; a damaged one is set aside."""
+        try:
+            return alias_in(path.name, read_entry(path))
+        except FileNotFoundError:
+            return ""
+        except ValueError as error:
+            damaged(path, self.root / "quarantine", str(error))
+            return ""
 
     def results(self) -> Iterator[tuple[Path, Result]]:
         """Yield all results with the files that hold them."""
@@ -363,20 +437,18 @@ class Store:
     def _read_results(self, folder: Path) -> Iterator[tuple[Path, Result]]:
         for path in sorted(folder.glob("*.json")):
             try:
-                result = Result.load(path.read_bytes())
-                if (result.key, result.digest) != (folder.name, path.stem):
-                    raise ValueError("it stands under another name")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                damaged(path, self.root / "quarantine", str(error))
+                yield path, load_result(path)
+            except FileNotFoundError:  # cleaned away meanwhile
                 continue
-            yield path, result
+            except ValueError as error:
+                damaged(path, self.root / "quarantine", str(error))
 
     def record(self, result: Result) -> dict[str, Any]:
         """Return all that is recorded of a result."""
         path = self.keyed("results", result.key) / f"{result.digest}.json"
         try:
-            record: dict[str, Any] = json.loads(path.read_bytes())["record"]
-        except (OSError, ValueError, KeyError):
+            record: dict[str, Any] = json.loads(read_entry(path))["record"]
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
         return record
 
@@ -384,6 +456,11 @@ class Store:
         """Remember what a formula makes, so that its tensors need not be listed again."""
         found = self.known(key)
         found.formula = formula
+        self._dirty(key)
+
+    def reread(self, key: str) -> None:
+        """Look into the folders for what lies under a key, and let the index know."""
+        self.fresh(key)
         self._dirty(key)
 
     def _dirty(self, key: str) -> None:
@@ -403,7 +480,7 @@ class Store:
         if manifest:
             self.note_preimage(key, manifest)
         path = self.keyed("aliases", key)
-        publish_bytes(content_key.encode(), path, self.temporary)
+        publish_bytes(alias_text(key, content_key).encode(), path, self.temporary)
         self.fresh(key)
         self._dirty(key)
 
@@ -421,13 +498,20 @@ class Store:
         if not path.exists():
             publish_bytes(manifest.encode(), path, self.temporary)
 
+    def note_whole(self, key: str, value: dict[str, Any]) -> None:
+        """Keep what a data set is named by, with a sum, since its name is not the hash of it."""
+        self.note_preimage(key, json.dumps(value | {"sum": _sum(value | {"sum": key})}))
+
     def preimage(self, key: str) -> dict[str, Any] | None:
-        """Return the manifest behind a key, if it was ever kept here."""
+        """Return the manifest behind a key, if it was ever kept here; a damaged one is set aside."""
+        path = self.keyed("preimages", key)
         try:
-            found: dict[str, Any] = json.loads(self.keyed("preimages", key).read_bytes())
-        except (OSError, ValueError):
+            return preimage_in(key, read_entry(path))
+        except OSError:
             return None
-        return found
+        except ValueError as error:
+            damaged(path, self.root / "quarantine", str(error))
+            return None
 
     # -- what is kept of runs --------------------------------------------------------------------------------------
 
@@ -470,13 +554,3 @@ class Store:
 
     def close(self) -> None:
         self.index.close()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

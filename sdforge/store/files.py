@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from typing import NamedTuple, Self
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 
 CHUNK = 1 << 20
-FAULT = "FORGE_FAULT"  # tests: `kill:N` or `error:N` at the N-th publish of a process
+FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
 _published = 0
 
@@ -73,6 +74,23 @@ def open_regular(path: Path) -> int:
     return fd
 
 
+def read_entry(path: Path) -> bytes:
+    """Return the bytes of a file of the store. Raises FileNotFoundError, and ValueError for what is no file of ours."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("a link lies in its place") from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("what lies in its place is no file")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def resources(what: str) -> Iterator[None]:
     """Turn the operating system's refusals into one sentence with exit code 4."""
@@ -89,8 +107,10 @@ def resources(what: str) -> Iterator[None]:
 
 def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
     """Move a written file to its final name, whole and flushed. What is there already is replaced."""
-    _fault()
+    global _published
+    _published += 1
     with resources(f"{final.name} could not be kept"):
+        planted(_published, "early")
         fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fchmod(fd, mode)
@@ -99,6 +119,7 @@ def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
             os.close(fd)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(final)
+        planted(_published, "late")
         flush_folder(final.parent)
 
 
@@ -116,6 +137,25 @@ def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 
             raise
 
 
+def sweep_parts(folder: Path) -> None:
+    """Remove the unfinished files that `publish_bytes` of dead processes left in a folder."""
+    for path in folder.glob(".*-*"):
+        pid, _, rest = path.name[1:].partition("-")
+        if pid.isdigit() and len(rest) == 12 and path.is_file() and not is_alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this machine lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def flush_folder(folder: Path) -> None:
     """Flush a folder's names to the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -125,14 +165,22 @@ def flush_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _fault() -> None:
-    global _published
-    _published += 1
-    kind, _, at = os.environ.get(FAULT, "").partition(":")
-    if kind and _published == int(at):
-        if kind == "kill":
-            os.kill(os.getpid(), 9)
-        raise OSError(errno.EIO, "planted fault")
+def planted(publish: int, moment: str) -> None:
+    """Do at a publish what a test has planted there.
+
+    FORGE_FAULT is `[late-]WHAT:N[+]`: at the N-th publish (`+`: and at all later ones), before its rename (`late-`:
+    after it). WHAT is `kill`, or the name of an error of the operating system (EIO, ENOSPC, …). Raises OSError.
+    """
+    wish = os.environ.get(FAULT, "")
+    if not wish or wish.startswith("late-") != (moment == "late"):
+        return
+    what, _, at = wish.removeprefix("late-").partition(":")
+    first = int(at.removesuffix("+"))
+    if publish == first or (publish > first and at.endswith("+")):
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = getattr(errno, what)
+        raise OSError(number, f"planted: {os.strerror(number)}")
 
 
 class Lock:
@@ -217,9 +265,11 @@ def _real(folder: str) -> str:
 
 def damaged(path: Path, quarantine: Path, why: str) -> ForgeError:
     """Set a damaged file aside and say so; the caller treats it as missing."""
-    quarantine.mkdir(parents=True, exist_ok=True)
     place = quarantine / path.name
+    if place.is_dir():
+        place = quarantine / f"{path.name}.{os.urandom(6).hex()}"
     try:
+        quarantine.mkdir(parents=True, exist_ok=True)
         path.replace(place)
     except OSError:
         return BrokenPromise(f"{path} is damaged ({why}) and cannot be moved aside")

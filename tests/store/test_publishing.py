@@ -26,7 +26,7 @@ from sdforge.store import Store
 from tests.store.conftest import make_result
 print(make_result(Store(Path(sys.argv[1])), "{KEY}", b"some bytes").digest)
 """
-PUBLISHES = 5  # pack, table, log, preimage, result
+PUBLISHES = 7  # pack, table, log, losses, a sample, preimage, result
 
 
 def write(cache: Path, fault: str = "") -> subprocess.CompletedProcess[str]:
@@ -75,9 +75,9 @@ def test_a_kill_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None
 
 @pytest.mark.parametrize("at", range(1, PUBLISHES + 1))
 def test_an_error_at_any_publish_leaves_nothing_half(cache: Path, at: int) -> None:
-    failed = write(cache, f"error:{at}")
+    failed = write(cache, f"EIO:{at}")
     assert failed.returncode != 0
-    assert "planted fault" in failed.stderr
+    assert "planted: Input/output error" in failed.stderr
     assert_whole(cache)
     assert Store(cache).known(KEY).results == []
 

@@ -1,0 +1,97 @@
+"""A fault at any publish of a build costs nothing but time: no wrong byte, no half file, nothing to mend by hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import new_project
+from tests.quick import Quick
+from tests.survival import Whole, leftovers
+
+RECIPE = """\
+family = "sd15"
+
+[rehearsal.a]
+on = "base"
+dataset = "drawings"
+steps = 6
+
+[preset]
+checkpoint = "a"
+"""
+KINDS = ("kill", "late-kill", "EIO", "ENOSPC", "late-EIO", "late-ENOSPC")
+PUBLISHES = 23  # of a whole build: tables, states, preimages, results, aliases, outputs and the lock
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[Quick]:
+    found = Quick()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
+    """A project built without a fault, and what it came out as."""
+    root = tmp_path_factory.mktemp("whole") / "project"
+    new_project(root, toy_checkpoint, RECIPE)
+    assert quick.forge(root, "build", "--json").code == 0
+    return Whole(root)
+
+
+@pytest.fixture
+def root(whole: Whole) -> Iterator[Path]:
+    """A clone that nobody has built; in memory where that is possible, since it is flushed again and again."""
+    place = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    yield whole.clone(Path(place) / "project")
+    shutil.rmtree(place)
+
+
+def test_a_build_publishes_as_often_as_this_file_thinks(root: Path, quick: Quick) -> None:
+    assert quick.forge(root, "build", "--json", FORGE_FAULT=f"kill:{PUBLISHES}").code == -9
+    shutil.rmtree(root / "cache")
+    shutil.rmtree(root / "out")
+    (root / "forge.lock").unlink(missing_ok=True)
+    assert quick.forge(root, "build", "--json", FORGE_FAULT=f"kill:{PUBLISHES + 1}").code == 0
+
+
+@pytest.mark.parametrize("at", range(1, PUBLISHES + 1))
+def test_a_fault_at_any_publish_costs_only_time(root: Path, whole: Whole, quick: Quick, at: int) -> None:
+    """One kind of fault at each; `benchmarks/reliability.py` has all kinds at all of them."""
+    kind = KINDS[at % len(KINDS)]
+    ran = quick.forge(root, "build", "--json", FORGE_FAULT=f"{kind}:{at}")
+    assert ran.code == (-9 if kind.endswith("kill") else 4), ran.out
+    assert "Traceback" not in ran.out + ran.err
+    assert quick.forge(root, "build", "--json").code == 0
+    assert whole.differences(root) == []
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("kind", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("at", [1, 5, 9, 13, 17, 21])
+def test_a_disk_that_stays_broken_ends_the_build_with_one_sentence(
+    root: Path, whole: Whole, quick: Quick, at: int, kind: str
+) -> None:
+    ran = quick.forge(root, "build", FORGE_FAULT=f"{kind}:{at}+")
+    assert ran.code == 4, ran.out + ran.err
+    assert "Traceback" not in ran.out + ran.err
+    assert ("the disk is full" if kind == "ENOSPC" else "planted: Input/output error") in ran.out + ran.err
+    assert quick.forge(root, "build", "--json").code == 0
+    assert whole.differences(root) == []
+    assert leftovers(root) == []
+
+
+def test_a_chain_of_kills_comes_to_its_end(root: Path, whole: Whole, quick: Quick) -> None:
+    kills = 0
+    while quick.forge(root, "build", "--json", FORGE_FAULT="kill:4").code == -9:
+        kills += 1
+        assert kills < PUBLISHES
+    assert kills > 2
+    assert whole.differences(root) == []
+    assert leftovers(root) == []

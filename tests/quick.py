@@ -1,0 +1,149 @@
+"""Many builds in little time: one process has imported `forge`, and a fork of it runs each command.
+
+A whole build of the toy takes a tenth of the time that a new interpreter with a worker would need, since orders run in
+the command's own process. So the publishes of builder and worker are counted in one row, and a test can go through
+all of them. A fork that is killed dies as a command would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import METHODS, RECIPE, Ran
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
+
+
+class Here:
+    """An executor that runs an order at once, in this process."""
+
+    elsewhere = False
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def submit(self, order: Any, log: str, lock: int) -> Any:  # noqa: ARG002 -- the executor's seam
+        from sdforge.build import _Inline
+
+        return _Inline(order)
+
+    def close(self) -> None:
+        """There is nobody to send home."""
+
+
+class Quick:
+    """Runs `forge` in forks of a process that waits for commands on its standard input."""
+
+    def __init__(self) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_")}
+        own = {"FORGE_METHODS": str(METHODS), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.quick"],
+            cwd=ROOT,
+            env=clean | own,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, root: Path, *arguments: str, **environment: str) -> Running:
+        """Begin a command in a project's folder."""
+        assert self.process.stdin
+        assert self.process.stdout
+        own = {"REHEARSAL_LOG": str(root / "rehearsal.log")}
+        wish = {"at": str(root), "arguments": arguments, "environment": own | environment}
+        self.process.stdin.write(json.dumps(wish) + "\n")
+        self.process.stdin.flush()
+        pid, place = json.loads(self.process.stdout.readline())
+        return Running(self, pid, Path(place))
+
+    def forge(self, root: Path, *arguments: str, **environment: str) -> Ran:
+        """Run a command to its end; a killed one has the code −9."""
+        return self.start(root, *arguments, **environment).wait()
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+
+
+class Running:
+    """A fork at work; its output lies in a folder until `wait` takes it."""
+
+    def __init__(self, quick: Quick, pid: int, place: Path) -> None:
+        self.quick, self.pid, self.place = quick, pid, place
+
+    def wait(self) -> Ran:
+        assert self.quick.process.stdin
+        assert self.quick.process.stdout
+        self.quick.process.stdin.write(json.dumps({"wait": self.pid}) + "\n")
+        self.quick.process.stdin.flush()
+        code = json.loads(self.quick.process.stdout.readline())
+        out, err = ((self.place / name).read_text(errors="replace") for name in ("out", "err"))
+        for path in (*self.place.iterdir(), self.place):
+            path.rmdir() if path.is_dir() else path.unlink()
+        return Ran(code, out, err, [json.loads(line) for line in out.splitlines() if line.startswith("{")])
+
+
+def serve() -> None:
+    """Fork for every command that comes; say its process id at once, and its exit code when asked."""
+    import sdforge.commands
+    import sdforge.housekeeping
+    import sdforge.run.__main__
+    from sdforge.recipe import read_recipe
+
+    read_recipe(RECIPE.encode(), "toy", "toy.toml")  # what that imports, no fork has to
+    sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
+    for line in sys.stdin:
+        wish = json.loads(line)
+        if "wait" in wish:
+            _, status = os.waitpid(wish["wait"], 0)
+            print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
+            continue
+        place = tempfile.mkdtemp(prefix="quick-")
+        if not (pid := os.fork()):
+            run(wish, place)
+        print(json.dumps([pid, place]), flush=True)
+
+
+def run(wish: dict[str, Any], place: str) -> None:
+    """Be a command: never returns."""
+    from sdforge.cli import main
+
+    signal.alarm(LONGEST)
+    for name, stream in (("out", 1), ("err", 2)):
+        fd = os.open(f"{place}/{name}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(fd, stream)
+        os.close(fd)
+    os.environ.update(wish["environment"])
+    os.chdir(wish["at"])
+    code = 70
+    try:
+        code = main(wish["arguments"])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def once(arguments: list[str]) -> int:
+    """Be one command, in this process: for a tracer that is to see all that it does."""
+    import sdforge.commands
+    from sdforge.cli import main
+
+    sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(once(sys.argv[1:]) if len(sys.argv) > 1 else serve())

@@ -1,0 +1,133 @@
+"""`forge doctor` finds what is wrong with a machine, says what to do, and exits with what it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sdforge.doctor as doctor
+from sdforge.cli import main
+from sdforge.run.golden import VECTORS, digest
+
+WELL: dict[str, Any] = {
+    "differing": [],
+    "vectors": 7,
+    "seconds": 0.1,
+    "processor": "AVX2",
+    "built_for": "",
+    "gpus": [],
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project; the child that would import torch says that all is well."""
+    (tmp_path / "forge.toml").write_text("")
+    pretend(monkeypatch)
+    return tmp_path
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, **changed: Any) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, json.dumps(WELL | changed), "")
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+
+
+def examine(root: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, dict[str, Any]]:
+    """Return what it finds, by name."""
+    capsys.readouterr()
+    assert main(["-C", str(root), "doctor", "--json"]) == code
+    return {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_a_golden_vector_has_the_bytes_that_the_doctor_expects(name: str) -> None:
+    assert digest(name) == VECTORS[name][1]
+
+
+def test_the_child_computes_the_golden_vectors() -> None:
+    (found, devices) = doctor._computing()
+    assert (found.code, devices.code) == (0, 0)
+    assert f"{len(VECTORS)} golden vectors are right" in found.text
+
+
+def test_a_machine_that_is_well_has_nothing_to_mend(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = examine(root, capsys)
+    assert {row["code"] for row in found.values()} == {0}
+    assert {"python", "libraries", "class A", "devices", "memory", "disk", "file system", "clock", "cache"} <= set(
+        found
+    )
+    assert not list(root.glob(".doctor-*"))
+
+
+def test_other_bytes_of_class_a_are_a_broken_promise(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, differing=["slerp", "bake"])
+    found = examine(root, capsys, 3)["class A"]
+    assert "slerp, bake" in found["text"]
+    assert "another build of torch" in found["hint"]
+
+
+def test_a_torch_that_cannot_be_imported_is_said(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "ImportError")
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    assert "golden` says why" in examine(root, capsys, 4)["torch"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "name", "said"),
+    [("0.1.0", 4, "diffusers", "is too old"), ("99.0.0", 0, "libraries", "diffusers 99.0.0 (tested: ")],
+)
+def test_versions_are_held_against_what_is_tested(
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    code: int,
+    name: str,
+    said: str,
+) -> None:
+    whole = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda n: version if n == "diffusers" else whole(n))
+    assert said in examine(root, capsys, code)[name]["text"]
+
+
+def test_a_file_system_whose_clock_is_off_is_noted(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = doctor.time.time
+    monkeypatch.setattr(doctor.time, "time", lambda: now() - 3600)
+    assert "+3600 s off" in examine(root, capsys)["clock"]["text"]
+
+
+def test_a_file_system_without_locks_is_broken(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor.fcntl, "flock", lambda *_: None)  # it says yes to everybody
+    assert "no locks" in examine(root, capsys, 4)["file system"]["text"]
+
+
+def test_what_lies_in_quarantine_is_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "cache" / "v1" / "quarantine").mkdir(parents=True)
+    (root / "cache" / "v1" / "quarantine" / "x").write_bytes(b"damaged")
+    found = examine(root, capsys)["cache"]
+    assert "1 quarantine" in found["text"]
+    assert "forge verify" in found["hint"]
+
+
+def test_outside_a_project_the_machine_is_looked_at_all_the_same(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert root
+    found = examine(tmp_path_factory.mktemp("nowhere"), capsys)
+    assert "no project here" in found["cache"]["text"]
