@@ -39,10 +39,7 @@ prompts = {prompts}
 steps = {steps}
 learning_rate = 1e-3
 """
-ALONE, TOGETHER = (
-    8,
-    20,
-)  # T for a prompt by itself; for several, whose shift is shared by all, as in methods-embeddings §5.4
+ALONE, TOGETHER = 8, 20  # T for one prompt, and for several that share a shift (methods-embeddings §5.4)
 BESIDE = 'checkpoint = "flat"\nsidecars = ["dusk"]'
 BAKED = 'checkpoint = "flat"\nbake = { dusk = 1.0 }'
 
