@@ -1,4 +1,4 @@
-"""Custom Diffusion: a word for each of two faces, and both in one checkpoint by `custom_merge`. Do pictures show them?"""
+"""Custom Diffusion: a word for each of two faces, and both in one by `custom_merge`. Do pictures show them?"""
 
 from __future__ import annotations
 
