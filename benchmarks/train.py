@@ -1,8 +1,9 @@
-"""How fast trainings run: `python -m benchmarks.train [--device cuda]`.
+"""How fast trainings run: `python -m benchmarks.train [--device cuda] [--preserve]`.
 
 On a CPU: seconds of a step of the shared loop against those of a loop written by hand (`benchmarks/plain_loop.py`)
 on the same cached latents, in turns in one run; both must have the same losses, bit for bit. On CUDA: pictures per
-second of a LoRA on U-Nets of full size with random weights, and the share of the device's peak.
+second of a LoRA on U-Nets of full size with random weights, and the share of the device's peak. With --preserve: what
+a step costs that also keeps the class as it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +30,20 @@ COSTS = {"sd15": 1.61e12, "sdxl": 13.5e12}
 PEAKS = {"H100": 790e12, "H200": 790e12}
 
 
-def ours(work: Path, steps: int, device: str) -> tuple[list[float], list[float]]:
-    """Return (losses, seconds of each step but the first) of the shared loop."""
+def ours(
+    work: Path, steps: int, device: str, clock: Callable[[], float] = time.perf_counter, **more: Any
+) -> tuple[list[float], list[float]]:
+    """Return (losses, seconds of each step but the first) of the shared loop; more: settings of the LoRA."""
     from sdforge.run.train import run_training
     from tests.families.workbench import take
     from tests.run.order import dataset, order
 
-    wanted = order(work, "lora", take(BASE), dataset(DATA), **SETTINGS, steps=steps, how={"device": device})
+    wanted = order(work, "lora", take(BASE), dataset(DATA), **SETTINGS, **more, steps=steps, how={"device": device})
     wanted = dataclasses.replace(wanted, derived=str(work.parent / "derived"))
     stamps: list[float] = []
 
     def asked() -> bool:
-        stamps.append(time.perf_counter())  # before every step
+        stamps.append(clock())  # before every step
         return False
 
     outcome = run_training(wanted, lambda **_: None, asked)
@@ -80,13 +84,33 @@ def compare(steps: int, rounds: int, device: str) -> int:
     return int(ratio > BOUND)
 
 
+def preserve(steps: int, rounds: int, device: str) -> int:
+    """Print milliseconds of a step without and with `preserve`, whose trigger every caption names.
+
+    On a CPU of this thread's work, so that whoever else is at work there counts less.
+    """
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds):
+            found = [
+                statistics.median(ours(Path(folder) / f"{turn}-{i}", steps, device, clock, **more)[1][3:])
+                for i, more in enumerate(({}, {"trigger": "background", "preserve": "wall"}))
+            ]
+            print(f"| {turn + 1} | {1000 * found[0]:.1f} | {1000 * found[1]:.1f} | {found[1] / found[0]:.2f} |")
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--preserve", action="store_true")
     wishes = parser.parse_args()
     torch.set_num_threads(1)
+    if wishes.preserve:
+        print("| round | plain, ms a step | with preserve, ms a step | ratio |\n| --: | --: | --: | --: |")
+        return preserve(wishes.steps, wishes.rounds, wishes.device)
     print("| round | by hand, ms a step | sdforge, ms a step | ratio |\n| --: | --: | --: | --: |")
     code = compare(wishes.steps, wishes.rounds, wishes.device)
     if wishes.device.startswith("cuda"):

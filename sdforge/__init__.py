@@ -32,7 +32,8 @@ def load_preset(
     Sidecars take part. What one draws by itself is in `pictures`: `pipeline.pictures["cat"](prompt="a dog")`.
     `pipeline.preset` is what `preset.json` says.
 
-    Raises UsageError for a folder that is no preset or lacks a file.
+    Raises UsageError for a folder that is no preset or lacks a file, BrokenPromise for a file that is another one than
+    `preset.json` says: whatever is loaded is hashed first.
     """
     from sdforge.run.preset import load_preset as load
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sdforge.devices import devices
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
@@ -79,6 +80,8 @@ class Summary:
     """What a build did, by the ids of the targets."""
 
     built: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)  # whose files were written again
+    fetched: list[str] = field(default_factory=list)
     failed: dict[str, ForgeError] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -98,7 +101,6 @@ class Build:
         self.patient: set[str] = set()  # ids of steps that have said that they wait for a device
         self.summary = Summary()
         self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
-        self.restored: set[str] = set()  # ids of steps whose files were written again
         self.signals: list[int] = []
 
     def run(self, wanted: list[str]) -> Summary:
@@ -108,6 +110,8 @@ class Build:
         self.lockfile.check(plan)
         self._keep_notes(plan)
         self.session.refuse_lack(plan)
+        if self.session.unreachable:
+            self.reporter.note(f"{self.session.unreachable}; going on without it")
         self.store.prepare()
         self.summary.pinned = set(self.session.lock.results)
         with self._listening(), self.store.guard() as guard:
@@ -170,6 +174,8 @@ class Build:
 
     def _is_ready(self, plan: Plan, step: Step) -> bool:
         """Say whether all bytes that a step reads are there."""
+        if step.state == "fetch":
+            return True
         if any(artifact is None for _, artifact in step.inputs):
             return False
         busy = {running.step.id for running in self.running}
@@ -177,7 +183,7 @@ class Build:
             other = plan.steps.get(link.id)
             if other is None or artifact is None:
                 continue
-            if other.state in ("build", "maybe", "running"):
+            if other.state in ("build", "maybe", "fetch", "running"):
                 return False
             reads = step.node.target.role(link.use.role).reads
             needed = [maker for name, maker in other.makers.items() if name.startswith(reads or ("\0",))]
@@ -206,15 +212,18 @@ class Build:
             lock.release()
             return True
         if step.restore:
-            if step.id in self.restored:
+            if step.id in self.summary.restored:
                 raise BrokenPromise(
                     f"the files of {step.id} were written, and are not what was written",
                     hint="does something else write into out/ at the same time?",
                 )
-            self.restored.add(step.id)
+            self.summary.restored.append(step.id)
         if step.restore and self._restored(step):
             lock.release()
             return True
+        if step.state == "fetch":
+            self._fetch(step, lock, key, manifest)
+            return False
         chosen = self._device(step)
         if chosen is None:
             self.waiting[step.id] = lock
@@ -237,7 +246,7 @@ class Build:
         how = {"device": device, "threads": self.options.threads, **self.options.how}
         order = make_order(self.session, step, key, manifest, work, how)
         step.state = "running"
-        self.reporter.started(step, device)
+        self.reporter.started(step, self.executor.elsewhere or device)
         bytes_only = (
             step.kind == "formula" and not order.compute
         )  # all tensors pass: there is an index to write, no more
@@ -247,6 +256,18 @@ class Build:
             handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
         self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic()))
 
+    def _fetch(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
+        """Have a pinned result from the remote cache, beside whatever else runs."""
+        from sdforge.exchange import fetching
+
+        assert step.pin is not None
+        assert self.session.sharing is not None
+        step.state = "running"
+        self.reporter.started(step, "remote")
+        handle = fetching(self.session.sharing, step.pin)
+        work = self.store.workplace()
+        self.running.append(Running(step, handle, lock, None, work, key, manifest, time.monotonic()))
+
     def _device(self, step: Step) -> tuple[str, Lock | None] | None:
         """Choose where an action computes, or None while all devices are taken.
 
@@ -255,7 +276,9 @@ class Build:
         signature = step.node.target.signature
         if signature.kind == "formula" or signature.makes == "files":
             return "cpu", None
-        for name in self.session.devices(self.options.device):
+        if self.executor.elsewhere:  # there the engine says what is free
+            return self.options.device, None
+        for name in devices(self.options.device):
             if name == "cpu":
                 return name, None
             guard = Lock(device_locks() / f"{name.replace(':', '-')}.lock")
@@ -306,9 +329,15 @@ class Build:
         try:
             if event["event"] == "done":
                 self._keep(running, Outcome(**event["outcome"]))
+            elif event["event"] == "fetched":
+                self._fetched(running)
+            elif event["event"] == "missed":
+                self._missed(step, event)
             elif event["event"] == "stopped":
                 self.summary.stopped.append(step.id)
             elif event["event"] == "damaged":
+                if step.id in self.summary.restored:
+                    self.summary.restored.remove(step.id)  # its files were not written
                 self._heal(step, event)
             elif event["event"] == "lost":
                 raise ActionFailed(
@@ -326,6 +355,43 @@ class Build:
             running.lock.release()
             if running.device:
                 running.device.release()
+
+    def _fetched(self, running: Running) -> None:
+        """Take a pinned result in that has come; the next plan finds it in the store."""
+        step, pin = running.step, running.step.pin
+        assert pin is not None
+        found = {result.digest: result for result in self.store.fresh(pin.key).results}
+        if step.key != pin.key:
+            self.store.add_alias(step.key, pin.key, step.manifest)
+        self.lockfile.pin_new(step, found[pin.digest], running.manifest)
+        self.summary.fetched.append(step.id)
+        step.state = "fetch"
+        self.reporter.finished(step, found[pin.digest], time.monotonic() - running.began)
+
+    def _missed(self, step: Step, event: dict[str, Any]) -> None:
+        """Plan anew without a remote cache that does not have, or does not honestly have, what it offered."""
+        assert step.pin is not None
+        if event["gone"]:
+            self.session.leave_remote(ResourceError(event["message"]))
+        elif self.session.sharing is not None:
+            self.session.sharing.refuse(step.pin)
+        self.reporter.note(f"{step.id}: {event['message']}")
+        if self.session.locked:
+            raise BrokenPromise(
+                f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had",
+                hint="`forge build` without --locked trains it",
+            )
+
+    def _push(self, result: Result) -> None:
+        """Put what was trained into the remote cache, where it is told to; a cache that does not take it is left."""
+        sharing = self.session.sharing
+        if sharing is None or not sharing.writes:
+            return
+        try:
+            sharing.push(result, lambda done, total: None)  # noqa: ARG005
+        except ForgeError as error:
+            self.session.leave_remote(error)
+            self.reporter.note(f"{error.message}; it was not put there")
 
     def _kept_log(self, running: Running) -> str:
         log = running.work / "log.txt"
@@ -370,7 +436,8 @@ class Build:
         result = Publisher(self.session, self.lockfile).publish(made)
         if step.kind == "formula" and step.artifact is not None:
             step.artifact = replace(step.artifact, components=step.artifact.components | result.components)
-        self.summary.built.append(step.id)
+        if not step.restore:
+            self.summary.built.append(step.id)
         self.store.note_run(
             f"{step.node.target.signature.name}:{step.node.recipe.family}", _pace(step, outcome, seconds)
         )
@@ -382,6 +449,8 @@ class Build:
             self.session.lock.pin(self.lockfile.pin(step, result, running.manifest), replace=True)
         elif step.node.target.signature.pinned and step.kind == "content":
             self.lockfile.pin_new(step, result, running.manifest)
+        if step.node.target.signature.pinned and step.kind == "content":
+            self._push(result)
         if step.node.target.signature.makes in ("files", "pictures"):
             self._place(step, result, running.work)
         self.reporter.finished(step, result, seconds)
@@ -461,7 +530,7 @@ class Build:
                         self.store.note_preimage(artifact.whole, json.dumps(named))
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
-        if self.summary.built:
+        if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
 
 

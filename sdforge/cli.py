@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, or a name that is unique")
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
+    build.add_argument(
+        "--on", default="", metavar="CLUSTER", help="where trainings run: slurm, slurm:PARTITION, ray, ray://HOST:PORT"
+    )
     build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
     build.add_argument(
         "-k", "--keep-going", action="store_true", help="after a failure, go on with what does not need it"
@@ -49,19 +52,47 @@ def parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
+    build.add_argument(
+        "--remote", choices=("read", "write", "off"), default="", help="how the cache that [remote] names is used"
+    )
+    build.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
     )
+    plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
+    plan.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
     check.add_argument("recipes", nargs="*", metavar="RECIPE")
     lock = command("lock", "pin sources and results that are there")
     lock.add_argument("--take", metavar="DIGEST", help="of two results of the same inputs, pin this one")
+    lock.add_argument(
+        "--update", action="store_true", help="pin anew what sources from elsewhere are now, and what is here"
+    )
+    lock.add_argument("--offline", action="store_true", help="open no connection")
     lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
+    fetch = command("fetch", "bring sources here that come from elsewhere; what this machine has is linked")
+    fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
+    fetch.add_argument("--offline", action="store_true", help="open no connection")
+    push = command("push", "put trained results that the lock pins into the remote cache")
+    push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    push.add_argument("--key", default="", metavar="FILE", help="sign what is put there with this Ed25519 key")
+    sign = command("sign", "sign forge.lock: FILE.sig beside it, as `ssh-keygen -Y sign` would")
+    sign.add_argument("--key", required=True, metavar="FILE", help="a private key of `ssh-keygen -t ed25519`")
+    pull = command("pull", "bring results that the lock pins here from the remote cache")
+    pull.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    add = command("add", "write a source into forge.toml")
+    add.add_argument("name", metavar="NAME", help="how recipes call it")
+    add.add_argument(
+        "reference", metavar="REF", help="a path, hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR"
+    )
+    add.add_argument("--sha256", default="", help="of the file; it is then this file or none")
+    add.add_argument("--licence", default="", help="reaches metadata and card of what is made from it")
+    add.add_argument("--offline", action="store_true", help="open no connection")
     listing = command("list", "recipes and the states of their targets")
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
@@ -199,6 +230,7 @@ def build(wishes: argparse.Namespace) -> int:
             return _say(words)
     session = _open(wishes)
     session.locked = wishes.locked
+    session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
     made = session.plan(wanted)
@@ -234,6 +266,7 @@ def plan(wishes: argparse.Namespace) -> int:
     """`forge plan`: say what a build would do."""
     session = _open(wishes)
     session.locked = wishes.locked
+    session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
@@ -255,7 +288,22 @@ def other(wishes: argparse.Namespace) -> int:
 
         sdforge.looking.show_file(path, as_json=wishes.json)
         return 0
+    if name == "add":
+        from sdforge.fetch.command import add
+
+        return add(wishes)
     session = _open(wishes)
+    if name == "fetch":
+        from sdforge.fetch.command import fetch
+
+        return fetch(session, wishes)
+    if name in ("push", "pull", "sign"):
+        import sdforge.exchange as exchange
+
+        exchanging: dict[str, Callable[..., int]] = {
+            "push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock
+        }  # fmt: skip
+        return exchanging[name](session, wishes)
     if name in ("why", "check", "lock"):
         import sdforge.commands as found
 

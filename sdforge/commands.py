@@ -12,6 +12,7 @@ from typing import Any
 
 from sdforge.build import Build, Options, Summary
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
+from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock
@@ -24,6 +25,7 @@ from sdforge.report.table import row
 from sdforge.report.words import safe, seconds, size
 from sdforge.session import Session
 
+JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
 UNITS = {"GB": 10**9, "GiB": 2**30, "MB": 10**6, "MiB": 2**20}
 
 
@@ -40,18 +42,18 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     gc.enable()
     run = session.project.run
     options = Options(
-        jobs=wishes.jobs or run.get("jobs", 1),
+        jobs=wishes.jobs or (JOBS_ELSEWHERE if wishes.on else run.get("jobs", 1)),
         device=wishes.device or run.get("device", "auto"),
         keep_going=wishes.keep_going,
         wait=not wishes.no_wait,
         threads=run.get("threads", 1),
         how=how_to_run(run, wishes.vram),
     )
-    view = reporter(sys.stdout, as_json=wishes.json, plain=wishes.plain)
+    view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
     if made.to_do:
         session.refuse_mistakes(made)
-    build = Build(session, LocalExecutor(options.threads), view, options)
+    build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
         summary = build.run(wanted)
@@ -59,6 +61,15 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
     return exit_code(list(summary.failed.values()))
+
+
+def executor(session: Session, where: str, options: Options) -> Executor:
+    """Return where actions run: here, or on the cluster that `--on` names. Raises UsageError, ResourceError."""
+    if not where:
+        return LocalExecutor(options.threads)
+    from sdforge.executors.cluster import cluster
+
+    return cluster(where, session.project.cluster, options.threads, session.store.root / "jobs")
 
 
 def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:
@@ -78,14 +89,17 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     """Say what a build did, and what of it is not what the lock says."""
     plan = summary.plan
     assert plan is not None
-    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in summary.built and not s.idle]
+    done = {*summary.built, *summary.fetched, *summary.restored}
+    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in done and not s.idle]
     counts = {
+        "fetched": len(summary.fetched),
         "built": len(summary.built),
+        "restored": len(summary.restored),
         "reused": len(reused),
         "failed": len(summary.failed),
         "skipped": len(summary.skipped),
     }
-    judged = [step for step in plan.steps.values() if step.differs or step.id in summary.built]
+    judged = [step for step in plan.steps.values() if step.differs or step.id in {*summary.built, *summary.fetched}]
     strange = [against_pin(session, step) for step in judged if step.content_key in summary.pinned]
     if as_json:
         for identifier in summary.skipped:
@@ -120,7 +134,8 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     text = f"{short(step)} differs from its pin: {step.result.digest[:8]} instead of {step.pin.digest[:8]}"
     if far is not None:
         text += f", about {far:.2g} of its update away"
-    differences = ", ".join(f"{name} {pair[0]} → {pair[1]}" for name, pair in other.items())
+    told = {name: ["not known" if value is None else value for value in pair] for name, pair in other.items()}
+    differences = ", ".join(f"{name} {before} → {now}" for name, (before, now) in told.items())
     text += f" (made elsewhere: {differences})" if differences else " (the fingerprint is the same)"
     text += "; what follows from it differs too, and the lock stays as it is"
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
@@ -161,10 +176,13 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool) -> None:
         for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
         if any(s.state == state for s, _ in rows)
     ]
+    if session.unreachable:
+        say(f"  note: {session.unreachable}")
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:
-        cost = f" · about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        known = f"about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+        cost = f" · {known if complete or spent else 'how long is not known yet'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
     session.refuse_lack(plan)
@@ -297,6 +315,7 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     path = session.project.root / LOCK
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
+    pinned = _pin_sources(session, wishes)
     names = session.project.recipe_names()
     session.open_recipes(names)
     plan = session.plan(list(session.graph.nodes))
@@ -317,9 +336,20 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     anew = file.write(plan)
     same = path.is_file() and path.read_bytes() == before
     lines = [f"source {name} is pinned anew: it is not the one it was" for name in anew]
-    lines.append("the lock was up to date" if same else f"{LOCK} is written")
-    _tell_lock("\n".join(lines), as_json=wishes.json, written=not same, anew=anew)
+    lines += [f"source {name} is pinned: {session.lock.sources[name]['resolved']}" for name in pinned]
+    lines.append("the lock was up to date" if same and not pinned else f"{LOCK} is written")
+    _tell_lock("\n".join(lines), as_json=wishes.json, written=not same or bool(pinned), anew=[*pinned, *anew])
     return 0
+
+
+def _pin_sources(session: Session, wishes: argparse.Namespace) -> list[str]:
+    """Pin what sources from elsewhere stand for, before their bytes are asked for. Returns those that are new."""
+    from sdforge.fetch.command import refuse_network, remote_sources, resolve_all
+
+    if wishes.offline or not remote_sources(session, []):
+        refuse_network(offline=wishes.offline and wishes.update)
+        return []
+    return resolve_all(session, [], update=wishes.update, as_json=wishes.json)
 
 
 def take(session: Session, digest: str, *, as_json: bool) -> int:

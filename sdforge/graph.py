@@ -126,7 +126,8 @@ class _Linking:
             if guess
             else f"declare it: [{'dataset' if wants == 'dataset' else 'source'}.{name}]"
         )
-        self._problem(recipe, target, use, "unknown-name", f"`{name}` is neither a target nor a source", hint)
+        if not target.implicit or _in_preset(name, recipe.preset or {}):  # else it is said where it is written
+            self._problem(recipe, target, use, "unknown-name", f"`{name}` is neither a target nor a source", hint)
         return ""
 
     def _elsewhere(self, recipe: Recipe, target: Target, use: Use, other: str, rest: str) -> str:
@@ -244,6 +245,12 @@ def problem_at(
     else:
         path = (*target.path, use.role)
     return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
+
+
+def _in_preset(name: str, preset: dict[str, Any]) -> bool:
+    """Say whether `[preset]` itself names an artifact; its targets also take what lies behind those."""
+    named = [preset.get("checkpoint"), *preset.get("insert", ()), *preset.get("bake", ()), *preset.get("sidecars", ())]
+    return name in named
 
 
 def source_place(project: Project, identifier: str) -> Place:

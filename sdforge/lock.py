@@ -1,7 +1,8 @@
 """`forge.lock`: the resolved sources, and what every target of every recipe came out as. Text, sorted, in git.
 
     version = 1
-    [source.NAME]                 digest (identity), and sha256 of each file
+    [source.NAME]                 digest (identity), and sha256 of each file; from elsewhere also what `from` was
+                                  resolved to
     [target."RECIPE:NAME"]        key, and the digest it came out as
     [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
 
@@ -56,7 +57,7 @@ class Pin:
 
 @dataclass
 class Lock:
-    """The lock's content. sources: id → {"digest", "files"}; targets: id → {"key", "digest"}."""
+    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest"}."""
 
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     targets: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -118,7 +119,9 @@ def read_lock(source: bytes, file: str) -> Lock:
     try:
         sources, targets, results = (_like({}, values.get(kind, {}), kind) for kind in ("source", "target", "result"))
         for name, row in sources.items():
-            _like("", _like({}, row, name).get("digest"), f"the digest of {name}")
+            needed = "resolved" if "resolved" in _like({}, row, name) else "digest"
+            for field_ in {needed, *({"digest", "from"} & row.keys())}:
+                _like("", row.get(field_), f"{field_} of {name}")
         for name, row in targets.items():
             for field_, value in _like({}, row, name).items():
                 _like("", value, f"{field_} of {name}")
@@ -199,17 +202,18 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
 
 def _table(path: tuple[str, ...], values: dict[str, Any]) -> str:
     rows = "".join(
-        f"{_key(name)} = {_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, "")
+        f"{_key(name)} = {toml_value(values[name])}\n" for name in sorted(values) if values[name] not in ({}, "")
     )
     return f"[{'.'.join(map(_key, path))}]\n{rows}"
 
 
 def _key(name: str) -> str:
     plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if plain and name else _value(name)
+    return name if plain and name else toml_value(name)
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a value as TOML writes it, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
@@ -221,9 +225,9 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, list):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(k)} = {_value(value[k])}" for k in sorted(value)) + " }" if value else "{}"
+        return "{ " + ", ".join(f"{_key(k)} = {toml_value(value[k])}" for k in sorted(value)) + " }" if value else "{}"
     if value is None:
         return '""'
     raise TypeError(f"{type(value).__name__} has no place in the lock")

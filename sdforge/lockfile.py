@@ -47,10 +47,10 @@ class LockFile:
         for name, row in self._source_rows(plan).items():
             if name not in lock.sources:
                 found.append(f"source {name} is not in the lock")
-            elif lock.sources[name]["digest"] != row["digest"]:
+            elif (pinned := lock.sources[name].get("digest", "")) != row["digest"]:
                 found.append(
                     f"source {name} is not the one that is pinned ({row['digest'][:12]} instead of "
-                    f"{lock.sources[name]['digest'][:12]})"
+                    f"{pinned[:12] or 'none that was read'})"
                 )
         for step in plan.steps.values():
             signature = step.node.target.signature
@@ -67,9 +67,11 @@ class LockFile:
                     found.append(
                         f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had, only another one"
                     )
-                elif step.to_do:
+                elif step.to_do and step.state != "fetch":
                     found.append(f"{step.id}: the pinned result {step.pin.digest[:12]} is not to be had")
-            elif step.key and lock.targets.get(step.id, {}).get("key") != step.key:
+            elif step.key and step.id not in lock.targets:
+                found.append(f"{step.id} is not in the lock")
+            elif step.key and lock.targets[step.id].get("key") != step.key:
                 found.append(f"{step.id} has changed since the lock was written")
         return found
 
@@ -112,14 +114,15 @@ class LockFile:
                 changes.sources[name] = row
         tainted: set[str] = set()
         for step in plan.steps.values():
-            if step.differs or any(link.id in tainted for link, _ in step.inputs):
+            follows = any(link.id in tainted for link, _ in step.inputs)
+            if step.differs or follows:
                 tainted.add(step.id)
             signature = step.node.target.signature
             if step.artifact is None and not step.result:
                 continue
             if signature.kind == "content" and signature.pinned:
                 self._pin_chosen(step, changes)
-            if step.id not in tainted and signature.makes != "pictures":
+            if not follows and signature.makes != "pictures":
                 row = self._target_row(step)
                 if row and lock.targets.get(step.id) != row:
                     changes.targets[step.id] = row
@@ -127,9 +130,13 @@ class LockFile:
 
     def _pin_chosen(self, step: Step, changes: Lock) -> None:
         """A result that is used and not pinned gets its pin; a new plan key is added to the pin it leads to."""
-        if not step.result:
-            return
         pins = self.session.lock.pins(step.content_key)
+        if not step.result:
+            if step.pin and not pins:  # a trusted key vouches for it, and nobody reads its bytes
+                changes.pin(
+                    replace(step.pin, plans=sorted({*step.pin.plans, step.key} - {step.pin.key})), replace=False
+                )
+            return
         known = pins.get(step.result.digest)
         if self.replace and step.content_key in self.replace:
             changes.pin(self.session.lock.pins(step.content_key)[step.result.digest], replace=True)
@@ -145,7 +152,8 @@ class LockFile:
         old = self.session.lock.targets.get(step.id, {})
         if key and old.get("key") == key and "digest" in old:
             return old
-        digest = step.result.digest if step.result and step.kind == "content" else ""
+        chosen = step.pin if step.differs else step.result
+        digest = chosen.digest if chosen and step.kind == "content" else ""
         digest = digest or (step.artifact.digest if step.artifact else "")
         return row | ({"digest": digest} if digest else {})
 
@@ -154,11 +162,17 @@ class LockFile:
         for step in plan.steps.values():
             for link, artifact in step.inputs:
                 if artifact is not None and link.id in self.session.graph.sources and link.id not in rows:
-                    rows[link.id] = _source_row(artifact)
+                    rows[link.id] = self._resolved(link.id) | _source_row(artifact)
         return rows
 
+    def _resolved(self, identifier: str) -> dict[str, Any]:
+        """Return what the lock says of where a source from elsewhere was found; it stays as it is."""
+        row = self.session.lock.sources.get(identifier, {})
+        same = row.get("from") == self.session.graph.sources[identifier].table.get("from")
+        return {name: row[name] for name in ("from", "resolved") if same and name in row}
+
     def write(self, plan: Plan) -> list[str]:
-        """Bring the lock up to date; return what was pinned anew among the sources."""
+        """Bring the lock up to date; return the sources that are others than those that were pinned."""
         changes = self.changes(plan)
         known = self._known_targets(plan)
         gone = {
@@ -166,7 +180,8 @@ class LockFile:
             for name in self.session.lock.targets
             if name.split(":")[0] in known and name not in known[name.split(":")[0]]
         }
-        anew = sorted(name for name in changes.sources if name in self.session.lock.sources)
+        pinned = self.session.lock.sources
+        anew = sorted(n for n, row in changes.sources.items() if n in pinned and pinned[n]["digest"] != row["digest"])
         if changes.sources or changes.targets or changes.results or gone:
             changes.targets |= {
                 name: row
@@ -190,9 +205,11 @@ class LockFile:
         path = self.session.project.root / LOCK
         with self._guard() as guard:
             guard.acquire(wait=True)
-            text = read_lock(path.read_bytes(), LOCK) if path.is_file() else Lock()
+            before = path.read_bytes() if path.is_file() else b""
+            text = read_lock(before, LOCK) if before else Lock()
             change(text)
-            publish_bytes(text.dump().encode(), path, path.parent, 0o644)
+            if (after := text.dump().encode()) != before:
+                publish_bytes(after, path, path.parent, 0o644)
         self.session.read_lock()
 
     def _guard(self) -> FileLock:

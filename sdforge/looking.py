@@ -172,7 +172,7 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
         say(f"  {name:<8} {told}")
     for name, fact in sorted(result.facts.items()):
         if result.kind == "dataset":
-            _show_pictures(session, fact)
+            _show_pictures(session, result, fact)
         else:
             say(f"  {name:<8} {json.dumps(fact, ensure_ascii=False)}")
     for setting, value in sorted(json.loads(step.node.target.settings).items()):
@@ -197,17 +197,18 @@ def telling(kind: str, facts: dict[str, Any], tables: dict[str, list[Tensor]]) -
         yield "rank", " … ".join(map(str, dict.fromkeys((min(downs), max(downs)))))
 
 
-def _show_pictures(session: Session, rows: list[list[Any]]) -> None:
+def _show_pictures(session: Session, result: Result, rows: list[list[Any]]) -> None:
     """Say what a data set holds that was made: how many pictures, what they show, and where the first ones lie."""
     captions = sorted({row[1] for row in rows})
-    files = [session.store.object(row[0]) for row in rows]
-    say(f"  pictures {len(rows)}, {size(sum(file.stat().st_size for file in files if file.is_file()))}")
+    said = {sha256: caption for sha256, caption, *_ in rows}
+    say(f"  pictures {len(rows)}, {size(sum(found[1] for found in result.files.values()))}")
     for caption in captions[:MOST_CAPTIONS]:
         say(f"  says     {json.dumps(caption, ensure_ascii=False)}")
     if len(captions) > MOST_CAPTIONS:
         say(f"           and {len(captions) - MOST_CAPTIONS} more")
-    for file in files[:MOST_CAPTIONS]:
-        say(f"  lies in  {file}")
+    for name in sorted(result.files, key=lambda name: (len(name), name))[:MOST_CAPTIONS]:
+        sha256 = result.files[name][0]
+        say(f"  {name:<8} {json.dumps(said.get(sha256, ''), ensure_ascii=False)} in {session.store.object(sha256)}")
 
 
 def show_file(path: Path, *, as_json: bool) -> None:

@@ -38,6 +38,8 @@ class View(Protocol):
     def table(self, component: Component) -> list[Tensor]: ...
     def vocabulary(self, component: Component) -> dict[str, Any]: ...
     def holds(self, result: Result) -> bool: ...
+    def offered(self, pin: Pin) -> bool: ...
+    def vouched(self, key: str) -> Pin | None: ...
 
 
 @dataclass(eq=False)
@@ -385,17 +387,30 @@ class Planner:
         step.pin = next(iter(pins.values()), None)
         if step.id in self.wishes.retrain:
             return
-        if step.pin and step.pin.digest in results:
-            step.result = results[step.pin.digest]
-        elif results:
-            step.result = next(iter(results.values()))
-            step.differs = step.pin is not None
+        if not results and not step.pin and step.node.target.signature.pinned:
+            step.pin = self.view.vouched(key)
+        step.result = self._chosen(results, step.pin)
+        step.differs = bool(step.pin and step.result and step.result.digest != step.pin.digest)
         if step.result and not known.alias and key != step.key:
             self.plan.aliases.append((step.key, key, step.manifest))
         made = step.result.artifact() if step.result else step.pin.artifact() if step.pin else None
         if made is None:
             return
         step.artifact = self._completed(step, made)
+
+    def _chosen(self, results: dict[str, Result], pin: Pin | None) -> Result | None:
+        """Return the pinned one of a key's results, else the first made; one whose bytes are here goes before others.
+
+        Without that a pinned result whose bytes are gone, and which comes out differently, would be trained for ever.
+        Under `--locked` none but the pinned one is taken where that can be fetched.
+        """
+        pinned = [results[pin.digest]] if pin and pin.digest in results else []
+        ranked = [*pinned, *results.values()]
+        if len(results) > 1:  # where there is no choice no file is looked for
+            ranked.sort(key=lambda result: not self.view.holds(result))
+        chosen = next(iter(ranked), None)
+        other = pin is not None and chosen is not None and chosen.digest != pin.digest
+        return None if other and pin and self.wishes.locked and self.view.offered(pin) else chosen
 
     def _completed(self, step: Step, made: Artifact) -> Artifact:
         """Add what passes from the first input: a trained checkpoint's other components, and widths."""
@@ -417,13 +432,13 @@ class Planner:
         inputs: dict[str, list[Input]] = {}
         for link, artifact in step.inputs:
             assert artifact is not None
-            each = Input(artifact, self._tensors, self.view.vocabulary, link.use.use or {})
+            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {})
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
         seed = {} if target.seed is None else {"seed": target.seed}
         return found.plan(found.table.model_validate(target.raw | seed), inputs, family(step.node.recipe.family))
 
-    def _tensors(self, component: Component) -> list[Tensor]:
+    def tensors(self, component: Component) -> list[Tensor]:
         """Tensors of a component, planned ones included. Raises Unlisted for a pin whose bytes are not here."""
         if not component.table:
             raise Unlisted("a pinned result is not here")
@@ -466,7 +481,8 @@ class Planner:
             self._need_inputs(step)
             return
         step.state = self._how(step)
-        self._need_inputs(step)
+        if step.state != "fetch":
+            self._need_inputs(step)
 
     def _need_inputs(self, step: Step) -> None:
         for link, artifact in step.inputs:
@@ -488,6 +504,8 @@ class Planner:
     def _how(self, step: Step) -> str:
         """Say whether a step that is needed must run, or may turn out not to."""
         if step.pin and not step.result and step.id not in self.wishes.retrain:
+            if self.view.offered(step.pin):
+                return "fetch"
             step.reason = "the pinned result is not to be had"
             return "build"
         waiting = any(artifact is None for _, artifact in step.inputs) or (

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 class Project:
     """A folder with a `forge.toml`.
 
-    sources, datasets: name → table, as recipes may use them. run: how to run here, `forge.local.toml` before
-    `forge.toml`. folders: where sources lie that are not in the project.
+    sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
+    what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
+    that are not in the project.
     """
 
     root: Path
@@ -36,6 +37,9 @@ class Project:
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    remote: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
+    trusted: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
@@ -120,7 +124,11 @@ def open_project(root: Path, index: Index) -> Project:
     project.default = values.get("default", [])
     project.sources = values.get("source", {})
     project.datasets = values.get("dataset", {})
-    project.run = values.get("run", {}) | {k: v for k, v in local.get("stated", {}).items() if v is not None}
+    stated = local.get("stated", {})
+    for key in ("run", "remote", "cluster"):
+        own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
+        setattr(project, key, values.get(key, {}) | own)
+    project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 
@@ -158,6 +166,8 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
             seen[each] = key
     if problems:
         raise RecipeError(problems)
-    stated = document.values.get("run", {})
-    found["stated"] = {key: found["run"][key] for key in stated}  # what forge.local.toml itself says
+    found["stated"] = {  # what forge.local.toml itself says
+        table: {key: found[table][key] for key in document.values.get(table, {})}
+        for table in ("run", "remote", "cluster")
+    }
     return found

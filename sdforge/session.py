@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import Artifact, made_artifact
+from sdforge.artifact import Artifact, Tensor, made_artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, ForgeError, Problem, RecipeError, ResourceError, UsageError, nearest
+from sdforge.families import family
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.method import method
@@ -23,6 +24,9 @@ from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
+
+if TYPE_CHECKING:
+    from sdforge.sharing import Sharing
 
 
 @dataclass
@@ -37,8 +41,21 @@ class Session:
     graph: Graph = field(default_factory=Graph)
     retrain: set[str] = field(default_factory=set)
     locked: bool = False
+    sharing: Sharing | None = None
+    unreachable: str = ""  # why there is no remote cache any more
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for
+
+    def share(self, mode: str = "") -> None:
+        """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""
+        remote = self.project.remote
+        mode = mode or remote.get("mode", "read")
+        if remote.get("address") and mode != "off":
+            from sdforge.remotes import open_remote
+            from sdforge.sharing import Sharing
+
+            place = open_remote(remote["address"], self.project.root)
+            self.sharing = Sharing(self.store, place, mode == "write", tuple(self.project.trusted))
 
     def read_lock(self) -> None:
         """Read `forge.lock` as it is now."""
@@ -217,6 +234,31 @@ class Session:
         self._packs.add(path or self.store.object(sha256))
         return path
 
+    def offered(self, pin: Any) -> bool:
+        """Say whether the remote cache has a pinned result. One that does not answer is not asked again."""
+        if self.sharing is None:
+            return False
+        try:
+            return self.sharing.offers(pin)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return False
+
+    def vouched(self, key: str) -> Any:
+        """Return what a trusted key says on the remote cache that a content key came out as, as a pin, or None."""
+        if self.sharing is None or self.locked:
+            return None
+        try:
+            return self.sharing.vouched(key)
+        except ResourceError as error:
+            self.leave_remote(error)
+            return None
+
+    def leave_remote(self, error: ForgeError) -> None:
+        """Go on without the remote cache."""
+        self.sharing = None
+        self.unreachable = error.message
+
     def last_key(self, step: Step) -> str:
         """Return the plan key with which a target was last built here, or ""."""
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
@@ -238,9 +280,11 @@ class Session:
             table = found_method.table.model_validate(target.raw)
             advise = getattr(found_method.module, "advise", None)
             rows = list(advise(table, inputs)) if advise else []
-            rows += trainings.advise(table, inputs) if target.signature.group == "trainings" else []
+            captions = getattr(found_method.module, "CAPTIONS", True)
+            if target.signature.group == "trainings":
+                rows += trainings.advise(table, inputs, captions=captions)
             rows += self._words(found_method.module, table, inputs)
-            if getattr(found_method.module, "CAPTIONS", True):
+            if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             for role, code, message, hint, warning in rows:
@@ -291,24 +335,13 @@ class Session:
         for each in lost:
             assert each.result is not None
             self.store.drop(each.result, "its bytes are damaged")
-        pinned = [each.id for each in lost if each.pin]
+        pinned = [each.id for each in lost if each.pin and not self.offered(each.pin)]
         if pinned:
             return BrokenPromise(
                 f"{step.id}: {error.message}; with it the pinned result of {', '.join(pinned)} is lost",
                 hint=f"`forge build --retrain {pinned[0]}` trains it again, and replaces the pin",
             )
         return None
-
-    def devices(self, wish: str) -> list[str]:
-        """Return the devices that a wish means here, by what the system shows of them."""
-        if wish not in ("auto", "cuda"):
-            return [wish]
-        found = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        count = len(found) if visible is None else len([v for v in visible.split(",") if v.strip()])
-        if wish == "cuda":
-            return [f"cuda:{i}" for i in range(max(1, count))]
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
 
     def place(self, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
         """Put a preset's files into `out/`; return (what had to be moved aside, what lies there now)."""
@@ -371,19 +404,36 @@ class Session:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
         if makes == "checkpoint" and checkpoint:
-            return self.size(checkpoint)  # at most: what is not trained passes
+            return self.size(checkpoint) + self._states_needed(step, checkpoint)  # at most: what is not trained passes
         if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
             return forms * self.size(checkpoint)
         return 0
 
+    def _states_needed(self, step: Step, checkpoint: Artifact) -> int:
+        """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
+        from sdforge.run.states import KEPT
+
+        settings = method(step.node.target.signature.name).table.model_validate(step.node.target.raw)
+        measure = getattr(settings, "state_bytes", None)
+        if measure is None:
+            return 0
+        shapes = {name: {t.name: t.shape for t in tensors} for name, tensors in self._tables(checkpoint).items()}
+        return (KEPT + 1) * int(measure(family(step.node.recipe.family), shapes))
+
     def size(self, artifact: Artifact) -> int:
-        """Return the bytes of an artifact's tensors."""
-        total = 0
-        for component in artifact.components.values():
-            if not component.table.startswith("plan:") and component.dtype:
-                total += sum(prod(t.shape) * ITEM_SIZE[t.dtype] for t in self.store.table(component))
-        return total
+        """Return the bytes of an artifact's tensors, also of those that are still to be made."""
+        tensors = (tensor for table in self._tables(artifact).values() for tensor in table)
+        return sum(prod(tensor.shape) * ITEM_SIZE[tensor.dtype] for tensor in tensors)
+
+    def _tables(self, artifact: Artifact) -> dict[str, list[Tensor]]:
+        """Return the tensors of an artifact's networks, as far as they are known."""
+        found = {}
+        for name, component in artifact.components.items():
+            if component.dtype:
+                with suppress(UsageError):
+                    found[name] = self.planner().tensors(component)
+        return found
 
 
 def _foretold(step: Step) -> Artifact | None:
@@ -443,4 +493,5 @@ def open_session(start: Path, progress: Progress = _silent) -> Session:
     sources = Sources(project, store, progress)
     session = Session(project, store, sources, Outputs(project, store))
     session.read_lock()
+    sources.pinned = lambda name: session.lock.sources.get(name, {})
     return session

@@ -24,13 +24,12 @@ from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.project import Project
-from sdforge.store import Store
+from sdforge.references import is_folder, is_remote, parse
+from sdforge.store import COMPLETE, Store
 from sdforge.store.files import CHUNK, SETTLED, Stat, leads_out, open_regular, stat_of, within
 
 if TYPE_CHECKING:
     from sdforge.formats.layout import Found, Layout
-
-REMOTE = ("hf://", "http://", "https://", "civitai.com", "urn:air:", "air:")
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
@@ -46,6 +45,7 @@ class Sources:
     project: Project
     store: Store
     progress: Progress = _silent
+    pinned: Callable[[str], dict[str, Any]] = lambda _: {}  # id → what the lock says of a source
     quick: bool = False  # read headers and texts only; what was never hashed gets a name for the moment
     glances: dict[str, Any] = field(default_factory=dict)  # what such names stand for
     _artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -94,13 +94,8 @@ class Sources:
         if taken.id in self._paths and self._paths[taken.id].exists():
             return self._paths[taken.id]
         name = taken.table["path" if taken.kind == "dataset" else "from"]
-        if name.startswith(REMOTE):
-            if not search:
-                return None
-            raise UsageError(
-                f"{taken.id} comes from {name}, and fetching comes with a later version of sdforge",
-                hint="download it, and name the file",
-            )
+        if taken.kind == "source" and is_remote(name):
+            return self._fetched(taken, name, search=search)
         try:
             path = self._paths[taken.id] = within(self.project.root, name)
         except UsageError as error:
@@ -112,13 +107,36 @@ class Sources:
             found = list(self._elsewhere(name, taken.table.get("sha256")))
             if found:
                 return found[0]
-        where = (
-            f" nor in the folders of forge.local.toml ({len(self.project.folders)})" if taken.kind == "source" else ""
-        )
+        elsewhere = taken.kind == "source" and self.project.folders
+        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
         )
+
+    def _fetched(self, taken: Taken, name: str, *, search: bool) -> Path | None:
+        """Return where `fetch` has put a source that comes from elsewhere. Raises UsageError where it has not."""
+        row = self.pinned(taken.id)
+        pinned = row if row.get("from") == name else {}
+        try:
+            whole = is_folder(parse(name))
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        files = [] if whole else list(pinned.get("files", {}).items())
+        sha256 = "" if whole else taken.table.get("sha256") or (files[0][1] if files else "")
+        folder = self.store.fetched(pinned.get("resolved", ""), sha256)
+        if whole:
+            found = folder if (folder / COMPLETE).exists() else None
+        else:
+            found = next((path for path in sorted(folder.glob("*")) if path.exists()), None) if sha256 else None
+        if found is not None:
+            self._paths[taken.id] = found
+        elif search:
+            self._missing.add(str(folder))
+            raise UsageError(
+                f"{taken.id} comes from {name}, and has not been fetched", hint=f"`forge fetch {taken.id}` gets it"
+            )
+        return found
 
     def _elsewhere(self, name: str, sha256: str | None) -> Iterator[Path]:
         """Find a source in this machine's folders: by its digest where one is declared, else by its name."""
@@ -183,8 +201,9 @@ class Sources:
             layout = read_layout(path)
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
-        for file in layout.files:
-            self._refuse_outside(taken, file)
+        if not is_remote(taken.table["from"]):  # what was fetched may be a link to where it lay already
+            for file in layout.files:
+                self._refuse_outside(taken, file)
         digests, tensors = self._hash(taken, layout)
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}

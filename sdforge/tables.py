@@ -26,7 +26,8 @@ class Source(Table):
         alias="from",
         min_length=1,
         max_length=1024,
-        description="a path within the project; elsewhere the name of a file in the folders of forge.local.toml",
+        description="a path within the project, or the name of a file in the folders of forge.local.toml; "
+        "hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com or an AIR, which `forge fetch` gets",
     )
     sha256: Digest | SkipJsonSchema[None] = Field(None, description="of the file; it is then this file or none")
     licence: str = Field("", description="reaches metadata and card of what is made from it")
@@ -119,12 +120,42 @@ class Run(Table):
 
 
 @final
+class Remote(Table):
+    """A cache that machines share: where trained results are had from, and put."""
+
+    address: str = Field("", max_length=1024, description="a folder, https://…, s3://…, gs://…, az://…; empty: none")
+    mode: Literal["read", "write", "off"] = Field(
+        "read", description="read: what the lock pins is had from there; write: a build also puts there what it trained"
+    )
+
+
+@final
+class Cluster(Table):
+    """What a job of `forge build --on` asks for: never what comes out."""
+
+    gpus: int = Field(1, ge=0, le=64, description="of a training")
+    cpus: int = Field(4, ge=1, le=256, description="of a training")
+    memory: str = Field("", pattern=VRAM, description='as "32GB"; empty: what the engine gives')
+    minutes: int = Field(1440, ge=1, le=100_000, description="after which the engine may end it")
+
+
+@final
+class Trust(Table):
+    """Whose signatures are believed."""
+
+    keys: list[str] = Field([], max_length=100, description="public keys, as in id_ed25519.pub: ssh-ed25519 AAAA… NAME")
+
+
+@final
 class ForgeToml(Table):
     """`forge.toml`: the project."""
 
     default: list[str] = Field([], description="the recipes that `forge build` alone builds")
     source: dict[str, Source] = Field({})
     dataset: dict[str, Dataset] = Field({})
+    remote: Remote = Field(default_factory=Remote)
+    trust: Trust = Field(default_factory=Trust)
+    cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
 
 
@@ -133,4 +164,7 @@ class ForgeLocalToml(Table):
     """`forge.local.toml`: this machine; not in git."""
 
     folders: list[str] = Field([], description="where sources lie that are not in the project, by name or sha256")
+    remote: Remote = Field(default_factory=Remote)
+    trust: Trust = Field(default_factory=Trust)
+    cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)

@@ -31,7 +31,9 @@ class Handle(Protocol):
 
 
 class Executor(Protocol):
-    """Runs orders."""
+    """Runs orders. elsewhere: what the machines are called that trainings run on; "" for this one."""
+
+    elsewhere: str
 
     def submit(self, order: Order, log: str, lock: int) -> Handle:
         """Start an action; `lock` is a descriptor that the runner holds while it works."""

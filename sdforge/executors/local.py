@@ -89,6 +89,8 @@ class LocalWorker:
 class LocalExecutor:
     """As many workers as actions run side by side."""
 
+    elsewhere = ""
+
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.workers: list[LocalWorker] = []

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sdforge.artifact import Artifact
 from sdforge.identity import Json
 
 
@@ -187,6 +188,14 @@ def family(name: str) -> Family:
 def families() -> tuple[Family, ...]:
     """All families, those first that draw from words alone: what fits several of them is theirs."""
     return tuple(sorted(map(family, family_names()), key=lambda each: each.image_embeddings))
+
+
+def deaf(checkpoint: Artifact | None, name: str, prompts: list[str]) -> tuple[str, str] | None:
+    """Return what is wrong with saying something to a checkpoint that draws from pictures alone, and the way out."""
+    if checkpoint is None or not checkpoint.family or family(checkpoint.family).text_encoders or not any(prompts):
+        return None
+    title, said = family(checkpoint.family).title, next(filter(None, prompts))
+    return f"`{name}` is shown pictures and understands no words ({title}), as {said!r} is", 'only "" can be said to it'
 
 
 def family_of(shapes: dict[str, tuple[int, ...]]) -> Family | None:

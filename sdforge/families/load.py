@@ -50,6 +50,7 @@ class WordsAlone(Diffusion):
         *,
         level: int = 0,  # noqa: ARG002
         noise_BD: Tensor | None = None,  # noqa: ARG002
+        clip_skip: int = 0,  # noqa: ARG002
     ) -> Conditioning:
         raise shown_nothing(self.family)
 

@@ -7,8 +7,10 @@ import time
 from typing import Any, TextIO
 
 from sdforge.errors import ActionFailed, ForgeError
+from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
-from sdforge.report.words import glyphs, safe, seconds
+from sdforge.report.words import glyphs, safe, seconds, size
+from sdforge.session import Session
 from sdforge.store import Result
 
 EVERY = 2.0  # seconds between plain progress lines
@@ -48,6 +50,9 @@ class Plain:
 
     def started(self, step: Step, device: str) -> None:
         where = f" on {device}" if step.kind == "content" and step.node.target.signature.makes != "files" else ""
+        if device == "remote":
+            self.line(f"  {self.signs['fetch']} {self.head(step)} fetching the pinned result")
+            return
         verb = "restoring" if step.restore else "running"
         self.line(f"  {self.signs['build']} {self.head(step)} {verb}{where}")
 
@@ -57,6 +62,8 @@ class Plain:
             self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {short(step)}: {self.caches(event)}")
+        if "again" in event:
+            self.line(f"    {short(step)}: {event['again']}")
         if "fits" in event:
             self.line(f"    {short(step)}: {event['note']}")
         if "remark" in event:
@@ -108,7 +115,7 @@ class Plain:
         """Say what came out of an action."""
         loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
         name = shown_digest(step, result)[:8]
-        done = "restored" if step.restore else "built"
+        done = "restored" if step.restore else "fetched" if step.state == "fetch" else "built"
         return f"{self.signs['reuse']} {self.head(step)} {done:<8} {name}  {seconds(spent)}{loss}"
 
     @staticmethod
@@ -179,6 +186,10 @@ class Live(Plain):
         task = self._tasks.get(step.id)
         if "note" in event and task is not None:
             self.view.update(task, text=event["note"])
+        if "bytes" in event and task is not None:
+            done, total = event["bytes"]
+            self.view.update(task, total=total, completed=done, text=f"fetching, {size(total)}")
+            return
         if "step" in event and task is not None:
             if step.id not in self._began:
                 self._began[step.id] = (time.monotonic(), event["step"])
@@ -206,8 +217,8 @@ class Live(Plain):
 class JsonLines:
     """Events as JSON Lines; unknown fields may be added, `v` changes when one is removed."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO, session: Session) -> None:
+        self.stream, self.session = stream, session
 
     def say(self, event: str, of: Step | None = None, /, **fields: Any) -> None:
         message: dict[str, Any] = {"v": 1, "event": event}
@@ -220,8 +231,9 @@ class JsonLines:
         print(json.dumps(message | fields), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:
+        explainer = Explainer(self.session, plan)
         for step in plan.steps.values():
-            reason = [step.reason] if step.reason else []
+            reason = [cause.text for cause in explainer.causes(step)] if step.to_do else []
             self.say("action", step, state=step.state, reason=reason, restore=step.restore, differs=step.differs)
 
     def started(self, step: Step, device: str) -> None:
@@ -236,7 +248,8 @@ class JsonLines:
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
         digest = shown_digest(step, result)
         seconds_spent = round(spent, 3)
-        self.say("action", step, state="built", restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
+        state = "fetched" if step.state == "fetch" else "built"
+        self.say("action", step, state=state, restore=step.restore, digest=digest, seconds=seconds_spent, reason=[])
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.say("action", step, state="failed", reason=[error.message], hint=error.hint)
@@ -251,10 +264,10 @@ class JsonLines:
         """End the stream."""
 
 
-def reporter(stream: TextIO, *, as_json: bool, plain: bool) -> Plain | JsonLines:
+def reporter(stream: TextIO, session: Session, *, as_json: bool, plain: bool) -> Plain | JsonLines:
     """Choose how to tell: JSON where asked for, a live view on a terminal, plain lines elsewhere."""
     if as_json:
-        return JsonLines(stream)
+        return JsonLines(stream, session)
     if plain or not stream.isatty():
         return Plain(stream)
     return Live(stream)

@@ -34,7 +34,8 @@ def nothing_as_json(plan: Plan) -> None:
             "reason": [],
         }
         print(json.dumps(event))
-    print(json.dumps({"v": 1, "event": "result", "built": 0, "reused": len(steps), "failed": 0, "skipped": 0}))
+    counts = {"fetched": 0, "built": 0, "restored": 0, "reused": len(steps), "failed": 0, "skipped": 0}
+    print(json.dumps({"v": 1, "event": "result", **counts}))
 
 
 def row(step: Step, text: str = "") -> str:

@@ -85,6 +85,7 @@ class Adapter(ABC):
     diffusion: Diffusion
     text_is_frozen: bool = True  # then what captions say is encoded once
     varies: bool = False  # whether `view` says at every step how a picture is shown; else it is encoded once
+    static: bool = True  # whether every step computes with the same shapes, as far as pictures have them
     reads_captions: bool = True  # else nothing of them is encoded
 
     def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: B027 -- most have nothing to prepare

@@ -148,9 +148,11 @@ class Diffusion(ABC):
         *,
         level: int = 0,
         noise_BD: Tensor | None = None,
+        clip_skip: int = 0,
     ) -> Conditioning:
         """Return what image embeddings (and prompts, default: empty) say to the U-Net; gradients flow to embeddings.
 
+        clip_skip: as in `encode_text`, for the prompts.
         level, noise_BD: of the noise that a family adds to embeddings; no noise by default. Raises UsageError where a
         family takes no embedding.
         """

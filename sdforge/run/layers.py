@@ -63,6 +63,7 @@ class LayerAdapter(Adapter, ABC):
     def __init__(self, settings: Updates, diffusion: Diffusion) -> None:
         self.settings, self.diffusion = settings, diffusion
         self.text_is_frozen = not settings.text_encoder
+        self.static = not settings.preserve  # it asks about the captions that name the trigger, which are more or fewer
         self._classes: dict[str, Conditioning] = {}  # what captions with the class's word say
 
     @abstractmethod

@@ -7,6 +7,8 @@ import inspect
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdforge.errors import UsageError
+from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import Family, family
 from sdforge.formats.custom_diffusion import second_row_file
 from sdforge.formats.diffusers_folder import folder_files
@@ -25,6 +27,7 @@ from sdforge.formats.tokenizer import alone, read_tokenizer, tokenizer_files
 from sdforge.outputs import MANIFEST
 from sdforge.run.noise import scaled_linear
 from sdforge.run.sample import solver
+from sdforge.store.files import sha256_of
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("diffusers", "checkpoint")
@@ -37,8 +40,10 @@ def load_preset(path: Path, *, form: str = "", device: str = "cpu", dtype: str =
     if dtype not in DTYPES:
         raise UsageError(f"there is no type of numbers {dtype!r}", hint=f"one of {', '.join(DTYPES)}")
     precision, of = DTYPES[dtype], family(described["family"])
+    _verify(root, described, form)
     load = _from_folder if form == "diffusers" else _from_file
-    pipeline = load(root, described, of, precision)
+    with _quiet():
+        pipeline = load(root, described, of, precision)
     pipeline.scheduler = _scheduler(pipeline)
     _let_skip(pipeline)
     _ready(pipeline, described)
@@ -75,6 +80,43 @@ def _described(root: Path) -> dict[str, Any]:
             hint="install a newer sdforge" if later else f"forge build {described.get('preset', '')} writes it anew",
         )
     return described
+
+
+def _verify(root: Path, described: dict[str, Any], form: str) -> None:
+    """Compare the files that will be loaded with what was written. Raises BrokenPromise for another one.
+
+    One that is not there is missed where it is loaded. It costs one reading of the files.
+    """
+    single = f"{described['preset']}.safetensors"
+    words = tuple(row["file"] for row in described["words"] if row["file"])
+    loaded = ("diffusers/",) if form == "diffusers" else (single, "diffusers/tokenizer/", *words)
+    for row in described["files"]:
+        path = root / row["path"]
+        if row["path"].startswith((*loaded, "sidecars/")) and path.is_file() and sha256_of(path) != row["sha256"]:
+            raise BrokenPromise(
+                f"{path} is not the file that was written there",
+                hint=f"forge build {described['preset']} writes it anew, and keeps this one in out/.replaced",
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let libraries say nothing of what they load: no bars, and no advice to install what is not needed."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [each for each in (of_diffusers, of_transformers) if each.is_progress_bar_enabled()]
+    levels = [(each, each.get_verbosity()) for each in (of_diffusers, of_transformers)]
+    for each, _ in levels:
+        each.disable_progress_bar()
+        each.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for each, level in levels:
+            each.set_verbosity(level)
+        for each in shown:
+            each.enable_progress_bar()
 
 
 # -- networks and words ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def sample(diffusion: Diffusion, wishes: list[Wish], images_BD: Tensor | None = 
     if images_BD is None:
         positive = diffusion.sized(diffusion.encode_text(prompts, clip_skip=first.clip_skip), sizes)
     else:
-        positive = diffusion.sized(diffusion.imagine(images_BD, prompts), sizes)
+        positive = diffusion.sized(diffusion.imagine(images_BD, prompts, clip_skip=first.clip_skip), sizes)
     guided = first.guidance != 1 and diffusion.guided
     if guided:
         negative = diffusion.encode_negative([wish.negative_prompt for wish in wishes], clip_skip=first.clip_skip)

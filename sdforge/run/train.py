@@ -32,7 +32,7 @@ from sdforge.run.noise import STEPS
 from sdforge.run.optimizers import Average, make_optimizer, progress_of, set_training
 from sdforge.run.seeds import generator
 from sdforge.run.sketch import sketch
-from sdforge.run.speed import tune
+from sdforge.run.speed import begin_step, tune
 from sdforge.run.states import State, Stopped, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
 from sdforge.run.views import View, mask_of, pixels_of
@@ -88,7 +88,8 @@ class _Training:
         self.parameters = dict(self._named())
         self.optimizer = make_optimizer(settings, self.groups, diffusion.device)
         shapes = len({picture.size for picture in self.pictures})
-        self.tuned = tune(diffusion, set(self.parameters.values()), steps=settings.steps, shapes=shapes)
+        static = adapter.static and not order.how.get("vram")
+        self.tuned = tune(diffusion, set(self.parameters.values()), steps=settings.steps, shapes=shapes, static=static)
         self.average = Average(settings.ema, self.parameters) if settings.ema else None
         self.micro_batch = settings.batch
         self.chosen = ""  # how it was made to fit into memory
@@ -101,6 +102,7 @@ class _Training:
             order.how.get("tensorboard", ""),
             order.target.replace(":", "-"),
         )
+        self.ahead: dict[int, list[Batch]] = {}  # a step's batches, made ready before it begins
         self.losses: list[float] = []
         self.resumed: list[dict[str, Any]] = []
 
@@ -187,35 +189,38 @@ class _Training:
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own.learning_rate * pace(self.settings, step)
         self.adapter.begins(step)
-        batches = [self._batch(shown, step) for shown in self.shown]
+        batches = self.ahead.pop(step, None) or [self._batch(shown, step) for shown in self.shown]
         self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
+        begin_step(self.tuned)
+        losses: list[Tensor] = []
         if len(batches) == 1 and self.micro_batch >= self.settings.batch:
-            loss = self._loss(batches).mean()
-            value = float(loss.detach())
-            self._check(value, step)
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(self._loss(batches).mean())
+            losses[0].backward()  # type: ignore[no-untyped-call]
         else:
             for start in range(0, self.settings.batch, self.micro_batch):
                 parts = [batch.part(start, start + self.micro_batch) for batch in batches]
-                loss = self._loss(parts).sum() / self.settings.batch
-                value += float(loss.detach())
-                self._check(value, step)
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(self._loss(parts).sum() / self.settings.batch)
+                losses[-1].backward()  # type: ignore[no-untyped-call]
         if self.settings.clip:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
         self.optimizer.step()
         self.adapter.stepped(step)
         if self.average:
             self.average.update(step)
-        return value
+        if step + 1 < self.settings.steps and not self.adapter.varies:
+            # a device still computes what was asked of it, and is waited for only where the loss is read
+            self.ahead = {step + 1: [self._batch(shown, step + 1) for shown in self.shown]}
+        return self._read(losses, step)
 
     @staticmethod
-    def _check(value: float, step: int) -> None:
+    def _read(losses: list[Tensor], step: int) -> float:
+        """Return the loss of a step. Raises ActionFailed if it is no number: then nothing of the step is kept."""
+        value = sum(float(loss.detach()) for loss in losses)
         if not math.isfinite(value):
             raise ActionFailed(
                 f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
             )
+        return value
 
     def _loss(self, batches: list[Batch]) -> Tensor:
         """Return the loss of every picture of the first batch, the others' added with their weights.
@@ -267,7 +272,7 @@ class _Training:
         if self.settings.noise_offset:
             level_BC11 = torch.randn(*latents.shape[:2], 1, 1, generator=draw)
             noise = noise + self.settings.noise_offset * level_BC11
-        latents, noise, timesteps = latents.to(device), noise.to(device), timesteps.to(device)
+        latents, noise, timesteps = (_moved(tensor, device) for tensor in (latents, noise, timesteps))
         schedule = self.diffusion.schedule
         return Batch(
             schedule.add_noise(latents, noise, timesteps),
@@ -454,6 +459,11 @@ def _saying(row: list[Any], adapter: Adapter) -> list[Any]:
     """Return a row of the data set with the caption that the method gives it."""
     path, sha256, caption, *rest = row
     return [path, sha256, adapter.caption(caption), *rest]
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, without waiting for what a CUDA device still has to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _joined(batches: list[Batch]) -> Batch:

@@ -7,6 +7,7 @@
       preimages/ab/KEY           the manifest behind a key, for `why`
       states/ab/KEY/STEP.json    train states, as objects and their description
       derived/ab/NAME            latents and the like: rebuilt when missing
+      fetched/NAME               sources from elsewhere, under their sha256 or their revision
       locks/KEY.lock             flock; never deleted
       roots/NAME                 projects that use this cache
       quarantine/  tmp/  index.db
@@ -28,10 +29,12 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
 from sdforge.errors import BrokenPromise
+from sdforge.identity import digest_of_text
 from sdforge.index import Index
 from sdforge.store.files import Lock, Stat, damaged, is_settled, publish, publish_bytes, resources, sha256_of, stat_of
 
 LAYOUT = "v1"
+COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
 
 
@@ -123,6 +126,10 @@ class Store:
 
     def _keyed(self, kind: str, key: str) -> Path:
         return self.root / kind / key[:2] / key
+
+    def fetched(self, pinned: str, sha256: str = "") -> Path:
+        """Return the folder of what was fetched: of a single file by its sha256, of many by their pinned revision."""
+        return self.root / "fetched" / (sha256 or digest_of_text("fetched", pinned))
 
     @property
     def temporary(self) -> Path:

@@ -82,7 +82,9 @@ def resources(what: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
             raise ResourceError(f"{what}: the disk is full", hint) from error
-        raise ResourceError(f"{what}: {error.strerror or error} ({error.filename or ''})") from error
+        shut = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        hint = "it must be possible to write there; FORGE_CACHE names another cache" if shut else ""
+        raise ResourceError(f"{what}: {error.strerror or error} ({error.filename or ''})", hint) from error
 
 
 def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
@@ -140,9 +142,10 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with resources(f"the lock {path.name} cannot be had"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.held = False
 
     def acquire(self, *, wait: bool) -> bool:

@@ -4,7 +4,8 @@
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
 what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
-before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then.
+before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Where train
+states are large, its settings say how large: `state_bytes(family, shapes)`.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ def advise_updates(table: Updates, inputs: dict[str, list[Artifact | None]]) -> 
     return [("dataset", "preserve", name, "write {trigger} in the captions, and trigger = … in the data set", False)]
 
 
-def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
-    """Return what cannot work, or hardly, in any training: mistakes and warnings."""
+def advise(table: Any, inputs: dict[str, list[Artifact | None]], *, captions: bool = True) -> list[Advice]:
+    """Return what cannot work, or hardly, in any training: mistakes and warnings; captions: whether it reads them."""
     found: list[Advice] = []
     on = next(iter(inputs.get("on", [])), None)
     if on is not None and on.facts.get("zero_terminal_snr") and on.facts.get("prediction", "epsilon") == "epsilon":
@@ -116,6 +117,8 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Advice]
         found.append(("on", "schedule", sentence, 'prediction = "v_prediction" is what such a base predicts', False))
     if not isinstance(table, Training):
         return found
+    if captions:
+        found += without("text_encoders", "what learns from captions", str(table.on), inputs)
     if table.warmup >= table.steps:
         sentence = f"the warm-up of {table.warmup} steps is as long as the training, {table.steps}"
         found.append(("on", "warmup", sentence, f"warmup = {table.steps // 20}", True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from sdforge.cli import parser
+from sdforge.formats.safetensors import read_header
 from tests.conftest import FORGE, Project, new_project
 
 Wait = Callable[[Callable[[], object]], None]
@@ -176,8 +178,12 @@ def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> No
 
 
 def test_no_color_is_respected(project: Project) -> None:
-    said = on_a_terminal(project, "build", NO_COLOR="1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", said)
+    colours = re.compile(r"\x1b\[[0-9;]*m")
+    assert colours.search(on_a_terminal(project, "build"))
+    shutil.rmtree(project.root / "out")
+    assert not colours.search(on_a_terminal(project, "build", NO_COLOR="1"))
+    for command in ("plan", "list", "check"):
+        assert "\x1b" not in on_a_terminal(project, command, NO_COLOR="1")
 
 
 def test_hashes_by_which_other_programs_know_a_file_are_printed_and_recorded(project: Project) -> None:
@@ -197,6 +203,11 @@ def test_json_lines_are_events_of_a_known_shape(project: Project) -> None:
     states = {event["state"] for event in ran.of("action")}
     assert {"build", "running", "built"} <= states
     assert all({"target", "method", "key", "reason"} <= set(event) for event in ran.of("action"))
+    reasons = {
+        event["target"].removeprefix("toy:"): event["reason"] for event in ran.of("action") if event["state"] == "build"
+    }
+    assert reasons["a"] == ["it has never been made here"]
+    assert reasons["b"] == ["`a` is made first"]
     progress = [event for event in ran.of("progress") if "loss" in event]
     assert progress[-1]["step"] == progress[-1]["steps"] == 10
     assert ran.events[-1]["event"] == "result"
@@ -258,6 +269,18 @@ def test_a_device_computes_one_thing_at_a_time(tmp_path: Path, toy_checkpoint: P
     assert running.returncode == 0, out + err
 
 
+def test_the_device_is_that_of_this_machine_unless_the_command_names_one(project: Project) -> None:
+    (project.root / "forge.local.toml").write_text('[run]\ndevice = "cuda:7"\n')
+
+    def devices(*arguments: str) -> set[str]:
+        started = [e for e in project.build(*arguments).of("action") if e["state"] == "running"]
+        return {event["device"] for event in started if event["target"] == "toy:a"}
+
+    assert devices() == {"cuda:7"}
+    project.edit("rank = 8", "rank = 9")
+    assert devices("--device", "cpu") == {"cpu"}
+
+
 @pytest.mark.parametrize(("flags", "others"), [([], []), (["-k"], ["right"])], ids=["stop", "keep going"])
 def test_after_a_failure_it_is_said_what_was_kept(
     tmp_path: Path, toy_checkpoint: Path, flags: list[str], others: list[str]
@@ -304,6 +327,32 @@ def test_what_the_disk_has_no_room_for_is_refused_before_anything_runs(project: 
         assert ran.returncode == 4, ran.stdout + ran.stderr
         assert "are free" in ran.stderr
         assert "forge clean --dry-run" in ran.stderr
+
+
+TUNED = """\
+family = "sd15"
+
+[weighted_sum.soft]
+checkpoints = ["base", "base"]
+weights = [0.5, 0.5]
+dtype = "fp32"
+
+[fine_tune.all]
+on = "soft"
+dataset = "drawings"
+train = ["unet.mid"]
+"""
+
+
+def test_the_states_of_a_fine_tuning_count_among_what_the_disk_must_hold(project: Project) -> None:
+    project.recipe.write_text(TUNED)
+    few = json.loads(project.forge("plan", "--json").out)["bytes"]
+    project.edit('train = ["unet.mid"]', 'train = ["unet"]')
+    all_ = json.loads(project.forge("plan", "--json").out)["bytes"]
+    tensors = read_header(project.root / "base" / "unet" / "diffusion_pytorch_model.safetensors").tensors
+    numbers = {name: math.prod(entry.shape) for name, entry in tensors.items()}
+    others = sum(count for name, count in numbers.items() if not name.startswith("mid_block."))
+    assert all_ - few == 3 * 12 * others
 
 
 def test_a_disk_that_becomes_full_loses_nothing(project: Project) -> None:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sdforge import load_preset
-from sdforge.errors import UsageError
+from sdforge.errors import BrokenPromise, UsageError
 from sdforge.run.tokens import Words
 from tests.conftest import Project, new_project
 from tests.toys import vocabulary
@@ -290,6 +290,34 @@ def test_what_is_no_preset_or_lacks_a_file_is_refused(folder: Path, tmp_path: Pa
     (copy / "toy.safetensors").unlink()
     with pytest.raises(UsageError, match="neither a diffusers folder"):
         load_preset(copy)
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("diffusers", "diffusers/unet/diffusion_pytorch_model.safetensors"),
+        ("diffusers", "diffusers/scheduler/scheduler_config.json"),
+        ("checkpoint", "toy.safetensors"),
+        ("checkpoint", "embeddings/word.safetensors"),
+        ("checkpoint", "sidecars/cat.safetensors"),
+    ],
+)
+def test_a_file_that_was_changed_is_not_loaded(form: Any, name: str, folder: Path, tmp_path: Path) -> None:
+    copy = copied(folder, tmp_path)
+    data = (copy / name).read_bytes()
+    (copy / name).chmod(0o644)
+    (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BrokenPromise, match=f"{name} is not the file that was written there"):
+        load_preset(copy, form=form)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "checkpoint"])
+def test_loading_says_nothing(form: Any, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from diffusers.utils import logging
+
+    load_preset(folder, form=form)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
 
 
 def test_another_version_of_the_description_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def test_a_class_is_drawn_once_and_stays(drawn: Project, tmp_path: Path) -> None
     said = drawn.forge("show", "toy:cats").out
     assert "class_images → dataset" in said
     assert "pictures 3" in said
-    assert '"a house"' in said
+    assert f'1.png    "a cat" in {files[0]}' in said
+    assert f'2.png    "a house" in {files[1]}' in said
     assert "reuse" in drawn.forge("list", "--json").out
 
     # a picture that is gone is drawn again where it is needed, and comes out as it was

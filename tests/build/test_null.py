@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -63,11 +64,27 @@ def test_it_leaves_nothing_running_and_changes_no_file(settled: Project) -> None
         os.killpg(process.pid, 0)
 
 
+def test_it_needs_little_memory(settled: Project) -> None:
+    """80 MB are allowed; no more than that whatever else this process has started."""
+    code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    ran = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(FORGE), "build"],
+        cwd=settled.root,
+        env=environment(settled),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert int(ran.stdout) < 80 * 1000
+
+
 def test_it_works_where_nothing_can_be_written(settled: Project) -> None:
     root = str(settled.root)
     (settled.root / "drawings" / "0.png").touch()  # so that there would be something to note
     script = f"mount --bind {root} {root} && mount -o remount,ro,bind {root} && cd {root} && "
-    script += f"! touch written 2>/dev/null && {FORGE} build && {FORGE} plan && {FORGE} why preset.export"
+    script += f"! touch written 2>/dev/null && {FORGE} build && {FORGE} plan && {FORGE} why preset.export && "
+    script += f"{FORGE} build --retrain c; echo $?"
     mounted = subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode == 0
     if not mounted:
         pytest.skip("this machine does not let us mount anything")
@@ -80,3 +97,5 @@ def test_it_works_where_nothing_can_be_written(settled: Project) -> None:
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "nothing to do" in ran.stdout
+    assert ran.stdout.endswith("\n4\n")
+    assert "FORGE_CACHE names another cache" in ran.stderr

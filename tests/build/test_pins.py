@@ -342,6 +342,17 @@ def test_an_undeclared_source_that_changed_is_pinned_anew_and_said_so(here: Proj
     assert here.lock != before
 
 
+def test_files_of_a_source_that_is_the_same_are_noted_without_a_word(here: Project) -> None:
+    (here.root / "base" / "README.md").write_text("A toy.\n")
+    config = here.root / "base" / "unet" / "config.json"
+    before = config.read_bytes(), here.lock
+    config.write_text(json.dumps(json.loads(before[0]), indent=1))
+    assert config.read_bytes() != before[0]
+    assert "pinned anew" not in here.forge("build").out
+    assert here.lock != before[1]
+    assert here.trained() == []
+
+
 def test_an_undeclared_source_that_changed_is_refused_under_locked(here: Project) -> None:
     (here.root / "drawings" / "0.txt").write_text("another caption\n")
     ran = here.forge("build", "--locked", code=3)
@@ -362,3 +373,44 @@ def test_a_declared_source_that_changed_is_refused_always(here: Project) -> None
     single.write_bytes(data)
     ran = here.forge("build", code=3)
     assert digest[:12] in ran.err
+
+
+def test_the_lock_says_what_a_target_is_now_though_the_result_differs(there: Project, machines: Machines) -> None:
+    there.edit('dataset = "drawings"', 'dataset = "drawings"\nrank = 4')
+    there.build("a")
+    assert f'[target."toy:a"]\ndigest = "{machines.pinned}"' not in there.lock
+    there.edit("\nrank = 4", "")
+    there.build("a")
+    assert f'[target."toy:a"]\ndigest = "{machines.pinned}"' in there.lock
+
+
+# -- D's record is in the store, its bytes are not ---------------------------------------------------------------------
+
+
+def test_a_pinned_result_without_its_bytes_is_trained_once_where_it_comes_out_differently(
+    here: Project, machines: Machines
+) -> None:
+    (pack,) = objects(here, "toy:a")
+    pack.unlink()
+    here.output.unlink()
+    shutil.rmtree(here.root / "cache/v1/states")
+    two_threads(here)
+    ran = here.build()
+    assert here.starts() == ["a"]
+    assert kept(here) == {machines.pinned, machines.elsewhere}
+    assert [event["equal"] for event in ran.of("pin")] == [False]
+    assert pins(here) == [machines.pinned]
+    assert here.build().built == here.trained() == []
+    assert "not to be had, only another one" in here.forge("build", "--locked", code=3).err
+
+
+def test_of_several_unpinned_results_one_whose_bytes_are_here_is_taken(here: Project, machines: Machines) -> None:
+    two_threads(here)
+    (pack,) = objects(here, "toy:a")
+    here.build("--retrain", "a")
+    (here.root / "forge.lock").unlink()
+    pack.unlink()
+    here.trained()
+    here.build()
+    assert here.trained() == []
+    assert pins(here) == [machines.elsewhere]

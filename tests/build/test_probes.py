@@ -158,6 +158,8 @@ def test_a_deleted_output_is_restored(built: Project) -> None:
     assert again.restored == ["preset.export"]
     assert built.output.read_bytes() == before
     assert built.trained() == []
+    built.output.unlink()
+    assert "1 restored, 3 reused" in built.forge("build").out
 
 
 def test_a_tampered_output_is_moved_aside_and_restored(built: Project) -> None:

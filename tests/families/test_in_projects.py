@@ -17,6 +17,7 @@ from tests.families.loras import LINEAR, NARROW, random_lora, write_kohya
 from tests.families.toys import write_family
 from tests.families.workbench import same_bytes, take, vocabulary, write_toy
 from tests.formats.conftest import export
+from tests.toys import write_drawings
 
 PROJECTION = "text_projection.weight"  # an OpenCLIP file holds it transposed
 
@@ -75,6 +76,58 @@ def test_a_tokenizers_folder_gives_a_single_file_its_words(root: Path) -> None:
     assert artifact is not None
     assert session.store.vocabulary(artifact.components["tokenizer"]) == vocabulary()
     assert set(artifact.components) == {"unet", "text_encoder", "text_encoder_2", "vae", "tokenizer"}
+
+
+WORDLESS = """family = "image_variations"
+
+[lora.line]
+on = "shown"
+dataset = "drawings"
+
+[null_text_inversion.again]
+on = "shown"
+image = "photo"
+prompt = "a house"
+
+[class_images.houses]
+on = "shown"
+prompt = "a house"
+
+[clip_inversion.found]
+on = "shown"
+dataset = "drawings"
+
+[preset]
+checkpoint = "shown"
+sidecars = ["found"]
+
+[preset.previews]
+prompts = ["a house"]
+"""
+
+
+def test_words_to_a_base_that_is_shown_pictures_are_refused_in_the_plan(root: Path, toys: Path) -> None:
+    shutil.copytree(write_family(toys / "image_variations", "image_variations"), root / "shown")
+    write_drawings(root / "drawings")
+    with (root / "forge.toml").open("a") as file:
+        file.write('[source.shown]\nfrom = "shown"\n[source.photo]\nfrom = "drawings/0.png"\n')
+        file.write('[dataset.drawings]\npath = "drawings"\ntrigger = "cat"\n')
+    (root / "recipes" / "r.toml").write_text(WORDLESS)
+    session = open_session(root)
+    session.open_recipes(["r"])
+    found = session.advice(session.plan(list(session.graph.nodes)))
+    said = [(p.place.line, p.message.partition("Stable")[0]) for p in found if p.place and not p.warning]
+    assert said == [
+        (4, "what learns from captions cannot be trained on `shown`: "),
+        (8, "null-text inversion cannot be trained on `shown`: "),
+        (13, "`shown` is shown pictures and understands no words ("),
+        (21, "`shown` is shown pictures and understands no words ("),
+    ]
+    silent = WORDLESS[WORDLESS.index("[clip") :].replace('"a house"', '""')
+    (root / "recipes" / "r.toml").write_text(f'family = "image_variations"\n{silent}')
+    session = open_session(root)
+    session.open_recipes(["r"])
+    assert session.advice(session.plan(list(session.graph.nodes))) == []
 
 
 def test_a_lora_of_the_family_beneath_fits_a_base_that_is_shown_pictures(root: Path, toys: Path) -> None:

@@ -18,16 +18,17 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire"},
-    {"artifact", "settings", "syntax", "places", "index"},
+    {"errors", "identity", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
+    {"artifact", "settings", "syntax", "places", "index", "devices"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
-    {"project", "graph", "lock"},
+    {"project", "graph", "lock", "remotes"},
     {"plan", "sources", "outputs"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
     {"sidecars"},
-    {"executors", "build"},
+    {"sharing"},
+    {"executors", "build", "fetch", "exchange"},
     {"commands", "looking", "housekeeping"},
     {"cli"},
     {"__main__"},

@@ -56,6 +56,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("readme") / "demo"
     shutil.copytree(ROOT / "recipes", root / "recipes")
     shutil.copyfile(ROOT / "forge.toml", root / "forge.toml")
+    (root / "forge.local.toml").write_text('[remote]\naddress = "shared"\n')  # for push and pull
     text = (root / RECIPE).read_text()
     for pattern, short in FAST:
         text = re.sub(pattern, short, text, flags=re.MULTILINE)

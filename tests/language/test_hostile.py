@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-BOUND = 20.0  # seconds for a process; the promise is 5 on an idle machine
+PROMISE = 5  # seconds of the processor's time, after which the system ends the process
+BOUND = 20.0  # seconds by the clock, on a machine that does other things too
 HEAD = b'family = "sd15"\n'
 MIB = 1 << 20
 
@@ -71,6 +72,7 @@ def test_a_hostile_text_is_refused_soon_and_in_one_sentence(name: str, folder: P
     text, words = HOSTILE[name]
     (folder / "recipes" / "r.toml").write_bytes(text)
     code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); "
+    code += f"resource.setrlimit(resource.RLIMIT_CPU, ({PROMISE}, {PROMISE})); "
     code += "from sdforge.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "-C", str(folder), "check", "r"]
     done = subprocess.run(command, capture_output=True, timeout=BOUND, check=False)

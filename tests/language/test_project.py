@@ -191,9 +191,10 @@ def test_a_source_that_is_not_there_says_where_it_was_looked_for(root: Path, for
     assert said.err.startswith("forge.toml:3:8: error[source]: flat: there is no bases/flat.safetensors in the project")
 
 
-def test_a_remote_source_says_that_fetching_comes_later(root: Path, forge: Forge) -> None:
+def test_a_source_from_elsewhere_says_how_it_is_fetched(root: Path, forge: Forge) -> None:
     (root / "forge.toml").write_text('[source.flat]\nfrom = "hf://a/b"\n')
     (root / "recipes" / "r.toml").write_text(RECIPE.format(name="x"))
     said = forge("check", "r")
     assert said.code == 2
-    assert "fetching comes with a later version" in said.err
+    assert "flat comes from hf://a/b, and has not been fetched" in said.err
+    assert "`forge fetch flat` gets it" in said.err

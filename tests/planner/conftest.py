@@ -16,7 +16,7 @@ from sdforge.explain import Cause, Explainer
 from sdforge.formula import Plan as FormulaPlan
 from sdforge.graph import Graph, Taken, link_recipes
 from sdforge.identity import H, component_identity, tensor_identity
-from sdforge.lock import Lock, pin_of
+from sdforge.lock import Lock, Pin, pin_of
 from sdforge.plan import Plan, Planner, Step, Wishes, likeness
 from sdforge.project import Project
 from sdforge.store import Known, Result
@@ -32,12 +32,24 @@ WORDS = {"vocab": {"girl</w>": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}, "me
 
 @dataclass
 class Memory:
-    """What planning asks of a store, in dictionaries. files: the packs whose bytes are there."""
+    """What planning asks of a store, in dictionaries.
+
+    files: the packs whose bytes are there; remote: the digests of the results that a remote cache has;
+    signed: what trusted keys say on it, by content key.
+    """
 
     keys: dict[str, Known] = field(default_factory=dict)
     tables: dict[str, list[Tensor]] = field(default_factory=dict)
     files: set[str] = field(default_factory=set)
     preimages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remote: set[str] = field(default_factory=set)
+    signed: dict[str, Pin] = field(default_factory=dict)
+
+    def offered(self, pin: Pin) -> bool:
+        return pin.digest in self.remote
+
+    def vouched(self, key: str) -> Pin | None:
+        return self.signed.get(key)
 
     def known(self, key: str) -> Known:
         return self.keys.get(key, Known())

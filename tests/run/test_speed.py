@@ -11,12 +11,14 @@ from torch import nn
 from benchmarks.train import by_hand, ours
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
+from sdforge.run import speed
 from sdforge.run.speed import compile_blocks, lay_out, shrink, tune
 from tests.families.workbench import Taken
 from tests.run.order import order, train
 from tests.trainings.test_training_contract import batch
 
 CPU = torch.device("cpu")
+DEVICES = ("cpu", "cuda")
 
 
 def test_the_loop_has_the_losses_of_a_loop_written_by_hand(tmp_path: Path) -> None:
@@ -28,7 +30,7 @@ def test_the_loop_has_the_losses_of_a_loop_written_by_hand(tmp_path: Path) -> No
 def test_on_a_cpu_nothing_is_done(toy: Taken) -> None:
     diffusion = load(toy.given(), CPU, torch.bfloat16)
     before = {name: p.dtype for name, p in diffusion.unet.named_parameters()}
-    assert tune(diffusion, set(), steps=10_000, shapes=1) == []
+    assert tune(diffusion, set(), steps=10_000, shapes=1, static=True) == []
     assert {name: p.dtype for name, p in diffusion.unet.named_parameters()} == before
 
 
@@ -84,5 +86,63 @@ def test_compiled_blocks_predict_what_plain_ones_do(toy: Taken) -> None:
     with torch.no_grad():
         text = diffusion.encode_text(one.captions)
         before = diffusion.predict(noisy, timesteps, text)
-        compile_blocks(diffusion.unet)
+        compile_blocks(diffusion.unet, graphs=False)
         assert torch.allclose(before, diffusion.predict(noisy, timesteps, text), atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["lora", "textual_inversion", "fine_tune"])
+def test_a_training_from_cuda_graphs_learns_what_it_learns_on_a_cpu(
+    name: str, toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "LONG", 1)
+    wanted = {
+        device: order(tmp_path / device, name, toy, pictures, steps=6, how={"device": device}) for device in DEVICES
+    }
+    found = {device: train(each) for device, each in wanted.items()}
+    assert speed.GRAPHS in found["cuda"].fingerprint["tuned"]
+    assert found["cpu"].record["losses"] == pytest.approx(found["cuda"].record["losses"], rel=0.02)
+
+
+@pytest.mark.gpu
+def test_a_training_from_cuda_graphs_resumes_to_the_same_bits(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.run.test_loop_options import same_after_a_stop
+
+    monkeypatch.setattr(speed, "LONG", 1)
+    same_after_a_stop(tmp_path, 3, "lora", toy, pictures, steps=6, precision="bf16", how={"device": "cuda"})
+
+
+# -- what is compiled, and when from graphs; nothing is compiled here --------------------------------------------------
+
+
+class Compiled(nn.Module):
+    """A network that notes how it was compiled."""
+
+    wishes: dict[str, object]
+
+    def compile_repeated_blocks(self, **wishes: object) -> None:
+        self.wishes = wishes
+
+
+@pytest.mark.parametrize(
+    ("steps", "shapes", "static", "mode"),
+    [(300, 1, True, "reduce-overhead"), (300, 2, True, "default"), (300, 1, False, "default"), (299, 1, True, None)],
+)
+def test_graphs_are_recorded_where_every_step_has_the_same_shapes(
+    steps: int, shapes: int, static: bool, mode: str | None
+) -> None:
+    network = Compiled()
+    done = speed.compiled(network, steps=steps, shapes=shapes, static=static)
+    assert getattr(network, "wishes", {}).get("mode") == mode
+    assert (speed.GRAPHS in done) == (mode == "reduce-overhead")
+
+
+def test_a_step_says_that_it_begins_only_where_there_are_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    speed.begin_step(["tf32", "compiled"])
+    assert begun == []
+    speed.begin_step(["compiled", speed.GRAPHS])
+    assert begun == [1]

@@ -54,6 +54,15 @@ def test_what_is_attached_is_drawn_until_it_is_taken_off(name: str, toys: Path) 
     assert not torch.equal(before, wanted)
 
 
+def test_layers_are_left_out_of_the_prompt_beside_a_picture_too(toys: Path) -> None:
+    diffusion, image_1D = loaded(take(write_family(toys / "unclip", "unclip"))), shown()["image_embeds"]
+    said = diffusion.imagine(image_1D, ["a red cat"], clip_skip=1)
+    assert torch.equal(said.hidden_BLD, diffusion.encode_text(["a red cat"], clip_skip=1).hidden_BLD)
+    one = wish("a red cat")._replace(guidance=1.0)
+    drawn_with = [sample(diffusion, [one._replace(clip_skip=skip)], image_1D) for skip in (0, 1)]
+    assert not torch.equal(*drawn_with)
+
+
 def test_an_embedding_is_nothing_to_a_checkpoint_of_words(toy: Taken) -> None:
     with pytest.raises(UsageError, match="draws from words"):
         image_embedding.attach(loaded(toy), shown(), {})

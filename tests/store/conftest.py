@@ -31,7 +31,11 @@ def make_result(
     content = component_identity([("x", identity)])
     components = {kind: Component(content, content, table, "mixed")}
     digest = artifact_identity(kind, {kind: content}, {})
-    record = {"log": store.put_bytes(b"log of " + data)}
+    record = {
+        "log": store.put_bytes(b"log of " + data),
+        "losses": store.put_bytes(b"losses of " + data),
+        "samples": [[10, "a cat", store.put_bytes(b"a picture drawn during " + data)]],
+    }
     result = Result(key, digest, kind, "sd15", components, packs=(pack,), grade=grade, made=made, record=record)
     store.keep(result, f'{{"of":"{key}"}}')
     return result

@@ -73,7 +73,9 @@ def test_trained_results_stay_whole(cache: Path, clean: Clean, filled: dict[str,
     (result,) = store.known(TRAINED).results
     assert store.holds(result)
     assert len(store.table(result.components["lora"])) == 1
-    assert store.read_object(filled[TRAINED].record["log"])
+    record = filled[TRAINED].record
+    for sha256 in (record["log"], record["losses"], record["samples"][0][2]):
+        assert store.read_object(sha256)
 
 
 @pytest.mark.usefixtures("filled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sdforge.artifact import Artifact
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families.sd15.load import load
+from sdforge.formats.safetensors import read_header
 from sdforge.order import Given, Outcome
 from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
@@ -134,6 +137,20 @@ def test_the_loss_falls_on_three_drawings(toy: Taken, pictures: Given, tmp_path:
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
 
 
+def state_size(folder: Path) -> int:
+    """The bytes of the numbers of the one state that is there; what only counts steps has no shape."""
+    (state,) = folder.glob("*.safetensors")
+    entries = read_header(state).tensors.values()
+    return sum(math.prod(entry.shape) * ITEM_SIZE[entry.dtype] for entry in entries if entry.shape)
+
+
+def state_bytes(toy: Taken, **changes: Any) -> int:
+    """What the plan says of it."""
+    shapes = {name: {n: tuple(t.shape) for n, t in toy.tensors(name).items()} for name in ("unet", "text_encoder")}
+    table: Any = TABLE.model_construct(**settings("fine_tune", **changes))
+    return int(table.state_bytes(SD15, shapes))
+
+
 @pytest.mark.parametrize("changes", [{"text_encoder": True, "ema": 0.9}, {**BF16, "text_encoder": True}])
 def test_a_fine_tuning_that_stops_and_goes_on_ends_with_the_same_bits(
     changes: dict[str, Any], toy: Taken, pictures: Given, tmp_path: Path
@@ -143,6 +160,7 @@ def test_a_fine_tuning_that_stops_and_goes_on_ends_with_the_same_bits(
     broken = order(tmp_path / "broken", "fine_tune", toy, pictures, **more)
     with pytest.raises(Stopped):
         train(broken, stop_before(3))
+    assert state_size(Path(broken.states)) == state_bytes(toy, **more)
     resumed = train(broken)
     assert resumed.record["resumed"] == [{"step": 3}]
     assert resumed.sha256 == straight.sha256

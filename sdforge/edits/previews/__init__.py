@@ -8,7 +8,8 @@ from typing import Annotated, final
 
 from pydantic import Field
 
-from sdforge.artifact import SIDECARS
+from sdforge.artifact import SIDECARS, Artifact
+from sdforge.families import deaf
 from sdforge.order import Order, Outcome
 from sdforge.settings import NotNegative, Reference, Seed, Table, Takes
 
@@ -50,6 +51,13 @@ class Previews(Drawing):
 
 
 TABLE = Previews
+
+
+def advise(table: Previews, inputs: dict[str, list[Artifact | None]]) -> list[tuple[str, str, str, str, bool]]:
+    """Refuse words to a checkpoint that is shown pictures alone; (role, code, sentence, hint, whether a warning)."""
+    said = [*table.prompts, table.negative_prompt]
+    wordless = deaf(inputs["checkpoint"][0], str(table.checkpoint), said)
+    return [("checkpoint", "family", *wordless, False)] if wordless else []
 
 
 def run(order: Order, report: Callable[..., None]) -> Outcome:

@@ -42,6 +42,7 @@ class ImageVariationsLoaded(Diffusion):
         *,
         level: int = 0,  # noqa: ARG002
         noise_BD: Tensor | None = None,  # noqa: ARG002
+        clip_skip: int = 0,  # noqa: ARG002
     ) -> Conditioning:
         self._refuse_words(prompts or [])
         return Conditioning(images_BD.to(self.device)[:, None])

@@ -52,6 +52,7 @@ class StableDiffusionXLLoaded(Diffusion):
         *,
         level: int = 0,  # noqa: ARG002
         noise_BD: Tensor | None = None,  # noqa: ARG002
+        clip_skip: int = 0,  # noqa: ARG002
     ) -> Conditioning:
         raise shown_nothing(self.family)
 

@@ -52,8 +52,9 @@ class StableUnclipLoaded(Diffusion):
         *,
         level: int = 0,
         noise_BD: Tensor | None = None,
+        clip_skip: int = 0,
     ) -> Conditioning:
-        told = self.encode_text(prompts or [""] * len(images_BD))
+        told = self.encode_text(prompts or [""] * len(images_BD), clip_skip=clip_skip)
         alpha = float(cosine_alphas()[level])
         # a single file has none, and other programs take these
         mean_1D, std_1D = self.statistics.get("mean", torch.zeros(1)), self.statistics.get("std", torch.ones(1))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, final
 from pydantic import Field
 
 from sdforge.artifact import Artifact
+from sdforge.families import deaf
 from sdforge.order import Order, Outcome
 from sdforge.settings import NotNegative, Reference, Seeded, Takes
 
@@ -52,13 +53,18 @@ def facts(table: ClassImages) -> dict[str, Any]:
 
 def advise(
     table: ClassImages,
-    inputs: dict[str, list[Artifact | None]],  # noqa: ARG001 -- all methods are asked alike
+    inputs: dict[str, list[Artifact | None]],
 ) -> list[tuple[str, str, str, str, bool]]:
-    """One of `prompt` and `prompts` says what is drawn; (role, code, sentence, hint, whether it is a warning)."""
+    """One of `prompt` and `prompts` says what is drawn, to a checkpoint that understands it.
+
+    Returns (role, code, sentence, hint, whether it is a warning).
+    """
+    wordless = deaf(inputs["on"][0], str(table.on), [table.prompt, *table.prompts])
+    found = [("on", "family", *wordless, False)] if wordless else []
     if bool(table.prompt) != bool(table.prompts):
-        return []
+        return found
     sentence = "what is drawn stands in `prompt`, or in `prompts`" + (", not in both" if table.prompt else "")
-    return [("on", "prompt", sentence, 'prompt = "a drawing of a girl"', False)]
+    return [*found, ("on", "prompt", sentence, 'prompt = "a drawing of a girl"', False)]
 
 
 def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:

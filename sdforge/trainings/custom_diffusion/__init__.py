@@ -65,7 +65,6 @@ def advise(table: CustomDiffusion, inputs: dict[str, list[Artifact | None]]) -> 
     return [
         *never_named(table.token, table.dataset, inputs),
         *without("cross_attention", "Custom Diffusion", table.on, inputs),
-        *without("text_encoders", "Custom Diffusion", table.on, inputs),
     ]
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from sdforge.artifact import Artifact
 from sdforge.order import Order, Outcome
 from sdforge.settings import NotNegative, Positive, Reference, Table, Takes
-from sdforge.trainings import Advice, On, unguided
+from sdforge.trainings import Advice, On, unguided, without
 
 VERSION = 1
 MAKES = "null_text"
@@ -53,8 +53,9 @@ TABLE = NullTextInversion
 
 
 def advise(table: NullTextInversion, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
-    """Refuse a checkpoint that knows no guidance: nothing would be drawn against the empty prompt."""
-    return unguided("null-text inversion", table.on, inputs)
+    """Refuse a checkpoint that knows no guidance or no words: nothing would be drawn against the empty prompt."""
+    what = "null-text inversion"
+    return [*unguided(what, table.on, inputs), *without("text_encoders", what, table.on, inputs)]
 
 
 def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:

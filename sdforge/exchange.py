@@ -1,0 +1,150 @@
+"""`forge push`, `forge pull`, `forge sign`, and the fetching of a pinned result while a build runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
+from sdforge.executors.beside import Beside
+from sdforge.lock import Pin
+from sdforge.places import LOCK
+from sdforge.report.hashing import Fetching
+from sdforge.report.words import glyphs, safe, size
+from sdforge.session import Session
+from sdforge.sharing import Poisoned, Sharing, pinned_results
+from sdforge.signing import sign, signer
+from sdforge.store.files import publish_bytes
+
+
+def say(text: str) -> None:
+    print(safe(text, sys.stdout))
+
+
+def fetching(sharing: Sharing, pin: Pin) -> Beside:
+    """Start to bring a pinned result here, beside the build."""
+
+    def work(say: Callable[[dict[str, Any]], None]) -> None:
+        end: dict[str, Any] = {"event": "fetched"}
+        try:
+            if sharing.pull(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]})) is None:
+                end = {"event": "missed", "message": "the remote cache has not all of it", "gone": False}
+        except ForgeError as error:
+            end = {"event": "missed", "message": error.message, "gone": isinstance(error, ResourceError)}
+        except Exception as error:  # whatever it is, the build goes on without the remote
+            end = {"event": "missed", "message": f"{type(error).__name__}: {error}", "gone": True}
+        say(end)
+
+    return Beside(work)
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def push(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge push`: put what the lock pins and the store has into the remote cache."""
+    sharing, sent = _sharing(session), 0
+    for pin, name in _wanted(session, wishes.targets):
+        results = {result.digest: result for result in session.store.known(pin.key).results}
+        result = results.get(pin.digest)
+        if result is None or not session.store.holds(result):
+            _tell(wishes, name, pin, "not here", 0)
+            continue
+        amount = sharing.push(result, _shown(wishes, name))
+        if wishes.key:
+            sharing.put_statement(pin, Path(wishes.key))
+        _tell(wishes, name, pin, "pushed" if amount else "was there", amount)
+        sent += amount
+    return _end(wishes, "sent", sent)
+
+
+def pull(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge pull`: bring what the lock pins here. Returns 3 if something is not to be had."""
+    sharing, code, came = _sharing(session), 0, 0
+    for pin, name in _wanted(session, wishes.targets):
+        found = {result.digest: result for result in session.store.known(pin.key).results}.get(pin.digest)
+        if found is not None and session.store.holds(found):
+            _tell(wishes, name, pin, "was here", 0)
+            continue
+        try:
+            result = sharing.pull(pin, _shown(wishes, name))
+        except Poisoned as error:
+            result = None
+            print(safe(f"warning: {name}: {error.message}", sys.stderr), file=sys.stderr)
+        amount = sum(session.store.object(pack).stat().st_size for pack in result.packs) if result else 0
+        _tell(wishes, name, pin, "pulled" if result else "not to be had", amount)
+        came += amount
+        code = code if result else 3
+    _end(wishes, "fetched", came)
+    return code
+
+
+def sign_lock(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge sign`: write the signature of forge.lock beside it."""
+    path = session.project.root / LOCK
+    if not path.is_file():
+        raise UsageError(f"there is no {LOCK} yet", hint="`forge build` or `forge lock` writes it")
+    signature = sign(path.read_bytes(), Path(wishes.key))
+    publish_bytes(signature.encode(), path.with_name(f"{LOCK}.sig"), path.parent, 0o644)
+    if wishes.json:
+        print(json.dumps({"v": 1, "event": "sign", "file": f"{LOCK}.sig"}))
+    else:
+        say(f"  {LOCK}.sig is written; commit it. `forge verify --signed` checks it against [trust] keys")
+    return 0
+
+
+def verify_signature(session: Session) -> str:
+    """Return the trusted key that signed forge.lock as it is. Raises BrokenPromise."""
+    path = session.project.root / LOCK
+    signature = path.with_name(f"{LOCK}.sig")
+    if not path.is_file() or not signature.is_file():
+        raise BrokenPromise(f"{LOCK} is not signed", hint="`forge sign --key FILE` signs it")
+    try:
+        return signer(path.read_bytes(), signature.read_text(), session.project.trusted)
+    except BrokenPromise as error:
+        raise BrokenPromise(f"{LOCK}.sig: {error.message}", error.hint) from None
+
+
+def _sharing(session: Session) -> Sharing:
+    session.share("write")
+    if session.sharing is None:
+        raise UsageError(
+            "no remote cache is named", hint='in forge.toml or forge.local.toml: [remote] address = "https://…"'
+        )
+    session.store.prepare()
+    return session.sharing
+
+
+def _wanted(session: Session, names: list[str]) -> list[tuple[Pin, str]]:
+    """Return the pins behind targets (default: all of the lock), each with a name to show."""
+    targets = {row["key"]: name for name, row in session.lock.targets.items() if "key" in row}
+    keys = None
+    if names:
+        wanted = session.resolve(names)
+        behind = {node.id for node in session.graph.behind(wanted)}
+        keys = {key for key, name in targets.items() if name in behind}
+    return [(pin, targets.get(pin.key, pin.method)) for pin in pinned_results(session.lock.results, keys)]
+
+
+def _shown(wishes: argparse.Namespace, name: str) -> Callable[[int, int], None]:
+    shown = Fetching()
+    return (lambda *_: None) if wishes.json else lambda done, total: shown(name, done, total)
+
+
+def _tell(wishes: argparse.Namespace, name: str, pin: Pin, state: str, amount: int) -> None:
+    if wishes.json:
+        about = {"target": name, "key": pin.key, "digest": pin.digest, "state": state, "bytes": amount}
+        print(json.dumps({"v": 1, "event": wishes.command, **about}))
+        return
+    sign = glyphs(sys.stdout)["failed" if state in ("not here", "not to be had") else "reuse"]
+    say(f"  {sign} {name:<30} {pin.digest[:8]}  {state}{f'  {size(amount)}' if amount else ''}")
+
+
+def _end(wishes: argparse.Namespace, verb: str, amount: int) -> int:
+    if not wishes.json:
+        say(f"  {size(amount)} {verb}")
+    return 0

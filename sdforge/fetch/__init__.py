@@ -1,0 +1,161 @@
+"""Getting what sources name elsewhere: the only part of sdforge that opens a connection for a source.
+
+What was fetched lies in the cache, under its sha256 (a folder: under its pinned revision), and is verified by the hash
+that is promised or that the lock has. What this machine has already is linked instead: files in the folders of
+`forge.local.toml`, in the Hub's own cache, or among other projects' sources.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdforge.errors import BrokenPromise, UsageError
+from sdforge.fetch.hosts import Behind, resolve
+from sdforge.fetch.wire import Remote, download, without_query
+from sdforge.graph import Taken
+from sdforge.identity import digest_of_text
+from sdforge.references import Hub, parse
+from sdforge.store import COMPLETE, Store
+from sdforge.store.files import publish, resources
+
+Progress = Callable[[str, int, int], None]  # source, bytes done, bytes in all
+NEAR = 1024  # bytes within which a size that a page states is right
+
+
+class Got(NamedTuple):
+    """A source that is here now. row: for the lock; how: here, linked or fetched; size: bytes of it."""
+
+    row: dict[str, Any]
+    how: str
+    size: int
+    path: Path
+
+
+@dataclass
+class Fetcher:
+    """Gets sources into a store. folders: where else on this machine files may lie."""
+
+    store: Store
+    folders: list[Path]
+    progress: Progress
+
+    def resolve(self, taken: Taken, row: dict[str, Any], *, update: bool = False) -> Behind:
+        """Return what a source stands for: as the lock has it (row), or with `update` as it is now.
+
+        Raises UsageError, ResourceError.
+        """
+        text = taken.table["from"]
+        pinned = row.get("resolved", "") if row.get("from") == text and not update else ""
+        try:
+            behind = resolve(parse(pinned or text))
+        except UsageError as error:
+            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+        if pinned and behind.pinned != pinned:
+            raise BrokenPromise(f"{taken.id}: {pinned} is {behind.pinned} now", hint="`forge lock --update` takes it")
+        promised = row.get("files", {}) if pinned else {}
+        declared = taken.table.get("sha256") or ""
+        if declared and behind.whole:
+            raise UsageError(f"{taken.id} is a folder, and sha256 is of a single file")
+        files = tuple(self._promise(taken, file, promised.get(file.name, ""), declared) for file in behind.files)
+        return Behind(behind.pinned, files, behind.token, behind.whole, behind.about)
+
+    def _promise(self, taken: Taken, file: Remote, pinned: str, declared: str) -> Remote:
+        """Bring together what recipe, lock and host promise of a file. Raises BrokenPromise where they differ."""
+        promises = {"forge.toml": declared, "forge.lock": pinned, "its page": file.sha256}
+        found = {who: sha256 for who, sha256 in promises.items() if sha256}
+        if len(set(found.values())) > 1:
+            said = "; ".join(f"{who} says {sha256}" for who, sha256 in found.items())
+            raise BrokenPromise(
+                f"{taken.id}: there are different promises of {file.name}: {said}",
+                hint="if its maker has changed it and you trust that, `forge lock --update` pins the new one",
+            )
+        return file._replace(sha256=next(iter(found.values()), ""))
+
+    def row(self, taken: Taken, behind: Behind) -> dict[str, Any]:
+        """Return what the lock keeps of a source before its bytes are here."""
+        files = {file.name: file.sha256 for file in behind.files if file.sha256}
+        size = sum(file.size for file in behind.files)
+        return {"from": taken.table["from"], "resolved": behind.pinned, "files": files, "size": size}
+
+    def get(self, taken: Taken, behind: Behind) -> Got:
+        """Bring a source's files here. Raises BrokenPromise (other bytes), ResourceError, UsageError."""
+        hows, digests = set(), {}
+        with self.store.lock(f"fetch-{digest_of_text('fetch', behind.pinned)}") as guard:
+            guard.acquire(wait=True)
+            folder = self.store.fetched(behind.pinned)
+            for file in behind.files:
+                how, place = self._bring(taken, behind, file)
+                hows.add(how)
+                digests[file.name] = self.store.digest(place)
+            if behind.whole:
+                (folder / COMPLETE).touch()
+        path = folder if behind.whole else place
+        size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
+        how = next(how for how in ("fetched", "linked", "here") if how in hows)
+        return Got(self.row(taken, behind) | {"files": digests, "size": size}, how, size, path)
+
+    def link(self, taken: Taken, behind: Behind) -> Got | None:
+        """Do as `get` for a single file that this machine has somewhere; None if it has not."""
+        if behind.whole or not behind.files[0].sha256 or self._here(behind, behind.files[0]) is None:
+            return None
+        return self.get(taken, behind)
+
+    def _bring(self, taken: Taken, behind: Behind, file: Remote) -> tuple[str, Path]:
+        """Put a file at its place; return how it came, and where it lies."""
+        place = self.store.fetched(behind.pinned, "" if behind.whole else file.sha256) / file.name
+        named = behind.whole or file.sha256  # else nobody knows yet under what digest it will lie
+        if named and place.exists() and file.sha256 in ("", self.store.digest(place)):
+            return "here", place
+        if file.sha256 and (found := self._here(behind, file)):
+            with resources(f"{file.name} cannot be linked"):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)
+                place.symlink_to(found)
+            return "linked", place
+        part = self._part(file)
+        sha256 = download(file, part, behind.token, lambda done, total: self.progress(taken.id, done, total))
+        if not behind.whole:
+            place = self.store.fetched(behind.pinned, sha256) / file.name
+        publish(part, place)
+        return "fetched", place
+
+    def _part(self, file: Remote) -> Path:
+        name = digest_of_text("part", f"{without_query(file.address)} {file.name}")
+        return self.store.root / "fetched" / "parts" / name
+
+    # -- what this machine has already -----------------------------------------------------------------------------
+
+    def _here(self, behind: Behind, file: Remote) -> Path | None:
+        """Find a file by its digest; only files of the right size are hashed."""
+        known = self.store.find(file.sha256)
+        if known is not None:
+            return Path(os.path.realpath(known))
+        for path in self._candidates(behind, file):
+            real = Path(os.path.realpath(path))
+            if real.is_file() and self.store.digest(real) == file.sha256:
+                return real
+        return None
+
+    def _candidates(self, behind: Behind, file: Remote) -> Iterator[Path]:
+        reference = parse(behind.pinned)
+        if isinstance(reference, Hub):
+            where = hub_cache() / f"models--{reference.repository.replace('/', '--')}" / "snapshots"
+            yield where / reference.revision / (reference.file or file.name)
+        for folder in self.folders:
+            for path in sorted(p for p in folder.rglob(f"*{Path(file.name).suffix}") if p.is_file()):
+                if self._is_as_large(path.stat().st_size, file):
+                    yield path
+
+    @staticmethod
+    def _is_as_large(size: int, file: Remote) -> bool:
+        return size == file.size if file.size else abs(size - file.near) <= NEAR
+
+
+def hub_cache() -> Path:
+    """Return the folder in which the Hub's own programs keep files, by the variables that they read."""
+    home = os.environ.get("HF_HOME") or os.path.expanduser("~/.cache/huggingface")  # noqa: PTH111
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub")

@@ -1,0 +1,237 @@
+"""`forge fetch`, `forge add`, and what `forge lock` asks of hosts: sources from elsewhere, pinned and brought here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, exit_code, nearest
+from sdforge.fetch import Fetcher, Got
+from sdforge.fetch.hosts import Behind
+from sdforge.graph import Taken
+from sdforge.lock import Lock, toml_value
+from sdforge.lockfile import LockFile
+from sdforge.names import is_name
+from sdforge.places import FILE
+from sdforge.references import is_remote
+from sdforge.report.hashing import Fetching
+from sdforge.report.words import glyphs, safe, size
+from sdforge.session import Session, open_session
+from sdforge.store.files import publish_bytes, within
+from sdforge.tables import Source
+
+
+def say(text: str) -> None:
+    print(safe(text, sys.stdout))
+
+
+def remote_sources(session: Session, names: list[str]) -> list[Taken]:
+    """Return the sources from elsewhere of the project and its recipes, or those that are named.
+
+    names: of sources, or of recipes (all that they take). Raises UsageError with a guess at what was meant.
+    """
+    found = {name: Taken(name, "source", table) for name, table in session.project.sources.items()}
+    taken_by: dict[str, list[str]] = {}
+    for recipe in session.project.recipe_names():
+        try:
+            session.open_recipes([recipe])
+        except RecipeError:
+            if recipe in names:
+                raise
+            continue  # `forge check` says what is wrong there
+        taken_by[recipe] = [name for name, taken in session.graph.sources.items() if taken.kind == "source"]
+        found |= {name: session.graph.sources[name] for name in taken_by[recipe]}
+    wanted = list(names) or list(found)
+    chosen: dict[str, Taken] = {}
+    for name in wanted:
+        if name not in found and name not in taken_by:
+            guess = nearest(name, [*found, *taken_by])
+            raise UsageError(
+                f"there is no source and no recipe {name!r}",
+                hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(found) or 'none'}",
+            )
+        for each in taken_by[name] if name in taken_by and name not in found else [name]:
+            if is_remote(found[each].table["from"]):
+                chosen[each] = found[each]
+            elif each in names:
+                raise UsageError(f"{each} is a file of this machine: {found[each].table['from']}")
+    return list(chosen.values())
+
+
+def fetcher(session: Session, *, as_json: bool) -> Fetcher:
+    return Fetcher(session.store, session.project.folders, (lambda *_: None) if as_json else Fetching())
+
+
+def refuse_network(*, offline: bool) -> None:
+    """Raise ResourceError where no connection may be opened."""
+    if offline:
+        raise ResourceError("this needs the network, and --offline says no", hint="run it without --offline")
+
+
+def fetch(session: Session, wishes: argparse.Namespace) -> int:
+    """`forge fetch`: bring sources here; what one cannot have does not stop the others. Returns the exit code."""
+    sources = remote_sources(session, wishes.sources)
+    refuse_network(offline=wishes.offline and bool(sources))
+    session.store.prepare()
+    getter, errors = fetcher(session, as_json=wishes.json), []
+    for taken in sources:
+        try:
+            behind = getter.resolve(taken, session.lock.sources.get(taken.id, {}))
+            got = getter.get(taken, behind)
+            pin(session, taken, got.row)
+            _tell(taken, got, as_json=wishes.json)
+        except ForgeError as error:
+            errors.append(error)
+            _tell_error(taken, error, as_json=wishes.json)
+    if not sources and not wishes.json:
+        say("  nothing to fetch: no source comes from elsewhere")
+    return exit_code(errors)
+
+
+def pin(session: Session, taken: Taken, row: dict[str, Any]) -> None:
+    """Write into the lock where a source was found; what a build has read from the same place stays as it is."""
+
+    def enter(lock: Lock) -> None:
+        old = lock.sources.get(taken.id, {})
+        if "digest" not in old or any(old.get(name) != row[name] for name in ("from", "resolved")):
+            lock.sources[taken.id] = row
+
+    LockFile(session).rewrite(enter)
+
+
+def _tell(taken: Taken, got: Got, *, as_json: bool) -> None:
+    if as_json:
+        about = {"source": taken.id, "state": got.how, "bytes": got.size, "resolved": got.row["resolved"]}
+        print(json.dumps({"v": 1, "event": "fetch", **about}))
+        return
+    behind = {"fetched": got.row["resolved"], "linked": f"it lay at {os.path.realpath(got.path)}", "here": "was here"}
+    say(f"  {glyphs(sys.stdout)['reuse']} {taken.id:<18} {got.how:<8} {size(got.size):>9}  {behind[got.how]}")
+
+
+def _tell_error(taken: Taken, error: ForgeError, *, as_json: bool) -> None:
+    if as_json:
+        about = {"source": taken.id, "code": error.exit_code, "message": error.message, "hint": error.hint}
+        print(json.dumps({"v": 1, "event": "error", **about}))
+        return
+    say(f"  {glyphs(sys.stdout)['failed']} {taken.id:<18} {error.message}")
+    if error.hint:
+        say(f"      try   {error.hint}")
+
+
+# -- lock --------------------------------------------------------------------------------------------------------------
+
+
+def resolve_all(session: Session, names: list[str], *, update: bool, as_json: bool) -> list[str]:
+    """Pin what sources from elsewhere stand for; with `update` anew. Returns those that changed or are new."""
+    getter, changed = fetcher(session, as_json=as_json), []
+    for taken in remote_sources(session, names):
+        row = session.lock.sources.get(taken.id, {})
+        if not update and row.get("from") == taken.table["from"] and row.get("resolved"):
+            continue
+        behind = getter.resolve(taken, row, update=update)
+        found = getter.row(taken, behind)
+        if row.get("resolved") != found["resolved"] or any(
+            row.get("files", {}).get(name) != sha256 for name, sha256 in found["files"].items()
+        ):
+            pin(session, taken, found)
+            changed.append(taken.id)
+    return changed
+
+
+# -- add ---------------------------------------------------------------------------------------------------------------
+
+
+def add(wishes: argparse.Namespace) -> int:
+    """`forge add NAME REF`: write a source into forge.toml, and say what it is."""
+    session = open_session(Path(wishes.at))
+    name, reference = wishes.name, wishes.reference
+    _refuse_name(session, name)
+    if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
+        raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
+    table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
+    behind, where = None, ""
+    if is_remote(reference) and not wishes.offline:
+        behind = fetcher(session, as_json=True).resolve(_taken(name, table), {})
+        table = _stated(table, behind)
+    elif not is_remote(reference):
+        where = _found(session, name, table)
+    _append(session.project.root / FILE, name, {key: value for key, value in table.items() if value})
+    session = open_session(Path(wishes.at))
+    if behind is not None:
+        taken = Taken(name, "source", session.project.sources[name])
+        getter = fetcher(session, as_json=True)
+        pin(session, taken, getter.row(taken, behind))
+        session.store.prepare()
+        if got := getter.link(taken, behind):
+            pin(session, taken, got.row)
+            where = os.path.realpath(got.path)
+    _tell_added(session, name, behind, where, as_json=wishes.json)
+    return 0
+
+
+def _refuse_name(session: Session, name: str) -> None:
+    if not is_name(name):
+        raise UsageError(f"{name!r} is no name", hint="small letters, digits, - and _, at most 64, a letter first")
+    if name in session.project.sources or name in session.project.datasets:
+        raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
+
+
+def _taken(name: str, table: dict[str, Any]) -> Taken:
+    stated = {key: value for key, value in table.items() if value}
+    return Taken(name, "source", Source.model_validate(stated).model_dump(by_alias=True))
+
+
+def _stated(table: dict[str, Any], behind: Behind) -> dict[str, Any]:
+    """Add what the host says of a source: the sha256 of a single file, licence and trigger words."""
+    sha256 = "" if behind.whole else behind.files[0].sha256
+    about = {key: value for key, value in behind.about.items() if not table.get(key)}
+    return table | about | {"sha256": table["sha256"] or sha256}
+
+
+def _found(session: Session, name: str, table: dict[str, Any]) -> str:
+    """Return where a file or folder of this machine lies. Raises UsageError if it is nowhere."""
+    session.sources.quick = True
+    taken = _taken(name, table)
+    session.sources.artifact(taken)
+    path = within(session.project.root, table["from"])
+    return str(path if path.exists() else table["from"])
+
+
+def _append(path: Path, name: str, table: dict[str, Any]) -> None:
+    """Add a table at the end of forge.toml; what stands there stays as it is, comments and all."""
+    before = path.read_bytes()
+    lines = [f"[source.{name}]", *(f"{key} = {toml_value(value)}" for key, value in table.items())]
+    gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
+    publish_bytes(before + gap + "\n".join(lines).encode() + b"\n", path, path.parent, 0o644)
+
+
+def _tell_added(session: Session, name: str, behind: Behind | None, where: str, *, as_json: bool) -> None:
+    about = session.project.sources[name]
+    if as_json:
+        resolved = behind.pinned if behind else ""
+        print(json.dumps({"v": 1, "event": "add", "source": name, "resolved": resolved, "here": bool(where)}))
+        return
+    for line in _lines(name, about, behind, where):
+        say(f"  {line}")
+
+
+def _lines(name: str, about: dict[str, Any], behind: Behind | None, where: str) -> Iterator[str]:
+    yield f"+ {FILE}: [source.{name}]"
+    if behind is not None:
+        amount = sum(file.size or file.near for file in behind.files)
+        files = f"{len(behind.files)} files" if behind.whole else behind.files[0].name
+        yield f"  {files}{f', {size(amount)}' if amount else ''}: {behind.pinned}"
+    if about.get("licence"):
+        yield f"  licence: {about['licence']}"
+    if about.get("trigger"):
+        yield f"  trigger: {', '.join(about['trigger'])}"
+    if where:
+        yield f"  it is on this machine: {where}"
+    else:
+        yield f"  `forge fetch {name}` gets it"

@@ -1,0 +1,165 @@
+"""What stands behind a reference: which files, where, with which hashes. A host is one function that asks its API.
+
+Mirrors: HF_ENDPOINT (as the Hub's own programs read it) and CIVITAI_ENDPOINT. Tokens: HF_TOKEN (or what `hf auth login`
+left), CIVITAI_TOKEN.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from sdforge.errors import ResourceError, UsageError
+from sdforge.fetch.wire import Remote, Token, ask
+from sdforge.references import Civitai, Hub, Reference, Url, is_folder
+
+ALLOWED = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINT = ("*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+NEVER = (
+    *("safety_checker/*", "feature_extractor/*", "image_processor/*"),
+    *("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.msgpack"),  # the same weights once more
+)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What a reference stands for now.
+
+    pinned: the reference with its revision resolved, as the lock keeps it; whole: it is a folder of files; about:
+    licence and trigger words, as its page says.
+    """
+
+    pinned: str
+    files: tuple[Remote, ...]
+    token: Token | None = None
+    whole: bool = False
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve(reference: Reference) -> Behind:
+    """Ask what a reference stands for. Raises UsageError (there is no such thing), ResourceError (network)."""
+    if isinstance(reference, Hub):
+        return _hub(reference)
+    return _civitai(reference) if isinstance(reference, Civitai) else _url(reference)
+
+
+def _url(reference: Url) -> Behind:
+    name = unquote(urlsplit(reference.address).path.rpartition("/")[2])
+    return Behind(reference.address, (Remote(_plain(name), reference.address),))
+
+
+def _plain(name: str) -> str:
+    """Return the last part of a name, which becomes one of a file here. Raises UsageError."""
+    if not name or name.startswith(".") or any(c in name for c in '/\\:\0<>"|?*') or not name.isprintable():
+        raise UsageError(f"{name!r} is no name that a file can have everywhere")
+    return name
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+
+def _hub(reference: Hub) -> Behind:
+    import huggingface_hub
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    token = Token(urlsplit(endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
+    try:
+        found = HfApi(endpoint, token=token.value or False).model_info(
+            reference.repository, revision=reference.revision, files_metadata=True, timeout=30
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise UsageError(
+            f"the Hub has no {reference.repository} at {reference.revision}, or shows it to its members only",
+            hint=f"https://huggingface.co/{reference.repository}; a token in HF_TOKEN opens what it may see",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:  # its client's errors of the line are OSErrors
+        raise ResourceError(f"the Hub could not be asked for {reference.repository}: {_short(error)}") from None
+    except Exception as error:  # of the HTTP library underneath, which is not ours to name
+        raise ResourceError(f"the Hub could not be asked for {reference.repository}: {_short(error)}") from None
+    siblings = {each.rfilename: each for each in found.siblings or ()}
+    names = [reference.file] if reference.file else checkpoint_files(sorted(siblings))
+    if reference.file and reference.file not in siblings:
+        raise UsageError(
+            f"{reference.repository} has no {reference.file} at {reference.revision}", hint=_some(sorted(siblings))
+        )
+    if not names:
+        raise UsageError(
+            f"{reference.repository} is no folder of a checkpoint in safetensors",
+            hint=f"name a file: hf://{reference.repository}/…; {_some(sorted(siblings))}",
+        )
+    where = f"{endpoint}/{reference.repository}/resolve/{found.sha}"
+    files = []
+    for name in names:
+        lfs = siblings[name].lfs
+        shown = _plain(name.rpartition("/")[2]) if reference.file else "/".join(map(_plain, name.split("/")))
+        size = int(siblings[name].size or 0)
+        files.append(Remote(shown, f"{where}/{quote(name)}", lfs.sha256 if lfs else "", size))
+    licence = str(getattr(found.card_data, "license", "") or "")
+    pinned = f"hf://{reference.repository}@{found.sha}{'/' if reference.file else ''}{reference.file}"
+    about = {"licence": licence} if licence else {}
+    return Behind(pinned, tuple(files), token, is_folder(reference), about)
+
+
+def checkpoint_files(names: list[str]) -> list[str]:
+    """Return what of a repository is a checkpoint in diffusers' layout; nothing if it has no model_index.json."""
+    if "model_index.json" not in names:
+        return []
+    wanted = [n for n in names if any(fnmatch(n, p) for p in CHECKPOINT) and not any(fnmatch(n, p) for p in NEVER)]
+    return [name for name in wanted if name.count("/") < 2]
+
+
+def _some(names: list[str]) -> str:
+    fitting = [name for name in names if name.endswith(ALLOWED)]
+    return f"it has {', '.join([*fitting[:5], *(['…'] * (len(fitting) > 5))])}" if fitting else "it has no weights"
+
+
+def _short(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+# -- Civitai -----------------------------------------------------------------------------------------------------------
+
+
+def _civitai(reference: Civitai) -> Behind:
+    endpoint = os.environ.get("CIVITAI_ENDPOINT", "").rstrip("/") or "https://civitai.com"
+    token = Token(urlsplit(endpoint).netloc, "CIVITAI_TOKEN", os.environ.get("CIVITAI_TOKEN", ""))
+    version = reference.version or _newest(endpoint, reference.model, token)
+    about = ask(f"{endpoint}/api/v1/model-versions/{version}", token)
+    try:
+        files = about["files"]
+        model = int(about.get("modelId") or reference.model)
+        if reference.model and model != reference.model:
+            raise UsageError(f"version {version} on Civitai is of model {model}, not of {reference.model}")
+        chosen = _chosen(files, reference.file, version)
+        name, sha256 = _plain(chosen["name"]), str(chosen["hashes"].get("SHA256", "")).lower()
+        address, near = str(chosen["downloadUrl"]), round(float(chosen.get("sizeKB", 0)) * 1024)
+        words = [word.strip() for word in about.get("trainedWords", []) if word.strip()]
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ResourceError(f"Civitai's answer about version {version} is not understood") from None
+    pinned = f"air:any:model:civitai:{model}@{version}+{chosen['id']}"
+    return Behind(pinned, (Remote(name, address, sha256, near=near),), token, about={"trigger": words} if words else {})
+
+
+def _newest(endpoint: str, model: int, token: Token) -> int:
+    versions = ask(f"{endpoint}/api/v1/models/{model}", token).get("modelVersions") or []
+    if not versions:
+        raise UsageError(f"model {model} on Civitai has no version")
+    return int(versions[0]["id"])
+
+
+def _chosen(files: list[dict[str, Any]], wanted: int, version: int) -> dict[str, Any]:
+    """Return the file with an id; else the primary one of those in safetensors. Raises UsageError."""
+    if wanted:
+        fitting = [file for file in files if file["id"] == wanted]
+    else:
+        fitting = [file for file in files if str(file["name"]).endswith(".safetensors")] or files
+        fitting = sorted(fitting, key=lambda file: (not file.get("primary"), file["id"]))
+    if not fitting:
+        names = ", ".join(f"{file['id']} ({file['name']})" for file in files) or "none"
+        raise UsageError(f"version {version} on Civitai has no file {wanted or ''}".rstrip(), hint=f"it has {names}")
+    return fitting[0]

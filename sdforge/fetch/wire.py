@@ -1,0 +1,225 @@
+"""HTTP for `fetch`: ask for JSON, and stream a file to the disk, hashed on the way, going on where a try broke off.
+
+Proxies come from the usual environment variables. A token goes to the host it is for, over https, and to no other one
+that this host leads to; it stands in no error, no log and no lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from sdforge import __version__
+from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
+from sdforge.references import SECURE_OR_HERE
+from sdforge.store.files import CHUNK, resources
+
+TIMEOUT = 30.0  # seconds without a byte
+TRIES = 5
+SLOWEST = 1000  # bytes a second, over TIMEOUT: below it the line counts as dead
+PAUSE = 0.5  # seconds before the second try; doubled for each further one
+MOST_JSON = 16 << 20  # bytes
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
+
+
+class Token(NamedTuple):
+    """A secret for one host; name: the environment variable that holds it, for hints."""
+
+    host: str
+    name: str
+    value: str = ""
+
+
+class Remote(NamedTuple):
+    """A file to get. sha256 and size are what is promised of it ("" and 0: nothing); near: a size it has about."""
+
+    name: str
+    address: str
+    sha256: str = ""
+    size: int = 0
+    near: int = 0
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to http(s) only, and leave the token behind where another host begins."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        _refuse_insecure(newurl)
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
+            new.remove_header("Authorization")
+        return new
+
+
+def _refuse_insecure(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in SECURE_OR_HERE):
+        raise UsageError(f"{without_query(address)} would come over a line that anybody can change", hint="https://…")
+
+
+def without_query(address: str) -> str:
+    """Return an address without what may hold a secret."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _open(address: str, token: Token | None, headers: dict[str, str]) -> Any:
+    _refuse_insecure(address)
+    request = urllib.request.Request(address, headers={"User-Agent": f"sdforge/{__version__}", **headers})
+    if token and token.value and urlsplit(address).netloc == token.host:
+        request.add_unredirected_header("Authorization", f"Bearer {token.value}")
+    opener = urllib.request.build_opener(_Redirects)
+    return opener.open(request, timeout=TIMEOUT)
+
+
+def refused(code: int, address: str, token: Token | None) -> ForgeError:
+    """Return what an answer that is no file means."""
+    host = urlsplit(address).hostname
+    if code in (401, 403):
+        way = f"its licence may have to be accepted on its page; then set {token.name}" if token else "try its page"
+        return ResourceError(f"{host} does not give {without_query(address)} to everybody ({code})", way)
+    if code in (404, 410):
+        return UsageError(f"{without_query(address)} does not exist ({code})", "was it renamed, or withdrawn?")
+    return ResourceError(f"{host} answers {code} to {without_query(address)}", "the same command tries again")
+
+
+def ask(address: str, token: Token | None = None) -> Any:
+    """Return the JSON behind an address. Raises UsageError (there is none), ResourceError (network)."""
+
+    def once() -> Any:
+        with _open(address, token, {"Accept": "application/json"}) as answer:
+            return json.loads(answer.read(MOST_JSON))
+
+    return _patiently(once, address, token)
+
+
+def _patiently(once: Callable[[], Any], address: str, token: Token | None, moved: Callable[[], int] = int) -> Any:
+    """Try until it works, or until nothing has `moved` for several tries. Raises ForgeError."""
+    attempt, before = 0, moved()
+    while True:
+        try:
+            return once()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code != 429:
+                raise refused(error.code, address, token) from None
+            last = f"it answers {error.code}"
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            last = str(getattr(error, "reason", error)) or type(error).__name__
+        except ValueError as error:
+            raise ResourceError(f"{without_query(address)} answers no JSON: {error}") from None
+        attempt, before = (attempt + 1 if moved() == before else 1), moved()
+        if attempt == TRIES:
+            raise ResourceError(
+                f"{urlsplit(address).hostname} could not be reached ({last})",
+                "what has come so far is kept: the same command goes on from there",
+            )
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+
+
+def download(file: Remote, part: Path, token: Token | None, progress: Progress) -> str:
+    """Write a file to `part`, from where that ends on; return its sha256.
+
+    Raises BrokenPromise if it is not what was promised (and removes it), UsageError, ResourceError.
+    """
+    part.parent.mkdir(parents=True, exist_ok=True)
+    state = _State(part)
+    try:
+        if not file.sha256:
+            state.begin_anew()  # nothing tells whether what an earlier command left is of the same file
+        begun = state.size
+        _patiently(lambda: _stream(file, state, token, progress), file.address, token, lambda: state.size)
+        if begun and state.hash.hexdigest() != file.sha256:
+            state.begin_anew()  # what was left was of another file
+            _patiently(lambda: _stream(file, state, token, progress), file.address, token, lambda: state.size)
+        sha256 = state.hash.hexdigest()
+    finally:
+        state.close()
+    if file.sha256 and sha256 != file.sha256:
+        part.unlink()
+        raise BrokenPromise(
+            f"{without_query(file.address)} is another file than was promised: {sha256} instead of {file.sha256}",
+            hint="if its maker has changed it and you trust that, `forge lock --update` pins the new one",
+        )
+    return sha256
+
+
+class _State:
+    """A file that grows, and the hash of what it holds."""
+
+    def __init__(self, part: Path) -> None:
+        self.tag = ""  # by which the server knows this version of the file
+        with resources(f"{part} cannot be written"):
+            self.fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.hash, self.size = hashlib.sha256(), 0
+        while chunk := os.pread(self.fd, CHUNK, self.size):
+            self.hash.update(chunk)
+            self.size += len(chunk)
+
+    def begin_anew(self) -> None:
+        os.ftruncate(self.fd, 0)
+        self.hash, self.size = hashlib.sha256(), 0
+
+    def add(self, chunk: bytes) -> None:
+        with resources("a download cannot be written"):
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.pwrite(self.fd, rest, self.size + len(chunk) - len(rest)) :]
+        self.hash.update(chunk)
+        self.size += len(chunk)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _stream(file: Remote, state: _State, token: Token | None, progress: Progress) -> None:
+    if file.size and state.size >= file.size:
+        if state.size == file.size:
+            return
+        state.begin_anew()
+    headers = {"Range": f"bytes={state.size}-"} if state.size else {}
+    if headers and state.tag:
+        headers["If-Range"] = state.tag
+    try:
+        answer = _open(file.address, token, {"Accept-Encoding": "identity", **headers})
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not state.size:
+            raise
+        error.close()  # what is there is longer than the file, or all of it
+        state.begin_anew()
+        answer = _open(file.address, token, {"Accept-Encoding": "identity"})
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise ResourceError(
+                f"{without_query(file.address)} answers with a web page instead of a file",
+                f"it may want to be logged in: set {token.name}" if token else "look at it in a browser",
+            )
+        if state.size and answer.status != 206:
+            state.begin_anew()
+        tag = answer.headers.get("ETag", "")
+        state.tag = "" if tag.startswith("W/") else tag
+        length = answer.headers.get("Content-Length", "")
+        total = file.size or (state.size + int(length) if length.isdigit() else 0)
+        began, first = time.monotonic(), state.size
+        while chunk := answer.read1(CHUNK):
+            state.add(chunk)
+            progress(state.size, total)
+            if file.size and state.size > file.size:
+                raise BrokenPromise(
+                    f"{without_query(file.address)} is longer than the {file.size} bytes that were promised"
+                )
+            spent = time.monotonic() - began
+            if spent > TIMEOUT and (state.size - first) / spent < SLOWEST:
+                raise TimeoutError(f"less than {SLOWEST} bytes a second")
+        if total and state.size < total:
+            raise http.client.IncompleteRead(b"", total - state.size)

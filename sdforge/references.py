@@ -1,0 +1,122 @@
+"""Names of files elsewhere, as a source's `from` writes them: the Hub, a URL, a page of Civitai, an AIR.
+
+    hf://ORG/REPO[@REVISION][/FILE]                     a file, or without one the diffusers folder of a repository
+    https://HOST/PATH                                   a file
+    [https://]civitai.com/models/ID[?modelVersionId=V]  a page (without a version: the newest)
+    [urn:]air:ECOSYSTEM:TYPE:SOURCE:ID[@V][+FILE][.FORMAT]   AI Resource Identifier; SOURCE: civitai or huggingface
+
+Nothing here opens a connection: `fetch` does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
+
+from sdforge.errors import UsageError
+
+PREFIXES = ("hf://", "http://", "https://", "civitai.com/", "www.civitai.com/", "urn:air:", "air:")
+SECURE_OR_HERE = ("127.0.0.1", "localhost", "::1")
+PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+HUB = re.compile(rf"({PART}/{PART})(?:@((?:refs/[a-z]+/)?{PART}))?(?:/((?!/).+))?")
+AIR = re.compile(
+    r"(?:urn:)?air:[a-z0-9_-]+:[a-z0-9_-]+:(?P<source>[a-z]+):(?P<id>[^@+]+?)"
+    r"(?:@(?P<version>[^+]+?))?(?:\+(?P<file>\d+))?(?:\.(?P<format>safetensors|diffusers|ckpt|pt|bin))?",
+    re.IGNORECASE,
+)
+FORMS = "hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, or an AIR (urn:air:…)"
+
+
+class Hub(NamedTuple):
+    """A file of a repository of the Hugging Face Hub, or its folder (file: "")."""
+
+    repository: str
+    revision: str = "main"
+    file: str = ""
+
+
+class Civitai(NamedTuple):
+    """A file of a version of a model on Civitai; 0: the newest version, the primary file."""
+
+    model: int
+    version: int = 0
+    file: int = 0
+
+
+class Url(NamedTuple):
+    """A file at an address."""
+
+    address: str
+
+
+Reference = Hub | Civitai | Url
+
+
+def is_remote(text: str) -> bool:
+    """Say whether a source's `from` names something that has to be fetched."""
+    return text.lower().startswith(PREFIXES)
+
+
+def is_folder(reference: Reference) -> bool:
+    """Say whether a reference stands for a folder of files."""
+    return isinstance(reference, Hub) and not reference.file
+
+
+def parse(text: str) -> Reference:
+    """Read a reference. Raises UsageError with the forms that there are."""
+    lower = text.lower()
+    if lower.startswith("hf://"):
+        return _hub(text, text[5:])
+    if lower.startswith(("urn:air:", "air:")):
+        return _air(text)
+    address = text if "://" in text else f"https://{text}"
+    parts = urlsplit(address)
+    if parts.hostname in ("civitai.com", "www.civitai.com"):
+        return _civitai(text, parts.path, parts.query)
+    if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(parts.path)):
+        return found
+    if not parts.hostname or parts.username or parts.password:
+        raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}")
+    if parts.scheme == "http" and parts.hostname not in SECURE_OR_HERE:
+        raise UsageError(f"{text!r} would come over a line that anybody can change", hint="https://…")
+    return Url(address)
+
+
+def _hub(text: str, rest: str) -> Hub:
+    found = HUB.fullmatch(rest)
+    if not found or ".." in rest.split("/"):
+        raise UsageError(f"{text!r} names no file of the Hub", hint="as in hf://ORG/REPO@REVISION/FILE")
+    return Hub(found[1], found[2] or "main", found[3] or "")
+
+
+def _hub_page(path: str) -> Hub | None:
+    """Read the address that a browser shows: /ORG/REPO/blob/REVISION/FILE, or /resolve/ behind a download button."""
+    parts = path.strip("/").split("/")
+    if len(parts) >= 5 and parts[2] in ("blob", "resolve") and ".." not in parts:
+        return Hub("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+    return Hub("/".join(parts)) if len(parts) == 2 and all(parts) else None
+
+
+def _civitai(text: str, path: str, query: str) -> Civitai:
+    parts = path.strip("/").split("/")
+    versions = parse_qs(query).get("modelVersionId", [])
+    if parts[0] == "models" and len(parts) > 1 and parts[1].isdigit():
+        if not versions or versions[0].isdigit():
+            return Civitai(int(parts[1]), int(versions[0]) if versions else 0)
+    elif parts[:3] == ["api", "download", "models"] and len(parts) == 4 and parts[3].isdigit():
+        return Civitai(0, int(parts[3]))
+    raise UsageError(f"{text!r} is no page of a model on Civitai", hint="as in civitai.com/models/ID?modelVersionId=V")
+
+
+def _air(text: str) -> Reference:
+    found = AIR.fullmatch(text)
+    numbers = found and found["id"].isdigit() and (found["version"] or "0").isdigit()
+    if found and found["source"].lower() == "civitai" and numbers:
+        return Civitai(int(found["id"]), int(found["version"] or 0), int(found["file"] or 0))
+    if found and found["source"].lower() == "huggingface":
+        version = f"@{found['version']}" if found["version"] else ""
+        return _hub(text, f"{found['id']}{version}")
+    raise UsageError(
+        f"{text!r} is no AIR that can be fetched", hint="as in urn:air:sdxl:checkpoint:civitai:833294@1190596"
+    )

@@ -1,0 +1,78 @@
+"""One order from a folder that builder and runner both see: how an action runs on another machine.
+
+    order.json     what to do                events.jsonl   what has happened, a line each; the last one is the end
+    stop           asks to stop              builder        touched by the builder while it waits
+
+There is no socket between the two, so what lies between them need not let connections through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from sdforge.devices import devices
+from sdforge.order import Order
+from sdforge.run.__main__ import run_reporting
+
+ORDER, EVENTS, STOP, BUILDER = "order.json", "events.jsonl", "stop", "builder"
+GONE = 120.0  # seconds without a touch after which the builder counts as gone
+
+
+class Spool:
+    """The runner's side of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.touched, self.seen = 0, time.monotonic()
+
+    def say(self, event: dict[str, Any]) -> None:
+        """Append an event, whole."""
+        line = (json.dumps(event, separators=(",", ":")) + "\n").encode()
+        fd = os.open(self.folder / EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, line)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def stopped(self) -> bool:
+        """Say whether to stop: asked to, or the builder is gone. Clocks of two machines are not compared."""
+        if (self.folder / STOP).exists():
+            return True
+        try:
+            touched = (self.folder / BUILDER).stat().st_mtime_ns
+        except OSError:
+            return True  # the folder is gone, and the builder with it
+        if touched != self.touched:
+            self.touched, self.seen = touched, time.monotonic()
+        return time.monotonic() - self.seen > GONE
+
+
+def serve(folder: str) -> None:
+    """Run the order in a folder, in this process."""
+    spool = Spool(Path(folder))
+    order = Order.from_json(json.loads((spool.folder / ORDER).read_bytes()))
+    order.how["device"] = devices(order.how.get("device", "auto"))[0]
+    said = 0.0
+
+    def report(**event: Any) -> None:
+        nonlocal said
+        if "step" not in event or time.monotonic() - said > 1 or event["step"] == event.get("steps"):
+            said = time.monotonic()
+            spool.say({"event": "progress", **event})
+
+    log = os.open(spool.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    before = os.dup(1), os.dup(2)
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        spool.say(run_reporting(order, report, spool.stopped))
+    finally:
+        for number, fd in enumerate(before, start=1):
+            os.dup2(fd, number)
+            os.close(fd)
+        os.close(log)

@@ -1,0 +1,251 @@
+"""Trained results ↔ a remote cache: what the lock pins is put there and had from there, and nothing else is believed.
+
+A result travels as a description (`result.json`), its manifest, its tables, and its packs; all are named by sha256,
+and an action under `/ac/` names them. Whoever may write to a remote may plant an action: so what comes is checked
+against the pin, tensor by tensor, before anything is kept. A wrong one is a miss. What the lock does not pin is taken
+where a trusted key has signed a statement that is laid out as a pin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import xxhash
+
+from sdforge.artifact import Component, artifact_identity, dataset_identity
+from sdforge.errors import BrokenPromise, ForgeError
+from sdforge.formats.safetensors import read_range
+from sdforge.identity import canonical, component_identity, digest_of_text, tensor_identity
+from sdforge.lock import Pin
+from sdforge.remotes import Remote
+from sdforge.remotes.action_result import MOST, File, decode, encode
+from sdforge.signing import sign, signer
+from sdforge.store import Result, Store
+from sdforge.store.files import open_regular, sha256_of
+
+RESULT, MANIFEST, OBJECT = "result.json", "manifest.json", "objects/"
+STATEMENT, SIGNATURE = "statement.json", "statement.sig"
+SMALL = 64 << 20  # bytes of a description or a table
+KEPT = ("loss", "losses", "steps", "sketch", "norm", "seconds", "target", "validation", "recommended")  # of a record
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Poisoned(BrokenPromise):
+    """A remote holds something else than the lock pins."""
+
+
+def action_name(key: str, digest: str) -> str:
+    """Return under which name the action of one result of a key lies."""
+    return digest_of_text("remote", f"{key} {digest}")
+
+
+def statement_name(key: str) -> str:
+    """Return under which name the signed statement about a content key lies."""
+    return digest_of_text("statement", key)
+
+
+@dataclass
+class Sharing:
+    """A store and the remote cache behind it. writes: what is trained here is put there."""
+
+    store: Store
+    remote: Remote
+    writes: bool = False
+    trusted: tuple[str, ...] = ()
+    _offered: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _vouched: dict[str, Pin | None] = field(default_factory=dict)
+
+    def offers(self, pin: Pin) -> bool:
+        """Say whether the remote has an action for a pinned result; asked once. Raises ResourceError."""
+        name = pin.key, pin.digest
+        if name not in self._offered:
+            self._offered[name] = self.remote.has("ac", action_name(*name))
+        return self._offered[name]
+
+    def refuse(self, pin: Pin) -> None:
+        """Do not take a pinned result from this remote any more."""
+        self._offered[pin.key, pin.digest] = False
+
+    def vouched(self, key: str) -> Pin | None:
+        """Return what a trusted key says that a content key came out as. Raises ResourceError."""
+        if not self.trusted:
+            return None
+        if key not in self._vouched:
+            self._vouched[key] = self._ask_for_statement(key)
+        return self._vouched[key]
+
+    def _ask_for_statement(self, key: str) -> Pin | None:
+        work = self.store.workplace()
+        if not self.remote.get("ac", statement_name(key), work / "action", MOST):
+            return None
+        try:
+            files = {file.path: file for file in decode((work / "action").read_bytes())}
+            text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
+            if text is None or signature is None:
+                return None
+            signer(text, signature.decode(), self.trusted)
+            pin = Pin(**json.loads(text))
+        except (BrokenPromise, ValueError, KeyError, TypeError):
+            return None  # whoever wrote it is nobody whom we know
+        return pin if pin.key == key else None
+
+    def put_statement(self, pin: Pin, key: Path) -> None:
+        """Say over a signature what a content key came out as."""
+        work = self.store.workplace()
+        text = canonical({name: getattr(pin, name) for name in pin.__dataclass_fields__}).encode()
+        texts = {STATEMENT: text, SIGNATURE: sign(text, key).encode()}
+        files = []
+        for name, data in texts.items():
+            (work / name).write_bytes(data)
+            files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
+            self.remote.put("cas", files[-1].sha256, work / name)
+        (work / "action").write_bytes(encode(files))
+        self.remote.put("ac", statement_name(pin.key), work / "action")
+
+    # -- push ------------------------------------------------------------------------------------------------------
+
+    def push(self, result: Result, progress: Progress) -> int:
+        """Put a result there, bytes first, its action last; return how many bytes had to travel."""
+        action = action_name(result.key, result.digest)
+        if self.remote.has("ac", action):
+            return 0
+        work = self.store.workplace()
+        described = replace(result, record={k: v for k, v in result.record.items() if k in KEPT}).dump()
+        manifest = canonical(self.store.preimage(result.key))
+        if digest_of_text("action", manifest) != result.key:
+            raise BrokenPromise(f"the cache has no manifest of {result.key[:12]}", hint="`forge build` notes it again")
+        texts = {RESULT: described, MANIFEST: manifest.encode()}
+        paths = {OBJECT + name: self.store.object(name) for name in _objects(result)}
+        for name, text in texts.items():
+            paths[name] = work / name
+            paths[name].write_bytes(text)
+        files = {name: File(name, sha256_of(path), path.stat().st_size) for name, path in sorted(paths.items())}
+        sent, total = 0, sum(file.size for file in files.values())
+        for name, file in files.items():
+            if name.startswith(OBJECT) and file.sha256 != name.removeprefix(OBJECT):
+                raise BrokenPromise(f"{paths[name]} is damaged", hint="`forge build` sets it aside")
+            if not self.remote.has("cas", file.sha256):
+                self.remote.put("cas", file.sha256, paths[name])
+                sent += file.size
+            progress(sent, total)
+        (work / "action").write_bytes(encode(list(files.values())))
+        self.remote.put("ac", action, work / "action")
+        self._offered[result.key, result.digest] = True
+        return sent
+
+    # -- pull ------------------------------------------------------------------------------------------------------
+
+    def pull(self, pin: Pin, progress: Progress) -> Result | None:
+        """Bring a pinned result here; None if the remote has not all of it. Raises Poisoned, ResourceError."""
+        work = self.store.workplace()
+        try:
+            return self._pull(pin, work, progress)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise Poisoned(f"the remote cache holds for {pin.key[:12]} what no forge wrote: {error}") from None
+
+    def _pull(self, pin: Pin, work: Path, progress: Progress) -> Result | None:
+        if not self.remote.get("ac", action_name(pin.key, pin.digest), work / "action", MOST):
+            return None
+        files = {file.path: file for file in decode((work / "action").read_bytes())}
+        described, text = (self._bytes(files[name], work, SMALL) for name in (RESULT, MANIFEST))
+        if described is None or text is None:
+            return None
+        if digest_of_text("action", text.decode()) != pin.key:
+            raise Poisoned(f"the manifest of {pin.key[:12]} on the remote cache is another one")
+        result = self._believed(Result.load(described), pin)
+        names, done = _objects(result), 0
+        total = sum(files[OBJECT + name].size for name in names)
+        for name in names:
+            if not self.store.object(name).exists():
+                path = self._object(files[OBJECT + name], name, work)
+                if path is None:
+                    return None
+                self.store.put_file(path, name)
+            done += files[OBJECT + name].size
+            progress(done, total)
+        self._check_bytes(result)
+        self.store.keep(result, text.decode())
+        return result
+
+    def _bytes(self, file: File, work: Path, limit: int) -> bytes | None:
+        path = self._object(file._replace(size=min(file.size, limit)), file.sha256, work)
+        return None if path is None else path.read_bytes()
+
+    def _object(self, file: File, sha256: str, work: Path) -> Path | None:
+        """Get an object into the work folder. Raises Poisoned if it is not what its name says."""
+        path = work / sha256
+        if not self.remote.get("cas", sha256, path, file.size + 1):
+            return None
+        if sha256_of(path) != sha256:
+            path.unlink()
+            raise Poisoned(f"the remote cache holds other bytes under {sha256[:12]}")
+        return path
+
+    def _believed(self, found: Result, pin: Pin) -> Result:
+        """Return what of a description the pin vouches for. Raises Poisoned where it says something else."""
+        said = {name: component.content for name, component in found.components.items()}
+        if found.kind == "dataset":
+            named = dataset_identity(found.facts["pictures"], 0)
+            packs = tuple(sorted({str(row[0]) for row in found.facts["pictures"]}))
+        else:
+            named, packs = artifact_identity(pin.kind, said, found.facts), found.packs
+        if named != pin.digest or found.facts != pin.facts or said != pin.components or set(found.packs) != set(packs):
+            raise Poisoned(f"the remote cache describes another result than the pinned {pin.digest[:12]}")
+        for name in (*packs, *(component.table for component in found.components.values())):
+            if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+                raise Poisoned(f"the remote cache calls an object {name[:80]!r}")
+        components = {n: Component(c.content, c.content, c.table, c.dtype) for n, c in found.components.items()}
+        record = {name: value for name, value in found.record.items() if name in KEPT}
+        return Result(
+            pin.key, pin.digest, pin.kind, pin.family, components, pin.facts, {}, packs, pin.grade, pin.fingerprint,
+            float(found.made), record,
+        )  # fmt: skip
+
+    def _check_bytes(self, result: Result) -> None:
+        """Compare tables with the pinned identities, and every tensor's bytes with its table. Raises Poisoned."""
+        for name, component in result.components.items():
+            table = self.store.table(component)
+            named = component_identity((t.name, tensor_identity(t.dtype, t.shape, t.sha256)) for t in table)
+            plain = all(t.identity == tensor_identity(t.dtype, t.shape, t.sha256) for t in table)
+            if named != component.content or not plain:
+                raise Poisoned(f"the remote cache lists other tensors for {name} than are pinned")
+            for tensor in table:
+                if tensor.spot is None or tensor.spot.file not in result.packs or tensor.spot.offset < 0:
+                    raise Poisoned(f"the remote cache does not say where {name}.{tensor.name} lies")
+                digests = _hashed(self.store.object(tensor.spot.file), tensor.spot.offset, tensor.size)
+                if digests != (tensor.sha256, tensor.xxh3):
+                    raise Poisoned(f"the remote cache holds other bytes for {name}.{tensor.name}")
+
+
+def _objects(result: Result) -> list[str]:
+    """Name the objects that travel: tables, packs, losses."""
+    found = {*result.packs, *(component.table for component in result.components.values())}
+    losses = result.record.get("losses")
+    return sorted(found | ({str(losses)} if losses else set()))
+
+
+def _hashed(path: Path, offset: int, size: int) -> tuple[str, str]:
+    one, fast = hashlib.sha256(), xxhash.xxh3_128()
+    fd = open_regular(path)
+    try:
+        for chunk in read_range(fd, offset, size):
+            one.update(chunk)
+            fast.update(chunk)
+    except ForgeError:  # the file ends before
+        return "", ""
+    finally:
+        os.close(fd)
+    return one.hexdigest(), fast.hexdigest()
+
+
+def pinned_results(pins: dict[str, dict[str, Pin]], keys: set[str] | None = None) -> Iterator[Pin]:
+    """Yield what a lock pins: of these content keys, or all."""
+    for key in sorted(pins):
+        if keys is None or key in keys:
+            yield from (pins[key][digest] for digest in sorted(pins[key]))
