@@ -143,16 +143,20 @@ def measure_classifier() -> tuple[list[Verdict], list[str]]:
 
 
 def measure_bases(folder: Path) -> tuple[list[Verdict], list[str]]:
-    """Both bases and two merges of them, on prompts for combinations that were kept out of training."""
-    verdicts, tables = [], []
+    """Both bases and two merges of them, on prompts for combinations that were kept out of training.
+
+    A table of confusion stands once, under the names of all whose pictures gave it.
+    """
+    verdicts: list[Verdict] = []
+    tables: dict[str, list[str]] = {}
     for name in ("flat", "ink", "half", "soft"):
         asked = [a for a, _ in held_out_prompts("flat", PROMPTS) for _ in SEEDS]
         judged = judge(asked, pictures(folder, f"measure-{name}", f"measure-{name}", range(PROMPTS)))
         bounds = BASE_BOUNDS if name in ("flat", "ink") else MERGE_BOUNDS
         for attribute, share in shares(judged).items():
             verdicts.append(Verdict(f"{name}: {attribute.replace('_', ' ')}", share, bounds[attribute]))
-            tables.append(f"**{name}**\n\n{confusion(judged, attribute)}")
-    return verdicts, tables
+            tables.setdefault(confusion(judged, attribute), []).append(name)
+    return verdicts, [f"**{', '.join(names)}**\n\n{table}" for table, names in tables.items()]
 
 
 def measure_mascot(folder: Path) -> tuple[list[Verdict], list[str]]:

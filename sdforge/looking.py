@@ -245,6 +245,7 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
                         "losses": losses,
                         "validation": record.get("validation", []),
                         "recommended": record.get("recommended"),
+                        "remark": record.get("remark"),
                         "samples": record.get("samples", []),
                         "log": _text(session, record.get("log")),
                     }
@@ -266,13 +267,15 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
 
 
 def _watched(step: Step, record: dict[str, Any]) -> Iterator[str]:
-    """Yield what was seen of a training while it ran: the loss on held-out pictures, and samples."""
+    """Yield what was seen of a training: the loss on held-out pictures, what it remarks on its result, and samples."""
     if found := record.get("validation"):
         values, best = [loss for _, loss in found], record["recommended"]
         yield f"held-out pictures: loss {values[0]:.4f} → {values[-1]:.4f}  {curve(values, 48)}"
         least = f"least after step {best}: {min(values):.4f}"
         later = best < max(at for at, _ in found)
         yield f"{least}; steps = {best} is recommended" if later and best else least
+    if remark := record.get("remark"):
+        yield remark
     if drawn := record.get("samples"):
         steps = len({row[0] for row in drawn})
         yield f"{len(drawn)} pictures after {steps} steps: `forge log {step.id} --samples FILE.png`"

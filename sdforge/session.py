@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import Artifact, Tensor
+from sdforge.artifact import Artifact, Tensor, made_artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import (
     BrokenPromise,
@@ -490,7 +490,7 @@ def _foretold(step: Step) -> Artifact | None:
     tell = getattr(found.module, "facts", None)
     if tell is None:
         return None
-    return Artifact(signature.makes, facts=tell(found.table.model_validate(step.node.target.raw)))
+    return made_artifact(signature.makes, "", {}, tell(found.table.model_validate(step.node.target.raw)))
 
 
 def _other_unet(plan: Plan, step: Step) -> Iterator[tuple[str, str, str, str, bool]]:

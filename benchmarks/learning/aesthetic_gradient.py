@@ -39,6 +39,7 @@ prompts = {prompts}
 steps = {steps}
 learning_rate = 1e-3
 """
+ALONE, TOGETHER = 8, 20  # T for one prompt, and for several that share a shift (methods-embeddings §5.4)
 BESIDE = 'checkpoint = "flat"\nsidecars = ["dusk"]'
 BAKED = 'checkpoint = "flat"\nbake = { dusk = 1.0 }'
 
@@ -46,12 +47,12 @@ BAKED = 'checkpoint = "flat"\nbake = { dusk = 1.0 }'
 def measure(bench: Bench) -> list[Finding]:
     """Return what steering every prompt does, what no step does, and what a shift of all does to unseen prompts."""
     count = len(PROMPTS)
-    drawn = bench.draw("ag", TRAINED.format(prompts=json.dumps(LEARNED[:1]), steps=8), BESIDE, PROMPTS, NOISES)
+    drawn = bench.draw("ag", TRAINED.format(prompts=json.dumps(LEARNED[:1]), steps=ALONE), BESIDE, PROMPTS, NOISES)
     before = values(pictures(drawn, "ag-without", count, NOISES), is_dusk)
     after = values(pictures(drawn, "ag", count, NOISES), is_dusk)
     drawn = bench.draw("ag-0", TRAINED.format(prompts=json.dumps(LEARNED[:1]), steps=0), BESIDE, PROMPTS, NOISES)
     idle = values(pictures(drawn, "ag-0", count, NOISES), is_dusk)
-    drawn = bench.draw("ag-all", TRAINED.format(prompts=json.dumps(LEARNED), steps=8), BAKED, PROMPTS, NOISES)
+    drawn = bench.draw("ag-all", TRAINED.format(prompts=json.dumps(LEARNED), steps=TOGETHER), BAKED, PROMPTS, NOISES)
     shifted = values(pictures(drawn, "ag-all", count, NOISES), is_dusk)
     return [
         Finding("hair and ground blue or purple, every prompt steered", before, after),

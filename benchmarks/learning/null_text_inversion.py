@@ -127,15 +127,14 @@ def _ref(session: Any, row: Any) -> Any:
 
 
 def level(diffusion: Diffusion, one: Inverted, uncond_TLD: Tensor) -> float:
-    """Return the peak signal-to-noise ratio of the latents that come back; the peak is the latents' range."""
-    import torch
-
+    """Return how near the latents come back that a drawing has, in dB."""
     from sdforge.run.images import Picture, read_pixels
     from sdforge.sidecars.null_text import replay_latents
+    from sdforge.trainings.null_text_inversion.adapter import level as decibels
 
     clean = diffusion.encode_picture(read_pixels(Picture(str(one.path), "", "", (128, 128)), flip=False))
     back = replay_latents(diffusion, one.tensors | {"uncond": uncond_TLD}, one.facts)
-    return float(10 * torch.log10((clean.max() - clean.min()).square() / (back - clean).square().mean()))
+    return decibels(clean, back)
 
 
 def drawn(diffusion: Diffusion, one: Inverted, prompt: str | None) -> Image.Image:

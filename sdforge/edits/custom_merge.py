@@ -15,7 +15,7 @@ from sdforge.artifact import Artifact
 from sdforge.order import Order, Outcome
 from sdforge.settings import Reference, Table, Takes, Target
 
-VERSION = 1  # also of the captions that stand for all others
+VERSION = 2  # also of the captions that stand for all others
 MAKES = "custom"
 
 Caption = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -74,6 +74,8 @@ class Concept(Table):
 @final
 class CustomMerge(Target):
     """Of all W with W cᵢ = Wᵢ cᵢ for the tokens cᵢ of every concept's name, that with least ‖(W − W₀) C_regᵀ‖.
+
+    The end of text behind a name is one of its tokens: to a text encoder it is the whole prompt.
 
     With G = C_regᵀ C_reg and D = C G⁻¹: W = W₀ + (V − W₀ Cᵀ)(D Cᵀ)⁻¹ D. All of it in fp64.
     """

@@ -42,7 +42,7 @@ class Family(ABC):
     """A topology. Everything a planner, a merge, a training or an exporter asks about an architecture is asked here."""
 
     name: ClassVar[str]
-    version: ClassVar[int]  # raised when canonical names, block names or the reading of facts change meaning
+    version: ClassVar[int]  # raised when canonical names, block names, the reading of facts or silence change meaning
     networks: ClassVar[tuple[str, ...]]  # components that hold tensors, in the order people list them
     kept: ClassVar[tuple[str, ...]]  # those of them that a merge takes from the first checkpoint, unless it names them
     spare: ClassVar[tuple[str, ...]]  # those of them without which a checkpoint can be loaded

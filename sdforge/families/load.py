@@ -34,8 +34,8 @@ class WordsAlone(Diffusion):
     def encode_text(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
         return Conditioning(self.last_states(prompts, clip_skip))
 
-    def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        return self.encode_text(prompts, clip_skip=clip_skip)
+    def silenced(self, condition: Conditioning, rows: list[bool]) -> Conditioning:  # noqa: ARG002
+        return condition
 
     def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:  # noqa: ARG002
         return condition

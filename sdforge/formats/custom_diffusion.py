@@ -55,6 +55,15 @@ def row_file(encoder: str, word: int) -> str:
     return f"{start}.{word}.{ending}" if word else ROWS[encoder]
 
 
+def second_row_file(path: Path) -> Path | None:
+    """Return the file of the second text encoder's rows beside that of the first one's, if it is there."""
+    first, second = (ROWS[encoder].partition(".")[0] for encoder in ROWS)
+    if path.name.partition(".")[0] != first:
+        return None
+    beside = path.with_name(path.name.replace(first, second, 1))
+    return beside if beside.is_file() else None
+
+
 def recognises(path: Path, header: Header | None) -> bool:
     if header is None:
         return _there(path / MATRICES).is_file()

@@ -66,6 +66,8 @@ class Plain:
             self.line(f"    {short(step)}: {event['again']}")
         if "fits" in event:
             self.line(f"    {short(step)}: {event['note']}")
+        if "remark" in event:
+            self.line(f"    {short(step)}: {event['remark']}")
         if "validation" in event:
             self.line(f"    {short(step)}: validation loss {event['validation']:.4f} at step {event['at']}")
         if "step" not in event:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sdforge.order import Order
-from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.diffusion import Conditioning, Diffusion, Framing
 from sdforge.run.images import Picture
 from sdforge.run.views import View
 
@@ -30,6 +30,16 @@ class Batch:
     clean_BCHW: Tensor | None = None
     masks_B1HW: Tensor | None = None
     pictures: list[Picture] = field(default_factory=list)
+
+    @property
+    def framings(self) -> list[Framing]:
+        """The sizes of the pictures, of which some families tell the U-Net."""
+        return [(picture.original, picture.crop, picture.size) for picture in self.pictures]
+
+    @property
+    def dropped(self) -> list[bool]:
+        """Whether the caption that a picture has was left out."""
+        return [bool(picture.caption) and not said for picture, said in zip(self.pictures, self.captions, strict=True)]
 
     def part(self, start: int, end: int) -> Batch:
         """Return some of its pictures."""

@@ -1,12 +1,13 @@
 """Concepts of Custom Diffusion in one, by constrained least squares (Kumari et al. 2022, §3.2, derived here).
 
-Wanted is the W nearest to W₀ on C_reg that says of every concept's tokens what its own matrices say:
+Wanted is the W nearest to W₀ on C_reg that says of every concept's name what its own matrices say:
     min ‖(W − W₀) C_regᵀ‖²  with  W Cᵀ = V.
 With Δ = W − W₀, G = C_regᵀ C_reg and multipliers Λ: 2 Δ G = Λ C, so Δ = ½ Λ C G⁻¹ = M D with D = C G⁻¹; put into the
 constraint, M D Cᵀ = V − W₀ Cᵀ. Hence W = W₀ + (V − W₀ Cᵀ) (D Cᵀ)⁻¹ D. Rows of C that are alike share what they say: a
 pseudo-inverse gives them the mean.
 
-Shapes in names: S tokens of the concepts' names, N tokens of the captions, D width of the text's states, O of outputs.
+Shapes in names: S tokens of the concepts' names and ends of text, N tokens of the captions, D width of the text's
+states, O of outputs.
 """
 
 from __future__ import annotations
@@ -139,16 +140,20 @@ def _add_words(diffusion: Diffusion, concepts: list[Given], rows: list[dict[str,
 
 
 def _tokens_of_names(diffusion: Diffusion, order: Order, concepts: list[Given]) -> tuple[Tensor, Tensor]:
-    """Return what the text encoders say of every token of the concepts' names, and whose each is."""
+    """Return what the text encoders say of every token of the concepts' names, and whose each is.
+
+    With them the end of text: it has seen the whole prompt, and attention finds much of what a name says there.
+    """
     before, _, after = order.settings["template"].partition("{}")
     states, owners = [], []
     for number, each in enumerate(concepts):
         names = [each.use["name"]] if each.use.get("name") else words_of(each.facts)
         for name in names:
-            (hidden_LD,) = diffusion.encode_text([before + name + after]).hidden_BLD
-            first, last = _length(diffusion, before), _length(diffusion, before + name)
-            states.append(hidden_LD[first:last])
-            owners += [number] * (last - first)
+            prompt = before + name + after
+            (hidden_LD,) = diffusion.encode_text([prompt]).hidden_BLD
+            places = range(_length(diffusion, before), _length(diffusion, before + name))
+            states.append(hidden_LD[[*places, _length(diffusion, prompt)]])
+            owners += [number] * (len(places) + 1)
     return torch.cat(states), torch.tensor(owners, device=diffusion.device)
 
 

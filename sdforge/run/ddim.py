@@ -79,3 +79,18 @@ def invert(diffusion: Diffusion, latents_BCHW: Tensor, condition: Conditioning, 
     for timestep in reversed(ddim.timesteps):
         path.append(ddim.back(path[-1], predict_at(diffusion, path[-1], timestep, condition), timestep))
     return path
+
+
+@torch.no_grad()
+def guide(
+    diffusion: Diffusion, start_BCHW: Tensor, towards: Conditioning, away: list[Conditioning], guidance: float
+) -> Tensor:
+    """Return the latents to which guidance leads from a start; away: its other side, of every step."""
+    ddim, latents_BCHW = DDIM(diffusion.schedule, len(away)), start_BCHW
+    for timestep, other in zip(ddim.timesteps, away, strict=True):
+        # one after the other, as null-text inversion finds them: so the same bits come out
+        away_BCHW = predict_at(diffusion, latents_BCHW, timestep, other)
+        towards_BCHW = predict_at(diffusion, latents_BCHW, timestep, towards)
+        guided_BCHW = away_BCHW + guidance * (towards_BCHW - away_BCHW)
+        latents_BCHW = ddim.step(latents_BCHW, guided_BCHW, timestep)
+    return latents_BCHW

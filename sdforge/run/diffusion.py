@@ -121,9 +121,16 @@ class Diffusion(ABC):
         clip_skip: layers left out before those that the family leaves out. Gradients flow to learned rows.
         """
 
-    @abstractmethod
     def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        """Return the other side of guidance; what an empty prompt says there is the family's to say."""
+        """Return the other side of guidance; an empty prompt is silent there."""
+        return self.silenced(self.encode_text(prompts, clip_skip=clip_skip), [not prompt for prompt in prompts])
+
+    @abstractmethod
+    def silenced(self, condition: Conditioning, rows: list[bool]) -> Conditioning:
+        """Let rows say nothing, as one side of guidance does: zeros in some families, the empty prompt's in others.
+
+        rows: for each whether it is silenced. Those that are were made of an empty prompt.
+        """
 
     @abstractmethod
     def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:

@@ -92,12 +92,12 @@ class LayerAdapter(Adapter, ABC):
             return None
         captions = [batch.captions[i].replace(trigger, word) for i in rows]
         noisy, target, timesteps = batch.noisy_BCHW[rows], batch.target_BCHW[rows], batch.timesteps_B[rows]
-        asked = Batch(noisy, target, timesteps, captions)
+        asked = Batch(noisy, target, timesteps, captions, pictures=[batch.pictures[i] for i in rows])
         with self._base():
-            text = self._class(captions)
+            text = self.diffusion.sized(self._class(captions), asked.framings)
             expected_BCHW = self.predict(asked, text)
         if not self.text_is_frozen:
-            text = self.diffusion.encode_text(captions)
+            text = self.diffusion.sized(self.diffusion.encode_text(captions), asked.framings)
         square_BCHW = (self.predict(asked, text) - expected_BCHW).square()
         return self.settings.preserve_weight * square_BCHW.mean((1, 2, 3)).sum() / len(batch.captions)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import Family, family
+from sdforge.formats.custom_diffusion import second_row_file
 from sdforge.formats.diffusers_folder import folder_files
 from sdforge.formats.layout import Layout, read_layout
 from sdforge.formats.own import own_statement
@@ -194,7 +195,7 @@ def _add_word(pipeline: Any, root: Path, row: dict[str, Any], preset: str) -> No
             f"the word {word!r} has no file beside the checkpoint, which has no room for it",
             hint=f'[preset] export = [..., "embeddings"] in {preset}',
         )
-    rows = {ref.name: _tensor(root / row["file"], ref) for ref in read_layout(root / row["file"]).tensors}
+    rows = _rows(root / row["file"])
     names = [word, *(f"{word}_{i}" for i in range(1, row["vectors"]))]
     for name in ("text_encoder", "text_encoder_2"):
         encoder = getattr(pipeline, name, None)
@@ -209,6 +210,15 @@ def _add_word(pipeline: Any, root: Path, row: dict[str, Any], preset: str) -> No
         # not by `resize_token_embeddings`, which draws random numbers for rows and rounds the table's size
         encoder.set_input_embeddings(nn.Embedding(grown_VD.shape[0], grown_VD.shape[1], _weight=grown_VD))
         encoder.config.vocab_size = grown_VD.shape[0]
+
+
+def _rows(path: Path) -> dict[str, Tensor]:
+    """Return text encoder → rows of a word, of its file; of Custom Diffusion the second encoder's lie beside it."""
+    found = {ref.name: _tensor(path, ref) for ref in read_layout(path).tensors}
+    if (second := second_row_file(path)) is not None:
+        (ref,) = read_layout(second).tensors
+        found["text_encoder_2"] = _tensor(second, ref)
+    return found
 
 
 def _tensor(path: Path, found: Any) -> Tensor:

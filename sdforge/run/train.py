@@ -241,9 +241,9 @@ class _Training:
         return total_B if more is None else total_B + more
 
     def _predict(self, batch: Batch) -> Tensor:
-        condition = self.adapter.condition(batch, self._text(batch.captions))
-        framings = [(picture.original, picture.crop, picture.size) for picture in batch.pictures]
-        condition = self.diffusion.sized(condition.to(self.diffusion.device), framings)
+        text = self._text(batch.captions)
+        condition = self.adapter.condition(batch, text and self.diffusion.silenced(text, batch.dropped))
+        condition = self.diffusion.sized(condition.to(self.diffusion.device), batch.framings)
         return self.adapter.predict(batch, condition)
 
     def _text(self, captions: list[str]) -> Conditioning | None:

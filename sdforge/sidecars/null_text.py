@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdforge.run.ddim import DDIM, SETTINGS, predict_at
+from sdforge.run.ddim import SETTINGS, guide
 from sdforge.run.diffusion import Conditioning, Diffusion
 
 
@@ -28,17 +28,10 @@ def replay_latents(
     diffusion: Diffusion, tensors: dict[str, Tensor], facts: dict[str, Any], prompt: str | None = None
 ) -> Tensor:
     """Return the latents of that picture (1, C, H, W), scaled."""
-    ddim = DDIM(diffusion.schedule, int(facts["steps"]))
     towards = diffusion.encode_text([facts["prompt"] if prompt is None else prompt])
     added = diffusion.encode_negative([""]).added
-    latents_BCHW = tensors["start"].to(diffusion.device).float()
-    for timestep, uncond_LD in zip(ddim.timesteps, tensors["uncond"].to(diffusion.device).float(), strict=True):
-        # one after the other, as they were found: so the same bits come out
-        away_BCHW = predict_at(diffusion, latents_BCHW, timestep, Conditioning(uncond_LD[None], added))
-        towards_BCHW = predict_at(diffusion, latents_BCHW, timestep, towards)
-        guided_BCHW = away_BCHW + facts["guidance"] * (towards_BCHW - away_BCHW)
-        latents_BCHW = ddim.step(latents_BCHW, guided_BCHW, timestep)
-    return latents_BCHW
+    start_BCHW, uncond_TLD = (tensors[name].to(diffusion.device).float() for name in ("start", "uncond"))
+    return guide(diffusion, start_BCHW, towards, [Conditioning(u[None], added) for u in uncond_TLD], facts["guidance"])
 
 
 def plain(diffusion: Diffusion, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -88,3 +88,15 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_runs(
     ran = project.forge("build", "toy", code=2)
     assert "toy.toml:3" in ran.err + ran.out or "toy.toml:4" in ran.err + ran.out
     assert "not in both" in ran.err + ran.out
+
+
+def test_a_class_that_is_called_as_the_subject_is_refused_before_it_is_drawn(
+    tmp_path: Path, toy_checkpoint: Path
+) -> None:
+    text = RECIPE.replace("[rehearsal.a]", "[dreambooth.a]").replace("prior =", 'prompt = "a house"\nprior =')
+    project = new_project(tmp_path / "project", toy_checkpoint, text)
+    for command in ("check", "plan", "build"):
+        said = project.forge(command, code=2).err
+        assert "a picture of `cats` says 'a house', as the subject's do" in said
+    project.edit('prompt = "a house"', 'prompt = "a sks house"')
+    project.forge("check")

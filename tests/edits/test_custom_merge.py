@@ -121,7 +121,7 @@ def test_baked_it_says_of_every_name_what_the_concepts_said_alone(toy: Taken, tm
     uses = [{"name": "<a> cat"}, {"name": "<b>"}]
     both, record = merged(toy, tmp_path / "work", [one, two], uses=uses)
     assert both.artifact.facts == {"token": "<a>", "further": ["<b>"]}
-    assert record["tokens"] == 2 + 1 + 2
+    assert record["tokens"] == (2 + 1 + 1) + (2 + 1)  # the ends of text among them
     assert record["condition"] > 1
     states = []
     for taken in (one, two, both):
@@ -132,9 +132,9 @@ def test_baked_it_says_of_every_name_what_the_concepts_said_alone(toy: Taken, tm
             tmp_path / f"baked{len(states)}", parts, facts=toy.artifact.facts | plan.facts, words=toy.vocabulary
         )
         states.append(load(kept.given(), torch.device("cpu"), torch.float32))
-    # start, a, drawing, o, f, a: the name comes behind
+    # start, a, drawing, o, f, a: the name comes behind, and behind it the end of text
     first = states[2].words.encode("a drawing of a ").index(states[2].words.number("<|endoftext|>"))
-    for alone, name, count in ((states[0], "<a> cat", 3), (states[1], "<b>", 2)):
+    for alone, name, count in ((states[0], "<a> cat", 4), (states[1], "<b>", 3)):
         said = []
         for diffusion in (alone, states[2]):
             (hidden,) = diffusion.encode_text([f"a drawing of a {name}"]).hidden_BLD

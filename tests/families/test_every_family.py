@@ -15,7 +15,9 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.families import family
 from sdforge.formats.tokenizer import END
+from sdforge.run.adapter import Batch
 from sdforge.run.diffusion import Conditioning, Diffusion, TokenTable, text_model
+from sdforge.run.images import Picture
 from sdforge.run.sample import Wish, sample
 from tests.families.toys import TOYS, write_family
 from tests.families.workbench import Taken, take
@@ -259,6 +261,22 @@ def test_an_empty_negative_prompt_is_zeros_to_a_large_base(large: Diffusion) -> 
         assert not value[0].any()
         assert value[1].any()
     assert torch.equal(both.hidden_BLD[1:], large.encode_text(["a house"]).hidden_BLD)
+
+
+@torch.no_grad()
+def test_a_dropped_caption_is_zeros_to_a_large_base_and_a_picture_without_one_is_not(large: Diffusion) -> None:
+    """As its own training drops them; what its sampler guides away from is what such steps teach."""
+    pictures = [Picture("", str(i), caption, (64, 64)) for i, caption in enumerate(("a cat", "", "a cat"))]
+    nothing = torch.zeros(3)
+    one = Batch(nothing, nothing, nothing, ["", "", "a cat"], pictures=pictures)
+    assert one.dropped == [True, False, False]
+    text = large.encode_text(one.captions)
+    told = large.silenced(text, one.dropped)
+    for key in ("hidden_BLD", "text_embeds"):
+        before, after = (getattr(c, key) if key == "hidden_BLD" else c.added[key] for c in (text, told))
+        assert not after[0].any()
+        assert torch.equal(after[1:], before[1:])
+    assert torch.equal(told.added["time_ids"], text.added["time_ids"])
 
 
 @torch.no_grad()

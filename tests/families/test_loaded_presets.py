@@ -13,12 +13,15 @@ import torch
 
 from sdforge import load_preset, sampler
 from sdforge.edits.export import run
+from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
 from sdforge.families import family
 from sdforge.formats.own import own_metadata
+from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.order import Order
 from sdforge.run.sample import Wish, sample
-from tests.families.workbench import Taken
+from tests.families.toys import write_family
+from tests.families.workbench import Taken, keep, take
 
 WISH = Wish("a red cat", "house", seed=1, steps=2, guidance=3.0, resolution=64, clip_skip=1)
 
@@ -93,3 +96,29 @@ def test_a_loaded_preset_draws_what_our_sampler_draws(each: Taken, folder: Path)
         said = {"prompt": WISH.prompt} if of.text_encoders else {}
         (found,) = pipeline(**said, generator=torch.Generator().manual_seed(1), output_type="np").images
         assert np.abs(found * 255 - expected).max() <= 2, form
+
+
+def test_a_word_of_custom_diffusion_finds_both_its_files_beside_a_single_file(toys: Path, tmp_path: Path) -> None:
+    """diffusers writes the rows of each text encoder into a file of their own."""
+    large = take(write_family(toys / "sdxl", "sdxl"))
+    widths = {name: large.tensors(name)[ROWS].shape[1] for name in family("sdxl").text_encoders}
+    rows = {name: torch.full((2, width), float(i + 1)) for i, (name, width) in enumerate(widths.items())}
+    matrix = {f"unet.{name}": large.tensors("unet")[name] for name in family("sdxl").cross_attention[:1]}
+    custom = keep(tmp_path / "c", {"custom": matrix, "embedding": rows}, kind="custom", facts={"token": "<toy>"})
+    inputs = {"checkpoint": [large.given()], "custom": [custom.given()]}
+    settings = SETTINGS | {"forms": ["checkpoint", "custom"]}
+    run(Order("", "", "export", "edits", "sdxl", settings, str(tmp_path), inputs), lambda **_: None)
+    (tmp_path / "checkpoint.safetensors").rename(tmp_path / "toy.safetensors")
+    (tmp_path / "tokenizer").mkdir()
+    for name, text in tokenizer_files(large.vocabulary, [], "!").items():
+        (tmp_path / "tokenizer" / name).write_text(text)
+    (file,) = tmp_path.glob("custom/*/learned_embeds.safetensors")
+    word = {"word": "<toy>", "vectors": 2, "negative": False, "file": str(file.relative_to(tmp_path))}
+    described = {"v": 2, "preset": "toy", "family": "sdxl", "words": [word], "sidecars": [], "sampler": {}}
+    described |= {"negative_prompt": "", "clip_skip": 0}
+    (tmp_path / "preset.json").write_text(json.dumps(described))
+    pipeline: Any = load_preset(tmp_path, form="checkpoint")
+    for name, expected in rows.items():
+        table = getattr(pipeline, name).get_input_embeddings().weight
+        assert torch.equal(table[-2:].float(), expected)
+    assert len(pipeline.tokenizer) == len(pipeline.tokenizer_2) == table.shape[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -128,3 +129,19 @@ def test_progress_is_told_by_pictures(toy: Taken, tmp_path: Path) -> None:
     class_images.run(wanted(tmp_path, toy, count=5), lambda **event: told.append(event), lambda: False)
     assert [(e["step"], e["steps"]) for e in told if "step" in e] == [(2, 5), (4, 5), (5, 5)]
     assert json.dumps(told)
+
+
+def test_a_budget_of_memory_draws_fewer_at_once_and_changes_nothing_that_is_seen(toy: Taken, tmp_path: Path) -> None:
+    plain = run(wanted(tmp_path / "plain", toy, count=2))
+    said: list[Any] = []
+    tight = dataclasses.replace(wanted(tmp_path / "tight", toy, count=2), how={"device": "cpu", "vram": 1})
+    drawn = class_images.run(tight, lambda **event: said.append(event.get("fits")), lambda: False)
+    assert "1 picture at once" in said
+    assert drawn.fingerprint == plain.fingerprint | {"micro_batch": 1}
+    for name in plain.files:
+        pair = [np.asarray(Image.open(tmp_path / folder / name)).astype(int) for folder in ("plain", "tight")]
+        assert np.abs(pair[0] - pair[1]).max() <= 1
+    wide = dataclasses.replace(tight, work=str(tmp_path / "wide"), states="", how={"device": "cpu", "vram": 10**9})
+    Path(wide.work).mkdir()
+    class_images.run(wide, lambda **event: said.append(event.get("fits")), lambda: False)
+    assert "2 pictures at once" in said

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from sdforge.families.sd15.load import load
+from sdforge.families.sdxl.load import load as load_large
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.images import Picture
 from sdforge.trainings.dreamartist import TABLE, facts, opposite
 from sdforge.trainings.dreamartist.adapter import begin
-from tests.families.workbench import Taken, digest
+from tests.families.toys import write_family
+from tests.families.workbench import Taken, digest, take
 from tests.run.order import order, settings, train
 from tests.trainings.test_training_contract import batch, parameters, said
 
@@ -67,6 +70,23 @@ def test_what_is_compared_is_what_a_sampler_with_guidance_goes_by(toy: Taken) ->
         against = diffusion.encode_text(["a red <toy-neg>, cat", "a <toy-neg>"])
         away = diffusion.predict(one.noisy_BCHW, one.timesteps_B, against)
         assert torch.allclose(said(diffusion, adapter, one.captions), away + 4 * (towards - away), atol=1e-5)
+
+
+def test_both_sides_are_told_the_sizes_of_the_pictures(toys: Path) -> None:
+    """A family that is told sizes would else be guided by a difference of sizes too."""
+    diffusion = load_large(take(write_family(toys / "sdxl", "sdxl")).given(), torch.device("cpu"), torch.float32)
+    adapter = begin(TABLE.model_construct(**settings("dreamartist", guidance=4.0)), diffusion)
+    framed = [Picture("", str(i), "", (128, 128), original=(640, 480)) for i in range(2)]
+    one = replace(batch(["a red <toy>", "a <toy>"]), pictures=framed)
+    with torch.no_grad():
+        towards, away = (
+            diffusion.predict(
+                one.noisy_BCHW, one.timesteps_B, diffusion.sized(diffusion.encode_text(said), one.framings)
+            )
+            for said in (one.captions, ["a red <toy-neg>", "a <toy-neg>"])
+        )
+        condition = diffusion.sized(diffusion.encode_text(one.captions), one.framings)
+        assert torch.allclose(adapter.predict(one, condition), away + 4 * (towards - away), atol=1e-5)
 
 
 def test_one_pass_goes_through_the_network_for_both(toy: Taken) -> None:

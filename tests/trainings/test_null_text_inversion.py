@@ -128,7 +128,16 @@ def test_a_step_that_is_good_enough_is_searched_no_further(toy: Taken, picture: 
     diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
     with torch.no_grad():
         empty = diffusion.encode_text([""]).hidden_BLD
-    assert torch.equal(kept(order, inverted(order))["uncond"], empty.expand(4, -1, -1))
+    said: list[str] = []
+    outcome = module_of("trainings", NAME).run(
+        order, lambda **event: said.append(event.get("remark", "")), lambda: False
+    )
+    assert torch.equal(kept(order, outcome)["uncond"], empty.expand(4, -1, -1))
+    first, last = outcome.record["levels"]
+    assert last == pytest.approx(first, abs=0.01)  # nothing was found: it is DDIM inversion
+    assert outcome.record["remark"] == said[-1]
+    assert "0.0 above DDIM inversion" in said[-1]
+    assert "less than 10" in said[-1]
 
 
 @pytest.mark.parametrize("at", [0, 2])
@@ -206,6 +215,8 @@ def test_a_drawing_comes_back_and_its_hair_can_be_dyed(tmp_path: Path) -> None:
     plain = found | {"uncond": empty.expand_as(found["uncond"])}
     levels = [decibels(replay_latents(diffusion, each, outcome.facts), clean) for each in (plain, found)]
     assert levels[1] - levels[0] >= 10
+    assert outcome.record["levels"] == pytest.approx(levels, abs=0.01)
+    assert "less than" not in outcome.record["remark"]
     words = prompt.replace(attributes.hair_colour, "blue", 1)
     assert classify(shown(replay(diffusion, found, outcome.facts))).hair_colour == attributes.hair_colour
     assert classify(shown(replay(diffusion, found, outcome.facts, words))).hair_colour == "blue"

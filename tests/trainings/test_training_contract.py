@@ -18,7 +18,7 @@ from sdforge.method import method, method_groups, module_of
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Diffusion
-from sdforge.run.images import plan_pictures
+from sdforge.run.images import Picture, plan_pictures
 from sdforge.run.tensors import DTYPES
 from sdforge.settings import Table
 from sdforge.trainings import Training
@@ -70,7 +70,8 @@ def batch(captions: list[str] = CAPTIONS) -> Batch:
     """Latents of 16 × 16: three halvings leave 2 × 2, and attention to a single place would have no gradient."""
     draw = torch.Generator().manual_seed(0)
     noisy, target = (torch.randn(2, 4, 16, 16, generator=draw) for _ in range(2))
-    return Batch(noisy, target, torch.tensor([200, 700]), captions)
+    pictures = [Picture("", caption, caption, (128, 128), original=(128, 128)) for caption in captions]
+    return Batch(noisy, target, torch.tensor([200, 700]), captions, pictures=pictures)
 
 
 def said(diffusion: Diffusion, adapter: Adapter, captions: list[str] = CAPTIONS) -> Tensor:

@@ -23,8 +23,8 @@ class ImageVariationsLoaded(Diffusion):
         width = int(self.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
         return Conditioning(torch.zeros(len(prompts), 1, width, device=self.device))
 
-    def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        return self.encode_text(prompts, clip_skip=clip_skip)
+    def silenced(self, condition: Conditioning, rows: list[bool]) -> Conditioning:  # noqa: ARG002
+        return condition
 
     def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:  # noqa: ARG002
         return condition

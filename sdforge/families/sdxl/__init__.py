@@ -38,7 +38,7 @@ class StableDiffusionXL(StableDiffusion):
     """Three levels, without attention at the first; ten transformer blocks at the last."""
 
     name = "sdxl"
-    version = 1
+    version = 2
     title = "Stable Diffusion XL"
     architecture = "stable-diffusion-xl-v1-base"
     architecture_v = "stable-diffusion-xl-v1-base"

@@ -29,12 +29,11 @@ class StableDiffusionXLLoaded(Diffusion):
         told = Conditioning(torch.cat(states, -1), {"text_embeds": pooled})
         return self.sized(told, [(whole, (0, 0), whole)] * len(prompts))
 
-    def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        told = self.encode_text(prompts, clip_skip=clip_skip)
-        empty_B = torch.tensor([not prompt for prompt in prompts], device=self.device)
-        pooled_BD = told.added["text_embeds"].masked_fill(empty_B[:, None], 0)
+    def silenced(self, condition: Conditioning, rows: list[bool]) -> Conditioning:
+        silent_B = torch.tensor(rows, device=condition.hidden_BLD.device)
+        pooled_BD = condition.added["text_embeds"].masked_fill(silent_B[:, None], 0)
         return Conditioning(
-            told.hidden_BLD.masked_fill(empty_B[:, None, None], 0), told.added | {"text_embeds": pooled_BD}
+            condition.hidden_BLD.masked_fill(silent_B[:, None, None], 0), condition.added | {"text_embeds": pooled_BD}
         )
 
     def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:

@@ -34,8 +34,8 @@ class StableUnclipLoaded(Diffusion):
         width = self.unet.class_embedding.linear_1.in_features  # type: ignore[union-attr]
         return Conditioning(hidden_BLD, {LABELS: torch.zeros(len(prompts), int(width), device=self.device)})  # type: ignore[arg-type]
 
-    def encode_negative(self, prompts: list[str], *, clip_skip: int = 0) -> Conditioning:
-        return self.encode_text(prompts, clip_skip=clip_skip)
+    def silenced(self, condition: Conditioning, rows: list[bool]) -> Conditioning:  # noqa: ARG002
+        return condition
 
     def sized(self, condition: Conditioning, sizes: list[Framing]) -> Conditioning:  # noqa: ARG002
         return condition

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
@@ -43,6 +43,12 @@ class ClassImages(Seeded):
 
 
 TABLE = ClassImages
+
+
+def facts(table: ClassImages) -> dict[str, Any]:
+    """Return what the pictures will say before there are any: rows of a data set, in which only digests are missing."""
+    prompts = (table.prompts or [table.prompt])[: table.count]
+    return {"pictures": [["", prompt, 1] for prompt in prompts]}
 
 
 def advise(

@@ -6,8 +6,10 @@ import hashlib
 import importlib
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ from sdforge.edits.previews.draw import save_png
 from sdforge.order import Order, Outcome
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.fingerprint import fingerprint
+from sdforge.run.memory import RESERVE, held_bytes, kept_bytes
 from sdforge.run.sample import Wish, sample
 from sdforge.run.seeds import generator
 from sdforge.run.states import Stopped
@@ -29,7 +32,7 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
     began, settings = time.monotonic(), order.settings
     kept = Path(order.states or order.work)
     kept.mkdir(parents=True, exist_ok=True)
-    count, diffusion = settings["count"], None
+    count, diffusion, at_once = settings["count"], None, BATCH
     done = _kept(kept)
     if done:
         report(resumed=len(done), same=True)
@@ -39,10 +42,13 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
             continue
         if stopped():
             raise Stopped
-        diffusion = diffusion or _loaded(order, report)
-        done |= _draw_some(order, diffusion, numbers, kept)
+        if diffusion is None:
+            diffusion = _loaded(order, report)
+            at_once = _fitting(order, diffusion, report)
+        done |= _draw_some(order, diffusion, numbers, kept, at_once)
         report(step=numbers[-1] + 1, steps=count)
-    outcome = Outcome(grade="B", fingerprint=fingerprint(torch.device(order.how["device"])))
+    parts: dict[str, Any] = {} if at_once >= BATCH else {"micro_batch": at_once}  # other sums round in other places
+    outcome = Outcome(grade="B", fingerprint=fingerprint(torch.device(order.how["device"])) | parts)
     rows = []
     for number in range(count):
         path = Path(order.work) / f"{number + 1}.png"
@@ -63,6 +69,29 @@ def _loaded(order: Order, report: Callable[..., None]) -> Diffusion:
     return diffusion
 
 
+def _fitting(order: Order, diffusion: Diffusion, report: Callable[..., None]) -> int:
+    """Return how many pictures of a batch are computed at once, to stay within the bytes that there are; at least one.
+
+    What a backward pass would keep of a prediction is more than drawing needs, and the same on every device.
+    """
+    budget = int(order.how.get("vram", 0))
+    if not budget:
+        return BATCH
+    networks = [diffusion.unet, *diffusion.text_encoders.values(), diffusion.vae]
+    weights = [tensor for network in networks for tensor in network.state_dict(keep_vars=True).values()]
+    edge = (order.settings["resolution"] or diffusion.resolution) // 8
+    sides = 1 if order.settings["guidance"] == 1 else 2
+    noise_BCHW = torch.zeros(sides, 4, edge, edge, device=diffusion.device, requires_grad=True)
+    with torch.no_grad():
+        condition = diffusion.encode_text([""] * sides)
+    timesteps_B = torch.zeros(sides, device=diffusion.device, dtype=torch.long)
+    each = kept_bytes(lambda: diffusion.predict(noise_BCHW, timesteps_B, condition).sum(), weights)
+    most = max(1, min(BATCH, (int(budget * (1 - RESERVE)) - held_bytes(weights)) // each))
+    said = f"{most} picture{'s' * (most > 1)} at once"
+    report(note=f"for {budget / 1e9:.3g} GB: {said}", fits=said)
+    return most
+
+
 def _kept(folder: Path) -> dict[int, Path]:
     """Return number → file of the pictures that were drawn before; their names say what their bytes are."""
     found = {}
@@ -79,8 +108,8 @@ def _prompt(order: Order, number: int) -> str:
     return prompt
 
 
-def _draw_some(order: Order, diffusion: Diffusion, numbers: range, kept: Path) -> dict[int, Path]:
-    """Draw a batch, and publish its pictures."""
+def _draw_some(order: Order, diffusion: Diffusion, numbers: range, kept: Path, at_once: int) -> dict[int, Path]:
+    """Draw a batch, so many pictures at once, and publish its pictures."""
     settings = order.settings
     wishes = [
         Wish(
@@ -95,7 +124,8 @@ def _draw_some(order: Order, diffusion: Diffusion, numbers: range, kept: Path) -
         for number in numbers
     ]
     found = {}
-    for number, wish, pixels_CHW in zip(numbers, wishes, sample(diffusion, wishes), strict=True):
+    drawn = chain.from_iterable(sample(diffusion, wishes[i : i + at_once]) for i in range(0, len(wishes), at_once))
+    for number, wish, pixels_CHW in zip(numbers, wishes, drawn, strict=True):
         with TemporaryDirectory(dir=kept, prefix=".tmp-") as folder:
             path = Path(folder) / "picture.png"
             save_png(path, pixels_CHW, wish)

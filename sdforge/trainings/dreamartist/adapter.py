@@ -54,7 +54,8 @@ class _Words(Adapter):
         against = [swapped(caption, self.settings.token, self.opposite) for caption in batch.captions]
         if against == batch.captions:  # nothing to guide away from: both sides would say the same
             return self.diffusion.predict(batch.noisy_BCHW, batch.timesteps_B, condition)
-        both = Conditioning.stack([self.diffusion.encode_negative(against), condition])
+        away = self.diffusion.sized(self.diffusion.encode_negative(against), batch.framings)
+        both = Conditioning.stack([away, condition])
         pair = self.diffusion.predict(batch.noisy_BCHW.repeat(2, 1, 1, 1), batch.timesteps_B.repeat(2), both)
         away_BCHW, towards_BCHW = pair.chunk(2)
         return away_BCHW + self.settings.guidance * (towards_BCHW - away_BCHW)

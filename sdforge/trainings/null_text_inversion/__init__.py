@@ -26,6 +26,7 @@ class NullTextInversion(Table):
     """For t = T … 1: argmin over ∅_t of ‖z*_{t−1} − DDIM(z̄_t; ε(∅_t) + w (ε(C) − ε(∅_t)))‖², begun at ∅_{t+1}.
 
     z* is the picture's DDIM inversion under the prompt C without guidance. No weight and no random number is involved.
+    The defaults are the paper's, for text of 768 numbers; how near the picture comes back is said at the end.
     Source: algorithm 1 of the paper.
     """
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from sdforge.dtypes import SAFETENSORS
 from sdforge.errors import ActionFailed
 from sdforge.order import Order, Outcome
-from sdforge.run.ddim import DDIM, SPACING, invert, predict_at
+from sdforge.run.ddim import DDIM, SPACING, guide, invert, predict_at
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.fingerprint import fingerprint
@@ -33,6 +33,7 @@ from sdforge.trainings.null_text_inversion import TABLE
 if TYPE_CHECKING:
     from sdforge.trainings.null_text_inversion import NullTextInversion
 
+GAIN = 10.0  # dB above DDIM inversion, below which an inversion is hardly one (methods-embeddings §3.5)
 SLACK = 2e-5  # by which the early stop is less strict at every further timestep (the authors' code)
 
 Report = Callable[..., None]
@@ -86,7 +87,7 @@ class _Inversion:
                 self._save(found)
                 report(state=i + 1)
                 saved = now
-        return self._outcome(found, time.monotonic() - began)
+        return self._outcome(found, self._levels(found, report), time.monotonic() - began)
 
     def _begin(self, report: Report) -> _Found:
         """Encode the picture and follow it into noise."""
@@ -166,7 +167,15 @@ class _Inversion:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def _outcome(self, found: _Found, seconds: float) -> Outcome:
+    def _levels(self, found: _Found, report: Report) -> list[float]:
+        """Return how near the picture comes back in dB, with the plain empty prompt and with those that were found."""
+        away = [self.empty] * len(found.uncond)
+        plain_BCHW = guide(self.diffusion, found.pivots[-1], self.towards, away, self.settings.guidance)
+        levels = [level(found.pivots[0], latents_BCHW) for latents_BCHW in (plain_BCHW, found.latents_BCHW)]
+        report(remark=remark(*levels))
+        return levels
+
+    def _outcome(self, found: _Found, levels: list[float], seconds: float) -> Outcome:
         uncond_TLD = torch.cat(found.uncond)
         made = {"start": found.pivots[-1], "uncond": uncond_TLD}
         tensors = {name: rounded(name, tensor.cpu(), self.dtype) for name, tensor in made.items()}
@@ -184,6 +193,8 @@ class _Inversion:
         outcome.fingerprint = fingerprint(self.diffusion.device)
         outcome.record = {
             "losses": found.losses,
+            "levels": [round(decibels, 2) for decibels in levels],
+            "remark": remark(*levels),
             "seconds": round(seconds, 3),
             "steps": self.settings.steps,
             "sketch": lines,
@@ -192,3 +203,18 @@ class _Inversion:
             "derived": {"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
         }
         return outcome
+
+
+def level(wanted_BCHW: Tensor, found_BCHW: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of latents in dB; the peak is the range of those that are wanted."""
+    error = (found_BCHW - wanted_BCHW).square().mean().clamp_min(1e-12)
+    return float(10 * torch.log10((wanted_BCHW.max() - wanted_BCHW.min()).square() / error))
+
+
+def remark(plain: float, found: float) -> str:
+    """Say how near a picture comes back, in dB, with the plain empty prompt and with those that were found."""
+    gain = found - plain
+    text = f"the picture comes back at {found:.1f} dB, {gain:.1f} above DDIM inversion with the same guidance"
+    if gain >= GAIN:
+        return text
+    return f"{text}: less than {GAIN:g}, which a larger learning_rate, more `inner` updates or more steps change"
