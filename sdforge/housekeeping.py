@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import BusyError, ForgeError, UsageError
+from sdforge.graph import Taken
 from sdforge.method import method, method_groups
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import safe, size
@@ -38,8 +39,8 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
     if not guard.acquire(wait=False):
         raise BusyError("a build is using the cache", hint="clean when it is done")
     try:
-        keep = _reached(session)
-        doomed = _doomed(store, keep, trained=wishes.trained)
+        keep, fetched = _reached(session)
+        doomed = _doomed(store, keep, trained=wishes.trained) + _unfetched(store, fetched)
         freed = sum(_size(path) for path in doomed)
         if not wishes.dry_run:
             for path in doomed:
@@ -54,9 +55,13 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
     say(f"  {len(doomed)} files, {size(freed)} ({freed} bytes) {verb}")
 
 
-def _reached(session: Session) -> set[str]:
-    """The keys that any recipe of any project that uses this cache reaches. Raises UsageError for unreadable ones."""
+def _reached(session: Session) -> tuple[set[str], set[Path]]:
+    """The keys that any recipe of any project that uses this cache reaches, and the folders of fetched sources.
+
+    Raises UsageError for recipes that cannot be planned.
+    """
     keys: set[str] = set()
+    fetched: set[Path] = set()
     for root in {session.project.root, *session.store.roots()}:
         try:
             other = session if root == session.project.root else open_session(root)
@@ -71,7 +76,17 @@ def _reached(session: Session) -> set[str]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
-    return keys - {""}
+        declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
+        sources = [*declared, *other.graph.sources.values()]
+        fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
+    return keys - {""}, fetched
+
+
+def _unfetched(store: Store, used: set[Path]) -> list[Path]:
+    """What was fetched for sources that no project has any more, and downloads that nobody goes on with."""
+    old = time.time() - DERIVED_DAYS * 86_400
+    folders = [p for p in sorted((store.root / "fetched").glob("*")) if p.name != "parts" and p not in used]
+    return folders + sorted(p for p in (store.root / "fetched" / "parts").glob("*") if p.stat().st_mtime < old)
 
 
 def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:

@@ -180,8 +180,8 @@ class LockFile:
             for name in self.session.lock.targets
             if name.split(":")[0] in known and name not in known[name.split(":")[0]]
         }
-        pinned = self.session.lock.sources
-        anew = sorted(n for n, row in changes.sources.items() if n in pinned and pinned[n]["digest"] != row["digest"])
+        pinned = {name: row["digest"] for name, row in self.session.lock.sources.items() if "digest" in row}
+        anew = sorted(n for n, row in changes.sources.items() if pinned.get(n, row["digest"]) != row["digest"])
         if changes.sources or changes.targets or changes.results or gone:
             changes.targets |= {
                 name: row

@@ -71,7 +71,10 @@ def parse(text: str) -> Reference:
     if lower.startswith(("urn:air:", "air:")):
         return _air(text)
     address = text if "://" in text else f"https://{text}"
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that hold no address
+        raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}") from None
     if parts.hostname in ("civitai.com", "www.civitai.com"):
         return _civitai(text, parts.path, parts.query)
     if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(parts.path)):

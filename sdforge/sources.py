@@ -120,25 +120,33 @@ class Sources:
             hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
         )
 
-    def _fetched(self, taken: Taken, name: str, *, search: bool) -> Path | None:
-        """Return where `fetch` has put a source that comes from elsewhere. Raises UsageError where it has not."""
+    def fetched_folder(self, taken: Taken) -> Path | None:
+        """Return the folder in which a source from elsewhere lies, or would; None for others and what is not pinned."""
+        name = taken.table.get("from", "")
+        if taken.kind != "source" or not is_remote(name):
+            return None
         row = self.pinned(taken.id)
         pinned = row if row.get("from") == name else {}
+        if is_folder(parse(name)):
+            return self.store.fetched(pinned["resolved"]) if pinned.get("resolved") else None
+        sha256 = taken.table.get("sha256") or next(iter(pinned.get("files", {}).values()), "")
+        return self.store.fetched("", sha256) if sha256 else None
+
+    def _fetched(self, taken: Taken, name: str, *, search: bool) -> Path | None:
+        """Return where `fetch` has put a source that comes from elsewhere. Raises UsageError where it has not."""
         try:
-            whole = is_folder(parse(name))
+            folder, whole = self.fetched_folder(taken), is_folder(parse(name))
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
-        files = [] if whole else list(pinned.get("files", {}).items())
-        sha256 = "" if whole else taken.table.get("sha256") or (files[0][1] if files else "")
-        folder = self.store.fetched(pinned.get("resolved", ""), sha256)
-        if whole:
+        found = None
+        if folder is not None and whole:
             found = folder if (folder / COMPLETE).exists() else None
-        else:
-            found = next((path for path in sorted(folder.glob("*")) if path.exists()), None) if sha256 else None
+        elif folder is not None:
+            found = next((path for path in sorted(folder.glob("*")) if path.exists()), None)
         if found is not None:
             self._paths[taken.id] = found
         elif search:
-            self._missing.add(str(folder))
+            self._missing |= {str(folder)} if folder else set()
             raise UsageError(
                 f"{taken.id} comes from {name}, and has not been fetched", hint=f"`forge fetch {taken.id}` gets it"
             )

@@ -251,6 +251,17 @@ def test_what_the_hub_s_own_programs_have_is_linked(root: Path, tmp_path: Path, 
     assert "fetched" in forge("fetch").out
 
 
+def test_clean_keeps_what_a_project_declares_and_nothing_else(root: Path, host: Host, forge: Forge) -> None:
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    source(root, "hf://a/b/x.safetensors")
+    forge("fetch")
+    forge("clean")
+    assert fetched(root)
+    (root / "forge.toml").write_text("")
+    forge("clean")
+    assert not fetched(root)
+
+
 # -- lock and offline --------------------------------------------------------------------------------------------------
 
 
