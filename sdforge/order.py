@@ -186,8 +186,7 @@ class Outcome:
     """What a runner made.
 
     components: component → rows [name, dtype, shape, sha256, xxh3, offset in the pack]; pack: the file in the work
-    folder with their bytes; sha256: the name of the pack (`pack_name`). files: path in the work folder → what
-    `Result.files` keeps of it.
+    folder with their bytes, and its sha256. files: path in the work folder → what `Result.files` keeps of it.
     """
 
     components: dict[str, list[list[Any]]] = field(default_factory=dict)

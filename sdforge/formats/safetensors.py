@@ -198,14 +198,6 @@ def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[
     return struct.pack("<Q", len(text)) + text, order
 
 
-def pack_name(first: bytes, digests: Iterable[str]) -> str:
-    """Name a file by its first bytes and the sha256 of every tensor, in the order of their bytes.
-
-    It says as much as the file's own sha256 would, and the tensors' are known anyway: nothing is hashed twice.
-    """
-    return hashlib.sha256(b"".join([first, *map(bytes.fromhex, digests)])).hexdigest()
-
-
 def write_file(
     path: Path,
     shapes: dict[str, tuple[str, tuple[int, ...]]],

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
-from sdforge.formats.safetensors import header_bytes, pack_name
+from sdforge.formats.safetensors import header_bytes, read_range
 from sdforge.order import Outcome, Ref
 from sdforge.store.files import CHUNK
 
@@ -110,8 +111,9 @@ def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:
 
 
 class Pack:
-    """A file of tensors in the making: each is written at its place, in any order and by any thread, and hashed once.
+    """A file of tensors in the making: each is written at its place, in any order and by any thread, and hashed.
 
+    The file as a whole is hashed in its order by a thread that follows, as far as it has been written.
     Used as a context: what is left open is closed. The file is not flushed to the disk.
     """
 
@@ -124,8 +126,11 @@ class Pack:
         for name in self.order:
             self.offsets[name] = place
             place += self.size(name)
-        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         _pour(self.fd, memoryview(self.first), 0)
+        self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
+        self.follower = ThreadPoolExecutor(1)
+        self.following: list[Future[None]] = []
 
     def size(self, name: str) -> int:
         """Return a tensor's bytes."""
@@ -146,6 +151,14 @@ class Pack:
         if place - self.offsets[name] != self.size(name):
             raise ValueError(f"{name} was given {place - self.offsets[name]} bytes")
         self.digests[name] = strong.hexdigest(), fast.hexdigest()
+        self.following.append(self.follower.submit(self._follow))
+
+    def _follow(self) -> None:
+        """Hash on, up to the first tensor that is not yet written."""
+        while self.followed < len(self.order) and (name := self.order[self.followed]) in self.digests:
+            for chunk in read_range(self.fd, self.offsets[name], self.size(name)):
+                self.whole.update(chunk)
+            self.followed += 1
 
     def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
         """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
@@ -156,13 +169,15 @@ class Pack:
                 dtype, shape = self.shapes[key]
                 row = [name, dtype, list(shape), *self.digests[key], self.offsets[key]]
                 components.setdefault(component, []).append(row)
-        sha256 = pack_name(self.first, (self.digests[name][0] for name in self.order))
-        return Outcome(components=components, pack=self.path.name, sha256=sha256)
+        for each in self.following:
+            each.result()  # an error of reading comes out here
+        return Outcome(components=components, pack=self.path.name, sha256=self.whole.hexdigest())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.follower.shutdown(cancel_futures=True)
         os.close(self.fd)
 
 

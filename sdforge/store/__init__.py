@@ -1,7 +1,7 @@
 """The store: key → results, digest → bytes. The only writer in the cache.
 
     cache/v1/
-      objects/ab/SHA256          packs (safetensors; see `pack_name`), tables, vocabularies, pictures, logs: immutable
+      objects/ab/SHA256          packs (safetensors), tables of tensors, vocabularies, pictures, logs: immutable
       results/ab/KEY/DIGEST.json what an action made, written last
       aliases/ab/KEY             another key under which the same result is found (same input bytes)
       preimages/ab/KEY           the manifest behind a key, for `why`

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, pack_name, read_header, write_file
+from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, read_header, write_file
 from sdforge.order import Ref
 from sdforge.run.tensors import DTYPES, NAMES, load, raw
 from tests.families.workbench import same_bytes
@@ -308,11 +308,3 @@ def test_who_writes_too_little_is_told_so_by_a_large_file_too(tmp_path: Path, mo
     with pytest.raises(ValueError, match="x was given 3 bytes"):
         write_file(tmp_path / "x", {"x": ("U8", (4,))}, lambda _: [b"abc"])
     assert threading.active_count() == before
-
-
-def test_a_pack_is_named_by_all_its_bytes_and_its_header() -> None:
-    digests = [hashlib.sha256(part).hexdigest() for part in (b"one", b"two")]
-    name = pack_name(b"header", digests)
-    assert name == hashlib.sha256(b"header" + b"".join(map(bytes.fromhex, digests))).hexdigest()
-    others = [pack_name(b"header", digests[::-1]), pack_name(b"header", digests[:1]), pack_name(b"heade", digests)]
-    assert name not in others

@@ -39,11 +39,7 @@ def test_a_pack_holds_what_was_computed_and_says_so(base: Taken, tmp_path: Path)
     assert set(pack) == {"unet.x", "unet.y"}
     assert all(tensor.tolist() == [0.5, 1, 1.5, 2, 2.5, 3] for tensor in pack.values())
     assert told == [1, 2]
-    data, named = (tmp_path / outcome.pack).read_bytes(), hashlib.sha256()
-    named.update(data[: 8 + int.from_bytes(data[:8], "little")])
-    for row in outcome.components["unet"][::-1]:  # x lies before y
-        named.update(bytes.fromhex(row[3]))
-    assert outcome.sha256 == named.hexdigest()
+    assert outcome.sha256 == hashlib.sha256((tmp_path / outcome.pack).read_bytes()).hexdigest()
     for name, dtype, shape, sha, xxh3, offset in outcome.components["unet"]:
         ref = Ref(name, dtype, tuple(shape), str(tmp_path / outcome.pack), offset, xxh3)
         assert load(ref).tolist() == pack["unet.x"].tolist()
@@ -183,6 +179,17 @@ def test_what_is_needed_whole_and_what_is_not_stand_in_one_pack(
     assert list(outcome.components) == ["unet", "vae"]
     for row in rows:
         assert same_bytes(pack[f"{row.component}.{row.name}"], compute(row, "x"))
+
+
+def test_a_pack_has_the_name_of_its_bytes_in_whatever_order_they_came(tmp_path: Path) -> None:
+    tensors = {name: torch.full((size,), 2.0).half() for name, size in (("a", 3), ("b", 1 << 20), ("c", 0), ("d", 7))}
+    shapes = {name: ("F16", tuple(tensor.shape)) for name, tensor in tensors.items()}
+    for i, order in enumerate(("abcd", "dcba", "bdac")):
+        with Pack(tmp_path / str(i), shapes) as pack:
+            for name in order:
+                pack.write(name, [tensors[name]])
+            found = pack.outcome({}).sha256
+        assert found == hashlib.sha256((tmp_path / str(i)).read_bytes()).hexdigest()
 
 
 def test_a_pack_takes_no_tensor_of_another_size(tmp_path: Path) -> None:
