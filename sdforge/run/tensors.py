@@ -126,7 +126,8 @@ class Pack:
         for name in self.order:
             self.offsets[name] = place
             place += self.size(name)
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        # what lies there was left by a job that was lost, and begun again in the same folder
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         _pour(self.fd, memoryview(self.first), 0)
         self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
         self.follower = ThreadPoolExecutor(1)
