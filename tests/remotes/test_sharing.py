@@ -279,7 +279,9 @@ def test_the_lock_is_signed_and_a_change_is_seen(one: Project, key: tuple[Path, 
     trust(one, key[1])
     session = open_session(one.root)
     assert verify_signature(session) == f"{key[1]} us"
+    assert "us" in one.forge("verify", "--signed").out
     (one.root / "forge.lock").write_text(one.lock.replace("rank = 6", "rank = 7"))
+    assert "the signature is of something else" in one.forge("verify", "--signed", code=3).err
     with pytest.raises(BrokenPromise, match=r"forge\.lock\.sig: the signature is of something else"):
         verify_signature(session)
     (one.root / "forge.lock.sig").unlink()
