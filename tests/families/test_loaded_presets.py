@@ -114,7 +114,7 @@ def test_a_word_of_custom_diffusion_finds_both_its_files_beside_a_single_file(to
         (tmp_path / "tokenizer" / name).write_text(text)
     (file,) = tmp_path.glob("custom/*/learned_embeds.safetensors")
     word = {"word": "<toy>", "vectors": 2, "negative": False, "file": str(file.relative_to(tmp_path))}
-    described = {"v": 2, "preset": "toy", "family": "sdxl", "words": [word], "sidecars": [], "sampler": {}}
+    described = {"v": 2, "preset": "toy", "family": "sdxl", "words": [word], "sidecars": [], "sampler": {}, "files": []}
     described |= {"negative_prompt": "", "clip_skip": 0}
     (tmp_path / "preset.json").write_text(json.dumps(described))
     pipeline: Any = load_preset(tmp_path, form="checkpoint")
