@@ -252,7 +252,8 @@ class Build:
         formula = self.session.one_pass(step) if step.kind == "formula" else None
         order = make_order(self.session, step, key, manifest, work, how, formula)
         step.state = "running"
-        self.reporter.started(step, self.executor.elsewhere or device)
+        goes = step.kind == "content" and step.node.target.signature.makes != "files"
+        self.reporter.started(step, (self.executor.elsewhere if goes else "") or device)
         bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
             handle: Handle = _Inline(None if bytes_only else order)

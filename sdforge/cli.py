@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sdforge.plan import Plan
     from sdforge.session import Session
 
+Command = Callable[[str, str], argparse.ArgumentParser]  # name, what it does → its arguments
 SOMETHING_TO_DO = 10
 LARGE = 200  # steps of a plan that is worth remembering for itself
 
@@ -34,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
+    for add in (_building, _pinning, _looking, _keeping):
+        add(command)
+    return top
+
+
+def _building(command: Command) -> None:
+    """Add the commands about what is made."""
     build = command("build", "bring targets up to date, and write a preset's files")
     build.add_argument(
         "targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, a name that is unique, or a preset's file"
@@ -71,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
     check.add_argument("recipes", nargs="*", metavar="RECIPE")
+
+
+def _pinning(command: Command) -> None:
+    """Add the commands about what is pinned, and where it comes from or goes."""
     lock = command("lock", "pin sources and results that are there")
     lock.add_argument("--take", metavar="DIGEST", help="of two results of the same inputs, pin this one")
     lock.add_argument(
@@ -96,6 +108,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--sha256", default="", help="of the file; it is then this file or none")
     add.add_argument("--licence", default="", help="reaches metadata and card of what is made from it")
     add.add_argument("--offline", action="store_true", help="open no connection")
+
+
+def _looking(command: Command) -> None:
+    """Add the commands about looking around."""
     listing = command("list", "recipes and the states of their targets")
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
@@ -120,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
     graph = command("graph", "what is made from what")
     graph.add_argument("targets", nargs="*", metavar="TARGET")
     graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
+
+
+def _keeping(command: Command) -> None:
+    """Add the commands about keeping house."""
     clean = command("clean", "remove from the cache what no recipe reaches")
     clean.add_argument("-n", "--dry-run", action="store_true", help="only say what would go")
     clean.add_argument("--trained", action="store_true", help="trained results and train states too")
@@ -137,7 +157,6 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("folder", nargs="?", default=".", metavar="DIR")
     completion = command("completion", "print a script that completes commands")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
-    return top
 
 
 def _count(text: str) -> int:
@@ -337,63 +356,83 @@ def other(wishes: argparse.Namespace) -> int:
         from sdforge.convert import convert
 
         return convert(wishes)
-    if name == "show" and wishes.recipe:
-        from sdforge.rebuild import show_recipe
-
-        show_recipe(_open(wishes), Path(wishes.at) / wishes.target, as_json=wishes.json)
-        return 0
-    if name == "show" and (path := _shown_file(wishes)):
-        from sdforge.describe import show_file
-
-        show_file(path, as_json=wishes.json)
-        return 0
     if name == "add":
         from sdforge.fetch.command import add
 
         return add(wishes)
-    session = _open(wishes)
-    if name == "fetch":
+    if name == "show":
+        return _show(wishes)
+    functions = {
+        **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
+        **dict.fromkeys(("why", "check", "lock"), _tell),
+        **dict.fromkeys(("clean", "du", "verify"), _keep_house),
+        **dict.fromkeys(("list", "log", "graph"), _look),
+    }
+    return functions[name](_open(wishes), wishes)
+
+
+def _show(wishes: argparse.Namespace) -> int:
+    path = _shown_file(wishes)
+    if wishes.recipe:
+        from sdforge.rebuild import show_recipe
+
+        show_recipe(_open(wishes), Path(wishes.at) / wishes.target, as_json=wishes.json)
+    elif path is not None:
+        from sdforge.describe import show_file
+
+        show_file(path, as_json=wishes.json)
+    else:
+        from sdforge.looking import show
+
+        show(_open(wishes), wishes.target, as_json=wishes.json)
+    return 0
+
+
+def _exchange(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "fetch":
         from sdforge.fetch.command import fetch
 
         return fetch(session, wishes)
-    if name in ("push", "pull", "sign"):
-        import sdforge.exchange as exchange
+    import sdforge.exchange as exchange
 
-        exchanging: dict[str, Callable[..., int]] = {
-            "push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock
-        }  # fmt: skip
-        return exchanging[name](session, wishes)
-    if name in ("why", "check", "lock"):
-        import sdforge.commands as found
+    functions = {"push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock}
+    return functions[wishes.command](session, wishes)
 
-        if name == "check":
-            return found.check(session, wishes.recipes, as_json=wishes.json)
-        return (
-            found.lock(session, wishes) if name == "lock" else found.why(session, wishes.targets, as_json=wishes.json)
-        )
-    if name == "clean":
-        from sdforge.housekeeping import clean
 
-        clean(session, wishes)
-        if session.project.max_cache:
-            from sdforge.bounded import keep_bounded
+def _tell(session: Session, wishes: argparse.Namespace) -> int:
+    import sdforge.commands as found
 
-            keep_bounded(session, as_json=wishes.json, dry_run=wishes.dry_run)
-        return 0
-    if name == "du":
+    if wishes.command == "check":
+        return found.check(session, wishes.recipes, as_json=wishes.json)
+    if wishes.command == "lock":
+        return found.lock(session, wishes)
+    return found.why(session, wishes.targets, as_json=wishes.json)
+
+
+def _keep_house(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "verify":
+        return _verify(session, wishes)
+    if wishes.command == "du":
         from sdforge.disk import show_usage
 
         show_usage(session, as_json=wishes.json)
         return 0
-    if name == "verify":
-        return _verify(session, wishes)
+    from sdforge.housekeeping import clean
+
+    clean(session, wishes)
+    if session.project.max_cache:
+        from sdforge.bounded import keep_bounded
+
+        keep_bounded(session, as_json=wishes.json, dry_run=wishes.dry_run)
+    return 0
+
+
+def _look(session: Session, wishes: argparse.Namespace) -> int:
     import sdforge.looking as looking
 
-    if name == "list":
+    if wishes.command == "list":
         looking.show_list(session, wishes)
-    elif name == "show":
-        looking.show(session, wishes.target, as_json=wishes.json)
-    elif name == "log":
+    elif wishes.command == "log":
         looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
     else:
         looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)

@@ -23,15 +23,10 @@ from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
 from sdforge.report.progress import reporter, short
 from sdforge.report.table import row
-from sdforge.report.words import safe, seconds, size
+from sdforge.report.words import say, seconds, size
 from sdforge.session import Session, assumed
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
-
-
-def say(text: str) -> None:
-    """Print to a person."""
-    print(safe(text, sys.stdout))
 
 
 # -- build and plan ----------------------------------------------------------------------------------------------------
@@ -363,10 +358,9 @@ def _pin_sources(session: Session, wishes: argparse.Namespace) -> list[str]:
     """Pin what sources from elsewhere stand for, before their bytes are asked for. Returns those that are new."""
     from sdforge.fetch.command import refuse_network, remote_sources, resolve_all
 
-    if wishes.offline or not remote_sources(session, []):
-        refuse_network(offline=wishes.offline and wishes.update)
-        return []
-    return resolve_all(session, [], update=wishes.update, as_json=wishes.json)
+    refuse_network(offline=wishes.offline and wishes.update)
+    sources = [] if wishes.offline else remote_sources(session, [])
+    return resolve_all(session, sources, update=wishes.update, as_json=wishes.json) if sources else []
 
 
 def take(session: Session, digest: str, *, as_json: bool) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Layout, read_layout
+from sdforge.formats.own import MANIFEST
 from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.report.words import safe, size
@@ -20,7 +21,6 @@ from sdforge.store.files import open_regular, sha256_of
 
 MOST_TENSORS = 12  # of a file of no known kind, that are named
 MOST_LETTERS = 100  # of a metadata entry
-MANIFEST = "sdforge.manifest"  # metadata: how a file of ours was made
 CHUNK = 1 << 20
 
 

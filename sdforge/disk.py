@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import BrokenPromise, ForgeError
 from sdforge.graph import Node
-from sdforge.housekeeping import objects_of, say
 from sdforge.orders import state_folder
 from sdforge.plan import Step
-from sdforge.report.words import size
+from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
 from sdforge.store import Result, Store
 
@@ -174,7 +173,7 @@ def _files(session: Session, step: Step) -> Iterator[Path]:
 
 def _objects(store: Store, result: Result) -> Iterable[Path]:
     whole = Result.from_json(result.to_json(record=False) | {"record": store.record(result)})
-    return (path for name in objects_of(whole) if (path := store.object(name)).is_file())
+    return (path for name in whole.objects() if (path := store.object(name)).is_file())
 
 
 # -- how it is shown ---------------------------------------------------------------------------------------------------

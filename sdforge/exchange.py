@@ -14,15 +14,11 @@ from sdforge.executors.beside import Beside
 from sdforge.lock import Pin
 from sdforge.places import LOCK
 from sdforge.report.hashing import Fetching
-from sdforge.report.words import glyphs, safe, size
+from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
 from sdforge.sharing import Poisoned, Sharing, pinned_results
 from sdforge.signing import sign, signer
 from sdforge.store.files import publish_bytes
-
-
-def say(text: str) -> None:
-    print(safe(text, sys.stdout))
 
 
 def fetching(sharing: Sharing, pin: Pin) -> Beside:

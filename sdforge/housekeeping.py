@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,10 @@ from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import method, method_groups
 from sdforge.places import FILE, RECIPES
-from sdforge.report.words import safe, size
+from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Result, Store, alias_in
+from sdforge.store import Store, alias_in
 from sdforge.store.files import publish_bytes, read_entry
-
-
-def say(text: str) -> None:
-    print(safe(text, sys.stdout))
-
 
 DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack
 
@@ -99,7 +93,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     for path, result in store.results():
         pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
         if result.key in keep or (pinned_kind and not trained):
-            objects |= objects_of(result)
+            objects |= result.objects()
         else:
             doomed.append(path)
     objects |= store.source_tables()
@@ -119,14 +113,6 @@ def _leads_nowhere(path: Path, keep: set[str]) -> bool:
         return path.name not in keep and alias_in(path.name, read_entry(path)) not in keep
     except (OSError, ValueError):  # a damaged one leads nowhere
         return True
-
-
-def objects_of(result: Result) -> set[str]:
-    """The objects that a result needs: packs, tables, log, losses."""
-    found = set(result.packs) | {component.table for component in result.components.values()}
-    found |= {str(result.record[name]) for name in ("losses", "log") if name in result.record}
-    found |= {sha256 for _, _, sha256 in result.record.get("samples", [])}
-    return found
 
 
 def _size(path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,17 +20,13 @@ from sdforge.method import method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.table import row
-from sdforge.report.words import safe, seconds, size
+from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
 from sdforge.store import Result
 
 MOST_LETTERS = 80  # of what `list --methods` says of one
 CITED = re.compile(r" \([^()]*https?://[^()]*\)")
 MOST_CAPTIONS = 4  # and of a data set
-
-
-def say(text: str) -> None:
-    print(safe(text, sys.stdout))
 
 
 # -- list --------------------------------------------------------------------------------------------------------------

@@ -17,15 +17,15 @@ from sdforge import toml
 from sdforge.artifact import SIDECARS, Artifact, artifact_identity
 from sdforge.errors import ForgeError, UsageError
 from sdforge.families import family, family_names
+from sdforge.formats.own import MANIFEST
 from sdforge.formats.safetensors import read_header
 from sdforge.graph import Taken
-from sdforge.housekeeping import say
 from sdforge.method import Role, Signature, method, method_groups
 from sdforge.places import RECIPES
+from sdforge.report.words import say
 from sdforge.session import Session
 from sdforge.store.files import publish_bytes, sha256_of
 
-MANIFESTS = "sdforge.manifest"
 VERSION = 1  # of the manifests in files
 PREDICTIONS = ("epsilon", "v_prediction")  # what a source may state of itself
 STATED = {"title": "title", "description": "description", "licence": "license"}  # of a preset → of modelspec
@@ -99,7 +99,7 @@ def tell(session: Session, name: str, path: Path, *, as_json: bool) -> None:
 
 
 def _actions(path: Path, metadata: dict[str, str]) -> list[dict[str, Any]]:
-    value = json.loads(metadata[MANIFESTS])
+    value = json.loads(metadata[MANIFEST])
     actions: list[dict[str, Any]] = value["actions"]
     numbers = [n for i, e in enumerate(actions) for found in e.get("inputs", {}).values() for n in found if n >= i]
     families = {entry["manifest"]["family"] for entry in actions if "manifest" in entry}

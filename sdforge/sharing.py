@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -81,32 +83,41 @@ class Sharing:
         return self._vouched[key]
 
     def _ask_for_statement(self, key: str) -> Pin | None:
-        work = self.store.workplace()
-        if not self.remote.get("ac", statement_name(key), work / "action", MOST):
-            return None
-        try:
-            files = {file.path: file for file in decode((work / "action").read_bytes())}
-            text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
-            if text is None or signature is None:
+        with self._work() as work:
+            if not self.remote.get("ac", statement_name(key), work / "action", MOST):
                 return None
-            signer(text, signature.decode(), self.trusted)
-            pin = Pin(**json.loads(text))
-        except (BrokenPromise, ValueError, KeyError, TypeError):
-            return None  # whoever wrote it is nobody whom we know
+            try:
+                files = {file.path: file for file in decode((work / "action").read_bytes())}
+                text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
+                if text is None or signature is None:
+                    return None
+                signer(text, signature.decode(), self.trusted)
+                pin = Pin(**json.loads(text))
+            except (BrokenPromise, ValueError, KeyError, TypeError):
+                return None  # whoever wrote it is nobody whom we know
         return pin if pin.key == key else None
+
+    @contextmanager
+    def _work(self) -> Iterator[Path]:
+        """Give a folder for what is on its way; nothing of it stays."""
+        folder = self.store.workplace()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def put_statement(self, pin: Pin, key: Path) -> None:
         """Say over a signature what a content key came out as."""
-        work = self.store.workplace()
         text = canonical({name: getattr(pin, name) for name in pin.__dataclass_fields__}).encode()
         texts = {STATEMENT: text, SIGNATURE: sign(text, key).encode()}
         files = []
-        for name, data in texts.items():
-            (work / name).write_bytes(data)
-            files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
-            self.remote.put("cas", files[-1].sha256, work / name)
-        (work / "action").write_bytes(encode(files))
-        self.remote.put("ac", statement_name(pin.key), work / "action")
+        with self._work() as work:
+            for name, data in texts.items():
+                (work / name).write_bytes(data)
+                files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
+                self.remote.put("cas", files[-1].sha256, work / name)
+            (work / "action").write_bytes(encode(files))
+            self.remote.put("ac", statement_name(pin.key), work / "action")
 
     # -- push ------------------------------------------------------------------------------------------------------
 
@@ -115,13 +126,18 @@ class Sharing:
         action = action_name(result.key, result.digest)
         if self.remote.has("ac", action):
             return 0
-        work = self.store.workplace()
-        described = replace(result, record={k: v for k, v in result.record.items() if k in KEPT}).dump()
+        with self._work() as work:
+            sent = self._push(result, action, work, progress)
+        self._offered[result.key, result.digest] = True
+        return sent
+
+    def _push(self, result: Result, action: str, work: Path, progress: Progress) -> int:
+        described = replace(result, record={k: v for k, v in result.record.items() if k in KEPT})
         manifest = canonical(self.store.preimage(result.key))
         if digest_of_text("action", manifest) != result.key:
             raise BrokenPromise(f"the cache has no manifest of {result.key[:12]}", hint="`forge build` notes it again")
-        texts = {RESULT: described, MANIFEST: manifest.encode()}
-        paths = {OBJECT + name: self.store.object(name) for name in _objects(result)}
+        texts = {RESULT: described.dump(), MANIFEST: manifest.encode()}
+        paths = {OBJECT + name: self.store.object(name) for name in described.objects()}
         for name, text in texts.items():
             paths[name] = work / name
             paths[name].write_bytes(text)
@@ -136,16 +152,15 @@ class Sharing:
             progress(sent, total)
         (work / "action").write_bytes(encode(list(files.values())))
         self.remote.put("ac", action, work / "action")
-        self._offered[result.key, result.digest] = True
         return sent
 
     # -- pull ------------------------------------------------------------------------------------------------------
 
     def pull(self, pin: Pin, progress: Progress) -> Result | None:
         """Bring a pinned result here; None if the remote has not all of it. Raises Poisoned, ResourceError."""
-        work = self.store.workplace()
         try:
-            return self._pull(pin, work, progress)
+            with self._work() as work:
+                return self._pull(pin, work, progress)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise Poisoned(f"the remote cache holds for {pin.key[:12]} what no forge wrote: {error}") from None
 
@@ -159,7 +174,7 @@ class Sharing:
         if digest_of_text("action", text.decode()) != pin.key:
             raise Poisoned(f"the manifest of {pin.key[:12]} on the remote cache is another one")
         result = self._believed(Result.load(described), pin)
-        names, done = _objects(result), 0
+        names, done = sorted(result.objects()), 0
         total = sum(files[OBJECT + name].size for name in names)
         for name in names:
             if not self.store.object(name).exists():
@@ -221,13 +236,6 @@ class Sharing:
                 digests = _hashed(self.store.object(tensor.spot.file), tensor.spot.offset, tensor.size)
                 if digests != (tensor.sha256, tensor.xxh3):
                     raise Poisoned(f"the remote cache holds other bytes for {name}.{tensor.name}")
-
-
-def _objects(result: Result) -> list[str]:
-    """Name the objects that travel: tables, packs, losses."""
-    found = {*result.packs, *(component.table for component in result.components.values())}
-    losses = result.record.get("losses")
-    return sorted(found | ({str(losses)} if losses else set()))
 
 
 def _hashed(path: Path, offset: int, size: int) -> tuple[str, str]:

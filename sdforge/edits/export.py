@@ -33,7 +33,7 @@ from sdforge.formats.embedding import (
 from sdforge.formats.hypernetwork import pickled_form
 from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
-from sdforge.formats.own import own_metadata, own_names
+from sdforge.formats.own import MANIFEST, own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
 from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
@@ -203,7 +203,7 @@ class _Writing:
         metadata = {
             **self._spec(self.family.spec(facts), self.family.fact(facts, "resolution")),
             **stated_metadata(facts, vocabulary),
-            "sdforge.manifest": self.manifest,
+            MANIFEST: self.manifest,
         }
         self._write("checkpoint.safetensors", shapes, content, metadata)
 

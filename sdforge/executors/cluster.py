@@ -7,6 +7,7 @@ or was preempted, is begun again, and goes on from its last kept state.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from sdforge.executors import Handle
 from sdforge.executors.beside import Beside
 from sdforge.executors.local import ENVIRONMENT, LocalExecutor
 from sdforge.order import Order
+from sdforge.places import amount
 from sdforge.run.spool import BUILDER, EVENTS, ORDER, STOP, serve
 from sdforge.store.files import publish_bytes
 
@@ -26,7 +28,6 @@ TICK = 0.5  # seconds between looks
 LAG = 5.0  # seconds in which what a job wrote last arrives over a network's file system
 RETRIES = 3
 LAST = ("done", "failed", "stopped", "damaged")
-UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
 class Job(Protocol):
@@ -110,8 +111,6 @@ class SpoolHandle(Beside):
             time.sleep(TICK)
 
     def _news(self) -> list[dict[str, Any]]:
-        import json
-
         try:
             with (self.folder / EVENTS).open("rb") as file:
                 file.seek(self.read)
@@ -132,8 +131,6 @@ class ClusterExecutor:
     def submit(self, order: Order, log: str, lock: int) -> Handle:
         if order.group != "trainings" and order.method != "previews":
             return self.here.submit(order, log, lock)
-        import json
-
         folder = Path(order.work)
         publish_bytes(json.dumps(order.to_json()).encode(), folder / ORDER, folder, 0o644)
         return SpoolHandle(self.launcher, folder)
@@ -163,12 +160,6 @@ def _library(name: str, extra: str) -> Any:
         return import_module(name)
     except ImportError:
         raise UsageError(f"--on needs the library {name}", hint=f'pip install "sdforge[{extra}]"') from None
-
-
-def memory(text: str) -> int:
-    """Return the bytes of an amount such as 32GB; 0 for an empty text."""
-    number = text.rstrip("GMiB ")
-    return int(float(number) * UNITS[text[len(number) :].strip()]) if text else 0
 
 
 # -- Slurm -------------------------------------------------------------------------------------------------------------
@@ -206,13 +197,13 @@ class SubmititLauncher:
             self.executor: Any = library.AutoExecutor(folder=logs, cluster="local" if kind == "processes" else "slurm")
         except RuntimeError as error:
             raise ResourceError(f"Slurm is not to be had here: {error}", hint="run forge where sbatch is") from None
-        amount = memory(resources["memory"])
+        wanted = amount(resources["memory"])
         self.executor.update_parameters(
             name="forge",
             timeout_min=resources["minutes"],
             cpus_per_task=resources["cpus"],
             gpus_per_node=resources["gpus"],
-            **({"mem_gb": amount / 10**9} if amount else {}),
+            **({"mem_gb": wanted / 10**9} if wanted else {}),
             **({"slurm_partition": partition} if partition and kind == "slurm" else {}),
         )
 
@@ -247,9 +238,9 @@ class RayLauncher:
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise ResourceError(f"no Ray cluster answers at {address}: {first}", hint="`ray start --head`") from None
-        amount = memory(resources["memory"])
+        wanted = amount(resources["memory"])
         wishes = {"num_cpus": resources["cpus"], "num_gpus": resources["gpus"], "max_retries": 0}
-        self.task: Any = self.ray.remote(**wishes, **({"memory": amount} if amount else {}))(run_folder)
+        self.task: Any = self.ray.remote(**wishes, **({"memory": wanted} if wanted else {}))(run_folder)
 
     def launch(self, folder: Path) -> RayJob:
         return RayJob(self.ray, self.task.remote(str(folder)))

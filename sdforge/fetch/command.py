@@ -22,14 +22,10 @@ from sdforge.names import is_name
 from sdforge.places import FILE
 from sdforge.references import is_remote
 from sdforge.report.hashing import Fetching
-from sdforge.report.words import glyphs, safe, size
+from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
 from sdforge.store.files import publish_bytes, within
 from sdforge.tables import Source
-
-
-def say(text: str) -> None:
-    print(safe(text, sys.stdout))
 
 
 def remote_sources(session: Session, names: list[str]) -> list[Taken]:
@@ -95,12 +91,12 @@ def fetch(session: Session, wishes: argparse.Namespace) -> int:
     return exit_code(errors)
 
 
-def pin(session: Session, taken: Taken, row: dict[str, Any]) -> None:
-    """Write into the lock where a source was found; what a build has read from the same place stays as it is."""
+def pin(session: Session, taken: Taken, row: dict[str, Any], *, anew: bool = False) -> None:
+    """Write into the lock where a source was found; unless `anew` what a build has read from that place stays."""
 
     def enter(lock: Lock) -> None:
         old = lock.sources.get(taken.id, {})
-        if "digest" not in old or any(old.get(name) != row[name] for name in ("from", "resolved")):
+        if anew or "digest" not in old or any(old.get(name) != row[name] for name in ("from", "resolved")):
             lock.sources[taken.id] = row
 
     LockFile(session).rewrite(enter)
@@ -128,19 +124,24 @@ def _tell_error(taken: Taken, error: ForgeError, *, as_json: bool) -> None:
 # -- lock --------------------------------------------------------------------------------------------------------------
 
 
-def resolve_all(session: Session, names: list[str], *, update: bool, as_json: bool) -> list[str]:
-    """Pin what sources from elsewhere stand for; with `update` anew. Returns those that changed or are new."""
+def resolve_all(session: Session, sources: list[Taken], *, update: bool, as_json: bool) -> list[str]:
+    """Pin what sources from elsewhere stand for; with `update` anew. Returns those that changed or are new.
+
+    Of a plain address only its bytes tell whether they are others, so `update` gets them.
+    """
     getter, changed = fetcher(session, as_json=as_json), []
-    for taken in remote_sources(session, names):
+    session.store.prepare()
+    for taken in sources:
         row = session.lock.sources.get(taken.id, {})
         if not update and row.get("from") == taken.table["from"] and row.get("resolved"):
             continue
         behind = getter.resolve(taken, row, update=update)
-        found = getter.row(taken, behind)
+        told = behind.whole or behind.files[0].sha256
+        found = getter.row(taken, behind) if told or not update else getter.get(taken, behind).row
         if row.get("resolved") != found["resolved"] or any(
             row.get("files", {}).get(name) != sha256 for name, sha256 in found["files"].items()
         ):
-            pin(session, taken, found)
+            pin(session, taken, found, anew=update)
             changed.append(taken.id)
     return changed
 

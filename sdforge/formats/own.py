@@ -17,6 +17,7 @@ from sdforge.formats.safetensors import Header
 from sdforge.identity import canonical
 
 Value = TypeVar("Value")
+MANIFEST = "sdforge.manifest"  # metadata: how a file of ours was made, as JSON
 # kind (of one component, called as the kind) → the tensor that it cannot do without, and which width that tells
 READ = {"image_embedding": ("image_embeds", "image"), "aesthetic": ("text_projection", "text")}
 

@@ -33,6 +33,11 @@ def safe(text: str, stream: TextIO) -> str:
     return text
 
 
+def say(text: str) -> None:
+    """Print a line to a person."""
+    print(safe(text, sys.stdout))
+
+
 def seconds(value: float) -> str:
     """Return a duration: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
     if value < 10:

@@ -1,13 +1,17 @@
-"""A project of two bases, a LoRA and drawings, built in this process."""
+"""Projects that several files share: one of two bases, a LoRA and drawings; one that survives whatever happens."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.build.inline import Bench
+from tests.conftest import new_project
+from tests.quick import Quick
+from tests.survival import Whole
 from tests.toys import write_checkpoint, write_drawings
 
 MID = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -47,3 +51,33 @@ def bench_files(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) 
 def bench(tmp_path: Path, bench_files: Path) -> Bench:
     shutil.copytree(bench_files, tmp_path / "project")
     return Bench(tmp_path / "project")
+
+
+SURVIVING = """\
+family = "sd15"
+
+[rehearsal.a]
+on = "base"
+dataset = "drawings"
+steps = 6
+
+[preset]
+checkpoint = "a"
+"""
+
+
+@pytest.fixture(scope="session")
+def quick() -> Iterator[Quick]:
+    """Run many builds in little time."""
+    found = Quick()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
+    """A project built without a fault, and what it came out as. Read only: copy or clone it."""
+    root = tmp_path_factory.mktemp("whole") / "project"
+    new_project(root, toy_checkpoint, SURVIVING)
+    assert quick.forge(root, "build", "--json").code == 0
+    return Whole(root)

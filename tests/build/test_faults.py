@@ -10,39 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import new_project
 from tests.quick import Quick
 from tests.survival import Whole, leftovers
 
-RECIPE = """\
-family = "sd15"
-
-[rehearsal.a]
-on = "base"
-dataset = "drawings"
-steps = 6
-
-[preset]
-checkpoint = "a"
-"""
 KINDS = ("kill", "late-kill", "EIO", "ENOSPC", "late-EIO", "late-ENOSPC")
 PUBLISHES = 23  # of a whole build: tables, states, preimages, results, aliases, outputs and the lock
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[Quick]:
-    found = Quick()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
-    """A project built without a fault, and what it came out as."""
-    root = tmp_path_factory.mktemp("whole") / "project"
-    new_project(root, toy_checkpoint, RECIPE)
-    assert quick.forge(root, "build", "--json").code == 0
-    return Whole(root)
 
 
 @pytest.fixture

@@ -11,27 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.test_faults import RECIPE
-from tests.conftest import new_project
 from tests.quick import Quick
 from tests.survival import Whole, leftovers
 
 CENTURY = 100 * 365 * 86_400  # seconds
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[Quick]:
-    found = Quick()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
-    root = tmp_path_factory.mktemp("hard") / "project"
-    new_project(root, toy_checkpoint, RECIPE)
-    assert quick.forge(root, "build", "--json").code == 0
-    return Whole(root)
 
 
 @contextmanager

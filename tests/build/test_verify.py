@@ -5,30 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.build.test_faults import RECIPE
-from tests.conftest import new_project
+from tests.build.conftest import SURVIVING
 from tests.quick import Quick
 from tests.survival import Whole, damages, entries, flip, leftovers
-
-
-@pytest.fixture(scope="module")
-def quick() -> Iterator[Quick]:
-    found = Quick()
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
-    root = tmp_path_factory.mktemp("verified") / "project"
-    new_project(root, toy_checkpoint, RECIPE)
-    assert quick.forge(root, "build", "--json").code == 0
-    return Whole(root)
 
 
 @pytest.fixture
@@ -173,7 +156,7 @@ def test_other_bits_on_the_same_fingerprint_are_a_broken_promise(root: Path, qui
 
 
 def test_what_was_never_built_cannot_be_compared(root: Path, quick: Quick) -> None:
-    (root / "recipes" / "toy.toml").write_text(RECIPE.replace("steps = 6", "steps = 7"))
+    (root / "recipes" / "toy.toml").write_text(SURVIVING.replace("steps = 6", "steps = 7"))
     ran = quick.forge(root, "verify", "--rebuild", "toy:a")
     assert ran.code == 2
     assert "has not been built" in ran.err

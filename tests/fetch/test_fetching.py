@@ -150,6 +150,9 @@ def test_a_file_that_changed_behind_its_address_is_refused_until_it_is_taken(
     assert "another file than was promised" in said.out
     assert "forge lock --update" in said.out
     assert pinned(root)["files"] == {"x.safetensors": SHA256}
+    forge("lock", "--update")
+    assert pinned(root)["files"] == {"x.safetensors": hashlib.sha256(DATA[::-1]).hexdigest()}
+    assert "here" in forge("fetch").out
 
 
 def test_a_web_page_is_no_file(root: Path, host: Host, forge: Forge) -> None:
