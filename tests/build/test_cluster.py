@@ -8,27 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.build.test_interrupts import RECIPE, Wait
 from tests.conftest import Project, new_project
 
 pytest.importorskip("submitit")
-
-Wait = Callable[[Callable[[], object]], None]
-
-RECIPE = """\
-family = "sd15"
-
-[rehearsal.a]
-on = "base"
-dataset = "drawings"
-
-[preset]
-checkpoint = "a"
-"""
 
 
 @pytest.fixture(scope="module")

@@ -49,3 +49,13 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(cache: Path) -> Store:
     return Store(cache)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with a cache of its own."""
+    folder = tmp_path / "project"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "forge.toml").write_text("")
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
+    return folder

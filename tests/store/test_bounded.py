@@ -22,15 +22,6 @@ Clean = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    (folder / "recipes").mkdir(parents=True)
-    (folder / "forge.toml").write_text("")
-    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
-@pytest.fixture
 def clean(root: Path, capsys: pytest.CaptureFixture[str]) -> Clean:
     """Run `forge clean` with a bound; return what was collected. A lock pins all, so that nothing is unreached."""
 

@@ -21,15 +21,6 @@ MERGED, TRAINED, PINNED = "aa" * 32, "bb" * 32, "cc" * 32
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    (folder / "recipes").mkdir(parents=True)
-    (folder / "forge.toml").write_text("")
-    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "cache"))
-    return folder
-
-
-@pytest.fixture
 def clean(root: Path, capsys: pytest.CaptureFixture[str]) -> Clean:
     def run(*arguments: str, code: int = 0) -> dict[str, Any]:
         capsys.readouterr()
