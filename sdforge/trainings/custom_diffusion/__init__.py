@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal, final
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from sdforge.artifact import Artifact
 from sdforge.families import Family
 from sdforge.formats.tokenizer import is_ordinary
 from sdforge.settings import NotNegative, Positive
-from sdforge.trainings import Advice, Token, Training, never_named, without
+from sdforge.trainings import Advice, Shapes, Token, Training, never_named, numbers_of_rows, without
 
 VERSION = 1
 MAKES = "custom"
@@ -40,6 +41,10 @@ class CustomDiffusion(Training):
     learning_rate: Positive = Field(8e-5, description="of AdamW, after the warm-up")
     steps: int = Field(300, ge=1, le=1_000_000, description="updates of the weights")
     weight_decay: NotNegative = Field(0.01, description="of AdamW, for the matrices")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        matrices = sum(prod(shapes["unet"][name]) for name in chosen(of, self.freeze))
+        return matrices + numbers_of_rows(self.vectors, of, shapes), "fp32"
 
 
 TABLE = CustomDiffusion
