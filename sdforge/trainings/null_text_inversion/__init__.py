@@ -54,7 +54,7 @@ class NullTextInversion(Table):
 
     def state_bytes(self, of: Family, shapes: Shapes) -> int:
         """Return the size of a state before the last step: latents along the way, and the empty prompts, in fp32."""
-        edge = (self.resolution or int(of.neutral["resolution"])) // 8
+        edge = (self.resolution or int(of.fact({}, "resolution"))) // 8
         latents = shapes["unet"]["conv_in.weight"][1] * edge**2
         context = shapes["unet"][of.cross_attention[0]][1]
         return 4 * ((self.steps + 2) * latents + (self.steps - 1) * LENGTH * context)
