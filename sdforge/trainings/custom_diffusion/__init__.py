@@ -35,7 +35,11 @@ class CustomDiffusion(Training):
         "kv",
         description="as diffusers' freeze_model: all but keys and values of the cross-attention, or all but it whole",
     )
-    augment: bool = Field(True, description="show pictures smaller or closer by chance")
+    augment: bool = Field(
+        True,
+        description="show pictures smaller or closer by chance; false for a base that draws in one size alone, which "
+        "would unlearn to draw",
+    )
     flip: bool = Field(True, description="show pictures mirrored half of the time")
     token_rate: NotNegative = Field(1.0, description="learning rate of the rows, in learning rates of the matrices")
     learning_rate: Positive = Field(8e-5, description="of AdamW, after the warm-up")
