@@ -60,6 +60,10 @@ def _building(command: Command) -> None:
     build.add_argument(
         "--retrain", action="append", default=[], metavar="TARGET", help="make a result again, and pin it"
     )
+    build.add_argument("--no-checks", action="store_true", help="write a preset unchecked; its preset.json says so")
+    build.add_argument(
+        "--allow-commands", action="store_true", help="let commands of checks run: only for recipes that you have read"
+    )
     build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
     build.add_argument(
@@ -69,6 +73,7 @@ def _building(command: Command) -> None:
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    plan.add_argument("--no-checks", action="store_true", help="as `build --no-checks` would")
     plan.add_argument("--blocks", action="store_true", help="what weight each block gets of merges and bakes")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
@@ -264,7 +269,7 @@ def build(wishes: argparse.Namespace) -> int:
     if wishes.dry_run:
         wishes.exit_code = wishes.blocks = False
         return plan(wishes)
-    if not wishes.retrain and not wishes.json:
+    if not (wishes.retrain or wishes.json or wishes.no_checks or wishes.allow_commands):
         from sdforge.verdict import recall
 
         if words := recall(Path(wishes.at), wishes.targets, locked=wishes.locked):
@@ -282,7 +287,8 @@ def build(wishes: argparse.Namespace) -> int:
 
 
 def _build(session: Session, wishes: argparse.Namespace) -> int:
-    session.locked = wishes.locked
+    session.locked, session.checked = wishes.locked, not wishes.no_checks
+    session.trusting = wishes.allow_commands
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
@@ -316,7 +322,7 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
 
     words = nothing_to_do(made)
     # after a build, files that were too young are looked at once more; a small plan that writes nothing stays so
-    if session.store.index.wrote or len(made.steps) > LARGE:
+    if session.checked and (session.store.index.wrote or len(made.steps) > LARGE):
         keep(session, made, wishes.targets, words)
     if wishes.json:
         nothing_as_json(made)
@@ -334,7 +340,7 @@ def _say(words: list[str]) -> int:
 def plan(wishes: argparse.Namespace) -> int:
     """`forge plan`: say what a build would do."""
     session = _open(wishes)
-    session.locked = wishes.locked
+    session.locked, session.checked = wishes.locked, not wishes.no_checks
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(getattr(wishes, "retrain", []))

@@ -128,6 +128,8 @@ class Explainer:
 
     def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
         name = link.use.reference
+        if artifact.kind == "pictures":
+            return self._behind(link, "changed")
         if artifact.whole:
             what = "picture" if artifact.kind == "picture" else "data set"
             return Cause(f"{what} `{name}` changed", None, self._pictures(artifact, old))

@@ -16,7 +16,7 @@ from sdforge.artifact import Tensor
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.embedding import negative_word, words_of
-from sdforge.method import method, method_groups
+from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.table import row
@@ -66,7 +66,7 @@ def _list_methods(*, as_json: bool) -> None:
     found: dict[str, dict[str, Any]] = {
         name: {"group": group, "makes": method(name).makes, "says": _first_line(name)}
         for name, group in method_groups().items()
-        if name not in ("export", "previews")
+        if is_target(name)
     }
     if as_json:
         print(json.dumps({"v": 1, "event": "methods", "methods": found}))
