@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -517,6 +518,10 @@ class Build:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+            yield
+            return
+
         def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- what signal handlers get
             self.signals.append(number)
             if len(self.signals) > 1:
