@@ -125,6 +125,11 @@ def _looking(command: Command) -> None:
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
     show.add_argument("--recipe", action="store_true", help="the recipe by which a preset's file is made again")
+    diff = command("diff", "what differs between two presets, builds or files: settings, inputs, tensors, pictures")
+    diff.add_argument("a", metavar="A", help="a recipe, a target, a folder of out/, or a model's file")
+    diff.add_argument("b", nargs="?", default="", metavar="B", help="default: A now, A being the build before")
+    diff.add_argument("--pictures", default="", metavar="FILE.png", help="write their previews side by side")
+    diff.add_argument("--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is a difference")
     convert = command("convert", "write a file or folder in another form; nothing is overwritten")
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("out", metavar="OUT")
@@ -372,7 +377,7 @@ def other(wishes: argparse.Namespace) -> int:
         **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
-        **dict.fromkeys(("list", "log", "graph"), _look),
+        **dict.fromkeys(("list", "log", "graph", "diff"), _look),
     }
     return functions[name](_open(wishes), wishes)
 
@@ -434,6 +439,10 @@ def _keep_house(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _look(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "diff":
+        from sdforge.difference import diff
+
+        return diff(session, wishes)
     import sdforge.looking as looking
 
     if wishes.command == "list":

@@ -323,6 +323,11 @@ class Session:
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
         return str(found or "")
 
+    def keys_before(self, recipe: str) -> dict[str, str]:
+        """Return target → plan key, as a recipe's targets were before the last build here that changed one of them."""
+        found: dict[str, str] = self.store.run_noted(f"before:{self.project.root}:{recipe}") or {}
+        return found
+
     def advice(self, plan: Plan) -> list[Problem]:
         """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
         import sdforge.trainings as trainings
