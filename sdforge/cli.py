@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[str, str], argparse.ArgumentParser]  # name, what it does → its arguments
 SOMETHING_TO_DO = 10
+FIRST = "For the first time: `forge init mine` makes a project with a demo, and says what comes next."
 LARGE = 200  # steps of a plan that is worth remembering for itself
 
 
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="for programs: JSON")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models")
+    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models", epilog=FIRST)
     top.add_argument("--version", action="version", version=f"forge {__version__}")
     top.add_argument("-C", dest="at", metavar="DIR", default=".", help="work in this folder")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="forge")
@@ -121,6 +122,12 @@ def _looking(command: Command) -> None:
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
     listing.add_argument("--sources", action="store_true", help="what forge.toml declares")
+    listing.add_argument(
+        "--pictures",
+        choices=("auto", "kitty", "iterm", "never"),
+        default="auto",
+        help="show previews in terminals that can, or by this protocol; never where the output is no terminal",
+    )
     listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")

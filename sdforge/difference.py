@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from sdforge.errors import BrokenPromise, UsageError
 from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
-from sdforge.looks import preset_pictures
+from sdforge.looks import preset_pictures, previews_in
 from sdforge.orders import closure
 from sdforge.plan import Plan, Step, changes
 from sdforge.report.words import say
@@ -30,7 +29,6 @@ from sdforge.store import Result
 DIFFERENT = 10  # the exit code with --exit-code
 BEFORE = "before: "  # ahead of what a manifest had of a source that was another one
 MOST_NAMED = 3  # tensors of a component, the farthest apart first
-PREVIEW = re.compile(r"(\d{1,2})-(\d+)-(.+)\.png")
 
 
 @dataclass
@@ -205,7 +203,7 @@ def of_path(path: Path, label: str) -> Side:
         name = str(json.loads((path / "preset.json").read_bytes()).get("preset", path.name))
         single = path / f"{name}.safetensors"
         model = single if single.is_file() else path / "diffusers"
-        side.pictures = _previews(path / "previews", name)
+        side.pictures = previews_in(path, name)
     layout = read_layout(model)
     lies = importlib.import_module("sdforge.run.difference").Lies
     for found in layout.tensors:
@@ -239,15 +237,6 @@ def _of_manifest(action: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | No
             if isinstance(item, dict) and item.get("use")
         }
     return "", str(manifest.get("method")), settings
-
-
-def _previews(folder: Path, preset: str) -> dict[tuple[int, int], Path]:
-    found = {}
-    for path in sorted(folder.glob("*.png")):
-        match = PREVIEW.fullmatch(path.name)
-        if match and match[3] == preset:
-            found[int(match[1]), int(match[2])] = path
-    return found
 
 
 def before(session: Session, name: str) -> Side:

@@ -257,6 +257,8 @@ def init(folder: Path) -> None:
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
     say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
     say(f"  next: {where}forge build anime-preset")
+    say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")
+    say("        `forge plan` says what that costs; `forge doctor` says whether this machine is fit, and sees its GPU")
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

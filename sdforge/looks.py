@@ -5,6 +5,7 @@ It enters the check's manifest, so that a verdict is found again as long as all 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from sdforge.plan import Step
     from sdforge.session import Session
 
+PREVIEW = re.compile(r"(\d{1,2})-(\d+)-(.+)\.png")  # prompt, seed, of what it is
 DIGITS = 16  # of a checkpoint's digest, by which a folder of pictures is called
 
 
@@ -90,6 +92,16 @@ def preset_pictures(result: Result, column: str) -> dict[tuple[int, int], str]:
             number, _, seed = name.partition("-")
             if place == folder and len(number) < DIGITS:  # else it is named by a sidecar, whose picture it is
                 found[int(number), int(seed)] = row[0]
+    return found
+
+
+def previews_in(folder: Path, preset: str) -> dict[tuple[int, int], Path]:
+    """Return (prompt, seed) → file of the previews in a preset's folder that show the preset; prompts count from 1."""
+    found = {}
+    for path in sorted((folder / "previews").glob("*.png")):
+        match = PREVIEW.fullmatch(path.name)
+        if match and match[3] == preset:
+            found[int(match[1]), int(match[2])] = path
     return found
 
 
