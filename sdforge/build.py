@@ -505,7 +505,8 @@ class Build:
             self.held.add(step.id)
         elif step.node.target.placed:
             self._place(step, result, running.work)
-        self.reporter.finished(step, result, seconds)
+        if result.facts.get("passed", True):  # of a check that fails the next plan tells
+            self.reporter.finished(step, result, seconds)
 
     def _place(self, step: Step, result: Result, work: Path | None) -> None:
         """Put a preset's files into `out/`."""

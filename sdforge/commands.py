@@ -115,6 +115,8 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
         say(f"  {found['text']}")
     text = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
     say(f"  {text or 'nothing to do'} in {seconds(spent)}")
+    for hint in dict.fromkeys(error.hint for error in summary.failed.values() if isinstance(error, CheckFailed)):
+        say(f"  {hint}")
     if any(not isinstance(error, CheckFailed) for error in summary.failed.values()):
         say("  what was built is kept; the same command goes on from there")
 
@@ -200,6 +202,8 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     """Return what stands behind a step in the plan: time, and the reason in short."""
     if step.barred:
         return step.reason
+    if step.result is not None and step.result.kind == "verdict":
+        return str(step.result.facts["says"])
     if not step.to_do:
         return f"computed within {other_name(step, step.within)}" if step.within else ""
     guess = estimate(session, step)
@@ -296,6 +300,8 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
             else f"{name} may have to be made again, after what it is made from:"
         )
     _tell_causes(causes, 1)
+    if step.result and step.result.kind == "verdict":
+        say(f"  it {'passed' if step.passed else 'failed'}: {step.result.facts['says']}")
     if step.result:
         record = session.store.record(step.result)
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))

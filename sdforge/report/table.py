@@ -40,9 +40,10 @@ def nothing_as_json(plan: Plan) -> None:
 
 def row(step: Step, text: str = "") -> str:
     """Return one line of a plan."""
-    sign = glyphs()[step.state if step.state in glyphs() else "build"]
+    failed = step.result is not None and not step.result.facts.get("passed", True)  # a check
+    sign = glyphs()["failed" if failed else step.state if step.state in glyphs() else "build"]
     name = step.id.partition(":")[2]
-    state = "restore" if step.restore else step.state
+    state = "failed" if failed else "restore" if step.restore else step.state
     if step.differs:
         text = "differs from the pin" + (f"; {text}" if text else "")
     key = (shown_digest(step, step.result) or step.key)[:8]

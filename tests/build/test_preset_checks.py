@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from sdforge.build import Build, Options, Summary
 from sdforge.cli import main
 from sdforge.errors import CheckFailed, RecipeError
+from sdforge.order import Order, Outcome
 from sdforge.run.likeness import psnr, rms, ssim
 from tests.build.inline import Bench, Silent
 
@@ -29,10 +33,12 @@ prompts = ["a <word>", "a cat"]
 seeds = [1]
 steps = 1
 """
-EFFECTS = """
+SHINES = """
 [checks.effect.shines]
 of = "glow"
 least = 0.0001
+"""
+SPEAKS = """
 [checks.effect.speaks]
 of = "word"
 least = 0.0001
@@ -51,6 +57,30 @@ def drawn(bench: Bench) -> Bench:
     return bench
 
 
+@pytest.fixture
+def painted(drawn: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The same, with pictures that are not drawn but noise: another one for every checkpoint, prompt and seed."""
+
+    def paint(order: Order, report: Any) -> Outcome:  # noqa: ARG001 -- what runs answer
+        outcome = Outcome(facts={"column": order.the("checkpoint").identity})
+        for given in [order.the("checkpoint"), *order.inputs.get("beside", [])]:
+            for number, prompt in enumerate(order.settings["prompts"], 1):
+                name = f"{given.identity[:16]}/{number}-1.png"
+                path = Path(order.work) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                digest = hashlib.sha256(f"{given.identity} {prompt}".encode()).digest()
+                noise = np.random.default_rng(int.from_bytes(digest[:8])).integers(0, 256, (32, 32, 3), np.uint8)
+                info = PngInfo()
+                info.add_text("parameters", f"{prompt}\nSteps: 1")
+                Image.fromarray(noise).save(path, pnginfo=info)
+                data = path.read_bytes()
+                outcome.files[name] = [hashlib.sha256(data).hexdigest(), len(data)]
+        return outcome
+
+    monkeypatch.setattr("sdforge.edits.previews.run", paint)
+    return drawn
+
+
 def described(bench: Bench) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((bench.root / "out" / "r" / "preset.json").read_bytes())["checks"]
     return found
@@ -66,7 +96,7 @@ def run(bench: Bench, **how: Any) -> Summary:
 
 
 def test_effects_are_measured_against_what_is_drawn_without_and_at_strength_0(drawn: Bench) -> None:
-    drawn.recipe(PRESET + EFFECTS)
+    drawn.recipe(PRESET + SHINES + SPEAKS)
     drawn.build()
     shines, speaks = described(drawn)["results"]
     assert (shines["check"], shines["kind"], shines["state"]) == ("shines", "effect", "passed")
@@ -77,67 +107,65 @@ def test_effects_are_measured_against_what_is_drawn_without_and_at_strength_0(dr
     assert [step.state for step in drawn.plan().to_do] == []
 
 
-def test_a_check_that_fails_leaves_the_last_good_export_and_shows_the_pictures(drawn: Bench) -> None:
-    drawn.recipe(PRESET + EFFECTS)
-    drawn.build()
-    folder = drawn.root / "out" / "r"
+def test_a_check_that_fails_leaves_the_last_good_export_and_shows_the_pictures(painted: Bench) -> None:
+    painted.recipe(PRESET + SHINES)
+    painted.build()
+    folder = painted.root / "out" / "r"
     before = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    drawn.recipe((PRESET + EFFECTS).replace("glow = 1.0", "glow = 0.5").replace("0.0001", "0.9"))
+    painted.recipe((PRESET + SHINES).replace("glow = 1.0", "glow = 0.5").replace("0.0001", "0.9"))
     for _ in range(2):  # the verdict is kept, and is one the second time too
-        summary = run(drawn)
+        summary = run(painted)
         error = summary.failed["r:check.shines"]
         assert isinstance(error, CheckFailed)
-        assert error.message.startswith("no picture shows it: the largest difference is 0.0")
+        assert error.message.startswith("no picture shows it: the largest difference is 0.4")
         assert "--no-checks" in error.hint
         assert summary.skipped == ["r:preset.export", "r:preset.previews"]
         assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
-    failed = drawn.root / "out" / ".failed" / "r"
+    failed = painted.root / "out" / ".failed" / "r"
     assert {p.name for p in failed.iterdir()} >= {"sheet.png", "1-1-r.png", "2-1-r.png"}
     assert (failed / "1-1-r.png").read_bytes() != (folder / "previews" / "1-1-r.png").read_bytes()
 
 
-def test_without_checks_it_is_written_with_a_mark_that_the_next_build_takes_away(drawn: Bench) -> None:
-    strict, mild = (PRESET + EFFECTS.replace("0.0001", least) for least in ("0.9", "0.0"))
-    drawn.recipe(strict)
-    assert not run(drawn, checked=False).failed
-    assert described(drawn) == {"state": "skipped", "results": []}
-    assert "r:check.shines" in run(drawn).failed
-    assert described(drawn)["state"] == "skipped"
-    drawn.recipe(mild)
-    drawn.build()
-    assert described(drawn)["state"] == "passed"
+def test_without_checks_it_is_written_with_a_mark_that_the_next_build_takes_away(painted: Bench) -> None:
+    strict, mild = (PRESET + SHINES.replace("0.0001", least) for least in ("0.9", "0.0"))
+    painted.recipe(strict)
+    assert not run(painted, checked=False).failed
+    assert described(painted) == {"state": "skipped", "results": []}
+    assert "r:check.shines" in run(painted).failed
+    assert described(painted)["state"] == "skipped"
+    painted.recipe(mild)
+    painted.build()
+    assert described(painted)["state"] == "passed"
 
 
-def test_pictures_are_compared_with_a_reference(drawn: Bench) -> None:
-    drawn.recipe(PRESET)
-    drawn.build()
-    assert described(drawn) == {"state": "none", "results": []}
-    shutil.copyfile(drawn.root / "out" / "r" / "previews" / "1-1-r.png", drawn.root / "golden.png")
+def test_pictures_are_compared_with_a_reference(painted: Bench) -> None:
+    painted.recipe(PRESET)
+    painted.build()
+    assert described(painted) == {"state": "none", "results": []}
+    shutil.copyfile(painted.root / "out" / "r" / "previews" / "1-1-r.png", painted.root / "golden.png")
     golden = (
         '\n[source.golden]\nfrom = "golden.png"\n[checks.likeness.as-chosen]\nto = "golden"\nprompt = 1\nssim = 0.99'
     )
-    drawn.recipe(PRESET + golden)
-    drawn.build()
-    (alike,) = described(drawn)["results"]
+    painted.recipe(PRESET + golden)
+    painted.build()
+    (alike,) = described(painted)["results"]
     assert alike["measured"] == {"least_ssim": 1.0, "most_ssim": 1.0}
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(drawn.root / "golden.png")
-    assert "prompt 1, seed 1: SSIM" in drawn.failure("check.as-chosen").message
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(painted.root / "golden.png")
+    assert "prompt 1, seed 1: SSIM" in painted.failure("check.as-chosen").message
 
 
-def test_the_previous_build_that_passed_is_what_a_new_one_is_compared_with(drawn: Bench) -> None:
-    asked = "\n[checks.previous.steady]\nssim = 0.999999"
-    drawn.recipe(PRESET + asked)
-    drawn.build()
-    assert "nothing to compare with" in described(drawn)["results"][0]["says"]
-    assert drawn.states()["check.steady"] == "reuse"
-    drawn.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked)
-    assert "is less than 0.999999" in drawn.failure("check.steady").message
-    assert (
-        "is less than 0.999999" in drawn.failure("check.steady").message
-    )  # one that failed is nothing to compare with
-    drawn.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked.replace("0.999999", "-1.0"))
-    drawn.build()
-    assert "SSIM" in described(drawn)["results"][0]["says"]
+def test_the_previous_build_that_passed_is_what_a_new_one_is_compared_with(painted: Bench) -> None:
+    asked = "\n[checks.previous.steady]\nssim = 0.9"
+    painted.recipe(PRESET + asked)
+    painted.build()
+    assert "nothing to compare with" in described(painted)["results"][0]["says"]
+    assert painted.states()["check.steady"] == "reuse"
+    painted.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked)
+    assert "is less than 0.9" in painted.failure("check.steady").message
+    assert "is less than 0.9" in painted.failure("check.steady").message  # one that failed is nothing to compare with
+    painted.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked.replace("0.9", "-1.0"))
+    painted.build()
+    assert "SSIM" in described(painted)["results"][0]["says"]
 
 
 COMMAND = '\n[checks.command.own]\ncommand = ["python", "own.py", "%s"]\nseconds = 20'
@@ -156,38 +184,38 @@ def seen(bench: Bench) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_strangers_command_is_not_run(drawn: Bench) -> None:
-    (drawn.root / "own.py").write_text(OWN)
-    drawn.recipe(PRESET + COMMAND % "bad")
-    assert drawn.built() == ["preset.insert", "preset.bake", "preset.previews", "preset.export"]
-    assert seen(drawn) == []
-    (row,) = described(drawn)["results"]
+def test_a_strangers_command_is_not_run(painted: Bench) -> None:
+    (painted.root / "own.py").write_text(OWN)
+    painted.recipe(PRESET + COMMAND % "bad")
+    assert painted.built() == ["preset.insert", "preset.bake", "preset.previews", "preset.export"]
+    assert seen(painted) == []
+    (row,) = described(painted)["results"]
     assert (row["state"], row["says"]) == ("not run", "this machine does not allow its command")
     other = '[checks]\ncommands = [["python", "own.py", "good"]]\n'  # other words than the recipe's
-    (drawn.root / "forge.local.toml").write_text(other)
-    drawn.build()
-    assert seen(drawn) == []
+    (painted.root / "forge.local.toml").write_text(other)
+    painted.build()
+    assert seen(painted) == []
 
 
-def test_a_command_that_this_machine_allows_gets_the_pictures_and_gives_the_verdict(drawn: Bench) -> None:
-    (drawn.root / "own.py").write_text(OWN)
-    (drawn.root / "forge.local.toml").write_text('[checks]\ncommands = [["python", "own.py", "good"]]\n')
-    drawn.recipe(PRESET + COMMAND % "good")
-    drawn.build()
-    (told,) = seen(drawn)
+def test_a_command_that_this_machine_allows_gets_the_pictures_and_gives_the_verdict(painted: Bench) -> None:
+    (painted.root / "own.py").write_text(OWN)
+    (painted.root / "forge.local.toml").write_text('[checks]\ncommands = [["python", "own.py", "good"]]\n')
+    painted.recipe(PRESET + COMMAND % "good")
+    painted.build()
+    (told,) = seen(painted)
     rows = [(row["prompt"], row["number"], row["seed"]) for row in told["pictures"]]
     assert rows == [("a <word>", 1, 1), ("a cat", 2, 1)]
-    drawn_ones = [drawn.root / "out" / "r" / "previews" / f"{n}-1-r.png" for n in (1, 2)]
-    assert [Path(row["path"]).read_bytes() for row in told["pictures"]] == [p.read_bytes() for p in drawn_ones]
-    (row,) = described(drawn)["results"]
+    placed = [painted.root / "out" / "r" / "previews" / f"{n}-1-r.png" for n in (1, 2)]
+    assert [Path(row["path"]).read_bytes() for row in told["pictures"]] == [p.read_bytes() for p in placed]
+    (row,) = described(painted)["results"]
     assert (row["state"], row["says"], row["measured"]) == ("passed", "good", {"exit_code": 0})
-    drawn.build()
-    assert len(seen(drawn)) == 1  # its verdict is kept …
-    (drawn.root / "own.py").write_text(OWN + "\n")
-    drawn.build()
-    assert len(seen(drawn)) == 2  # … until a file that it names has changed
-    drawn.recipe(PRESET + COMMAND % "bad")
-    assert run(drawn, trusting=True).failed["r:check.own"].message == "bad"
+    painted.build()
+    assert len(seen(painted)) == 1  # its verdict is kept …
+    (painted.root / "own.py").write_text(OWN + "\n")
+    painted.build()
+    assert len(seen(painted)) == 2  # … until a file that it names has changed
+    painted.recipe(PRESET + COMMAND % "bad")
+    assert run(painted, trusting=True).failed["r:check.own"].message == "bad"
 
 
 @pytest.mark.parametrize(
@@ -197,12 +225,12 @@ def test_a_command_that_this_machine_allows_gets_the_pictures_and_gives_the_verd
         ("import os\nos.kill(os.getpid(), 9)", "python gave no verdict: exit code -9"),
     ],
 )
-def test_a_command_that_gives_no_verdict_is_no_verdict(drawn: Bench, text: str, said: str) -> None:
-    (drawn.root / "own.py").write_text(text)
-    drawn.recipe(PRESET + (COMMAND % "good").replace("seconds = 20", "seconds = 0.2" if "sleep" in text else ""))
-    summary = run(drawn, trusting=True)
+def test_a_command_that_gives_no_verdict_is_no_verdict(painted: Bench, text: str, said: str) -> None:
+    (painted.root / "own.py").write_text(text)
+    painted.recipe(PRESET + (COMMAND % "good").replace("seconds = 20", "seconds = 0.2" if "sleep" in text else ""))
+    summary = run(painted, trusting=True)
     assert summary.failed["r:check.own"].message == said
-    assert drawn.states()["check.own"] == "unneeded"  # nothing was kept, and it is not allowed here
+    assert painted.states()["check.own"] == "unneeded"  # nothing was kept, and it is not allowed here
 
 
 @pytest.mark.parametrize(
@@ -233,21 +261,25 @@ def test_checks_of_a_preset_that_draws_nothing_are_a_mistake(bench: Bench) -> No
 
 
 def test_the_plan_shows_checks_and_the_command_fails_with_them(
-    drawn: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    painted: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdforge.commands.LocalExecutor", lambda _: drawn)
-    (drawn.root / "own.py").write_text(OWN)
-    drawn.recipe(PRESET + COMMAND % "bad")
-    assert main(["-C", str(drawn.root), "plan", "r"]) == 0
+    monkeypatch.setattr("sdforge.commands.LocalExecutor", lambda _: painted)
+    (painted.root / "own.py").write_text(OWN)
+    painted.recipe(PRESET + COMMAND % "bad")
+    assert main(["-C", str(painted.root), "plan", "r"]) == 0
     planned = capsys.readouterr().out
     assert "check.own" in planned
     assert '["python", "own.py", "bad"] under [checks] commands in forge.local.toml' in planned
-    assert main(["-C", str(drawn.root), "build", "r", "--allow-commands", "--plain"]) == 1
+    assert main(["-C", str(painted.root), "build", "r", "--allow-commands", "--plain"]) == 1
     told = capsys.readouterr().out
-    assert "bad\n      try   out/r stays as it was; the pictures are in out/.failed/r; --no-checks writes" in told
-    assert "preset.export      not built: needs what failed" in told
-    assert main(["-C", str(drawn.root), "build", "r", "--no-checks"]) == 0
-    assert described(drawn)["state"] == "skipped"
+    assert re.search(r"check.own +command +bad\n", told)
+    assert "  out/r stays as it was; the pictures are in out/.failed/r; --no-checks writes it all the same\n" in told
+    assert main(["-C", str(painted.root), "plan", "r"]) == 0
+    planned = capsys.readouterr().out
+    assert re.search(r"check.own +command +failed +\w+ +bad\n", planned)
+    assert re.search(r"preset.export +export +build .*`check.own` failed\n", planned)
+    assert main(["-C", str(painted.root), "build", "r", "--no-checks"]) == 0
+    assert described(painted)["state"] == "skipped"
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
