@@ -167,12 +167,12 @@ class Build:
     def _note_verdicts(self, plan: Plan) -> None:
         """Note the checks that failed, now or when the same pictures were looked at before."""
         for step in _asked_checks(plan):
-            if step.state == "reuse" and not step.passed and step.id not in self.summary.failed:
+            if step.state == "reuse" and step.failed and step.id not in self.summary.failed:
                 assert step.result is not None
-                recipe = step.node.recipe.name
+                name = self.outputs.folder(step).name
                 error = CheckFailed(
                     str(step.result.facts["says"]),
-                    f"out/{recipe} stays as it was; the pictures are in out/{FAILED}/{recipe}; "
+                    f"out/{name} stays as it was; the pictures are in out/{FAILED}/{name}; "
                     "--no-checks writes it all the same",
                 )
                 self.summary.failed[step.id] = error
@@ -505,7 +505,7 @@ class Build:
             self.held.add(step.id)
         elif step.node.target.placed:
             self._place(step, result, running.work)
-        if result.facts.get("passed", True):  # of a check that fails the next plan tells
+        if result.kind != "verdict" or result.facts["passed"]:  # of a check that fails the next plan tells
             self.reporter.finished(step, result, seconds)
 
     def _place(self, step: Step, result: Result, work: Path | None) -> None:

@@ -161,6 +161,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
                 "reason": [cause.text for cause in causes],
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
+            | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
             | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]

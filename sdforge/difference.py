@@ -108,8 +108,8 @@ def _side(session: Session, at: Path, name: str) -> Side:
     side = Side(name, _actions(plan, _manifests(plan)), _sources(plan))
     side.unnamed = [each for each in map(_of_manifest, closure(session, step)) if each]
     _list(session, side, artifact.components)
-    previews = plan.steps.get(f"{step.node.recipe.name}:preset.previews")
-    if previews is not None and previews.result is not None and previews.artifact is not None and len(wanted) > 1:
+    previews = next((plan.steps[i] for i in wanted if plan.steps[i].node.target.signature.makes == "pictures"), None)
+    if previews is not None and previews.result is not None and previews.artifact is not None:
         side.pictures = _drawn(session, previews.result, str(previews.artifact.notes["column"]))
     return side
 
@@ -253,8 +253,8 @@ def before(session: Session, name: str) -> Side:
     components = _components_before(manifests[step.id], step, keys, session)
     _list(session, side, {n: known[identity] for n, identity in components.items() if identity in known})
     side.lost += [n for n, identity in components.items() if identity not in known]
-    drawn = keys.get(f"{step.node.recipe.name}:preset.previews", "")
-    if len(wanted) > 1 and (result := _first(session, drawn)):
+    drawn = next((keys.get(i, "") for i in wanted if plan.steps[i].node.target.signature.makes == "pictures"), "")
+    if result := _first(session, drawn):
         side.pictures = _drawn(session, result, str(result.facts.get("column", "")))
     return side
 

@@ -24,7 +24,10 @@ from sdforge.store import Result
 
 
 class Target(NamedTuple):
-    """A row of a plan. name: RECIPE:NAME; state: reuse, fetch, build, maybe, unneeded or restore; reason: why."""
+    """A row of a plan. name: RECIPE:NAME; reason: why.
+
+    state: reuse, fetch, build, maybe, unneeded or restore, and of a check whose verdict is known and bad, failed.
+    """
 
     name: str
     method: str
@@ -181,7 +184,7 @@ def _targets(session: Session, made: Plan) -> tuple[Target, ...]:
         Target(
             step.id,
             step.node.target.signature.name,
-            "restore" if step.restore else step.state,
+            "failed" if step.failed else "restore" if step.restore else step.state,
             shown_digest(step, step.result),
             step.reason or (in_short(explainer.causes(step)) if step.to_do else ""),
         )

@@ -94,7 +94,12 @@ class Step:
     @property
     def passed(self) -> bool:
         """Whether a check passed (or none may be made here): until then what waits for it is not written."""
-        return self.barred or (self.state == "reuse" and self.result is not None and self.result.facts["passed"])
+        return self.barred or (self.state == "reuse" and self.result is not None and not self.failed)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is a check, and its verdict is known and bad."""
+        return self.result is not None and self.result.kind == "verdict" and not self.result.facts["passed"]
 
 
 @dataclass

@@ -441,7 +441,7 @@ class Session:
     def show_failed(self, step: Step) -> None:
         """Write the previews of a preset that failed its checks to `out/.failed/`, where nothing is relied on."""
         assert step.result is not None
-        folder = self.project.out / FAILED / step.node.recipe.name
+        folder = self.project.out / FAILED / self.outputs.folder(step).name
         shutil.rmtree(folder, ignore_errors=True)
         staging = self.store.workplace()
         for file, row in step.result.files.items():

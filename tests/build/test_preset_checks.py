@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from sdforge.build import Build, Options, Summary
 from sdforge.cli import main
 from sdforge.errors import CheckFailed, RecipeError
+from sdforge.method import method, method_groups
 from sdforge.order import Order, Outcome
 from sdforge.run.likeness import psnr, rms, ssim
 from tests.build.inline import Bench, Silent
@@ -280,6 +281,15 @@ def test_the_plan_shows_checks_and_the_command_fails_with_them(
     assert re.search(r"preset.export +export +build .*`check.own` failed\n", planned)
     assert main(["-C", str(painted.root), "build", "r", "--no-checks"]) == 0
     assert described(painted)["state"] == "skipped"
+
+
+@pytest.mark.parametrize("name", sorted(name for name, group in method_groups().items() if group == "checks"))
+def test_every_check_in_the_folder_holds_to_the_contract(name: str) -> None:
+    signature = method(name).signature
+    assert (signature.makes, signature.kind, signature.pinned) == ("verdict", "content", False)
+    assert signature.roles["pictures"].kind == "pictures"
+    assert callable(method(name).module.run)
+    assert f"`{name}`" in (Path(__file__).parents[2] / "README.md").read_text()
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
