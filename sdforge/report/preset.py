@@ -13,7 +13,7 @@ from sdforge.families import family
 from sdforge.formats.custom_diffusion import endings as custom_endings
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
-from sdforge.outputs import ADVISED, DIGITS, MANIFEST
+from sdforge.outputs import ADVISED, DIGITS, MANIFEST, verdicts
 from sdforge.plan import Step
 
 
@@ -40,6 +40,7 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
         "trigger": settings["trigger"],
         "licence": settings["licence"],
         "sidecars": _sidecars(files),
+        "checks": verdicts(step),
         "files": sorted(files, key=lambda row: row["path"]),
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
