@@ -493,23 +493,30 @@ class Session:
             except UsageError:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
+        states = self._states_needed(step)
         if makes == "checkpoint" and checkpoint:
-            return self.size(checkpoint) + self._states_needed(step, checkpoint)  # at most: what is not trained passes
+            return self.size(checkpoint) + states  # at most: what is not trained passes
         if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
             return forms * self.size(checkpoint)
-        return 0
+        return states
 
-    def _states_needed(self, step: Step, checkpoint: Artifact) -> int:
+    def _states_needed(self, step: Step) -> int:
         """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
         from sdforge.run.states import KEPT
 
+        checkpoint = next((artifact for link, artifact in step.inputs if link.use.role == "on"), None)
+        if checkpoint is None:
+            return 0
         settings = method(step.node.target.signature.name).table.model_validate(step.node.target.raw)
         measure = getattr(settings, "state_bytes", None)
         if measure is None:
             return 0
+        of = family(step.node.recipe.family)
         shapes = {name: {t.name: t.shape for t in tensors} for name, tensors in self._tables(checkpoint).items()}
-        return (KEPT + 1) * int(measure(family(step.node.recipe.family), shapes))
+        if not shapes.keys() >= {"unet", *of.text_encoders}:
+            return 0
+        return (KEPT + 1) * int(measure(of, shapes))
 
     def size(self, artifact: Artifact) -> int:
         """Return the bytes of an artifact's tensors, also of those that are still to be made."""

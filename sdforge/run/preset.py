@@ -194,7 +194,7 @@ def _add_word(pipeline: Any, root: Path, row: dict[str, Any], preset: str) -> No
     if not row["file"]:
         raise UsageError(
             f"the word {word!r} has no file beside the checkpoint, which has no room for it",
-            hint=f'[preset] export = [..., "embeddings"] in {preset}',
+            hint=f'[preset] export = [..., "embeddings"] in {preset}; of Custom Diffusion "custom-embeddings"',
         )
     rows = _rows(root / row["file"])
     names = [word, *(f"{word}_{i}" for i in range(1, row["vectors"]))]
