@@ -593,19 +593,18 @@ class Build:
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         for step in plan.steps.values():
-            whole = step.node.target.placed and step.state == "reuse" and not step.restore and not step.unchecked
+            whole = step.node.target.placed and step.state == "reuse" and not step.restore
             if whole and step.artifact is not None and step.node.target.signature.makes == "pictures":
                 note_passed(self.session, step)
         if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
 
     def _show_failed(self, plan: Plan) -> None:
-        """Put the pictures of presets that failed a check where people can look at them."""
-        failed = [i for i, error in self.summary.failed.items() if isinstance(error, CheckFailed)]
-        for recipe in sorted({plan.steps[identifier].node.recipe.name for identifier in failed}):
-            step = plan.steps.get(f"{recipe}:preset.previews")
-            if step is not None and step.result is not None:
-                self.session.show_failed(step)
+        """Put the pictures of presets that failed a check where people can look at them, and those of others away."""
+        for step in plan.steps.values():
+            if step.node.target.placed and step.node.target.signature.makes == "pictures" and step.result is not None:
+                failed = any(isinstance(self.summary.failed.get(check.id), CheckFailed) for check in step.checks)
+                self.session.show_failed(step, failed=failed)
 
 
 def _asked_checks(plan: Plan) -> list[Step]:

@@ -146,6 +146,8 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"v": 1, "event": "recipes", "recipes": found}))
         return
+    if not found:
+        say("there are no recipes yet: write recipes/NAME.toml, or `forge init DIR` makes a project with some")
     for entry in found:
         if "mistake" in entry:
             say(f"{entry['recipe']}  has mistakes; `forge check {entry['recipe']}` shows them")

@@ -438,11 +438,13 @@ class Session:
             shutil.rmtree(staging, ignore_errors=True)
         return [name for name in moved if name], paths
 
-    def show_failed(self, step: Step) -> None:
-        """Write the previews of a preset that failed its checks to `out/.failed/`, where nothing is relied on."""
+    def show_failed(self, step: Step, *, failed: bool) -> None:
+        """Write the previews of a preset that failed its checks to `out/.failed/`, and remove older ones from there."""
         assert step.result is not None
         folder = self.project.out / FAILED / self.outputs.folder(step).name
         shutil.rmtree(folder, ignore_errors=True)
+        if not failed:
+            return
         staging = self.store.workplace()
         for file, row in step.result.files.items():
             (staging / file).parent.mkdir(parents=True, exist_ok=True)
