@@ -161,7 +161,8 @@ class Outputs:
                 moved = self._clear(path, sha256)
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)
-            publish(beside, path, 0o644)
+            linked = beside.stat().st_nlink > 1  # it is the store's own file too, so nobody may write into it
+            publish(beside, path, 0o444 if linked else 0o644)
         value = f"{expected}\n{sha256}" if expected.startswith("made from ") else sha256
         self._note(path, value)
         return moved

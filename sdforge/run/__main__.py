@@ -112,7 +112,7 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
     module = module_of(order.group, order.method)
     own = getattr(module, "run", None)
     if order.compute:
-        prepare("cpu", 1)  # formulas bring threads of their own, on whose number nothing depends
+        # formulas bring threads of their own, on whose number nothing depends, and are exact without torch's help
         made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
     elif own and getattr(module, "INLINE", False):  # it only moves bytes
         made = own(order, report)

@@ -9,7 +9,7 @@ threads; only what needs a whole tensor holds one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +22,10 @@ import torch
 import xxhash
 from torch import Tensor
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
+from sdforge.file_layout import FileLayout, Shapes
+from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Damaged, Order, Outcome, Ref
@@ -30,38 +33,97 @@ from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
+Job = Callable[[], None]
 THREADS = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
 def run_formula(order: Order, report: Report) -> Outcome:
-    """Compute the tensors of an order and write them into one pack."""
+    """Compute the tensors of an order and write them into one pack, which may be laid out as a file for people."""
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
-    names: dict[str, list[str]] = {}
+    shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
+    with ExitStack() as stack:
+        pack = stack.enter_context(Pack(Path(order.work) / "pack.safetensors", shapes, order.layout))
+        apart = _apart(order, shapes, stack)
+        jobs = {name: partial(_made, pack, rows[name], name) for name in pack.order if name in rows}
+        if order.layout is not None:
+            jobs |= _filled(order.layout, pack, apart, rows)
+            jobs = {name: jobs[name] for name in pack.order}
+        alone = [name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])]
+        for done, _ in enumerate(_done(jobs, alone)):
+            report(step=done + 1, steps=len(jobs))
+        outcome = pack.outcome(_names(rows.keys() - apart.shapes.keys(), order) if apart else _names(rows, order))
+        if apart:
+            other = apart.outcome(_names(apart.shapes, order))
+            outcome.apart = [other.pack, other.sha256]
+            for component, found in other.components.items():
+                outcome.components.setdefault(component, []).extend([*row, True] for row in found)
+        if order.layout is not None and pack.body is not None:
+            fast = {name: ref.xxh3 for name, ref in order.layout.passing.items()}
+            fast |= {name: each.digests[name][1] for each in (pack, apart) if each for name in each.digests}
+            outcome.laid = [order.layout.key(fast), pack.body.hexdigest()]
+        return outcome
+
+
+def _names(rows: Iterable[str], order: Order) -> dict[str, list[str]]:
+    """Return component → the names of those of its tensors that are among the rows."""
+    rows, names = set(rows), {}
     for c in order.compute:
-        names.setdefault(c.component, []).append(c.name)
-    with Pack(Path(order.work) / "pack.safetensors", {name: (c.dtype, c.shape) for name, c in rows.items()}) as pack:
-        in_order = {name: rows[name] for name in pack.order}
-        alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and _needs_whole(c)]
-        for done, _ in enumerate(_made(pack, in_order, alone)):
-            report(step=done + 1, steps=len(rows))
-        return pack.outcome(names)
+        if f"{c.component}.{c.name}" in rows:
+            names.setdefault(c.component, []).append(c.name)
+    return names
 
 
-def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterator[str]:
-    """Make every tensor, and yield its name when it is written: the large ones after all others, one by one."""
+def _apart(order: Order, shapes: Shapes, stack: ExitStack) -> Pack | None:
+    """Return a pack for the tensors that a file holds otherwise than they are (transposed or cut off), if any are."""
+    if order.layout is None:
+        return None
+    names = [part for odd in order.layout.odd for part in order.layout.parts[odd] if part in shapes]
+    path = Path(order.work) / "apart.safetensors"
+    return stack.enter_context(Pack(path, {name: shapes[name] for name in names})) if names else None
 
-    def make(name: str) -> str:
+
+def _made(pack: Pack, row: Computation, name: str) -> None:
+    pack.write(name, results(row, name))
+
+
+def _filled(layout: FileLayout, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
+    """Return how all that is in a file beside the tensors that are computed into it comes there."""
+
+    def odd(name: str) -> None:
+        data = b"".join(_bytes(part) for part in layout.parts[name])
+        dtype, shape = layout.shapes[name]
+        size = ITEM_SIZE[dtype]
+        pack.copy(name, [transposed(data, shape[0], size) if layout.odd[name] else data[: prod(shape) * size]])
+
+    def _bytes(part: str) -> bytes | bytearray:
+        if part in layout.passing:
+            return layout.passing[part].bytes()
+        assert apart is not None
+        parts = list(results(rows[part], part))
+        apart.write(part, parts)
+        return b"".join(raw(each) for each in parts)
+
+    def passing(name: str) -> None:
+        pack.copy(name, layout.passing[name].chunks())
+
+    return {name: partial(odd if name in layout.odd else passing, name) for name in pack.order if name not in rows}
+
+
+def _done(jobs: dict[str, Job], alone: list[str]) -> Iterator[str]:
+    """Do all jobs, and yield the name of each that is done: the large ones after all others, one by one."""
+
+    def do(name: str) -> str:
         with torch.inference_mode():
-            pack.write(name, results(rows[name], name))
+            jobs[name]()
         return name
 
     cores = os.cpu_count() or 1
     torch.set_num_threads(1)
     with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-        yield from pool.map(make, [name for name in rows if name not in alone])
+        yield from pool.map(do, [name for name in jobs if name not in alone])
     torch.set_num_threads(cores)
-    yield from map(make, alone)
+    yield from map(do, alone)
 
 
 def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
