@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Written(NamedTuple):
+class Laid(NamedTuple):
     """A file that was written so: where it lies, its sha256, and the sha256 of the bytes after its header."""
 
     path: str

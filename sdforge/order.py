@@ -17,7 +17,7 @@ import xxhash
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import Family, family
-from sdforge.file_layout import FileLayout, Written
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.safetensors import fill, read_range
 from sdforge.store.files import CHUNK, open_regular
 
@@ -150,7 +150,7 @@ class Order:
     how: dict[str, Any] = field(default_factory=dict)
     closure: list[dict[str, Any]] = field(default_factory=list)
     layout: FileLayout | None = None
-    written: dict[str, Written] = field(default_factory=dict)
+    written: dict[str, Laid] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Family:
@@ -169,7 +169,7 @@ class Order:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Order:
         inputs = {role: [_given(g) for g in givens] for role, givens in value["inputs"].items()}
-        written = {key: Written(*row) for key, row in value["written"].items()}
+        written = {key: Laid(*row) for key, row in value["written"].items()}
         layout = value["layout"] and _layout(*value["layout"])
         compute = [_computation(row) for row in value["compute"]]
         return Order(**(value | {"inputs": inputs, "compute": compute, "layout": layout, "written": written}))

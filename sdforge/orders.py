@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise
-from sdforge.file_layout import FileLayout, Written
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
@@ -66,17 +66,21 @@ def make_order(
     )
 
 
-def _written(session: Session, step: Step) -> dict[str, Written]:
+def _written(session: Session, step: Step) -> dict[str, Laid]:
     """Return the packs that may be, byte for byte, the file that an export makes of the checkpoint in them."""
     checkpoint = step.inputs[0][1]
     assert checkpoint is not None
     components = [c for name, c in checkpoint.components.items() if not name.startswith("tokenizer")]
     packs = {t.spot.file for component in components for t in session.store.table(_made(component)) if t.spot}
-    return {key: Written(*row) for key, row in session.store.laid(packs).items()}
+    return {key: Laid(*row) for key, row in session.store.laid(packs).items()}
 
 
 def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | None:
-    """Return the file that an export will make of what a formula makes, if one waits for nothing else."""
+    """Return the file that an export will make of what a formula makes, if one waits for nothing else.
+
+    None, too, where the formula makes less than half of it: a pack that holds little but what lies elsewhere already
+    would cost the store more than a second writing costs time.
+    """
     from sdforge.edits.export import single_layout
 
     planner = session.planner()
@@ -104,7 +108,8 @@ def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | No
             {link.use.role: [given]},
             closure=closure(session, export),
         )
-        return single_layout(order)._replace(passing=passing)
+        layout = single_layout(order)._replace(passing=passing)
+        return layout if 2 * sum(ref.size for ref in passing.values()) <= sum(map(layout.size, layout.shapes)) else None
     return None
 
 

@@ -171,7 +171,8 @@ class Outputs:
         stat, now = stat_of(path), time.time_ns()
         assert stat is not None
         row = (json.dumps(stat), int(is_settled(stat, now)), value)
-        self._memo[f"out:{path}"] = row
+        # what was just written need not be looked at again by this process, though perhaps by the next one
+        self._memo[f"out:{path}"] = (row[0], 1, value)
         self.store.index.put("seen", {f"out:{path}": row})
 
     def _clear(self, path: Path, coming: str) -> str:

@@ -123,9 +123,7 @@ class Publisher:
         if formula is not None:
             for name, rows in formula.rows.items():
                 tables[name] = [
-                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome)
-                    if isinstance(row, Computed)
-                    else row
+                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome) if isinstance(row, Computed) else row
                     for row in rows
                 ]
         else:
@@ -143,9 +141,7 @@ class Publisher:
 
 def _with_bytes(tensor: Tensor, row: list[Any], outcome: Outcome) -> Tensor:
     _, _, _, sha256, xxh3, offset, *apart = row
-    return tensor._replace(
-        sha256=sha256, xxh3=xxh3, spot=Spot(outcome.apart[1] if apart else outcome.sha256, offset)
-    )
+    return tensor._replace(sha256=sha256, xxh3=xxh3, spot=Spot(outcome.apart[1] if apart else outcome.sha256, offset))
 
 
 def _from_row(row: list[Any], pack: str) -> Tensor:

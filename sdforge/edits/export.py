@@ -15,7 +15,7 @@ from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
-from sdforge.file_layout import FileLayout
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
@@ -150,6 +150,11 @@ class _Writing:
         self.files[name] = [written.sha256, written.size, written.data_sha256]
         return written
 
+    def _share(self, name: str, found: Laid) -> None:
+        """Take a file that was written while its tensors were computed."""
+        share(Path(found.path), Path(self.order.work) / name)
+        self.files[name] = [found.sha256, Path(found.path).stat().st_size, found.data_sha256]
+
     def _text(self, name: str, text: str) -> None:
         path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,13 +185,15 @@ class _Writing:
         return {key: value for key, value in stated.items() if value}
 
     def single_file(self) -> None:
-        refs = {f"{component}.{ref.name}": ref for component, table in self.checkpoint.components.items() for ref in table}
+        refs = {
+            f"{component}.{ref.name}": ref for component, table in self.checkpoint.components.items() for ref in table
+        }
         layout = self.layout()
-        if found := self.order.written.get(layout.key({part: ref.xxh3 for part, ref in refs.items()})):
-            name = "checkpoint.safetensors"
-            share(Path(found.path), Path(self.order.work) / name)
-            self.files[name] = [found.sha256, Path(found.path).stat().st_size, found.data_sha256]
-            return
+        if self.order.written:
+            found = self.order.written.get(layout.key({part: ref.xxh3 for part, ref in refs.items()}))
+            if found:
+                self._share("checkpoint.safetensors", found)
+                return
 
         def content(single: str) -> Iterable[bytes]:
             dtype, shape = layout.shapes[single]

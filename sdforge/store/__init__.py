@@ -268,12 +268,11 @@ class Store:
             path.unlink()
         else:
             publish(path, self.object(sha256))
+            if stat := stat_of(self.object(sha256)):
+                self._looked[self.object(sha256)] = stat, sha256
 
     def note_laid(self, sha256: str, key: str, data_sha256: str) -> None:
-        """Note that a pack that was just kept is laid out as a file (see `FileLayout.key`)."""
-        path = self.object(sha256)
-        if stat := stat_of(path):
-            self.remember(path, stat, sha256, time.time_ns())
+        """Note that a pack is laid out as a file (see `FileLayout.key`)."""
         self.note_run(f"laid:{sha256}", [key, data_sha256])
 
     def laid(self, packs: Iterable[str]) -> dict[str, tuple[str, str, str]]:
