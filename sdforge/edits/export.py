@@ -273,6 +273,7 @@ class _Writing:
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
+                **lora.use.get("carried", {}),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
@@ -289,6 +290,7 @@ class _Writing:
                 "modelspec.implementation": "diffusers",
                 "format": "pt",
                 METADATA: adapter_metadata(factors, lora.facts),
+                **lora.use.get("carried", {}),
             }
             self._write(
                 f"loras/{lora.identity[:16]}{DIFFUSERS}.safetensors",
