@@ -67,11 +67,11 @@ def test_a_file_that_was_written_into_is_set_aside_and_made_again(bench: Bench) 
     assert aside.read_bytes()[-1:] == b"\xff"
 
 
-def test_another_title_takes_the_tensors_from_the_file_before(bench: Bench) -> None:
+def test_another_description_takes_the_tensors_from_the_file_before(bench: Bench) -> None:
     bench.recipe(PRESET)
     bench.build()
     before = exported(bench).read_bytes()
-    bench.recipe(f'title = "Softly"\n{PRESET}')
+    bench.recipe(f'description = "Softly"\n{PRESET}')
     assert bench.built() == ["preset.export"]
     after = exported(bench).read_bytes()
     assert before[-1000:] == after[-1000:]
