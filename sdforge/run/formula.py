@@ -118,12 +118,15 @@ def _done(jobs: dict[str, Job], alone: list[str]) -> Iterator[str]:
             jobs[name]()
         return name
 
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-        yield from pool.map(do, [name for name in jobs if name not in alone])
-    torch.set_num_threads(cores)
-    yield from map(do, alone)
+    cores, before = os.cpu_count() or 1, torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(min(THREADS, cores)) as pool:
+            yield from pool.map(do, [name for name in jobs if name not in alone])
+        torch.set_num_threads(cores)
+        yield from map(do, alone)
+    finally:
+        torch.set_num_threads(before)  # what computes next in this process has its own number
 
 
 def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
