@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
-from sdforge.errors import BrokenPromise
+from sdforge.errors import BrokenPromise, UsageError
 from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
@@ -108,7 +108,10 @@ def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | No
             {link.use.role: [given]},
             closure=closure(session, export),
         )
-        layout = single_layout(order)._replace(passing=passing)
+        try:
+            layout = single_layout(order)._replace(passing=passing)
+        except UsageError:  # the export itself will say so
+            return None
         return layout if 2 * sum(ref.size for ref in passing.values()) <= sum(map(layout.size, layout.shapes)) else None
     return None
 

@@ -9,7 +9,7 @@ threads; only what needs a whole tensor holds one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
-from sdforge.file_layout import FileLayout, Shapes
+from sdforge.file_layout import FileLayout
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
@@ -41,62 +41,44 @@ LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is
 def run_formula(order: Order, report: Report) -> Outcome:
     """Compute the tensors of an order and write them into one pack, which may be laid out as a file for people."""
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
-    shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
     with ExitStack() as stack:
-        pack = stack.enter_context(Pack(Path(order.work) / "pack.safetensors", shapes, order.layout))
-        apart = _apart(order, shapes, stack)
-        jobs = {name: partial(_made, pack, rows[name], name) for name in pack.order if name in rows}
-        if order.layout is not None:
-            jobs |= _filled(order.layout, pack, apart, rows)
-            jobs = {name: jobs[name] for name in pack.order}
+        pack, apart = _packs(order, rows, stack)
+        jobs = _jobs(order.layout, pack, apart, rows)
         alone = [name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])]
         for done, _ in enumerate(_done(jobs, alone)):
             report(step=done + 1, steps=len(jobs))
-        outcome = pack.outcome(_names(rows.keys() - apart.shapes.keys(), order) if apart else _names(rows, order))
-        if apart:
-            other = apart.outcome(_names(apart.shapes, order))
-            outcome.apart = [other.pack, other.sha256]
-            for component, found in other.components.items():
-                outcome.components.setdefault(component, []).extend([*row, True] for row in found)
-        if order.layout is not None and pack.body is not None:
-            fast = {name: ref.xxh3 for name, ref in order.layout.passing.items()}
-            fast |= {name: each.digests[name][1] for each in (pack, apart) if each for name in each.digests}
-            outcome.laid = [order.layout.key(fast), pack.body.hexdigest()]
-        return outcome
+        return _outcome(order, pack, apart)
 
 
-def _names(rows: Iterable[str], order: Order) -> dict[str, list[str]]:
-    """Return component → the names of those of its tensors that are among the rows."""
-    rows, names = set(rows), {}
-    for c in order.compute:
-        if f"{c.component}.{c.name}" in rows:
-            names.setdefault(c.component, []).append(c.name)
-    return names
+def _packs(order: Order, rows: dict[str, Computation], stack: ExitStack) -> tuple[Pack, Pack | None]:
+    """Return the pack, and one for what a file holds otherwise than it is (transposed or cut off), if it holds any."""
+    shapes, layout = {name: (c.dtype, c.shape) for name, c in rows.items()}, order.layout
+    odd = [part for name in layout.odd for part in layout.parts[name] if part in shapes] if layout else []
+    pack = stack.enter_context(Pack(Path(order.work) / "pack.safetensors", shapes, layout))
+    if not odd:
+        return pack, None
+    return pack, stack.enter_context(Pack(Path(order.work) / "apart.safetensors", {name: shapes[name] for name in odd}))
 
 
-def _apart(order: Order, shapes: Shapes, stack: ExitStack) -> Pack | None:
-    """Return a pack for the tensors that a file holds otherwise than they are (transposed or cut off), if any are."""
-    if order.layout is None:
-        return None
-    names = [part for odd in order.layout.odd for part in order.layout.parts[odd] if part in shapes]
-    path = Path(order.work) / "apart.safetensors"
-    return stack.enter_context(Pack(path, {name: shapes[name] for name in names})) if names else None
+def _jobs(layout: FileLayout | None, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
+    """Return what is written in one go → how it is made, in the order of the pack."""
 
+    def made(name: str) -> None:
+        pack.write(name, results(rows[name], name))
 
-def _made(pack: Pack, row: Computation, name: str) -> None:
-    pack.write(name, results(row, name))
-
-
-def _filled(layout: FileLayout, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
-    """Return how all that is in a file beside the tensors that are computed into it comes there."""
+    def passing(name: str) -> None:
+        assert layout is not None
+        pack.copy(name, layout.passing[name].chunks())
 
     def odd(name: str) -> None:
-        data = b"".join(_bytes(part) for part in layout.parts[name])
+        assert layout is not None
+        data = b"".join(whole(part) for part in layout.parts[name])
         dtype, shape = layout.shapes[name]
-        size = ITEM_SIZE[dtype]
-        pack.copy(name, [transposed(data, shape[0], size) if layout.odd[name] else data[: prod(shape) * size]])
+        turned = layout.odd[name]
+        pack.copy(name, [transposed(data, shape[0], ITEM_SIZE[dtype]) if turned else data[: layout.size(name)]])
 
-    def _bytes(part: str) -> bytes | bytearray:
+    def whole(part: str) -> bytes | bytearray:
+        assert layout is not None
         if part in layout.passing:
             return layout.passing[part].bytes()
         assert apart is not None
@@ -104,10 +86,29 @@ def _filled(layout: FileLayout, pack: Pack, apart: Pack | None, rows: dict[str, 
         apart.write(part, parts)
         return b"".join(raw(each) for each in parts)
 
-    def passing(name: str) -> None:
-        pack.copy(name, layout.passing[name].chunks())
+    strange = layout.odd if layout else {}
+    return {name: partial(odd if name in strange else made if name in rows else passing, name) for name in pack.order}
 
-    return {name: partial(odd if name in layout.odd else passing, name) for name in pack.order if name not in rows}
+
+def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
+    """Return what was written, and of a pack that is laid out as a file by what it is known to be that."""
+    names: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
+    for c in order.compute:
+        lies_apart = apart is not None and f"{c.component}.{c.name}" in apart.shapes
+        (others if lies_apart else names).setdefault(c.component, []).append(c.name)
+    outcome = pack.outcome(names)
+    fast = {name: xxh3 for name, (_, xxh3) in pack.digests.items()}
+    if apart is not None:
+        other = apart.outcome(others)
+        outcome.apart = [other.pack, other.sha256]
+        fast |= {name: xxh3 for name, (_, xxh3) in apart.digests.items()}
+        for component, found in other.components.items():
+            outcome.components.setdefault(component, []).extend([*row, True] for row in found)
+    if order.layout is not None and pack.body is not None:
+        fast |= {name: ref.xxh3 for name, ref in order.layout.passing.items()}
+        outcome.laid = [order.layout.key(fast), pack.body.hexdigest()]
+    return outcome
 
 
 def _done(jobs: dict[str, Job], alone: list[str]) -> Iterator[str]:

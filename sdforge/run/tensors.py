@@ -18,7 +18,7 @@ from torch import Tensor
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
 from sdforge.file_layout import FileLayout
-from sdforge.formats.safetensors import header_bytes, read_range
+from sdforge.formats.safetensors import fill, header_bytes
 from sdforge.order import Outcome, Ref
 from sdforge.store.files import CHUNK
 
@@ -41,6 +41,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLUSHED = 1 << 28  # bytes of a file after which the disk begins to write them, while others are computed
+READ = 1 << 18  # bytes that are read back at once, to be hashed twice from the caches
 PART = 1 << 16  # elements that stay in the caches together with what is computed from them
 
 
@@ -141,6 +142,7 @@ class Pack:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         _pour(self.fd, memoryview(self.first), 0)
         self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
+        self.buffer = memoryview(bytearray(READ))
         self.written: set[str] = set()
         self.follower, self.flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.following: list[Future[None]] = []
@@ -185,10 +187,14 @@ class Pack:
     def _follow(self) -> None:
         """Hash on, up to the first tensor that is not yet written."""
         while self.followed < len(self.order) and (name := self.order[self.followed]) in self.written:
-            for chunk in read_range(self.fd, self.offsets[name], self.sizes[name]):
-                self.whole.update(chunk)
+            place, end = self.offsets[name], self.offsets[name] + self.sizes[name]
+            while place < end:
+                piece = self.buffer[: end - place]
+                fill(self.fd, piece, place)
+                self.whole.update(piece)
                 if self.body is not None:
-                    self.body.update(chunk)
+                    self.body.update(piece)
+                place += piece.nbytes
             self.followed += 1
 
     def rows(self, names: Mapping[str, Iterable[str]]) -> dict[str, list[list[Any]]]:
