@@ -71,7 +71,7 @@ def test_another_description_takes_the_tensors_from_the_file_before(bench: Bench
     bench.recipe(PRESET)
     bench.build()
     before = exported(bench).read_bytes()
-    bench.recipe(f'description = "Softly"\n{PRESET}')
+    bench.recipe(PRESET + 'description = "Softly"\n')
     assert bench.built() == ["preset.export"]
     after = exported(bench).read_bytes()
     assert before[-1000:] == after[-1000:]
