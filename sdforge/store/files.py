@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 
 CHUNK = 1 << 20
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
+
+FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
 _published = 0
 
@@ -121,6 +124,24 @@ def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
         temporary.replace(final)
         planted(_published, "late")
         flush_folder(final.parent)
+
+
+def share(path: Path, place: Path) -> None:
+    """Put a file's bytes at another place without writing them, where the file system can, else copy them.
+
+    What shares no blocks but is the same file (a hard link) is read-only at both places.
+    """
+    try:
+        with path.open("rb") as source, place.open("xb") as target:
+            fcntl.ioctl(target, FICLONE, source.fileno())
+    except OSError:
+        place.unlink(missing_ok=True)
+    else:
+        return
+    try:
+        place.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, place)
 
 
 def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 0o444) -> None:
