@@ -36,6 +36,7 @@ from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
 
 if TYPE_CHECKING:
+    from sdforge.report.beside import Beside
     from sdforge.sharing import Sharing
 
 
@@ -415,12 +416,34 @@ class Session:
         return [name for name in moved if name], paths
 
     def _compose(self, step: Step, staging: Path) -> bytes:
-        from sdforge.report.preset import describe_preset
         from sdforge.report.sheet import contact_sheet
 
         if step.node.target.signature.makes == "pictures":
             return contact_sheet(step, staging)
-        return describe_preset(step, self.outputs.names(step))
+        return self.description(step)
+
+    def description(self, export: Step) -> bytes:
+        """Return `preset.json` of an export, with what lies beside its files as far as that is known."""
+        from sdforge.report.preset import describe_preset
+
+        rows = [each.row() for each in self.beside(export)]
+        return describe_preset(export, self.outputs.names(export), rows)
+
+    def beside(self, export: Step) -> list[Beside]:
+        """Return what lies beside the files of an export for other programs."""
+        from sdforge.report.beside import beside
+        from sdforge.report.preset import preset_of
+
+        preset = preset_of(export, self.outputs.names(export))
+        drawn = self.planner().steps.get(f"{export.node.recipe.name}:preset.previews")
+        return list(beside(preset, json.loads(export.node.target.settings), drawn))
+
+    def bytes_of(self, sha256: str) -> bytes:
+        """Return an object of the store; nothing where it is lost, for what can go on without it."""
+        try:
+            return self.store.read_object(sha256)
+        except LostObject:
+            return b""
 
     # -- what it will cost -----------------------------------------------------------------------------------------
 
