@@ -19,7 +19,7 @@ from sdforge.session import Session
 from sdforge.store import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 EXPORT, PREVIEWS = "preset.export", "preset.previews"
 
@@ -83,7 +83,7 @@ def reasons(session: Session, plan: Plan) -> dict[str, str]:
     return {step.id: in_short(explainer.causes(step)) for step in plan.to_do}
 
 
-def enter(session: Session, plan: Plan, done: dict[str, Iterable[str]], why: dict[str, str]) -> None:
+def enter(session: Session, plan: Plan, done: Mapping[str, Iterable[str]], why: dict[str, str]) -> None:
     """Enter a build of every preset in a plan that is done. done: `built`, `fetched`, `restored` → ids."""
     states = {identifier: state for state, identifiers in done.items() for identifier in identifiers}
     for name in presets(plan):

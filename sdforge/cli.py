@@ -133,6 +133,8 @@ def _looking(command: Command) -> None:
     log.add_argument(
         "--samples", default="", metavar="FILE.png", help="write the pictures that were drawn while it ran"
     )
+    report = command("report", "write a preset's report and card anew; print where the report lies")
+    report.add_argument("preset", nargs="?", default="", metavar="PRESET", help="default: the first of forge.toml")
     graph = command("graph", "what is made from what")
     graph.add_argument("targets", nargs="*", metavar="TARGET")
     graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
@@ -368,7 +370,7 @@ def other(wishes: argparse.Namespace) -> int:
         **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
-        **dict.fromkeys(("list", "log", "graph"), _look),
+        **dict.fromkeys(("list", "log", "graph", "report"), _look),
     }
     return functions[name](_open(wishes), wishes)
 
@@ -434,6 +436,8 @@ def _look(session: Session, wishes: argparse.Namespace) -> int:
 
     if wishes.command == "list":
         looking.show_list(session, wishes)
+    elif wishes.command == "report":
+        looking.report(session, wishes.preset, as_json=wishes.json)
     elif wishes.command == "log":
         looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
     else:

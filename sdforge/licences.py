@@ -71,8 +71,8 @@ def combined(names: list[str]) -> list[str]:
     return [sentence for term, sentence in TERMS.items() if term in terms]
 
 
-def conflicts(own: str, inputs: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield (input, reason) where a preset's own licence does not keep what an input's asks for.
+def conflicts(own: str, inputs: dict[str, str]) -> Iterator[str]:
+    """Yield, input by input, why a preset's own licence does not keep what that one's asks for.
 
     own: the preset's; inputs: name → licence. Says nothing where either is empty or not known.
     """
@@ -80,7 +80,7 @@ def conflicts(own: str, inputs: dict[str, str]) -> Iterator[tuple[str, str]]:
     for name, theirs in inputs.items():
         taken = licence(theirs)
         if preset is not None and taken is not None and (reason := _reason(preset, taken)):
-            yield name, f"`{name}` is under {taken.title}: {reason}"
+            yield f"`{name}` is under {taken.title}: {reason}"
 
 
 def _reason(preset: Licence, taken: Licence) -> str:

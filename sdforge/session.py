@@ -329,6 +329,7 @@ class Session:
             if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
+            found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):
                 if link.id not in told:
                     rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
@@ -340,6 +341,24 @@ class Session:
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
+
+    def licences(self, plan: Plan, end: str) -> dict[str, str]:
+        """Return source → licence of all that a target is made from, as stated or as the file says."""
+        steps = (plan.steps[node.id] for node in self.graph.behind([end]) if node.id in plan.steps)
+        taken = {link.id: artifact for step in steps for link, artifact in step.inputs if link.id in self.graph.sources}
+        stated = {name: self.graph.sources[name].table.get("licence", "") for name in taken}
+        noted = {name: artifact.notes.get("licence", "") for name, artifact in taken.items() if artifact is not None}
+        return {name: licence for name in taken if (licence := str(stated[name] or noted.get(name, "")))}
+
+    def _licence_problems(self, plan: Plan, export: Step) -> Iterator[Problem]:
+        """Yield a warning for each input whose licence asks for what the preset's own does not keep."""
+        from sdforge.licences import conflicts
+
+        target = export.node.target
+        hint = "another licence for the preset, or another input; forge only knows what licences commonly say"
+        for reason in conflicts(str(target.raw.get("licence", "")), self.licences(plan, export.id)):
+            place = (self.project, export.node.recipe, target, None, "licence", reason, hint)
+            yield problem_at(*place, key="licence", warning=True)
 
     def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
         """Return what a training has to say of the words that it makes, once it is known which ones there are."""

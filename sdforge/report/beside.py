@@ -1,8 +1,8 @@
 """What lies beside a model's file for other programs: a JSON that A1111 and its kin show, and a preview picture.
 
-A1111 (`ui_extra_networks_user_metadata.py`, and the editor of LoRAs) reads `NAME.json` beside `NAME.safetensors` with
-`description`, `sd version`, `activation text`, `preferred weight`, `negative text` and `notes`; it, SD.Next, ComfyUI and
-their extensions show `NAME.preview.png`. Thumbnails are kept out of the files themselves: a picture may come out
+A1111 (`ui_extra_networks_user_metadata.py`, and the editor of LoRAs) reads of `NAME.json` beside `NAME.safetensors` its
+`description`, `sd version`, `activation text`, `preferred weight`, `negative text` and `notes`; it, SD.Next, ComfyUI
+and their extensions show `NAME.preview.png`. Thumbnails are kept out of the files themselves: a picture may come out
 differently elsewhere, and equal presets are equal files.
 """
 
@@ -83,7 +83,7 @@ def about(row: dict[str, Any], preset: dict[str, Any], settings: dict[str, Any])
     advice += [f"clip skip {settings['clip_skip'] + 1}"] if settings["clip_skip"] else []
     advice += [f"licence {settings['licence']}"] if settings["licence"] else []
     return {
-        "description": settings["description"] or settings["title"],
+        "description": settings["description"] or f"{settings['title']}, {row['kind']}",
         "sd version": VERSIONS.get(preset["family"], "Unknown"),
         "activation text": ", ".join(words),
         "preferred weight": row.get("strength", 0.0),  # 0: the program's own

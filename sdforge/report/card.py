@@ -38,8 +38,8 @@ def card(told: Story) -> str:
     parts = [
         _front_matter(told),
         f"# {plain(told.title)}\n",
-        f"{plain(told.settings['description'])}\n" if told.settings["description"] else "",
-        f"A preset for {told.family}, made by [sdforge](https://pypi.org/project/sdforge/) from the recipe below.\n",
+        f"{plain(told.about)}\n" if told.about else "",
+        f"A preset for {told.family}, made by sdforge from the recipe below.\n",
         _gallery(told),
         _use(told),
         _licence(told),
@@ -123,9 +123,8 @@ def _use(told: Story) -> str:
     lines.append(f"- Sampler: {', '.join(said)}")
     if settings["clip_skip"]:
         lines.append(f"- Clip skip: {settings['clip_skip']} in diffusers, {settings['clip_skip'] + 1} in A1111")
-    for row in told.preset["files"]:
-        if row["kind"] == "lora" and "strength" in row:
-            lines.append(f"- {code(row['path'])} is in it at strength {row['strength']:g}")
+    baked = [row for row in told.preset["files"] if row["kind"] == "lora" and "strength" in row]
+    lines += [f"- {code(row['path'])} is in it at strength {row['strength']:g}" for row in baked]
     if told.preset["words"]:
         words = ", ".join(f"{code(row['word'])} ({code(row['file'] or 'diffusers/')})" for row in told.preset["words"])
         lines.append(f"- Words that it knows: {words}; a single file has no room for them, so they lie beside it")
@@ -204,7 +203,7 @@ def fenced(words: str, language: str) -> str:
 def civitai_description(told: Story) -> str:
     """Return the description as HTML of the few elements that Civitai keeps."""
     settings, sampler = told.settings, told.preset["sampler"]
-    parts = [element("p", settings["description"] or told.title)]
+    parts = [element("p", told.about or told.title)]
     if settings["trigger"]:
         parts.append(
             element("p", "Trigger words: ", joined(*(element("code", w) for w in settings["trigger"]), by=" "))

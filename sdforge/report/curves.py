@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor, log10
+from math import ceil, floor, log10
 
 from sdforge.report.markup import Markup, element
 
 WIDTH, HEIGHT = 720, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 16, 30
 MOST = 400  # points of a line: more than a page can show of it
-SPREAD = 0.98  # of the losses lie within the drawing; single ones that are far above are cut off
+SPREAD = 0.98  # of the losses lie within the drawing, and all of their mean; single ones far above are cut off
 NEARBY = 90  # pixels within which a label turns to the other side of its line
 
 
@@ -18,7 +18,7 @@ def loss_drawing(losses: list[float], validation: list[tuple[int, float]], best:
     """Return the curves over the steps, counted from 1. best: the step at which held-out pictures did best."""
     steps = max(len(losses), *(at for at, _ in validation), 2) if validation else max(len(losses), 2)
     smooth = smoothed(losses, max(1, len(losses) // 25))
-    shown = sorted(losses)[: max(1, int(len(losses) * SPREAD))] + [loss for _, loss in validation]
+    shown = [*sorted(losses)[: max(1, int(len(losses) * SPREAD))], *smooth, *(loss for _, loss in validation)]
     low, high = min(shown), max(shown)
     frame = _Frame(steps, *_rounded(low, high))
     inside = [*frame.grid()]
@@ -103,4 +103,4 @@ def _nice(value: float, *, whole: bool = False) -> float:
 def _rounded(low: float, high: float) -> tuple[float, float, float]:
     """Return a range around both with round ends, and the distance of its ticks."""
     tick = _nice(((high - low) or abs(high) or 1.0) / 4)
-    return floor(low / tick) * tick, (floor(high / tick) + 1) * tick, tick
+    return floor(low / tick) * tick, max(ceil(high / tick), floor(low / tick) + 1) * tick, tick

@@ -1,21 +1,30 @@
-"""What is made from what, as an inline SVG: sources at the left, the preset at the right, an arrow for each input."""
+"""What is made from what, as an inline SVG: sources at the left, the preset at the right, an arrow for each input.
+
+Boxes stand in columns, each right of all its inputs; an arrow that passes a column has a lane of its own there, so that
+it runs under no box, and arrows from one box share lanes. Order within columns: means of neighbours, swept over a few
+times (Sugiyama, Tagawa and Toda 1981, https://doi.org/10.1109/TSMC.1981.4308636).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from sdforge.report.markup import Markup, element, joined
+from sdforge.report.markup import Markup, element
 
-WIDTH, HEIGHT = 156, 50  # of a box, in pixels
-ACROSS, DOWN = 46, 16  # between boxes
-LETTER = 7.1  # pixels of a letter of a box's name, on average
-SWEEPS = 6  # over the columns, in which boxes move towards what they are tied to
+WIDTH, HEIGHT, LANE = 146, 62, 6  # of a box, and the height of a lane, in pixels
+ACROSS, DOWN = 44, 14  # between columns, and between what stands in one
+INSET, LINES = 13, (21, 38, 53)  # where the three lines of a box begin
+LETTERS = {"name": 7.3, "about": 6.3}  # pixels of a letter, on average
+SWEEPS = 8
+
+Lane = tuple[str, int]  # id of the box where an arrow begins, the column that it passes
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box of the drawing. state: a class of the style sheet, written on the box in `says`."""
+    """A box of the drawing. state: a class of the style sheet; says: the same in a word, or ""."""
 
     id: str
     name: str
@@ -27,22 +36,17 @@ class Box:
 
 def graph_drawing(boxes: list[Box], title: str) -> Markup:
     """Return the drawing; inputs come first in `boxes`."""
-    columns = _columns(boxes)
-    places = _places(columns)
-    width = len(columns) * (WIDTH + ACROSS) - ACROSS
-    height = max(len(column) for column in columns) * (HEIGHT + DOWN) - DOWN
-    arrows = [_arrow(places[each], places[box.id]) for box in boxes for each in box.inputs if each in places]
-    drawn = [_box(box, *places[box.id]) for box in boxes]
+    found = _Layout(boxes)
+    drawn = [_box(box, *found.corner(box.id)) for box in boxes]
     return element(
         "svg",
         element("title", title),
         element("desc", ". ".join(_sentence(box, boxes) for box in boxes)),
-        element("g", *arrows, class_="arrows"),
+        element("g", *found.arrows(), class_="arrows"),
         *drawn,
         class_="graph",
-        viewBox=f"-1 -1 {width + 2} {height + 2}",
-        width=width + 2,
-        height=height + 2,
+        viewBox=f"-1 -1 {found.width + 2} {found.height + 2:g}",
+        width=found.width + 2,
         role="img",
     )
 
@@ -50,65 +54,104 @@ def graph_drawing(boxes: list[Box], title: str) -> Markup:
 def _sentence(box: Box, boxes: list[Box]) -> str:
     names = {each.id: each.name for each in boxes}
     made = ", ".join(names[each] for each in box.inputs if each in names)
-    return f"{box.name}: {box.about}, {box.says}{f', from {made}' if made else ''}"
+    about = ", ".join(filter(None, [box.about, box.says]))
+    return f"{box.name}: {about}{f', from {made}' if made else ''}"
 
 
-def _columns(boxes: list[Box]) -> list[list[str]]:
-    """Return the ids column by column: a box stands right of all its inputs, a source just left of its first user."""
-    depth: dict[str, int] = {}
+class _Layout:
+    """Where boxes and lanes stand."""
+
+    def __init__(self, boxes: list[Box]) -> None:
+        self.boxes = boxes
+        self.column = _columns(boxes)
+        self.edges = [(each, box.id) for box in boxes for each in box.inputs if each in self.column]
+        self.standing: list[list[str | Lane]] = [[] for _ in range(1 + max(self.column.values()))]
+        for box in boxes:
+            self.standing[self.column[box.id]].append(box.id)
+        self.ties: dict[str | Lane, list[str | Lane]] = {}
+        for edge in self.edges:
+            self._tie(self._way(*edge))
+        self.middle: dict[str | Lane, float] = {}
+        self.width = len(self.standing) * (WIDTH + ACROSS) - ACROSS
+        self.height = max(map(_height, self.standing))
+        self._stack()
+        for i in range(SWEEPS):
+            for standing in self.standing if i % 2 == 0 else reversed(self.standing):
+                standing.sort(key=self._pull)
+                self._stack()
+
+    def _way(self, start: str, end: str) -> list[str | Lane]:
+        """Return what an arrow passes: its box, a lane of each column between, the box where it ends."""
+        between: list[str | Lane] = [(start, x) for x in range(self.column[start] + 1, self.column[end])]
+        return [start, *between, end]
+
+    def _tie(self, way: list[str | Lane]) -> None:
+        for x, each in enumerate(way, self.column[str(way[0])]):
+            if isinstance(each, tuple) and each not in self.standing[x]:
+                self.standing[x].append(each)
+        for a, b in pairwise(way):
+            self.ties.setdefault(a, []).append(b)
+            self.ties.setdefault(b, []).append(a)
+
+    def _pull(self, each: str | Lane) -> float:
+        ties = self.ties.get(each, [])
+        return sum(self.middle[tie] for tie in ties) / len(ties) if ties else self.middle[each]
+
+    def _stack(self) -> None:
+        """Stand everything of a column below each other, the column centred on the tallest one."""
+        for standing in self.standing:
+            y = (self.height - _height(standing)) / 2
+            for each in standing:
+                own = _height([each])
+                self.middle[each] = y + own / 2
+                y += own + DOWN
+
+    def corner(self, identifier: str) -> tuple[float, float]:
+        """Return left and top of a box."""
+        return self.column[identifier] * (WIDTH + ACROSS), self.middle[identifier] - HEIGHT / 2
+
+    def arrows(self) -> Iterator[Markup]:
+        for start, end in self.edges:
+            x = self.column[start] * (WIDTH + ACROSS) + WIDTH
+            way = self._way(start, end)
+            path = f"M{x:g} {self.middle[start]:g}"
+            for a, b in pairwise(way):
+                y1, y2, bend, stop = self.middle[a], self.middle[b], x + ACROSS / 2, x + ACROSS - (b == end)
+                path += f"C{bend:g} {y1:g} {bend:g} {y2:g} {stop:g} {y2:g}"
+                x += ACROSS + WIDTH
+                path += "" if b == end else f"H{x:g}"
+            tip, y = self.column[end] * (WIDTH + ACROSS) - 1, self.middle[end]
+            path += f"M{tip - 6:g} {y - 4:g}L{tip:g} {y:g}L{tip - 6:g} {y + 4:g}"
+            yield element("path", d=path)
+
+
+def _height(standing: list[str | Lane]) -> float:
+    return sum(LANE if isinstance(each, tuple) else HEIGHT for each in standing) + DOWN * (len(standing) - 1)
+
+
+def _columns(boxes: list[Box]) -> dict[str, int]:
+    """Return the column of each box: right of all its inputs; a source stands just left of the first that takes it."""
+    found: dict[str, int] = {}
     for box in boxes:
-        depth[box.id] = 1 + max((depth[each] for each in box.inputs if each in depth), default=-1)
-    for box in reversed(boxes):
-        users = [depth[other.id] for other in boxes if box.id in other.inputs]
-        if not box.inputs and users:
-            depth[box.id] = min(users) - 1
-    columns: list[list[str]] = [[] for _ in range(1 + max(depth.values()))]
+        found[box.id] = 1 + max((found[each] for each in box.inputs if each in found), default=-1)
     for box in boxes:
-        columns[depth[box.id]].append(box.id)
-    ties = {box.id: [*box.inputs, *(other.id for other in boxes if box.id in other.inputs)] for box in boxes}
-    for _ in range(SWEEPS):
-        heights = {name: i - (len(column) - 1) / 2 for column in columns for i, name in enumerate(column)}
-        for column in columns:
-            column.sort(key=lambda name: _mean([heights[each] for each in ties[name] if each in heights]))
-            heights |= {name: i - (len(column) - 1) / 2 for i, name in enumerate(column)}
-    return columns
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _places(columns: list[list[str]]) -> dict[str, tuple[float, float]]:
-    """Return id → (left, top), each column centred on the tallest one."""
-    tallest = max(map(len, columns))
-    return {
-        name: (x * (WIDTH + ACROSS), (y + (tallest - len(column)) / 2) * (HEIGHT + DOWN))
-        for x, column in enumerate(columns)
-        for y, name in enumerate(column)
-    }
-
-
-def _arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    x1, y1, x2, y2 = start[0] + WIDTH, start[1] + HEIGHT / 2, end[0], end[1] + HEIGHT / 2
-    bend = max(ACROSS * 0.6, (x2 - x1) * 0.4)
-    curve = f"M{x1:g} {y1:g}C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2 - 5:g} {y2:g}"
-    head = f"M{x2 - 6:g} {y2 - 4:g}L{x2 - 0.5:g} {y2:g}L{x2 - 6:g} {y2 + 4:g}"
-    return joined(element("path", d=curve), element("path", d=head))
+        takers = [found[other.id] for other in boxes if box.id in other.inputs]
+        if not box.inputs and takers:
+            found[box.id] = min(takers) - 1
+    return found
 
 
 def _box(box: Box, x: float, y: float) -> Markup:
-    inside = list(_texts(box))
-    return element("g", *inside, class_=f"box {box.state}", transform=f"translate({x:g} {y:g})")
+    lines = [("name", box.name), ("about", box.about), ("says", box.says)]
+    texts = [
+        element("text", _fitting(words, LETTERS.get(kind, LETTERS["about"])), x=INSET, y=line, class_=kind)
+        for (kind, words), line in zip(lines, LINES if box.says else [27, 45, 0], strict=True)
+        if words
+    ]
+    edge = element("rect", width=WIDTH, height=HEIGHT, rx=HEIGHT / 2 if box.state == "source" else 8)
+    return element("g", edge, *texts, class_=f"box {box.state}", transform=f"translate({x:g} {y:g})")
 
 
-def _texts(box: Box) -> Iterator[Markup]:
-    yield element("rect", width=WIDTH, height=HEIGHT, rx=25 if box.state == "source" else 7)
-    yield element("text", _fitting(box.name, WIDTH - 24), x=14, y=21, class_="name")
-    said = element("tspan", box.says, class_="says")
-    about = _fitting(box.about, WIDTH - 32 - LETTER * len(box.says))
-    yield element("text", said, f"  {about}" if about else "", x=14, y=38, class_="about")
-
-
-def _fitting(words: str, width: float) -> str:
-    most = int(width / LETTER)
-    return words if len(words) <= most else words[: most - 1] + "…" if most > 3 else ""
+def _fitting(words: str, letter: float) -> str:
+    most = int((WIDTH - 2 * INSET + 4) / letter)
+    return words if len(words) <= most else f"{words[: most - 1]}…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-VOID = {"meta", "img", "br", "line", "rect", "circle", "path", "polyline", "stop"}  # elements without an inside
+VOID = {"meta", "img", "line", "rect", "circle", "path", "polyline"}  # elements without an inside
 
 
 class Markup(str):
@@ -37,5 +37,5 @@ def element(tag: str, *inner: object, **attributes: object) -> Markup:
             continue
         name = name.rstrip("_").replace("_", "-")
         written.append(name if value is True else f'{name}="{text(value)}"')
-    start = f"<{' '.join(written)}>"
-    return Markup(start if tag in VOID else f"{start}{joined(*inner)}</{tag}>")
+    start = " ".join(written)
+    return Markup(f"<{start}/>" if tag in VOID else f"<{start}>{joined(*inner)}</{tag}>")

@@ -6,9 +6,11 @@ run or be fetched.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sdforge import __version__
 from sdforge.report.curves import loss_drawing
@@ -22,6 +24,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 STYLE = Path(__file__).with_name("page.css")
 STATES = {"built": "built", "fetched": "fetched", "restored": "reused", "reused": "reused"}
 HERO = 4  # pictures beside the name
+COMMENT = re.compile(r"((?:[^#\"']|\"[^\"]*\"|'[^']*')*)(.*)")  # a line of TOML: what is said, and a comment behind it
+NUMBERS = ("took", "holds", "size")  # columns that hold numbers
 SHORT = 12  # digits of a digest that are shown; all of them stand in its title
 
 
@@ -70,7 +74,6 @@ class _Page:
 
     def _head(self) -> Markup:
         told, settings = self.told, self.told.settings
-        about = settings["description"]
         kind = [told.family, told.dtype, *(["v-prediction"] if told.prediction == "v_prediction" else [])]
         kind += [f"clip skip {settings['clip_skip']}"] if settings["clip_skip"] else []
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(told.last.made))
@@ -80,7 +83,7 @@ class _Page:
             "div",
             element("p", " · ".join(filter(None, kind)), class_="kind"),
             element("h1", told.title),
-            element("p", about, class_="about") if about else "",
+            element("p", told.about, class_="about") if told.about else "",
             element("p", f"Built {made}", " · ", spent, class_="quiet"),
             self._facts(),
         )
@@ -114,13 +117,14 @@ class _Page:
 
     def _machine(self) -> str:
         known = self.told.machine
-        return ", ".join(["", *(f"{name} {known[name]}" for name in ("device", "torch") if known.get(name))])
+        said = [f"on {known['device']}"] if known.get("device") else []
+        return ", ".join(["", *said, *([f"torch {known['torch']}"] if known.get("torch") else [])])
 
     def _licence(self) -> Markup:
         told = self.told
         asked = f"the inputs ask: {'; '.join(told.asked)}" if told.asked else ""
         lines = [element("span", " · ".join(filter(None, [told.settings["licence"] or "none stated", asked])))]
-        lines += [element("span", f"▲ {reason}", class_="warning") for reason in told.against]
+        lines += [element("span", "▲ ", ticked(reason), class_="warning") for reason in told.against]
         return joined(*lines, by=" ")
 
     # -- pictures --------------------------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ class _Page:
         return joined(element("p", " ".join(said), class_="quiet"), element("div", table, class_="wide"), self._drawn())
 
     def _column(self, column: Column) -> Markup:
-        about = {"base": "base", "before": "", "previous": self._when(), "preset": "this build"}[column.role]
+        about = {"base": "base", "before": "this recipe", "previous": self._when(), "preset": "this build"}[column.role]
         small = element("small", about) if about else ""
         return element("th", element("span", column.label), small, scope="col", class_=column.role)
 
@@ -182,7 +186,7 @@ class _Page:
             path = self.out / str(grid.get("file", ""))
             if path.is_file() and path.resolve().is_relative_to(self.out.resolve().parent):
                 data, width, height = webp(path.read_bytes(), *SHEET)
-                axes = ", ".join(map(str, grid.get("axes", [])))
+                axes = " × ".join(map(str, grid.get("axes", ())))
                 picture = element("img", src=uri(data), alt=f"Grid of {axes}", width=width, height=height)
                 found.append(element("figure", picture, element("figcaption", axes)))
         return joined(*found)
@@ -191,7 +195,7 @@ class _Page:
 
     def _making(self) -> Markup:
         told = self.told
-        boxes = [Box(each.id, each.id, each.kind.replace("_", " "), "source", "source") for each in told.sources]
+        boxes = [Box(each.id, each.id, each.kind.replace("_", " "), "source", "") for each in told.sources]
         for each in told.made:
             state = STATES[each.did.state]
             boxes.append(Box(each.id, each.name, each.method, state, state, tuple(each.inputs)))
@@ -239,7 +243,16 @@ class _Page:
     def _inputs(self) -> Markup:
         head = _head_row("input", "what", "from", "licence", "size", "identity")
         rows = [_source_row(each) for each in self.told.sources]
-        return element("div", element("table", element("thead", head), element("tbody", *rows)), class_="wide")
+        table = element("div", element("table", element("thead", head), element("tbody", *rows)), class_="wide")
+        files = [
+            (f"{each.id}/{name}" if name else each.id, sha256)
+            for each in self.told.sources
+            for name, sha256 in each.files.items()
+        ]
+        listed = _pairs([(name, element("code", sha256)) for name, sha256 in files])
+        return joined(
+            table, element("details", element("summary", "sha256 of every file of a model"), listed) if files else ""
+        )
 
     def _recipe(self) -> Markup:
         told = self.told
@@ -271,12 +284,18 @@ def _section(name: str, title: str, inside: Markup) -> Markup:
     return element("section", element("h2", title), inside, id=name)
 
 
+def ticked(words: str) -> Markup:
+    """Return a sentence with what stands between backticks as code."""
+    parts = words.split("`")
+    return joined(*(element("code", part) if i % 2 and i < len(parts) - 1 else part for i, part in enumerate(parts)))
+
+
 def _pairs(rows: list[tuple[str, Markup]]) -> Markup:
     return element("dl", *(joined(element("dt", name), element("dd", value)) for name, value in rows))
 
 
 def _head_row(*titles: str) -> Markup:
-    return element("tr", *(element("th", title, scope="col") for title in titles))
+    return element("tr", *(element("th", t, scope="col", class_="number" if t in NUMBERS else None) for t in titles))
 
 
 def _digest(digest: str) -> Markup:
@@ -285,7 +304,7 @@ def _digest(digest: str) -> Markup:
 
 def _made_row(each: Made) -> Markup:
     state = STATES[each.did.state]
-    why = f": {each.did.why}" if each.did.why else ""
+    why = joined(": ", ticked(each.did.why)) if each.did.why else ""
     return element(
         "tr",
         element("th", each.name, scope="row"),
@@ -330,10 +349,12 @@ def _legend(*, held_out: bool) -> Markup:
 
 
 def _line(mark: str, line: str) -> Markup:
+    """Return a line of a recipe: `=` as it was, `+` new, `-` gone."""
     tag = {"=": "span", "+": "ins", "-": "del"}[mark]
     sign = {"=": " ", "+": "+", "-": "−"}[mark]
-    kind = "table" if line.startswith("[") else "comment" if line.lstrip().startswith("#") else None
-    return element(tag, element("i", sign), line, class_=kind)
+    written, comment = COMMENT.match(line).groups()  # type: ignore[union-attr]  # it matches every line
+    inside = joined(written, element("span", comment, class_="comment") if comment else "")
+    return element(tag, element("i", sign), inside, class_="table" if line.startswith("[") else None)
 
 
 def _by_prompt(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -345,7 +366,7 @@ def _by_prompt(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield prompt, own
 
 
-def _grids_of(told: Story) -> list[dict[str, object]]:
+def _grids_of(told: Story) -> list[dict[str, Any]]:
     """Return what `preset.json` says of grids: one, or several."""
     grid = told.preset.get("grid", [])
     return [grid] if isinstance(grid, dict) else list(grid)

@@ -93,6 +93,7 @@ class Story:
 
     name: str
     title: str
+    about: str
     family: str
     dtype: str
     prediction: str
@@ -127,17 +128,18 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
     checkpoint = export.inputs[0][1]
     assert checkpoint is not None
     records = {step.id: _record(session, step) for step in steps}
-    sources = list(_sources(session, steps))
-    given = {each.id: each.licence for each in sources if each.licence}
-    kind = family(export.node.recipe.family)
+    given = session.licences(plan, export.id)
+    sources = list(_sources(session, steps, given))
+    kind, settings = family(export.node.recipe.family), json.loads(export.node.target.settings)
     return Story(
         name=recipe,
-        title=str(json.loads(export.node.target.settings)["title"]),
+        title=settings["title"],
+        about=settings["description"] or export.node.recipe.description,
         family=kind.title,
         dtype=_dtype(checkpoint),
         prediction=str(kind.fact(checkpoint.facts, "prediction")),
         preset=preset,
-        settings=json.loads(export.node.target.settings),
+        settings=settings,
         last=last,
         before=before,
         lost=bool(before and before.column and old is None),
@@ -148,7 +150,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
         rows=list(_rows(session, drawn, before, old)),
         drawn_with=json.loads(drawn.node.target.settings) if drawn else {},
         asked=combined(list(given.values())),
-        against=[reason for _, reason in conflicts(preset["licence"], given)],
+        against=list(conflicts(preset["licence"], given)),
         seconds=sum(record.get("seconds", 0.0) for record in records.values()),
         disk=_disk(session, steps),
         machine=next((s.result.fingerprint for s in steps if s.result and s.result.fingerprint), {}),
@@ -167,16 +169,16 @@ def _dtype(checkpoint: Artifact) -> str:
 # -- what it is made from ----------------------------------------------------------------------------------------------
 
 
-def _sources(session: Session, steps: list[Step]) -> Iterator[Source]:
+def _sources(session: Session, steps: list[Step], licences: dict[str, str]) -> Iterator[Source]:
     seen: set[str] = set()
     for step in steps:
         for link, artifact in step.inputs:
             if link.id in session.graph.sources and link.id not in seen and artifact is not None:
                 seen.add(link.id)
-                yield _source(session, link, artifact)
+                yield _source(session, link, artifact, licences.get(link.id, ""))
 
 
-def _source(session: Session, link: Link, artifact: Artifact) -> Source:
+def _source(session: Session, link: Link, artifact: Artifact, licence: str) -> Source:
     taken, notes = session.graph.sources[link.id], artifact.notes
     where = str(taken.table.get("from") or taken.table.get("path", ""))
     trigger = notes.get("trigger", [])
@@ -186,7 +188,7 @@ def _source(session: Session, link: Link, artifact: Artifact) -> Source:
         where,
         str(notes.get("digest") or artifact.digest or artifact.identity),
         notes.get("size", 0),
-        str(notes.get("licence", "") or taken.table.get("licence", "")),
+        licence,
         [trigger] if isinstance(trigger, str) else list(trigger),
         len(notes.get("names", {})),
         dict(notes.get("files", {})),
@@ -213,7 +215,8 @@ def _did(last: Chapter, step: Step) -> Did:
 
 
 def _inputs(plan: Plan, step: Step) -> list[str]:
-    return list(dict.fromkeys(_not_idle(plan, link.id) for link, _ in step.inputs))
+    """Return the ids of what a step is made from; what its pictures are only compared with is left out."""
+    return list(dict.fromkeys(_not_idle(plan, link.id) for link, _ in step.inputs if link.use.role != "beside"))
 
 
 def _not_idle(plan: Plan, identifier: str) -> str:
