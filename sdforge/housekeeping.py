@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import method, method_groups
@@ -70,6 +71,9 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
+        keys |= {
+            chapter.pictures[0] for name in names for chapter in chapters(other, name)
+        }  # reports compare with them
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
