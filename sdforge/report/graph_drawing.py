@@ -15,8 +15,8 @@ from sdforge.report.markup import Markup, element
 
 WIDTH, HEIGHT, LANE = 146, 62, 6  # of a box, and the height of a lane, in pixels
 ACROSS, DOWN = 44, 14  # between columns, and between what stands in one
-INSET, LINES = 13, (21, 38, 53)  # where the three lines of a box begin
-LETTERS = {"name": 7.3, "about": 6.3}  # pixels of a letter, on average
+INSET, LINES, PILL = 13, (21, 38, 53), (28, 45)  # where the lines of a box begin, and those of a source
+LETTERS = {"name": 7.3, "about": 6.3, "says": 6.3}  # pixels of a letter, on average
 SWEEPS = 8
 
 Lane = tuple[str, int]  # id of the box where an arrow begins, the column that it passes
@@ -142,16 +142,18 @@ def _columns(boxes: list[Box]) -> dict[str, int]:
 
 
 def _box(box: Box, x: float, y: float) -> Markup:
+    taken = box.state == "source"  # a pill, with two lines
     lines = [("name", box.name), ("about", box.about), ("says", box.says)]
+    at = PILL if taken else LINES
     texts = [
-        element("text", _fitting(words, LETTERS.get(kind, LETTERS["about"])), x=INSET, y=line, class_=kind)
-        for (kind, words), line in zip(lines, LINES if box.says else [27, 45, 0], strict=True)
-        if words
+        element("text", _fitting(words, LETTERS[kind]), x=INSET + 4 * taken, y=line, class_=kind)
+        for (kind, words), line in zip(lines, at, strict=False)
     ]
-    edge = element("rect", width=WIDTH, height=HEIGHT, rx=HEIGHT / 2 if box.state == "source" else 8)
+    edge = element("rect", width=WIDTH, height=HEIGHT, rx=HEIGHT / 2 if taken else 8)
     return element("g", edge, *texts, class_=f"box {box.state}", transform=f"translate({x:g} {y:g})")
 
 
 def _fitting(words: str, letter: float) -> str:
+    """Return words with as many of their letters as a box has room for."""
     most = int((WIDTH - 2 * INSET + 4) / letter)
     return words if len(words) <= most else f"{words[: most - 1]}…"
