@@ -105,7 +105,8 @@ def chapter(session: Session, plan: Plan, recipe: str, states: dict[str, str], w
         for step in behind(session, plan, recipe)
         if not step.idle
     }
-    text = read_small(session.project.recipe_path(recipe), "").decode(errors="replace")
+    file = plan.steps[f"{recipe}:{EXPORT}"].node.recipe.file
+    text = read_small(session.project.root / file, "").decode(errors="replace")
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
     if drawn is None or drawn.result is None:
         return Chapter(time.time(), text, steps)

@@ -146,7 +146,7 @@ def _box(box: Box, x: float, y: float) -> Markup:
     lines = [("name", box.name), ("about", box.about), ("says", box.says)]
     at = PILL if taken else LINES
     texts = [
-        element("text", _fitting(words, LETTERS[kind]), x=INSET + 4 * taken, y=line, class_=kind)
+        element("text", _fitting(words, LETTERS[kind]), x=INSET + 2 * taken, y=line, class_=kind)
         for (kind, words), line in zip(lines, at, strict=False)
     ]
     edge = element("rect", width=WIDTH, height=HEIGHT, rx=HEIGHT / 2 if taken else 8)

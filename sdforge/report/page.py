@@ -6,6 +6,8 @@ run or be fetched.
 
 from __future__ import annotations
 
+import glob
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ SHORT = 12  # digits of a digest that are shown; all of them stand in its title
 
 
 def page(told: Story, read: Callable[[str], bytes], out: Path) -> str:
-    """Return the page. read: sha256 of a picture → its bytes; out: the preset's folder, where grids lie."""
+    """Return the page. read: sha256 of a picture → its bytes; out: the preset's folder, beside which grids lie."""
     return _Page(told, read, out).html()
 
 
@@ -181,14 +183,11 @@ class _Page:
         return element("p", "Drawn with ", ", ".join(said), ".", class_="quiet")
 
     def _grids(self) -> Markup:
-        found: list[Markup] = []
-        for grid in _grids_of(self.told):
-            path = self.out / str(grid.get("file", ""))
-            if path.is_file() and path.resolve().is_relative_to(self.out.resolve().parent):
-                data, width, height = webp(path.read_bytes(), *SHEET)
-                axes = " × ".join(map(str, grid.get("axes", ())))
-                picture = element("img", src=uri(data), alt=f"Grid of {axes}", width=width, height=height)
-                found.append(element("figure", picture, element("figcaption", axes)))
+        found = []
+        for picture, axes in _grids(self.out):
+            data, width, height = webp(picture.read_bytes(), *SHEET)
+            image = element("img", src=uri(data), alt=f"Grid of {axes}", width=width, height=height)
+            found.append(element("figure", image, element("figcaption", axes)))
         return joined(*found)
 
     # -- how it was made -------------------------------------------------------------------------------------------
@@ -366,7 +365,9 @@ def _by_prompt(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield prompt, own
 
 
-def _grids_of(told: Story) -> list[dict[str, Any]]:
-    """Return what `preset.json` says of grids: one, or several."""
-    grid = told.preset.get("grid", [])
-    return [grid] if isinstance(grid, dict) else list(grid)
+def _grids(out: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the grids that lie beside a preset's folder, of the sweeps of its recipe: picture, and what its axes are."""
+    for path in sorted(out.parent.glob(f"{glob.escape(out.name.partition('@')[0])}@*/preset.json")):
+        grid = json.loads(path.read_bytes()).get("grid")
+        if grid and (picture := path.with_name(grid["file"])).is_file():
+            yield picture, " × ".join(f"{axis['key']} = {', '.join(map(str, axis['values']))}" for axis in grid["axes"])

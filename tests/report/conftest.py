@@ -129,7 +129,7 @@ class Parsed(HTMLParser):
         self.open[-1].text += data
 
 
-def parsed(story: Story, out: Path = Path()) -> Element:
+def parsed(story: Story, out: Path = Path("out")) -> Element:
     """Return the page of a story, its pictures being noise, each its own."""
     return Parsed(page(story, lambda name: picture(crc32(name.encode())), out)).root
 

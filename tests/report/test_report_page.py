@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -137,13 +138,15 @@ def test_equal_stories_are_equal_pages(story: Story) -> None:
     assert once() == once()
 
 
-def test_grids_that_the_description_names_are_shown(story: Story, tmp_path: Path) -> None:
-    (tmp_path / "grid.png").write_bytes(picture(1))
-    grid = {"file": "grid.png", "axes": ["strength", "<seed>"]}
-    root = parsed(replace(story, preset=story.preset | {"grid": grid}), tmp_path)
-    assert [each.text for each in root.all("figcaption")] == ["strength × <seed>"]
-    outside = replace(story, preset=story.preset | {"grid": grid | {"file": "../../grid.png"}})
-    assert not parsed(outside, tmp_path / "a" / "b").all("figure")
+def test_grids_of_its_sweeps_are_shown(story: Story, tmp_path: Path) -> None:
+    sweep = tmp_path / "toy@pastel"
+    sweep.mkdir()
+    (sweep / "grid.png").write_bytes(picture(1))
+    axes = [{"key": "bake.style", "values": [0.4, 0.8]}, {"key": "<seed>", "values": [1]}]
+    (sweep / "preset.json").write_text(json.dumps({"grid": {"file": "grid.png", "axes": axes}}))
+    root = parsed(story, tmp_path / "toy")
+    assert [each.text for each in root.all("figcaption")] == ["bake.style = 0.4, 0.8 × <seed> = 1"]
+    assert not parsed(story, tmp_path / "other").all("figure")
 
 
 # -- drawings ----------------------------------------------------------------------------------------------------------
