@@ -12,7 +12,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sdforge import __version__
 from sdforge.report.curves import loss_drawing
@@ -366,7 +365,7 @@ def _by_prompt(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _grids(out: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the grids that lie beside a preset's folder, of the sweeps of its recipe: picture, and what its axes are."""
+    """Yield the grids of a recipe's sweeps, which lie beside its preset's folder: picture, and what its axes are."""
     for path in sorted(out.parent.glob(f"{glob.escape(out.name.partition('@')[0])}@*/preset.json")):
         grid = json.loads(path.read_bytes()).get("grid")
         if grid and (picture := path.with_name(grid["file"])).is_file():
