@@ -86,9 +86,11 @@ class Row:
 class Story:
     """A preset as it was last built.
 
-    preset: what `preset.json` says; before: the build before the last one; rows: pictures by prompt and seed.
+    preset: what `preset.json` says; settings: of the export; drawn_with: of the previews, empty where there are none.
+    last, before: the last build and the one before it; lost: whether the pictures of that one are gone from the cache.
+    rows: pictures by prompt and seed, a cell for each of the columns.
     asked: what the inputs' licences ask together; against: where the preset's own does not keep it.
-    disk: bytes of what lies in `out/`, and of what the cache keeps for it.
+    seconds: that all of it took; disk: bytes in `out/`, and in the cache; machine: on which the first of it ran.
     """
 
     name: str
@@ -101,7 +103,7 @@ class Story:
     settings: dict[str, Any]
     last: Chapter
     before: Chapter | None
-    lost: bool  # the pictures of the build before are not in the cache any more
+    lost: bool
     sources: list[Source]
     made: list[Made]
     trainings: list[Training]
