@@ -23,13 +23,14 @@ from sdforge.method import method
 from sdforge.one_pass import Pass
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
+from sdforge.places import OUT
 from sdforge.plan import Plan, Step
 from sdforge.report.preset import file_row
 from sdforge.results import Made, Publisher
 from sdforge.session import Session
 from sdforge.store import Result
 from sdforge.store.files import Lock
-from sdforge.telling import tell
+from sdforge.telling import REPORT, tell
 
 TICK = 0.2  # seconds between looks at locks that others hold
 GRACE = 10.0  # seconds for workers to keep their state after an interrupt
@@ -529,6 +530,7 @@ class Build:
         for name in presets(plan):
             for place in tell(self.session, plan, name):
                 self.reporter.note(f"what lay in the way was not ours: it is in {place} now")
+            self.reporter.note(f"report: {OUT}/{name}/{REPORT}")
 
     def _keep_notes(self, plan: Plan) -> None:
         for key, formula in plan.notes.items():
