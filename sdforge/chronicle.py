@@ -68,7 +68,7 @@ def _ends(plan: Plan, recipe: str) -> list[Step]:
 
 
 def _is_done(step: Step) -> bool:
-    return step.result is not None and not step.to_do
+    return step.result is not None and not step.to_do and all(check.passed for check in step.checks)
 
 
 def behind(session: Session, plan: Plan, recipe: str) -> list[Step]:
