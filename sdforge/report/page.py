@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sdforge import __version__
 from sdforge.report.curves import loss_drawing
@@ -46,6 +47,7 @@ class _Page:
         sections = [
             ("pictures", "Pictures", self._gallery()),
             ("grids", "Grids", self._grids()),
+            ("checks", "Checks", self._checks()),
             ("made", "How it was made", self._making()),
             ("trainings", "Trainings", joined(*map(self._training, self.told.trainings))),
             ("inputs", "Inputs", self._inputs()),
@@ -188,6 +190,16 @@ class _Page:
             image = element("img", src=uri(data), alt=f"Grid of {axes}", width=width, height=height)
             found.append(element("figure", image, element("figcaption", axes)))
         return joined(*found)
+
+    def _checks(self) -> Markup:
+        said = self.told.preset.get("checks", {})
+        if said.get("state") == "skipped":
+            return element("p", "▲ Written without its checks (--no-checks).", class_="warning")
+        rows = [_check_row(each) for each in said.get("results", [])]
+        if not rows:
+            return Markup()
+        head = _head_row("check", "kind", "verdict")
+        return element("div", element("table", element("thead", head), element("tbody", *rows)), class_="wide")
 
     # -- how it was made -------------------------------------------------------------------------------------------
 
@@ -338,6 +350,12 @@ def _file_row(file: dict[str, str | int]) -> Markup:
         element("td", _digest(str(file.get("autov3", "")))),
         element("td", _digest(str(file["sha256"]))),
     )
+
+
+def _check_row(each: dict[str, Any]) -> Markup:
+    verdict = element("b", each["state"], class_="reused" if each["state"] == "passed" else None)
+    said = joined(verdict, ": ", ticked(each["says"])) if each.get("says") else verdict
+    return element("tr", element("th", each["check"], scope="row"), element("td", each["kind"]), element("td", said))
 
 
 def _legend(*, held_out: bool) -> Markup:

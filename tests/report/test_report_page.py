@@ -110,6 +110,14 @@ def test_a_licence_that_an_input_contradicts_stands_at_the_top(story: Story) -> 
     assert [each.words() for each in header.all("span") if each.attributes.get("class") == "warning"]
 
 
+def test_what_its_checks_said_stands_in_it(story: Story) -> None:
+    result = {"check": "alike", "kind": "likeness", "state": "passed", "says": "ssim 0.91 <of 0.8>"}
+    passed = parsed(replace(story, preset=story.preset | {"checks": {"state": "passed", "results": [result]}}))
+    assert any("alike" in each.words() and "ssim 0.91 <of 0.8>" in each.words() for each in passed.all("tr"))
+    skipped = parsed(replace(story, preset=story.preset | {"checks": {"state": "skipped", "results": []}}))
+    assert "without its checks" in skipped.words()
+
+
 def test_24_pictures_of_real_size_stay_below_two_megabytes(story: Story) -> None:
     noise = [picture(i, 256) for i in range(2)]  # noise: no real picture compresses as badly
     rows = [Row("a drawing", seed, "", [f"{seed}-{i}" for i in range(3)]) for seed in range(8)]
