@@ -15,7 +15,6 @@ from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_c
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
-from sdforge.licences import conflicts
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
@@ -181,8 +180,10 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
-    for text in licences_against(session, plan):
-        say(f"  note: {text}")
+    for step in plan.steps.values():
+        if step.id in plan.wanted and step.node.target.signature.makes == "files":
+            for text in session.against_licence(plan, step):
+                say(f"  note: {text}")
     counts = [
         f"{sum(s.state == state for s, _ in rows)} {word}"
         for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))
@@ -200,14 +201,6 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
     session.refuse_lack(plan)
-
-
-def licences_against(session: Session, plan: Plan) -> list[str]:
-    """Say where a preset's licence does not keep what an input's asks for."""
-    ends = [step for step in plan.steps.values() if step.id in plan.wanted]
-    ends = [step for step in ends if step.node.target.signature.makes == "files"]
-    own = [(str(step.node.target.raw.get("licence", "")), session.licences(plan, step.id)) for step in ends]
-    return [reason for licence, inputs in own for reason in conflicts(licence, inputs)]
 
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:

@@ -72,9 +72,8 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
-        keys |= {
-            chapter.pictures[0] for name in names for chapter in chapters(other, name)
-        }  # reports compare with them
+        # reports compare with what the build before drew
+        keys |= {chapter.pictures[0] for name in names for chapter in chapters(other, name)}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}

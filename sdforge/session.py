@@ -374,14 +374,16 @@ class Session:
         noted = {name: artifact.notes.get("licence", "") for name, artifact in taken.items() if artifact is not None}
         return {name: licence for name in taken if (licence := str(stated[name] or noted.get(name, "")))}
 
-    def _licence_problems(self, plan: Plan, export: Step) -> Iterator[Problem]:
-        """Yield a warning for each input whose licence asks for what the preset's own does not keep."""
+    def against_licence(self, plan: Plan, export: Step) -> list[str]:
+        """Say, input by input, where a preset's own licence does not keep what an input's asks for."""
         from sdforge.licences import conflicts
 
-        target = export.node.target
+        return list(conflicts(str(export.node.target.raw["licence"]), self.licences(plan, export.id)))
+
+    def _licence_problems(self, plan: Plan, export: Step) -> Iterator[Problem]:
         hint = "another licence for the preset, or another input; forge only knows what licences commonly say"
-        for reason in conflicts(str(target.raw.get("licence", "")), self.licences(plan, export.id)):
-            place = (self.project, export.node.recipe, target, None, "licence", reason, hint)
+        for reason in self.against_licence(plan, export):
+            place = (self.project, export.node.recipe, export.node.target, None, "licence", reason, hint)
             yield problem_at(*place, key="licence", warning=True)
 
     def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:

@@ -11,7 +11,7 @@ from sdforge.artifact import WITH, Artifact
 from sdforge.chronicle import EXPORT, PREVIEWS, Chapter, Did, behind, chapters, own_column, pictures_of
 from sdforge.families import family
 from sdforge.graph import Link
-from sdforge.licences import combined, conflicts
+from sdforge.licences import combined
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.sheet import columns
@@ -29,7 +29,6 @@ class Source:
     digest: str
     size: int
     licence: str
-    trigger: list[str]
     pictures: int = 0
     files: dict[str, str] = field(default_factory=dict)
 
@@ -45,8 +44,6 @@ class Made:
     inputs: list[str]
     seconds: float
     size: int
-    grade: str
-    where: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +149,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
         rows=list(_rows(session, drawn, before, old)),
         drawn_with=json.loads(drawn.node.target.settings) if drawn else {},
         asked=combined(list(given.values())),
-        against=list(conflicts(preset["licence"], given)),
+        against=session.against_licence(plan, export),
         seconds=sum(record.get("seconds", 0.0) for record in records.values()),
         disk=_disk(session, steps),
         machine=next((s.result.fingerprint for s in steps if s.result and s.result.fingerprint), {}),
@@ -183,7 +180,6 @@ def _sources(session: Session, steps: list[Step], licences: dict[str, str]) -> I
 def _source(session: Session, link: Link, artifact: Artifact, licence: str) -> Source:
     taken, notes = session.graph.sources[link.id], artifact.notes
     where = str(taken.table.get("from") or taken.table.get("path", ""))
-    trigger = notes.get("trigger", [])
     return Source(
         link.id,
         artifact.kind,
@@ -191,7 +187,6 @@ def _source(session: Session, link: Link, artifact: Artifact, licence: str) -> S
         str(notes.get("digest") or artifact.digest or artifact.identity),
         notes.get("size", 0),
         licence,
-        [trigger] if isinstance(trigger, str) else list(trigger),
         len(notes.get("names", {})),
         dict(notes.get("files", {})),
     )
@@ -207,8 +202,6 @@ def _made(session: Session, recipe: str, step: Step, did: Did, inputs: list[str]
         inputs,
         record.get("seconds", 0.0),
         _size(session, step.result),
-        step.result.grade if step.result else "",
-        str(step.result.fingerprint.get("device", "")) if step.result else "",
     )
 
 

@@ -36,11 +36,11 @@ def story() -> Story:
     did |= {EXPORT: Did("k3", "d3", "built", "`style` changed")}
     last = Chapter(1_800_000_000.0, 'family = "sd15"\n[lora.style]\nrank = 4  # more\n', did)
     before = replace(last, made=1_700_000_000.0, recipe='family = "sd15"\n[lora.style]\nrank = 2  # more\n')
-    bases = [Source(name, "checkpoint", f"{name}.safetensors", "ab" * 32, 10**9, "", []) for name in ("flat", "ink")]
+    bases = [Source(name, "checkpoint", f"{name}.safetensors", "ab" * 32, 10**9, "") for name in ("flat", "ink")]
     made = [
-        Made("toy:soft", "soft", "weighted_sum", did["toy:soft"], ["flat", "ink"], 2.0, 10**9, "A", ""),
-        Made("toy:style", "style", "lora", did["toy:style"], ["toy:soft"], 90.0, 10**6, "B", "cpu"),
-        Made(EXPORT, "preset.export", "export", did[EXPORT], ["toy:soft", "toy:style"], 1.0, 10**9, "A", ""),
+        Made("toy:soft", "soft", "weighted_sum", did["toy:soft"], ["flat", "ink"], 2.0, 10**9),
+        Made("toy:style", "style", "lora", did["toy:style"], ["toy:soft"], 90.0, 10**6),
+        Made(EXPORT, "preset.export", "export", did[EXPORT], ["toy:soft", "toy:style"], 1.0, 10**9),
     ]
     preset = {
         "preset": "toy",

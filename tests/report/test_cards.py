@@ -13,13 +13,13 @@ from sdforge.report.card import card, civitai_description, civitai_fields, code,
 from sdforge.report.story import Made, Source, Story
 from tests.report.conftest import HOSTILE, Parsed, everything
 
-DRAWN = Made("toy:preset.previews", "preset.previews", "previews", Did("k", "d", "built"), [], 1.0, 1, "B", "cpu")
+DRAWN = Made("toy:preset.previews", "preset.previews", "previews", Did("k", "d", "built"), [], 1.0, 1)
 
 
 @pytest.fixture
 def published(story: Story) -> Story:
     """A preset with previews, one base of which is from the hub."""
-    hub = Source("flat", "checkpoint", "hf://org/flat-base@0123/x.safetensors", "ab" * 32, 1, "cc-by-nc-4.0", [])
+    hub = Source("flat", "checkpoint", "hf://org/flat-base@0123/x.safetensors", "ab" * 32, 1, "cc-by-nc-4.0")
     return replace(story, sources=[hub, *story.sources[1:]], made=[*story.made, DRAWN])
 
 
