@@ -150,6 +150,8 @@ def _looking(command: Command) -> None:
     log.add_argument(
         "--samples", default="", metavar="FILE.png", help="write the pictures that were drawn while it ran"
     )
+    report = command("report", "write a preset's report and card anew; print where the report lies")
+    report.add_argument("preset", nargs="?", default="", metavar="PRESET", help="default: the first of forge.toml")
     graph = command("graph", "what is made from what")
     graph.add_argument("targets", nargs="*", metavar="TARGET")
     graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
@@ -304,8 +306,10 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
+    from sdforge.telling import is_told
+
     made = session.plan(wanted)
-    if not made.to_do and not session.retrain and session.is_settled(made):
+    if not made.to_do and not session.retrain and session.is_settled(made) and is_told(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
@@ -384,7 +388,7 @@ def other(wishes: argparse.Namespace) -> int:
         **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
-        **dict.fromkeys(("list", "log", "graph", "diff"), _look),
+        **dict.fromkeys(("list", "log", "graph", "diff", "report"), _look),
     }
     return functions[name](_open(wishes), wishes)
 
@@ -454,6 +458,8 @@ def _look(session: Session, wishes: argparse.Namespace) -> int:
 
     if wishes.command == "list":
         looking.show_list(session, wishes)
+    elif wishes.command == "report":
+        looking.report(session, wishes.preset, as_json=wishes.json)
     elif wishes.command == "log":
         looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
     else:

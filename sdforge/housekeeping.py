@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import UNPINNED
+from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
@@ -71,6 +72,8 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
+        # reports compare with what the build before drew
+        keys |= {chapter.pictures[0] for name in names for chapter in chapters(other, name)}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
