@@ -30,7 +30,7 @@ FLOORS = (
     {"sidecars"},
     {"sharing"},
     {"executors", "build", "bounded", "fetch", "exchange"},
-    {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor"},
+    {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "install"},
     {"disk", "rebuild"},
     {"cli"},
     {"__main__"},
