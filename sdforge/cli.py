@@ -100,6 +100,14 @@ def _pinning(command: Command) -> None:
     sign.add_argument("--key", required=True, metavar="FILE", help="a private key of `ssh-keygen -t ed25519`")
     pull = command("pull", "bring results that the lock pins here from the remote cache")
     pull.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    bring = command("import", "write the recipe that does what another program's file says")
+    bring.add_argument(
+        "file", metavar="FILE", help="of kohya's scripts, sd-mecha or mergekit, or a list of block weights"
+    )
+    bring.add_argument("--name", default="", help="of the recipe; else after the file")
+    bring.add_argument("--family", default="", help="where the file does not tell")
+    bring.add_argument("--checkpoints", default="", metavar="A,B", help="what a list of block weights merges")
+    bring.add_argument("-n", "--dry-run", action="store_true", help="only print the recipe")
     install = command("install", "put a preset's files where another program looks for them")
     install.add_argument("preset", metavar="PRESET")
     install.add_argument(
@@ -374,7 +382,7 @@ def other(wishes: argparse.Namespace) -> int:
     if name == "show":
         return _show(wishes)
     functions = {
-        **dict.fromkeys(("fetch", "push", "pull", "sign", "install"), _exchange),
+        **dict.fromkeys(("fetch", "push", "pull", "sign", "install", "import"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
         **dict.fromkeys(("list", "log", "graph"), _look),
@@ -408,6 +416,10 @@ def _exchange(session: Session, wishes: argparse.Namespace) -> int:
         from sdforge.install.command import install
 
         return install(session, wishes)
+    if wishes.command == "import":
+        from sdforge.imports.command import import_recipe
+
+        return import_recipe(session, wishes)
     import sdforge.exchange as exchange
 
     functions = {"push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock}

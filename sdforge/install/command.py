@@ -197,7 +197,7 @@ def _stem(path: str) -> str:
 
 def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Return the pictures and texts beside the chosen models: path in the preset → path in the program's folder."""
-    found = {}
+    found: dict[str, str] = {}
     for path, target in placed.items():
         start = f"{path.rpartition('.')[0]}."
         alike = [other for other in rows if other.startswith(start) and other.endswith(BESIDE)]

@@ -31,7 +31,7 @@ FLOORS = (
     {"sharing"},
     {"executors", "build", "bounded", "fetch", "exchange"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "install"},
-    {"disk", "rebuild"},
+    {"disk", "rebuild", "imports"},
     {"cli"},
     {"__main__"},
 )

@@ -188,21 +188,28 @@ def test_a_dry_run_says_the_same_and_does_nothing(house: House) -> None:
     assert inside(comfy) == COMFY
 
 
+def stop_at(moment: int, patch: pytest.MonkeyPatch) -> None:
+    """Interrupt at the n-th moment: before a file's bytes are brought, or after it has its name."""
+    calls, bring = iter(range(1, 1000)), command._bring
+
+    def stop(_: Path) -> None:
+        if next(calls) == moment:
+            raise KeyboardInterrupt
+
+    def bring_late(source: Path, part: Path, *, copy: bool) -> str:
+        stop(part)
+        return bring(source, part, copy=copy)
+
+    patch.setattr(command, "flush_folder", stop)
+    patch.setattr(command, "_bring", bring_late)
+
+
 def test_a_stop_at_any_moment_leaves_only_what_undo_removes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     comfy = house.program("comfyui")
     before = sorted(comfy.rglob("*"))
     for moment in range(1, 16):
-        calls = iter(range(1, 1000))
-
-        def stop(_: Path, calls: object = calls, moment: int = moment) -> None:
-            if next(calls) == moment:  # type: ignore[call-overload]
-                raise KeyboardInterrupt
-
         with monkeypatch.context() as patch:
-            # the moments: before a file's bytes are brought, and after it has its name
-            patch.setattr(command, "flush_folder", stop)
-            bring = command._bring
-            patch.setattr(command, "_bring", lambda s, p, copy: (stop(p), bring(s, p, copy=copy))[1])
+            stop_at(moment, patch)
             main(["-C", str(house.root), "install", "ink", "--into", f"comfyui:{comfy}"])
         house.install(f"comfyui:{comfy}", "--undo", code=0)
         assert sorted(comfy.rglob("*")) == before, moment
