@@ -73,6 +73,8 @@ def three_bases(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) 
             tensors = load_file(path)
             save_file({key: t + 0.05 * torch.randn(t.shape).half() for key, t in tensors.items()}, path)
     write_drawings(folder / "drawings")
+    for caption in (folder / "drawings").glob("*.txt"):
+        caption.write_text("a square")
     (folder / "recipes").mkdir()
     (folder / "forge.toml").write_text(FORGE_TOML)
     return folder

@@ -91,13 +91,11 @@ DIFFERENCE = f'merge "subtract" &1 &2\n{HALF}\nmerge "add_difference" &0 &3 &6\n
 TWICE = 'merge "weighted_sum" &0 &1 0.5\nmerge "weighted_sum" &3 &2 alpha=0.5'
 COMPUTED: dict[str, tuple[str, Formula]] = {
     "normal.yaml": (SUM.replace("false", "true"), lambda a, b, _: (2 * a + b) / 3),
-    "sum.yaml": (SUM, lambda a, b, _: 0.5 * a + 0.25 * b),
     "tasks.yaml": (TASKS, lambda a, b, c: a + 0.5 * (0.6 * (b - a) + 0.2 * (c - a))),
     "ties.yaml": (TIES, ties),
     "difference.mecha": (MECHA + DIFFERENCE, lambda a, b, c: a + 0.5 * (b - c)),
     "trained.mecha": (MECHA + TRAINED, trained),
     "crooked.mecha": (MECHA + CROOKED, perpendicular),
-    "mean.mecha": (MECHA + 'merge "n_average" &0 &1 &2', lambda a, b, c: (a + b + c) / 3),
     "twice.mecha": (MECHA + TWICE, lambda a, b, c: (a + b) / 4 + c / 2),
 }
 LEVELS = ["BASE", *(f"IN{i:02}" for i in range(12)), "M00", *(f"OUT{i:02}" for i in range(12))]
@@ -109,8 +107,9 @@ BLOCKS = {
     "unet.mid_block.resnets.0.conv1.weight": "M00",
     "unet.up_blocks.3.resnets.2.conv1.weight": "OUT11",
     "unet.conv_out.weight": "OUT11",
+    "vae.decoder.conv_in.weight": "BASE",
+    "unet.time_embedding.linear_1.weight": "BASE",
 }
-OF_MECHA = {"vae.decoder.conv_in.weight": "BASE", "unet.time_embedding.linear_1.weight": "BASE"}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,6 @@ def computed(tmp_path_factory: pytest.TempPathFactory, three_bases: Path) -> Imp
     blocks = f'dict {numbers}\nliteral &3 model_config="sd1-supermerger_blocks" merge_space=null\n'
     texts = {name: text for name, (text, _) in COMPUTED.items()}
     texts["blocks.mecha"] = f'{MECHA}{blocks}merge "weighted_sum" &0 &1 &4'
-    texts["listed.txt"] = "A = alpha\nB: beta\n" + ",".join(map(str, WEIGHTS.values()))
     for name, text in texts.items():
         found.run(name, text)
     Bench(root).build(*(f"{Path(name).stem}:{Path(name).stem}" for name in texts))
@@ -140,12 +138,9 @@ def test_what_another_program_would_compute_the_recipe_computes(computed: Import
         assert torch.allclose(value, expected, rtol=1e-3, atol=NEAR), tensor
 
 
-@pytest.mark.parametrize(("name", "meant"), [("blocks", BLOCKS | OF_MECHA), ("listed", BLOCKS)])
-def test_weights_of_blocks_reach_the_blocks_that_are_meant(
-    computed: Importer, name: str, meant: dict[str, str]
-) -> None:
-    found, a, b = computed.made(name), computed.base("alpha"), computed.base("beta")
-    for tensor, block in meant.items():
+def test_weights_of_blocks_reach_the_blocks_that_sd_mecha_means(computed: Importer) -> None:
+    found, a, b = computed.made("blocks"), computed.base("alpha"), computed.base("beta")
+    for tensor, block in BLOCKS.items():
         expected = a[tensor] + WEIGHTS[block] * (b[tensor] - a[tensor])
         assert torch.allclose(found[tensor], expected, rtol=1e-3, atol=NEAR), tensor
 
@@ -267,8 +262,11 @@ ONES = ",".join(["0.5"] * 25)
 
 
 def test_a_published_list_is_a_merge_of_two_checkpoints(importer: Importer) -> None:
-    said = importer.run("lists.txt", f"A = alpha\nmodel B: beta\n# best\nSOFT_ONE\t0.25,{ONES}\n{ONES}\n")
-    assert set(importer.values("lists")["weighted_sum"]) == {"soft-one", "lists"}
+    said = importer.run("lists.txt", f"A = alpha\nmodel B: beta\n# best\nSOFT_ONE\t0.25,{ONES}\n{ONES}\nand so on\n")
+    merges = importer.values("lists")["weighted_sum"]
+    assert merges["soft-one"] == {"checkpoints": ["alpha", "beta"], "weights": [1.0, 0.0], "mbw": [0.25] + [0.5] * 25}
+    assert merges["lists"]["mbw"] == [0.5] * 25
+    assert "line 6 is no list, and left out: and so on" in said
     assert "the text encoders are those of alpha" in said
 
 
