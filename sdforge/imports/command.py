@@ -27,9 +27,12 @@ KINDS: tuple[ModuleType, ...] = (mecha, mergekit, kohya, block_weights)  # the f
 def import_recipe(session: Session, wishes: argparse.Namespace) -> int:
     """Write recipes/NAME.toml, or with --dry-run print it. Returns the exit code of the check."""
     path = Path(wishes.at) / wishes.file
-    draft = _draft(session, path, wishes)
-    draft.family = draft.family or _family_of_sources(session, draft)
-    text = draft.text(path.name)
+    try:
+        draft = _draft(session, path, wishes)
+        text = draft.text(path.name)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        about = " ".join(str(error).split())
+        raise UsageError(f"{path} is not written as such files are: {type(error).__name__}: {about}") from None
     if wishes.dry_run:
         print(json.dumps({"v": 1, "event": "import", "text": text}) if wishes.json else text, end="\n" * wishes.json)
         return 0
@@ -53,6 +56,7 @@ def _draft(session: Session, path: Path, wishes: argparse.Namespace) -> Draft:
     draft = Draft(session.project.root, path.resolve().parent, session.project.sources | session.project.datasets)
     checkpoints = tuple(each.strip() for each in wishes.checkpoints.split(",") if each.strip())
     kind.read(path, text, draft, Wishes(wishes.family, checkpoints))
+    draft.family = draft.family or _family_of_sources(session, draft)
     return draft
 
 

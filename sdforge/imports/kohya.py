@@ -35,7 +35,7 @@ HOW = re.compile(  # options that say how to run and what to write on the way, a
     r"cache_(latents|text_encoder_outputs)\w*|xformers|sdpa|mem_eff_attn|gradient_checkpointing|lowram|highvram"
     r"|\w*data_loader\w*|vae_batch_size|(output|logging)_dir|log_\w+|wandb_\w+|save_(every|last|state|model|n_epoch)\w*"
     r"|sample_\w+|console_\w+|no_half_vae|huggingface_\w+|metadata_\w+|training_comment|no_metadata|ddp_\w+"
-    r"|torch_compile|dynamo_backend|skip_cache_check|resume\w*|output_name|config_file|full_path|masked_loss_dir"
+    r"|torch_compile|dynamo_backend|skip_cache_check|resume\w*|config_file|full_path|masked_loss_dir"
     r"|deepspeed|initial_\w+|tokenizer_cache_dir"
 )
 OFF: tuple[Any, ...] = (None, False, "", 0, 0.0, [])
@@ -81,7 +81,7 @@ def _toml(path: Path, text: str) -> dict[str, Any]:
 def _command(path: Path, text: str) -> tuple[dict[str, Any], str]:
     """Return the options of a command line, and the script's name; lines may end in a backslash or ^."""
     joined = re.sub(r"[\\^`]\s*\n", " ", text)
-    line = next(each for each in joined.splitlines() if "--" in each and not each.lstrip().startswith("#"))
+    line = next((each for each in joined.splitlines() if "--" in each and not each.lstrip().startswith("#")), "")
     try:
         words = shlex.split(line)
     except ValueError as error:
@@ -153,7 +153,7 @@ class _Training:
 
     def add(self) -> None:
         """Add the training, what it is trained on, its data sets and the preset."""
-        wish = str(self.options.get("output_name") or self.path.stem)
+        wish = str(self.take("output_name") or self.path.stem)
         prediction = {"prediction": "v_prediction"} if self.take("v_parameterization") else {}
         base = self.draft.source(str(self.take("pretrained_model_name_or_path")), **prediction)
         pictures = _Pictures(self.path, *self._pictures(), self.draft)

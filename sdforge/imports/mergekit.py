@@ -98,6 +98,8 @@ def _yaml(path: Path, text: str) -> dict[str, Any]:
     import yaml
 
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UsageError(f"{path} names parts of itself (`*NAME`), which can unfold without end", "write them out")
         found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from None

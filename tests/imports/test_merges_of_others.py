@@ -184,6 +184,8 @@ def test_every_key_of_a_configuration_is_taken_or_named(importer: Importer) -> N
         ("merge_method: ties\nmodels: [{model: b, parameters: {weight: 1}}]", "has no `base_model`"),
         ("merge_method: slerp\nparameters: {t: [0, 0.5, 1]}\nmodels: [{model: b}]", "from layer to layer"),
         ("merge_method: linear\nmodels: [", "is no YAML"),
+        ("merge_method: linear\nmodels: &a [*a]", "can unfold without end"),
+        ("merge_method: linear\nmodels: [{model: a, parameters: {weight: heavy}}]", "is not written as such files are"),
         (
             TIES.replace("weight: 0.7", "weight: 0.7, density: 0.1"),
             "different values of `density` (0.1 and 0.5)",
@@ -240,6 +242,8 @@ def test_what_a_method_does_otherwise_is_said(importer: Importer, merge: str, me
         (f'{MECHA}merge "rotate" &0 &1', "mixed.mecha:5: `rotate` of sd-mecha has no counterpart here"),
         (f'{MECHA}merge "weighted_sum" &0 &9 0.5', "mixed.mecha:5: &9 names no line before this one"),
         (MECHA, "its last line is no merge"),
+        (f"{MECHA}merge", "is not written as such files are"),
+        (f'{MECHA}merge "weighted_sum" &0', "is not written as such files are"),
         (f"{MECHA}run away", "there is no line 'run'"),
         (f'{MECHA}merge "weighted_sum" &0 &1 half', "'half' is neither a number"),
     ],

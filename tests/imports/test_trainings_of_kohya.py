@@ -128,7 +128,7 @@ def test_every_option_is_taken_or_named_in_the_recipe(importer: Importer) -> Non
     for word in (
         "rank_dropout = 0.1",
         "betas = 0.9,0.99",
-        "cache_latents, output_name, save_every_n_epochs, xformers",
+        "cache_latents, save_every_n_epochs, xformers",
         "max_token_length = 225",
         "color_aug = True",
         "caption_prefix = best, ",
@@ -208,6 +208,8 @@ def test_a_command_line_tells_training_and_family(
         (TRAINING.replace("pictures.toml", "nowhere.toml"), "nowhere.toml, which is not there"),
         (TRAINING.replace('dataset_config = "pictures.toml"', ""), "names no pictures"),
         (TRAINING + "network_train_text_encoder_only = true", "trains the text encoder alone"),
+        (TRAINING.replace("network_dim = 8", 'network_dim = "many"'), "is not written as such files are"),
+        (TRAINING.replace("unet_lr = 2e-4", "unet_lr = nan"), "is not written as such files are"),
     ],
 )
 def test_a_training_without_a_counterpart_is_refused(importer: Importer, text: str, words: str) -> None:
