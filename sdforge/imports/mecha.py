@@ -220,7 +220,7 @@ class _Graph:
     def _read_weighted_sum(self, node: Node, arguments: list[Any]) -> tuple[str, dict[str, Any]]:
         alpha = self._argument(node, arguments, 2, "alpha", 0.5)
         shares = self.settings("weights", alpha, lambda weight: [complement(weight), weight])
-        return "weighted_sum", {"checkpoints": self._all(node, arguments[:2]), **shares}
+        return "weighted_sum", {"checkpoints": list(self._two(node, arguments).values()), **shares}
 
     def _read_n_average(self, node: Node, arguments: list[Any]) -> tuple[str, dict[str, Any]]:
         names = self._all(node, arguments)

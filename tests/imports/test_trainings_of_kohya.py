@@ -209,7 +209,7 @@ def test_a_command_line_tells_training_and_family(
         (TRAINING.replace('dataset_config = "pictures.toml"', ""), "names no pictures"),
         (TRAINING + "network_train_text_encoder_only = true", "trains the text encoder alone"),
         (TRAINING.replace("network_dim = 8", 'network_dim = "many"'), "is not written as such files are"),
-        (TRAINING.replace("unet_lr = 2e-4", "unet_lr = nan"), "is not written as such files are"),
+        (TRAINING.replace("min_snr_gamma = 5", "min_snr_gamma = nan"), "is not written as such files are"),
     ],
 )
 def test_a_training_without_a_counterpart_is_refused(importer: Importer, text: str, words: str) -> None:
