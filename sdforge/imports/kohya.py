@@ -38,6 +38,7 @@ HOW = re.compile(  # options that say how to run and what to write on the way, a
     r"|torch_compile|dynamo_backend|skip_cache_check|resume\w*|config_file|full_path|masked_loss_dir"
     r"|deepspeed|initial_\w+|tokenizer_cache_dir"
 )
+RATE = 2e-6  # the scripts' default
 OFF: tuple[Any, ...] = (None, False, "", 0, 0.0, [])
 EPOCHS = "max_train_epochs"
 
@@ -217,7 +218,7 @@ class _Training:
             self.draft.note(f"text_encoder_lr = {rates}: here the text encoders have one rate, the first")
         if self.take("network_train_text_encoder_only"):
             raise UsageError(f"{self.path} trains the text encoder alone, which has no counterpart here")
-        rate = float(rates[0]) if rates else float(self.options.get("learning_rate", 1e-6))
+        rate = float(rates[0]) if rates else float(self.options.get("learning_rate", RATE))
         return found | {"text_encoder": not only_unet} | ({} if only_unet else {"text_learning_rate": rate})
 
     def _numbers(self, pictures: _Pictures) -> dict[str, Any]:
@@ -238,7 +239,7 @@ class _Training:
         self.steps = int(steps or self.steps)
         found: dict[str, Any] = {"steps": self.steps, "batch": batch}
         if rate is None or float(rate) < 0.1:
-            found["learning_rate"] = float(rate or 1e-6)
+            found["learning_rate"] = float(rate or RATE)
         else:
             self.draft.note(
                 f"a learning rate of {rate} is for optimisers that find their own: ours stays at its default"
@@ -269,6 +270,10 @@ class _Training:
     def _weighting(self, pictures: _Pictures) -> dict[str, Any]:
         """Return what weighs losses and changes pictures and captions."""
         found: dict[str, Any] = {"min_snr": float(self.take("min_snr_gamma", 0) or 0)}
+        if first := int(self.take("min_timestep", 0)):
+            found["noise_from"] = first
+        if self.options.get("loss_type") == "l2":  # which is the only one here
+            self.take("loss_type")
         found |= {"caption_dropout": float(pictures.option("caption_dropout_rate", 0.0))}
         if offset := float(self.take("noise_offset", 0) or 0):
             found["noise_offset"] = offset

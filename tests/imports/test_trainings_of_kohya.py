@@ -37,6 +37,8 @@ seed = 42
 min_snr_gamma = 5
 noise_offset = 0.05
 prior_loss_weight = 0.5
+min_timestep = 100
+loss_type = "l2"
 max_token_length = 225
 """
 PICTURES = """\
@@ -106,6 +108,7 @@ def test_a_training_and_its_data_sets_are_carried_over(importer: Importer) -> No
         "min_snr": 5.0,
         "caption_dropout": 0.0,
         "noise_offset": 0.05,
+        "noise_from": 100,
         "flip": True,
         "shuffle": True,
         "keep_tokens": 1,
@@ -143,6 +146,7 @@ def test_what_a_file_leaves_out_is_as_the_scripts_have_it(importer: Importer) ->
     found = values(imported(importer, text, pictures=pictures))
     training = found["lora"]["train"]
     expected = {"rank": 4, "alpha": 1.0, "steps": 1600, "batch": 1, "min_snr": 0.0, "caption_dropout": 0.0, "warmup": 0}
+    expected |= {"learning_rate": 2e-6, "text_learning_rate": 2e-6}
     assert {key: training[key] for key in expected} == expected
     assert (training["buckets"], training["resolution"], training["dtype"]) == (False, 512, "fp32")
     assert found["dataset"]["drawings"]["captions"] == "caption"
