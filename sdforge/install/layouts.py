@@ -1,8 +1,9 @@
 """Where programs look for the files of a preset: facts of other people's programs, all in this one place.
 
-Read in ComfyUI's `folder_paths.py`, A1111's and SD.Next's `modules/paths.py` and their pages of extra networks, and
-InvokeAI's documentation (its folder `autoimport`, which it looked through by itself before version 4, and which
-"Scan Folder" looks through since).
+Read in ComfyUI's `folder_paths.py` and its example of paths for A1111, A1111's page of extra networks, Forge's options
+(`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which knows no hypernetworks any more, and InvokeAI's documentation
+(its folder `autoimport`, which it looked through by itself before version 4, and which "Scan Folder" looks through
+since).
 """
 
 from __future__ import annotations
@@ -78,9 +79,8 @@ LAYOUTS = {
             "checkpoint": "models/Stable-diffusion",
             "lora": "models/Lora",
             "embedding": "models/embeddings",
-            "hypernetwork": "models/hypernetworks",
         },
-        endings=READS | {"lora": (PLAIN, DIFFUSERS)},
+        endings={"checkpoint": (PLAIN,), "lora": (PLAIN, DIFFUSERS), "embedding": (PLAIN, PICKLE)},
         whole="models/Diffusers",
         sidecars=True,
         word="{name}",
