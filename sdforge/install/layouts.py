@@ -1,9 +1,8 @@
 """Where programs look for the files of a preset: facts of other people's programs, all in this one place.
 
 Read in ComfyUI's `folder_paths.py` and its example of paths for A1111, A1111's page of extra networks, Forge's options
-(`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which knows no hypernetworks any more, and InvokeAI's documentation
-(its folder `autoimport`, which it looked through by itself before version 4, and which "Scan Folder" looks through
-since).
+(`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which has no hypernetworks any more, and InvokeAI's
+documentation: before version 4 it looked through its folder `autoimport` by itself, since then "Scan Folder" does.
 """
 
 from __future__ import annotations
