@@ -39,6 +39,7 @@ def reference() -> str:
     parts = [HEAD.format(families=families), *_preset(recipe)]
     for group, title in GROUPS.items():
         parts += _group(recipe, title, [n for n, g in method_groups().items() if g == group and n not in LISTED])
+    parts += _checks(recipe)
     parts += ["## forge.toml: the project, in git\n", _rows(project, project)]
     parts += _tables("source", recipe) + _tables("dataset", recipe)
     parts += [f"### [{name}]\n\n{text}" for name, text in _inner((), project)]
@@ -69,6 +70,15 @@ def _group(recipe: dict[str, Any], title: str, names: list[str]) -> Iterator[str
         own = {key: value for key, value in table["properties"].items() if key not in shared}
         rows = _rows(table | {"properties": own}, recipe) if own else ""
         yield f"### {name}\n\n{_paragraphs(about)}\n\n{rows}"
+
+
+def _checks(recipe: dict[str, Any]) -> Iterator[str]:
+    kinds = recipe["properties"]["checks"]
+    yield f"## Checks: [checks.KIND.NAME]\n\nA recipe says {kinds['description']}.\n"
+    for name, tables in kinds["properties"].items():
+        table = tables["additionalProperties"]
+        about = table.get("description", tables["description"])
+        yield f"### {name}\n\n{_paragraphs(about)}\n\n{_rows(table, recipe)}"
 
 
 def _inner(
