@@ -15,6 +15,7 @@ from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
+from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
@@ -259,6 +260,7 @@ def init(folder: Path) -> None:
         (folder / ".forge" / name).write_text(text, encoding="utf-8")
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
     say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
+    welcome(folder)
     say(f"  next: {where}forge build anime-preset")
     say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")
     say("        `forge plan` says what that costs; `forge doctor` says whether this machine is fit, and sees its GPU")

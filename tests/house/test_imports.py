@@ -31,8 +31,9 @@ FLOORS = (
     {"sidecars", "telling"},
     {"sharing"},
     {"executors", "build", "bounded", "fetch", "exchange"},
+    {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
-    {"disk", "rebuild", "difference"},
+    {"disk", "rebuild", "difference", "imports"},
     {"cli"},
     {"__main__"},
 )
