@@ -287,11 +287,20 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
     made = session.plan(wanted)
-    if not made.to_do and not session.retrain and session.is_settled(made):
+    if not made.to_do and not session.retrain and session.is_settled(made) and not lacking_grids(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
     return build_for_real(session, wanted, wishes)
+
+
+def lacking_grids(session: Session, made: Plan) -> bool:
+    """Say whether a grid is to be drawn; what is no variant has none, and need not look."""
+    if not any(step.node.recipe.shared or step.node.recipe.home != step.node.recipe.name for step in made.steps.values()):
+        return False
+    from sdforge.grids import lacking
+
+    return bool(lacking(session, made))
 
 
 def _build_file(wishes: argparse.Namespace) -> int:
@@ -344,7 +353,7 @@ def plan(wishes: argparse.Namespace) -> int:
     from sdforge.commands import show_plan
 
     show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
-    return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0
+    return SOMETHING_TO_DO if wishes.exit_code and (made.to_do or lacking_grids(session, made)) else 0
 
 
 def other(wishes: argparse.Namespace) -> int:

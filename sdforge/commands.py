@@ -15,15 +15,16 @@ from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
+from sdforge.grids import PICTURE, lacking, write_grids
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
-from sdforge.report.progress import reporter, short
+from sdforge.report.progress import name_width, reporter, short
 from sdforge.report.table import row
-from sdforge.report.words import say, seconds, size
+from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.session import Session, assumed
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
@@ -52,6 +53,8 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     began = time.monotonic()
     try:
         summary = build.run(wanted)
+        for path, moved in write_grids(session, summary.plan, session.outputs) if summary.plan else ():
+            view.drawn(path.relative_to(session.project.root).as_posix(), moved)
     finally:
         view.close()
     conclude(session, summary, time.monotonic() - began, as_json=wishes.json)
@@ -165,13 +168,16 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         )
         session.refuse_lack(plan)
         return
+    width = name_width(step for step, _ in rows)
     for step, causes in rows:
-        say(row(step, plan_text(session, step, causes)))
+        say(row(step, plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")
+    for grid in lacking(session, plan):
+        say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
     said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
@@ -328,7 +334,7 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
     pinned = _pin_sources(session, wishes)
-    names = session.project.recipe_names()
+    names = session.project.preset_names()
     session.open_recipes(names)
     plan = session.plan(list(session.graph.nodes))
     if wishes.prune:

@@ -59,7 +59,7 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
     for root in {session.project.root, *session.store.roots()}:
         try:
             other = session if root == session.project.root else open_session(root)
-            names = other.project.recipe_names()
+            names = other.project.preset_names()
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
         except ForgeError as error:
