@@ -464,6 +464,8 @@ class Build:
         """Put a preset's files into `out/`."""
         step = replace(step, result=result)
         moved, paths = self.session.place(step, work)
+        if self.session.project.made:  # a folder that nobody sees
+            return
         names = self.outputs.names(step)
         self.reporter.wrote(step, paths, moved, [file_row(names[file], row) for file, row in result.files.items()])
 

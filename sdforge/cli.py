@@ -44,7 +44,10 @@ def _building(command: Command) -> None:
     """Add the commands about what is made."""
     build = command("build", "bring targets up to date, and write a preset's files")
     build.add_argument(
-        "targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, a name that is unique, or a preset's file"
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="a recipe, RECIPE@VARIANT, RECIPE:NAME, a name that is unique, a file",
     )
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
@@ -75,6 +78,17 @@ def _building(command: Command) -> None:
     )
     plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
     plan.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
+    grid = command("grid", "draw a preset with other settings, as one picture with axes; the recipe stays as it is")
+    grid.add_argument("preset", metavar="RECIPE")
+    grid.add_argument(
+        "--x", required=True, metavar="SETTING=VALUES", help='across: as in "inked.loras.pastel.strength=0.4,0.6,0.8"'
+    )
+    grid.add_argument("--y", default="", metavar="SETTING=VALUES", help="down; default: the seeds of the previews")
+    grid.add_argument("--cell", default="", metavar="COLUMN,ROW", help="only print this cell as a variant, to be kept")
+    grid.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+    grid.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
+    grid.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
+    grid.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
@@ -296,7 +310,7 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
 
 def lacking_grids(session: Session, made: Plan) -> bool:
     """Say whether a grid is to be drawn; what is no variant has none, and need not look."""
-    if not any(step.node.recipe.shared or step.node.recipe.home != step.node.recipe.name for step in made.steps.values()):
+    if all(step.node.recipe.name == step.node.recipe.home for step in made.steps.values()):
         return False
     from sdforge.grids import lacking
 
@@ -373,7 +387,7 @@ def other(wishes: argparse.Namespace) -> int:
         return _show(wishes)
     functions = {
         **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
-        **dict.fromkeys(("why", "check", "lock"), _tell),
+        **dict.fromkeys(("why", "check", "lock", "grid"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
         **dict.fromkeys(("list", "log", "graph"), _look),
     }
@@ -409,6 +423,10 @@ def _exchange(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _tell(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "grid":
+        from sdforge.trial import grid
+
+        return grid(session, wishes)
     import sdforge.commands as found
 
     if wishes.command == "check":

@@ -26,6 +26,7 @@ from sdforge.report.progress import name_width, reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.session import Session, assumed
+from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
 
@@ -310,9 +311,10 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     problems: list[Problem] = []
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
-            session.open_recipes([name])
-            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name == name])
-            problems += session.advice(plan)
+            meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)
+            session.open_recipes(meant)
+            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in meant])
+            problems += [problem for problem in session.advice(plan) if problem not in problems]
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

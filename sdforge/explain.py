@@ -103,7 +103,9 @@ class Explainer:
         target = step.node.target
         recipe = step.node.recipe
         path = (*target.path, *change.path[1:]) if len(change.path) > 1 else (*target.path, change.path[0])
-        return Cause(f"{name} {shown(change.old)} → {shown(change.new)}", recipe_place(self.session.project, recipe, *path))
+        return Cause(
+            f"{name} {shown(change.old)} → {shown(change.new)}", recipe_place(self.session.project, recipe, *path)
+        )
 
     def _inputs(self, step: Step, role: str, old: Any) -> list[Cause]:
         """What changed among the inputs of a role."""

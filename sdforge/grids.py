@@ -73,7 +73,8 @@ class Grid:
 
 def grids_of(session: Session, plan: Plan) -> Iterator[Grid]:
     """Yield the grids whose cells are all wanted."""
-    wanted = {plan.steps[name].node.recipe.name: plan.steps[name] for name in plan.wanted if name.endswith(":preset.previews")}
+    previews = (plan.steps[name] for name in plan.wanted if name.endswith(":preset.previews"))
+    wanted = {step.node.recipe.name: step for step in previews}
     homes = dict.fromkeys(step.node.recipe.home for step in wanted.values())
     for home in homes:
         recipe = session.project.recipe(home)
@@ -90,8 +91,10 @@ def lacking(session: Session, plan: Plan) -> list[Grid]:
 
 def _lies(outputs: Outputs, grid: Grid) -> bool:
     folder = outputs.project.out / grid.name
-    drawn = all(step.result for step in grid.cells)
-    return drawn and all([outputs.lies(folder / name, grid.source()) for name in (PICTURE, ABOUT)])
+    if not all(step.result for step in grid.cells):
+        return False
+    found = [outputs.lies(folder / name, grid.source()) for name in (PICTURE, ABOUT)]  # a verdict rests on both
+    return all(found)
 
 
 def write_grids(session: Session, plan: Plan, outputs: Outputs) -> Iterator[tuple[Path, list[str]]]:

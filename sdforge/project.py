@@ -68,10 +68,15 @@ class Project:
         """Return the names of all recipes, each with its variants behind it; of one with mistakes its own alone."""
         found = []
         for name in self.recipe_names():
-            found.append(name)
-            with suppress(RecipeError, UsageError):
-                found += [f"{name}{MARK}{variant}" for variant in self.recipe(name).variants]
+            try:
+                found += self.with_variants(name)
+            except (RecipeError, UsageError):
+                found.append(name)
         return found
+
+    def with_variants(self, name: str) -> list[str]:
+        """Return a recipe's name and those of its variants. Raises UsageError, RecipeError."""
+        return [name, *(f"{name}{MARK}{variant}" for variant in self.recipe(name).variants)]
 
     def variants(self, name: str) -> list[str]:
         """Return the variants that `RECIPE@NAME` means: one, or all of a sweep. Raises UsageError, RecipeError."""
@@ -87,6 +92,11 @@ class Project:
             f"recipe {home!r} has no variant {variant!r}",
             hint=f"did you mean '{home}{MARK}{guess}'?" if guess else f"it has {', '.join(known) or 'none'}",
         )
+
+    def try_out(self, name: str, text: str) -> None:
+        """Read a recipe from now on as if this text stood at its end."""
+        self.trials[name] = text.encode()
+        self._recipes.pop(name, None)
 
     def recipe_text(self, name: str) -> bytes:
         """Return the text in which a recipe (or the one that a variant is of) stands. Raises UsageError."""

@@ -204,9 +204,13 @@ def read_recipe(source: bytes, name: str, file: str) -> Recipe:
 
 
 def _vary(plain: Recipe, document: Document, variant: str, found: Variants) -> Recipe:
-    """Return a variant of a recipe, and with whom it shares which of its targets."""
-    changes = found.changes[variant]
-    recipe = _Reading(varied(document, changes, RESERVED), f"{plain.name}@{variant}").recipe()
+    """Return a variant of a recipe, and with whom it shares which of its targets.
+
+    The cells of a sweep are compared with each other, and draw no bases.
+    """
+    text = varied(document, found.changes[variant], RESERVED)
+    swept = variant.rpartition("-")[0] in found.sweeps
+    recipe = _Reading(text, f"{plain.name}@{variant}", compared=not swept).recipe()
     shared: dict[str, str] = {}
     for other in (plain, *(_vary(plain, document, cell, found) for cell in edges(variant, found.sweeps))):
         for name in _same(recipe, other) - {"preset.export", "preset.previews"}:
@@ -230,9 +234,14 @@ def _same(recipe: Recipe, other: Recipe) -> set[str]:
 
 def _alike(a: Target, b: Target | None) -> bool:
     """Say whether two targets are made by the same method with the same settings from inputs of the same names."""
-    if b is None or (a.signature.name, a.uses, a.seed) != (b.signature.name, b.uses, b.seed):
+    if b is None or (a.signature.name, _made_from(a), a.seed) != (b.signature.name, _made_from(b), b.seed):
         return False
     return a.settings == b.settings or (a.name == "preset.export" and _untitled(a) == _untitled(b))
+
+
+def _made_from(target: Target) -> list[Use]:
+    """Return what a target takes, but for what is only drawn beside a preset."""
+    return [use for use in target.uses if target.name != "preset.previews" or use.role != "beside"]
 
 
 def _untitled(export: Target) -> dict[str, Any]:
@@ -250,11 +259,12 @@ def place_in(source: bytes, name: str, file: str, *path: str | int, value: bool 
 
 
 class _Reading:
-    """One pass over a document, collecting problems."""
+    """One pass over a document, collecting problems. compared: whether bases are drawn beside the preset."""
 
-    def __init__(self, document: Document, name: str) -> None:
+    def __init__(self, document: Document, name: str, *, compared: bool = True) -> None:
         self.document = document
         self.name = name
+        self.compared = compared
         self.problems: list[Problem] = []
         self.targets: dict[str, Target] = {}
         self.signatures: dict[str, Signature] = {}
@@ -457,7 +467,8 @@ class _Reading:
         }
         steps.append(("export", "export", export))
         if preset.previews.prompts:
-            beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
+            before = [*bases, *([unbaked] if preset.bake else [])] if self.compared else []
+            beside: dict[str, Any] = {name: {} for name in before}
             drawing = preset.previews.model_dump(exclude_unset=True)
             drawing.setdefault("negative_prompt", preset.negative_prompt)
             drawing.setdefault("clip_skip", preset.clip_skip)

@@ -117,7 +117,7 @@ class Session:
         self.open_recipes(list(dict.fromkeys(recipe for recipe, _ in asked)))
         wanted: list[str] = []
         for recipe, target in asked:
-            wanted += [self.project.recipe(recipe).id(target)] if target else self._ends(recipe)
+            wanted += [self.project.recipe(recipe).id(target)] if target else self.ends_of(recipe)
         for identifier in wanted:
             if identifier not in self.graph.nodes:
                 recipe, _, target = identifier.partition(":")
@@ -194,14 +194,14 @@ class Session:
     def ends(self, wanted: list[str]) -> list[str]:
         """Return what a build of the recipes of these targets would want, and the targets themselves."""
         recipes = dict.fromkeys(identifier.partition(":")[0] for identifier in wanted)
-        found = [end for recipe in recipes for end in self._ends(recipe)]
+        found = [end for recipe in recipes for end in self.ends_of(recipe)]
         behind = {node.id for node in self.graph.behind(found)}
         return found + [identifier for identifier in wanted if identifier not in behind]
 
-    def _ends(self, recipe: str) -> list[str]:
+    def ends_of(self, recipe: str) -> list[str]:
         """What is wanted of a whole recipe: the preset's files, or all targets that no other one of it takes."""
         found = self.project.recipe(recipe)
-        files = [name for name in ("preset.export", "preset.previews") if name in found.targets]
+        files = [str(name) for name in ("preset.export", "preset.previews") if name in found.targets]
         taken = {u.reference.removeprefix(f"{found.home}:") for each in found.targets.values() for u in each.uses}
         return [found.id(name) for name in files or [name for name in found.targets if name not in taken]]
 

@@ -26,7 +26,10 @@ COUNTED = re.compile(r".*-\d+$")  # how the cells of a sweep are called
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting that is set otherwise. path: its root is a target's name or `preset`; written: where its value stands."""
+    """A setting that is set otherwise.
+
+    path: begins with a target's name or `preset`; written: where its value stands.
+    """
 
     path: tuple[str, ...]
     value: Any
@@ -146,7 +149,7 @@ class _Reading:
 
     def _changes(self, table: dict[str, Any], place: tuple[str, str]) -> list[Change]:
         """Return what a table sets; none where a root means nothing."""
-        found = [Change(path, leaf, (*place, *path)) for path, leaf in _leaves(table)]
+        found = [Change(path, leaf, (*place, *path)) for path, leaf in leaves(table)]
         if not found:
             self.wrong(f"`{place[1]}` changes nothing", place, "name a setting: TARGET.SETTING = VALUE")
         return [change for change in found if self._is_rooted(change)]
@@ -154,7 +157,8 @@ class _Reading:
     def _is_rooted(self, change: Change) -> bool:
         root, *rest = change.path
         if root not in self.targets | {"preset"}:
-            self.wrong(f"`{root}` is no target of this recipe", change.written, self._way_to(change), code="unknown-name")
+            message = f"`{root}` is no target of this recipe"
+            self.wrong(message, change.written, self._way_to(change), code="unknown-name")
         elif not rest:
             self.wrong(f"`{root}` is a target, and one of its settings belongs here", change.written)
         return bool(rest) and root in self.targets | {"preset"}
@@ -200,18 +204,19 @@ class _Reading:
             )
 
 
-def _leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def leaves(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield what a table sets: what stands in tables within is set one by one, and what beside it is stays."""
     for name, found in table.items():
         if isinstance(found, dict) and found:
-            yield from _leaves(found, (*path, name))
+            yield from leaves(found, (*path, name))
         else:
             yield (*path, name), found
 
 
 def varied(document: Document, changes: tuple[Change, ...], reserved: tuple[str, ...]) -> Document:
     """Return a recipe's document with other settings; each of them is found where the variant says it."""
-    values, moved = deepcopy(document.values), {}
+    values = deepcopy(document.values)
+    moved: dict[Path, Path] = {}
     for change in changes:
         table, path = _table_of(values, change.path[0], reserved)
         for part in change.path[1:-1]:

@@ -51,7 +51,8 @@ class _Drawing:
     def _panels(self) -> list[_Panel]:
         columns = range(self.grid.columns)
         if len(self.grid.axes) == 1:
-            return [_Panel("", [f"seed {seed}" for seed in self.seeds], [[(i, s) for i in columns] for s in self.seeds])]
+            labels = [f"seed {seed}" for seed in self.seeds]
+            return [_Panel("", labels, [[(cell, seed) for cell in columns] for seed in self.seeds])]
         down = [_shown(one) for one in self.grid.axes[1].values]
         rows = [[j * self.grid.columns + i for i in columns] for j in range(len(down))]
         return [_Panel(f"seed {s}", down, [[(cell, s) for cell in row] for row in rows]) for s in self.seeds]

@@ -19,19 +19,19 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
     {"errors", "identity", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"artifact", "settings", "syntax", "places", "index", "devices"},
+    {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs"},
     {"one_pass"},
-    {"report", "session", "lockfile", "orders", "explain", "run", "results"},
+    {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids"},
     {"sidecars"},
     {"sharing"},
     {"executors", "build", "bounded", "fetch", "exchange"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor"},
-    {"disk", "rebuild"},
+    {"disk", "rebuild", "trial"},
     {"cli"},
     {"__main__"},
 )
