@@ -65,18 +65,15 @@ class Project:
         return sorted(p.stem for p in folder.glob("*.toml")) if folder.is_dir() else []
 
     def preset_names(self) -> list[str]:
-        """Return the names of all recipes, each with its variants behind it; of one with mistakes its own alone."""
-        found = []
-        for name in self.recipe_names():
-            try:
-                found += self.with_variants(name)
-            except (RecipeError, UsageError):
-                found.append(name)
-        return found
+        """Return the names of all recipes, each with its variants behind it."""
+        return [preset for name in self.recipe_names() for preset in self.with_variants(name)]
 
     def with_variants(self, name: str) -> list[str]:
-        """Return a recipe's name and those of its variants. Raises UsageError, RecipeError."""
-        return [name, *(f"{name}{MARK}{variant}" for variant in self.recipe(name).variants)]
+        """Return a recipe's name and those of its variants; of one with mistakes its own alone."""
+        try:
+            return [name, *(f"{name}{MARK}{variant}" for variant in self.recipe(name).variants)]
+        except (RecipeError, UsageError):
+            return [name]
 
     def variants(self, name: str) -> list[str]:
         """Return the variants that `RECIPE@NAME` means: one, or all of a sweep. Raises UsageError, RecipeError."""

@@ -100,6 +100,7 @@ def read_variants(document: Document, targets: set[str], reserved: tuple[str, ..
 class _Reading:
     def __init__(self, document: Document, targets: set[str], reserved: tuple[str, ...]) -> None:
         self.document, self.targets, self.reserved = document, targets, reserved
+        self.roots = targets | ({"preset"} & document.values.keys())
         self.problems: list[Problem] = []
         self.sweeps: dict[str, tuple[Axis, ...]] = {}
 
@@ -156,12 +157,12 @@ class _Reading:
 
     def _is_rooted(self, change: Change) -> bool:
         root, *rest = change.path
-        if root not in self.targets | {"preset"}:
+        if root not in self.roots:
             message = f"`{root}` is no target of this recipe"
             self.wrong(message, change.written, self._way_to(change), code="unknown-name")
         elif not rest:
             self.wrong(f"`{root}` is a target, and one of its settings belongs here", change.written)
-        return bool(rest) and root in self.targets | {"preset"}
+        return bool(rest) and root in self.roots
 
     def _way_to(self, change: Change) -> str:
         """Return what was meant by a path whose root means nothing."""
@@ -169,10 +170,10 @@ class _Reading:
         if rest and rest[0] in self.document.values.get(root, {}):
             kind = "targets are named without their method" if rest[0] in self.targets else "only targets vary"
             return f"{kind}: {dotted(tuple(rest))}" if rest[0] in self.targets else kind
-        if root.partition(".")[0] in self.targets | {"preset"}:
+        if root.partition(".")[0] in self.roots:
             return f"the dots stand outside of quotes: {root}"
-        guess = nearest(root, [*self.targets, "preset"])
-        return f"did you mean `{guess}`?" if guess else f"there are {', '.join(sorted(self.targets | {'preset'}))}"
+        guess = nearest(root, [*self.roots])
+        return f"did you mean `{guess}`?" if guess else f"there are {', '.join(sorted(self.roots))}"
 
     def _is_list(self, change: Change) -> bool:
         """Say whether a setting of a sweep lists values, each once."""
@@ -181,7 +182,7 @@ class _Reading:
             self.wrong(f"a sweep lists values: `{name}` is none", change.written, f"{name} = [ … ]", at_value=True)
             return False
         for i, one in enumerate(listed):
-            if one in listed[:i]:
+            if repr(one) in map(repr, listed[:i]):  # true is not 1
                 self.wrong(f"`{name}` has this value already", (*change.written, i), at_value=True)
                 return False
         return True

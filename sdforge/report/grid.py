@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from sdforge.grids import Grid
-from sdforge.report.sheet import GAP, GROUND, INK, LARGEST, QUIET, RULE, fitting
+from sdforge.report.sheet import GAP, GROUND, INK, LARGEST, QUIET, RULE, SMALLEST, fitting
 from sdforge.toml import dotted, value
 
 MARGIN, WIDEST = 24, 2400  # pixels around the sheet, and of its width where the pictures can be made smaller
-LEAST = 96  # edge of a picture
+LEAST = 96  # edge of a picture that has been made smaller
 TITLE, HEAD, TEXT = 20, 16, 13  # sizes of type
 MOST_LETTERS = 24  # of a value
 FRAME = 2  # around what the recipe itself has
@@ -58,10 +58,10 @@ class _Drawing:
         return [_Panel(f"seed {s}", down, [[(cell, s) for cell in row] for row in rows]) for s in self.seeds]
 
     def _edge(self) -> int:
-        """Return the edge of a picture: its own, unless the sheet became too wide."""
+        """Return the edge of a picture: its own within bounds, unless the sheet became too wide."""
         picture = Image.open(io.BytesIO(self.read(self.grid.picture(0, 0, self.seeds[0]))))
         room = WIDEST // (len(self.panels) * len(self.across)) - GAP
-        return max(LEAST, min(picture.width, LARGEST, room))
+        return min(max(picture.width, SMALLEST), LARGEST, max(room, LEAST))
 
     def _length(self, label: str, font: Any) -> int:
         return int(ImageDraw.Draw(Image.new("L", (1, 1))).textlength(label, font)) + 1
