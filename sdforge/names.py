@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 NAME = r"^[a-z][a-z0-9_-]{0,63}$"
-# NAME, RECIPE:NAME, RECIPE@VARIANT:NAME, preset.STEP
-REFERENCE = r"^([a-z][a-z0-9_-]{0,63}(@[a-z][a-z0-9_-]{0,63})?:)?(preset\.)?[a-z][a-z0-9_-]{0,63}$"
+# NAME, RECIPE:NAME, RECIPE@VARIANT:NAME, preset.STEP, check.CHECK.without.STEP
+REFERENCE = (
+    r"^([a-z][a-z0-9_-]{0,63}(@[a-z][a-z0-9_-]{0,63})?:)?"
+    r"(preset\.|check\.([a-z][a-z0-9_-]{0,63}\.){2})?[a-z][a-z0-9_-]{0,63}$"
+)
 
 
 # what Windows takes for devices, with any ending

@@ -15,7 +15,8 @@ def nothing_to_do(plan: Plan) -> list[str]:
     """Return the lines that say that everything is reused."""
     steps = [step for step in plan.steps.values() if not step.idle]
     width = name_width(steps)
-    rows = [row(step, width=width) for step in steps] if len(steps) <= MOST_ROWS else []
+    rows = [row(step, step.reason if step.barred else "", width=width) for step in steps]
+    rows = rows if len(steps) <= MOST_ROWS else []
     recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
     rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
     return rows
@@ -41,8 +42,8 @@ def nothing_as_json(plan: Plan) -> None:
 
 def row(step: Step, text: str = "", *, width: int = NAMES) -> str:
     """Return one line of a plan; width: of the column of names."""
-    sign = glyphs()[step.state if step.state in glyphs() else "build"]
-    state = "restore" if step.restore else step.state
+    sign = glyphs()["failed" if step.failed else step.state if step.state in glyphs() else "build"]
+    state = "failed" if step.failed else "restore" if step.restore else step.state
     if step.differs:
         text = "differs from the pin" + (f"; {text}" if text else "")
     key = (shown_digest(step, step.result) or step.key)[:8]
