@@ -199,9 +199,10 @@ class LockFile:
             name: {f"{name}:{target}" for target in recipe.targets if target not in recipe.shared}
             for name, recipe in recipes.items()
         }
+        homes = {recipe.home for recipe in recipes.values()}
         for name in {identifier.split(":")[0] for identifier in self.session.lock.targets} - known.keys():
             home, variant = split(name)
-            if variant and home in recipes and variant not in self.session.project.recipe(home).variants:
+            if variant and home in homes and variant not in self.session.project.recipe(home).variants:
                 known[name] = set()  # a variant that is no more
         return known
 
