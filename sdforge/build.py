@@ -19,6 +19,7 @@ from sdforge.chronicle import enter, presets, reasons
 from sdforge.devices import devices
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
+from sdforge.grids import write_grids
 from sdforge.lockfile import LockFile
 from sdforge.looks import note_passed
 from sdforge.method import method
@@ -49,6 +50,7 @@ class Reporter(Protocol):
     def finished(self, step: Step, result: Result | None, seconds: float) -> None: ...
     def failed(self, step: Step, error: ForgeError) -> None: ...
     def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None: ...
+    def drawn(self, path: str, moved: list[str]) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -140,7 +142,10 @@ class Build:
         enter(self.session, plan, self.summary.done, why)
         self._remember(plan)
         self._show_failed(plan)
-        self._tell(plan)
+        for path, moved in write_grids(self.session, plan, self.outputs):
+            self.reporter.drawn(path.relative_to(self.session.project.root).as_posix(), moved)
+        if self.session.project.made is None:  # nobody reads of what is made where nobody looks
+            self._tell(plan)
         self.summary.plan = plan
         return self.summary
 
@@ -523,6 +528,8 @@ class Build:
         """Put a preset's files into `out/`."""
         step = replace(step, result=result)
         moved, paths = self.session.place(step, work)
+        if self.session.project.made:  # a folder that nobody sees
+            return
         names = self.outputs.names(step)
         self.reporter.wrote(step, paths, moved, [file_row(names[file], row) for file, row in result.files.items()])
 

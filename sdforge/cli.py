@@ -45,7 +45,10 @@ def _building(command: Command) -> None:
     """Add the commands about what is made."""
     build = command("build", "bring targets up to date, and write a preset's files")
     build.add_argument(
-        "targets", nargs="*", metavar="TARGET", help="a recipe, RECIPE:NAME, a name that is unique, or a preset's file"
+        "targets",
+        nargs="*",
+        metavar="TARGET",
+        help="a recipe, RECIPE@VARIANT, RECIPE:NAME, a name that is unique, a file",
     )
     build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
@@ -81,6 +84,17 @@ def _building(command: Command) -> None:
     )
     plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
     plan.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
+    grid = command("grid", "draw a preset with other settings, as one picture with axes; the recipe stays as it is")
+    grid.add_argument("preset", metavar="RECIPE")
+    grid.add_argument(
+        "--x", required=True, metavar="SETTING=VALUES", help='across: as in "inked.loras.pastel.strength=0.4,0.6,0.8"'
+    )
+    grid.add_argument("--y", default="", metavar="SETTING=VALUES", help="down; default: the seeds of the previews")
+    grid.add_argument("--cell", default="", metavar="COLUMN,ROW", help="only print this cell as a variant, to be kept")
+    grid.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
+    grid.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
+    grid.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
+    grid.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     why = command("why", "say why a target would be made, or is reused")
     why.add_argument("targets", nargs="+", metavar="TARGET")
     check = command("check", "find mistakes in recipes; nothing runs")
@@ -328,11 +342,21 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     from sdforge.telling import is_told
 
     made = session.plan(wanted)
-    if not made.to_do and not session.retrain and session.is_settled(made) and is_told(session, made):
+    settled = not made.to_do and not session.retrain and session.is_settled(made)
+    if settled and is_told(session, made) and not lacking_grids(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
     return build_for_real(session, wanted, wishes)
+
+
+def lacking_grids(session: Session, made: Plan) -> bool:
+    """Say whether a grid is to be drawn; what is no variant has none, and need not look."""
+    if all(step.node.recipe.name == step.node.recipe.home for step in made.steps.values()):
+        return False
+    from sdforge.grids import lacking
+
+    return bool(lacking(session, made))
 
 
 def _build_file(wishes: argparse.Namespace) -> int:
@@ -385,7 +409,7 @@ def plan(wishes: argparse.Namespace) -> int:
     from sdforge.commands import show_plan
 
     show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
-    return SOMETHING_TO_DO if wishes.exit_code and made.to_do else 0
+    return SOMETHING_TO_DO if wishes.exit_code and (made.to_do or lacking_grids(session, made)) else 0
 
 
 def other(wishes: argparse.Namespace) -> int:
@@ -405,7 +429,7 @@ def other(wishes: argparse.Namespace) -> int:
         return _show(wishes)
     functions = {
         **dict.fromkeys(("fetch", "push", "pull", "sign", "install", "import"), _exchange),
-        **dict.fromkeys(("why", "check", "lock"), _tell),
+        **dict.fromkeys(("why", "check", "lock", "grid"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
         **dict.fromkeys(("list", "log", "graph", "diff", "report"), _look),
     }
@@ -449,6 +473,10 @@ def _exchange(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _tell(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "grid":
+        from sdforge.trial import grid
+
+        return grid(session, wishes)
     import sdforge.commands as found
 
     if wishes.command == "check":

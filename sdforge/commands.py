@@ -15,16 +15,18 @@ from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_c
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
+from sdforge.grids import PICTURE, lacking
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
-from sdforge.report.progress import reporter, short
+from sdforge.report.progress import name_width, reporter, short
 from sdforge.report.table import row
-from sdforge.report.words import say, seconds, size
+from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.session import Session, assumed
+from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
 
@@ -170,13 +172,16 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         )
         session.refuse_lack(plan)
         return
+    width = name_width(step for step, _ in rows)
     for step, causes in rows:
-        say(row(step, plan_text(session, step, causes)))
+        say(row(step, plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for identifier in plan.wanted:
         for text in weights_off(plan, identifier):
             say(f"  note: {text}")
+    for grid in lacking(session, plan):
+        say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
     said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
@@ -332,9 +337,10 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     problems: list[Problem] = []
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
-            session.open_recipes([name])
-            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name == name])
-            problems += session.advice(plan)
+            meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)
+            session.open_recipes(meant)
+            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in meant])
+            problems += [problem for problem in session.advice(plan) if problem not in problems]
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:
@@ -356,7 +362,7 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
     if wishes.take:
         return take(session, wishes.take, as_json=wishes.json)
     pinned = _pin_sources(session, wishes)
-    names = session.project.recipe_names()
+    names = session.project.preset_names()
     session.open_recipes(names)
     plan = session.plan(list(session.graph.nodes))
     if wishes.prune:

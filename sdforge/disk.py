@@ -147,7 +147,7 @@ def _header_size(path: Path) -> int:
 
 def _kept_for(session: Session) -> Iterator[tuple[Owner, str, set[Path]]]:
     """Yield every target of a project with its method and the files of the cache that it needs."""
-    session.open_recipes(session.project.recipe_names())
+    session.open_recipes(session.project.preset_names())
     plan = session.plan(list(session.graph.nodes))
     for step in plan.steps.values():
         paths = set(_files(session, step))

@@ -9,11 +9,9 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.errors import Place
-from sdforge.graph import Link
+from sdforge.graph import Link, recipe_place
 from sdforge.identity import number
 from sdforge.plan import Change, Plan, Step, changes
-from sdforge.project import read_small
-from sdforge.recipe import place_in
 from sdforge.session import Session
 
 
@@ -106,9 +104,10 @@ class Explainer:
         name = ".".join(change.path[1:]) or change.path[0]
         target = step.node.target
         recipe = step.node.recipe
-        source = read_small(self.session.project.recipe_path(recipe.name), "")
         path = (*target.path, *change.path[1:]) if len(change.path) > 1 else (*target.path, change.path[0])
-        return Cause(f"{name} {shown(change.old)} → {shown(change.new)}", place_in(source, recipe.file, *path))
+        return Cause(
+            f"{name} {shown(change.old)} → {shown(change.new)}", recipe_place(self.session.project, recipe, *path)
+        )
 
     def _inputs(self, step: Step, role: str, old: Any) -> list[Cause]:
         """What changed among the inputs of a role."""

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.method import Role
-from sdforge.places import FILE, RECIPES
+from sdforge.places import FILE
 from sdforge.project import Project, read_small
 from sdforge.recipe import Recipe, Target, Use, place_in
+from sdforge.syntax import read_toml
 
 
 class Taken(NamedTuple):
@@ -87,11 +88,14 @@ class _Linking:
             try:
                 recipe = self.project.recipe(name)
             except RecipeError as error:
-                self.problems += error.problems
+                self.problems += [problem for problem in error.problems if problem not in self.problems]
                 recipe = error.rest or Recipe(name, "", "", "", {}, {}, {})
             self.added[name] = recipe
+            queue += dict.fromkeys(recipe.shared.values())
             checks = tuple(f"{recipe.name}:{t.name}" for t in recipe.targets.values() if t.signature.group == "checks")
             for target in recipe.targets.values():
+                if target.name in recipe.shared:
+                    continue
                 links = []
                 for use in target.uses:
                     found = self._find(recipe, target, use)
@@ -113,14 +117,14 @@ class _Linking:
         if colon:
             return self._elsewhere(recipe, target, use, other, rest)
         if name in recipe.targets:
-            return f"{recipe.name}:{name}"
+            return recipe.id(name)
         wants = target.signature.roles[use.role].kind
         for kind, own, shared in (
             ("source", recipe.sources, self.project.sources),
             ("dataset", recipe.datasets, self.project.datasets),
         ):
             if name in own or name in shared:
-                identifier = f"{recipe.name}/{name}" if name in own else name
+                identifier = f"{recipe.home}/{name}" if name in own else name
                 self.sources.setdefault(identifier, Taken(identifier, kind, own[name] if name in own else shared[name]))
                 return identifier
         known = [*recipe.targets, *recipe.sources, *recipe.datasets, *self.project.sources, *self.project.datasets]
@@ -148,7 +152,7 @@ class _Linking:
             hint = f"did you mean `{other}:{guess}`?" if guess else f"it has {', '.join(found.targets)}"
             self._problem(recipe, target, use, "unknown-name", f"recipe `{other}` has no target `{rest}`", hint)
             return ""
-        return use.reference
+        return found.id(rest)
 
     def _check_kind(self, recipe: Recipe, target: Target, use: Use, found: str) -> None:
         """Refuse a target that makes another kind of thing than belongs here; sources are looked at later."""
@@ -169,12 +173,13 @@ class _Linking:
         """A recipe may not give a name of `forge.toml` another meaning."""
         shared = {**dict.fromkeys(self.project.sources, "source"), **dict.fromkeys(self.project.datasets, "dataset")}
         for recipe in self.added.values():
+            if recipe.name != recipe.home:
+                continue  # its names are the plain one's
             own = {t.name: t.path for t in recipe.targets.values() if not t.implicit}
             own |= {name: ("source", name) for name in recipe.sources}
             own |= {name: ("dataset", name) for name in recipe.datasets}
             for name in sorted(own.keys() & shared.keys()):
-                source = read_small(self.project.recipe_path(recipe.name), "")
-                place = place_in(source, recipe.file, *own[name])
+                place = recipe_place(self.project, recipe, *own[name])
                 message = f"`{name}` is the name of a {shared[name]} in {FILE}"
                 self.problems.append(Problem("name", message, place, "give it another name"))
 
@@ -234,7 +239,6 @@ def problem_at(
     warning: bool = False,
 ) -> Problem:
     """Return a problem at the place where a target's table stands, a name in it, or a key of it."""
-    source = read_small(project.root / RECIPES / f"{recipe.name}.toml", "")
     path: tuple[str | int, ...] = target.path
     value = True
     if key or use is None:
@@ -248,7 +252,12 @@ def problem_at(
         path = (*target.path, use.role, position)
     else:
         path = (*target.path, use.role)
-    return Problem(code, message, place_in(source, recipe.file, *path, value=value), hint, warning)
+    return Problem(code, message, recipe_place(project, recipe, *path, value=value), hint, warning)
+
+
+def recipe_place(project: Project, recipe: Recipe, *path: str | int, value: bool = False) -> Place:
+    """Return where something stands in a recipe's file; what a variant sets stands in the variant."""
+    return place_in(project.recipe_text(recipe.name), recipe.name, recipe.file, *path, value=value)
 
 
 def _in_preset(name: str, preset: dict[str, Any]) -> bool:
@@ -260,11 +269,11 @@ def _in_preset(name: str, preset: dict[str, Any]) -> bool:
 def source_place(project: Project, identifier: str) -> Place:
     """Return where a source or data set says where it lies."""
     recipe, slash, name = identifier.rpartition("/")
-    file = project.recipe(recipe).file if slash else FILE
-    source = read_small(project.root / file, "")
     own = project.recipe(recipe).datasets if slash else project.datasets
-    kind, key = ("dataset", "path") if name in own else ("source", "from")
-    return place_in(source, file, kind, name, key, value=True)
+    path = ("dataset", name, "path") if name in own else ("source", name, "from")
+    if slash:
+        return recipe_place(project, project.recipe(recipe), *path, value=True)
+    return read_toml(read_small(project.root / FILE, ""), FILE).place(*path, value=True)
 
 
 def wrong_kind(name: str, makes: str, role: Role) -> str:

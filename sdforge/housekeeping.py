@@ -15,6 +15,7 @@ from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
+from sdforge.names import NAME
 from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
@@ -62,7 +63,7 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
     for root in {session.project.root, *session.store.roots()}:
         try:
             other = session if root == session.project.root else open_session(root)
-            names = other.project.recipe_names()
+            names = other.project.preset_names()
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
         except ForgeError as error:
@@ -147,6 +148,10 @@ def schemas() -> dict[str, str]:
         "dataset": _tables(Dataset, definitions, "folders of pictures"),
         "preset": _model(Preset, definitions),
     }
+    of_preset = {"type": "object", "properties": properties["preset"]["properties"], "additionalProperties": False}
+    settings = {"type": "object", "description": "what is set of this target"}
+    properties["variant"] = _varying("settings that are set otherwise, in RECIPE@NAME", settings, {"preset": of_preset})
+    properties["sweep"] = _varying("settings of which each value is tried, in RECIPE@NAME-1, …", settings, {})
     checks: dict[str, Any] = {}
     for name, group in method_groups().items():
         about = (method(name).module.__doc__ or "").strip().splitlines()[0]
@@ -181,8 +186,15 @@ def _tables(model: Any, definitions: dict[str, Any], about: str) -> dict[str, An
         "type": "object",
         "description": about,
         "additionalProperties": _model(model, definitions),
-        "propertyNames": {"pattern": "^[a-z][a-z0-9_-]{0,63}$"},
+        "propertyNames": {"pattern": NAME},
     }
+
+
+def _varying(about: str, settings: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of variants or sweeps: any target's settings, of which only forge knows which ones it has."""
+    one = {"type": "object", "minProperties": 1, "properties": known, "additionalProperties": settings}
+    names = {"allOf": [{"pattern": NAME}, {"not": {"pattern": "-[0-9]+$"}}]}
+    return {"type": "object", "description": about, "propertyNames": names, "additionalProperties": one}
 
 
 def _model(model: Any, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +282,9 @@ def init(folder: Path) -> None:
 
 BASH = """_forge() {
   local word="${COMP_WORDS[COMP_CWORD]}" command="" at="." i
+  # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone
+  local name="${COMP_LINE:0:COMP_POINT}" before
+  name="${name##* }" before="${name%%"$word"}"
   for ((i = 1; i < COMP_CWORD; i++)); do
     case "${COMP_WORDS[i]}" in
       -C) at="${COMP_WORDS[i + 1]}"; i=$((i + 1)) ;;
@@ -285,7 +300,8 @@ BASH = """_forge() {
   if [[ "$word" == -* ]]; then
     COMPREPLY=($(compgen -W "$options" -- "$word"))
   else
-    COMPREPLY=($(compgen -W "$(forge -C "$at" list --names 2>/dev/null)" -- "$word"))
+    COMPREPLY=($(compgen -W "$(forge -C "$at" list --names 2>/dev/null)" -- "$name"))
+    COMPREPLY=("${COMPREPLY[@]#"$before"}")
   fi
 }
 complete -o default -F _forge forge

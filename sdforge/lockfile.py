@@ -16,6 +16,7 @@ from sdforge.plan import Plan, Step
 from sdforge.store import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes
+from sdforge.variants import split
 
 if TYPE_CHECKING:
     from sdforge.session import Session
@@ -194,7 +195,16 @@ class LockFile:
     def _known_targets(self, plan: Plan) -> dict[str, set[str]]:
         """The recipes of a plan → the ids of all their targets."""
         recipes = {step.node.recipe.name: step.node.recipe for step in plan.steps.values()}
-        return {name: {f"{name}:{target}" for target in recipe.targets} for name, recipe in recipes.items()}
+        known = {
+            name: {f"{name}:{target}" for target in recipe.targets if target not in recipe.shared}
+            for name, recipe in recipes.items()
+        }
+        homes = {recipe.home for recipe in recipes.values()}
+        for name in {identifier.split(":")[0] for identifier in self.session.lock.targets} - known.keys():
+            home, variant = split(name)
+            if variant and home in homes and variant not in self.session.project.recipe(home).variants:
+                known[name] = set()  # a variant that is no more
+        return known
 
     def _update(self, changes: Lock, known: set[str]) -> None:
         update_lock(self.session.project.lock, self._guard(), changes, self.replace, known)

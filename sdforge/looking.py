@@ -7,11 +7,12 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdforge.artifact import Tensor
 from sdforge.errors import RecipeError, UsageError
@@ -20,15 +21,18 @@ from sdforge.formats.embedding import negative_word, words_of
 from sdforge.looks import previews_in
 from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
+from sdforge.recipe import Recipe
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
 from sdforge.store import Result
+from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one
 CITED = re.compile(r" \([^()]*https?://[^()]*\)")
 MOST_CAPTIONS = 4  # and of a data set
+PRESETS = 26  # letters of the column of variants
 
 
 # -- list --------------------------------------------------------------------------------------------------------------
@@ -73,7 +77,10 @@ def _list_names(session: Session) -> None:
     for recipe in session.project.recipe_names():
         say(recipe)
         with suppress(RecipeError, UsageError):  # a recipe with mistakes has a name all the same
-            targets += [(recipe, name) for name in session.project.recipe(recipe).targets]
+            found = session.project.recipe(recipe)
+            targets += [(recipe, name) for name in found.targets]
+            for variant in (*found.variants, *found.sweeps):
+                say(f"{recipe}{MARK}{variant}")
     names = [name for _, name in targets]
     for recipe, name in targets:
         say(f"{recipe}:{name}")
@@ -114,8 +121,9 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     for name in session.project.recipe_names():
         try:
-            session.open_recipes([name])
-            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name == name])
+            names = session.project.with_variants(name)
+            session.open_recipes(names)
+            plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in names])
         except (RecipeError, UsageError) as error:
             found.append({"recipe": name, "mistake": error.message})
             continue
@@ -135,12 +143,19 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
                     }
                     for s in steps
                 ],
+                "variants": [
+                    {"preset": each.preset, "settings": each.settings, "to_do": each.to_do}
+                    for each in _varied(session, about, plan)
+                ],
             }
         )
         if not as_json:
             say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
             for step in steps:
                 say(row(step))
+            for each in _varied(session, about, plan):
+                state = f"{each.to_do} to do" if each.to_do else "made"
+                say(f"    {each.preset:<{PRESETS}} {state:<9} {'; '.join(each.settings)}")
             if terminal:
                 _show_previews(session, name, terminal)
     if as_json:
@@ -153,15 +168,43 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
             say(f"{entry['recipe']}  has mistakes; `forge check {entry['recipe']}` shows them")
 
 
+class _Varied(NamedTuple):
+    """A variant, or a sweep with all its cells. to_do: how many of its ends are to be made: files, and previews."""
+
+    preset: str
+    settings: list[str]
+    to_do: int
+
+
+def _varied(session: Session, recipe: Recipe, plan: Plan) -> Iterator[_Varied]:
+    """Yield the variants and sweeps of a recipe."""
+    ends = {end for name in recipe.variants for end in session.ends_of(f"{recipe.name}{MARK}{name}")}
+    to_do = Counter(step.node.recipe.name for step in plan.to_do if step.id in ends)
+    swept = {cell for name, axes in recipe.sweeps.items() for cell in cells(name, axes)}
+    for name, changes in recipe.variants.items():
+        if name not in swept:
+            preset = f"{recipe.name}{MARK}{name}"
+            yield _Varied(preset, lines(changes), to_do[preset])
+    for name, axes in recipe.sweeps.items():
+        count = sum(to_do[f"{recipe.name}{MARK}{cell}"] for cell in cells(name, axes))
+        listed = [line for axis in axes for line in lines({axis.path: list(axis.values)})]
+        yield _Varied(f"{recipe.name}{MARK}{name}", listed, count)
+
+
 # -- show --------------------------------------------------------------------------------------------------------------
 
 
 def show(session: Session, name: str, *, as_json: bool) -> None:
     """`forge show TARGET`: an artifact's record."""
-    (identifier,) = session.resolve([name])[:1]
-    step = session.plan([identifier]).steps[identifier]
+    found = {i.partition(":")[0]: i for i in reversed(session.resolve([name]))}  # of a sweep each cell's export
+    plan = session.plan(list(reversed(found.values())))
+    for identifier in plan.wanted:
+        _show_step(session, plan.steps[identifier], as_json=as_json)
+
+
+def _show_step(session: Session, step: Step, *, as_json: bool) -> None:
     if step.result is None:
-        raise UsageError(f"{identifier} has not been made yet", hint=f"forge build {identifier}")
+        raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
     record = session.store.record(step.result)
     if as_json:
         about = {"v": 1, "event": "show", "target": step.id}

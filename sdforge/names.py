@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 NAME = r"^[a-z][a-z0-9_-]{0,63}$"
-# NAME, RECIPE:NAME, preset.STEP, check.CHECK.without.STEP
-REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.|check\.([a-z][a-z0-9_-]{0,63}\.){2})?[a-z][a-z0-9_-]{0,63}$"
+# NAME, RECIPE:NAME, RECIPE@VARIANT:NAME, preset.STEP, check.CHECK.without.STEP
+REFERENCE = (
+    r"^([a-z][a-z0-9_-]{0,63}(@[a-z][a-z0-9_-]{0,63})?:)?"
+    r"(preset\.|check\.([a-z][a-z0-9_-]{0,63}\.){2})?[a-z][a-z0-9_-]{0,63}$"
+)
 
 
 # what Windows takes for devices, with any ending
@@ -23,6 +26,8 @@ def is_name(text: str) -> bool:
 
 
 def is_reference(text: str) -> bool:
-    """Say whether a text names a target or source as a recipe may: NAME, RECIPE:NAME, preset.STEP."""
+    """Say whether a text names a target or source as a recipe may: see REFERENCE."""
     recipe, colon, name = text.rpartition(":")
-    return (not colon or is_name(recipe)) and is_name(name.removeprefix("preset."))
+    home, mark, variant = recipe.partition("@")
+    named = not colon or (is_name(home) and (not mark or is_name(variant)))
+    return named and is_name(name.removeprefix("preset."))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerp
 from sdforge.recipe import Recipe, check_name, explain, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
+from sdforge.variants import MARK, cells, split
 
 if TYPE_CHECKING:
     from sdforge.index import Index
@@ -29,7 +31,8 @@ class Project:
     sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
     what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
     that are not in the project. made: the folder that `forge.lock` and `out/` lie in, the root unless both must be left
-    alone. max_cache: bytes that the cache may hold; 0: no bound. commands: of checks, those that may run here.
+    alone. max_cache: bytes that the cache may hold; 0: no bound. commands: of checks, those that may run here. trials:
+    recipe → text that is read as if it stood at its end.
     """
 
     root: Path
@@ -45,6 +48,7 @@ class Project:
     made: Path | None = None
     max_cache: int = 0
     commands: list[list[str]] = field(default_factory=list)
+    trials: dict[str, bytes] = field(default_factory=dict)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
 
@@ -61,16 +65,51 @@ class Project:
         folder = self.root / RECIPES
         return sorted(p.stem for p in folder.glob("*.toml")) if folder.is_dir() else []
 
-    def recipe_path(self, name: str) -> Path:
-        return self.root / RECIPES / f"{name}.toml"
+    def preset_names(self) -> list[str]:
+        """Return the names of all recipes, each with its variants behind it."""
+        return [preset for name in self.recipe_names() for preset in self.with_variants(name)]
+
+    def with_variants(self, name: str) -> list[str]:
+        """Return a recipe's name and those of its variants; of one with mistakes its own alone."""
+        try:
+            return [name, *(f"{name}{MARK}{variant}" for variant in self.recipe(name).variants)]
+        except (RecipeError, UsageError):
+            return [name]
+
+    def variants(self, name: str) -> list[str]:
+        """Return the variants that `RECIPE@NAME` means: one, or all of a sweep. Raises UsageError, RecipeError."""
+        home, variant = split(name)
+        recipe = self.recipe(home)
+        if variant in recipe.variants:
+            return [name]
+        if variant in recipe.sweeps:
+            return [f"{home}{MARK}{cell}" for cell in cells(variant, recipe.sweeps[variant])]
+        known = [*recipe.variants, *recipe.sweeps]
+        guess = nearest(variant, known)
+        raise UsageError(
+            f"recipe {home!r} has no variant {variant!r}",
+            hint=f"did you mean '{home}{MARK}{guess}'?" if guess else f"it has {', '.join(known) or 'none'}",
+        )
+
+    def try_out(self, name: str, text: str) -> None:
+        """Read a recipe from now on as if this text stood at its end."""
+        self.trials[name] = text.encode()
+        self._recipes.pop(name, None)
+
+    def recipe_text(self, name: str) -> bytes:
+        """Return the text in which a recipe (or the one that a variant is of) stands. Raises UsageError."""
+        home = split(name)[0]
+        check_name(home)
+        path = within(self.root, f"{RECIPES}/{home}.toml")
+        return read_small(path, f"there is no recipe {home!r}", hint=self._guess(home)) + self.trials.get(home, b"")
 
     def recipe(self, name: str) -> Recipe:
-        """Return a recipe. Raises UsageError if there is none, RecipeError if it has mistakes."""
+        """Return a recipe or a variant. Raises UsageError if there is none, RecipeError if it has mistakes."""
         if name not in self._recipes:
-            check_name(name)
-            path = within(self.root, f"{RECIPES}/{name}.toml")
-            source = read_small(path, f"there is no recipe {name!r}", hint=self._guess(name))
-            file = f"{RECIPES}/{name}.toml"
+            source, home = self.recipe_text(name), split(name)[0]
+            if name != home and name not in self.variants(name):
+                raise UsageError(f"{name!r} is a sweep", hint=f"one of it is '{name}-1'")
+            file = f"{RECIPES}/{home}.toml"
             self._recipes[name] = self.parsed(
                 "recipe", name, source, lambda: read_recipe(source, name, file), Recipe.dump, Recipe.load
             )
@@ -84,9 +123,9 @@ class Project:
         """Look several recipes up in the cache of what was read, in one go."""
         ids = []
         for name in names:
-            path = self.recipe_path(name)
-            if name not in self._recipes and path.is_file():
-                ids.append(_parsed_id("recipe", name, read_small(path, "")))
+            if name not in self._recipes:
+                with suppress(UsageError):  # it is said where the recipe is asked for
+                    ids += [_parsed_id("recipe", each, self.recipe_text(each)) for each in (split(name)[0], name)]
         self._parsed |= self.index.read_keyed("parsed", "value", "id", ids)
 
     def parsed(

@@ -79,7 +79,7 @@ def write_recipe(session: Session, path: Path) -> str:
     stem = re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
     stem = (stem if stem[:1].isalpha() else f"preset-{stem}")[:50]
     for name in (stem, f"{stem}-again", *(f"{stem}-again-{i}" for i in range(2, 1000))):
-        place = session.project.recipe_path(name)
+        place = session.project.root / RECIPES / f"{name}.toml"
         if not place.exists():
             publish_bytes(text, place, place.parent, 0o644)
         if place.read_bytes() == text:

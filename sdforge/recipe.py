@@ -18,12 +18,12 @@ from sdforge.identity import canonical
 from sdforge.method import BY_PRESET, Role, Signature, called_elsewhere, is_target, method, method_groups
 from sdforge.names import REFERENCE, is_name, is_reference
 from sdforge.syntax import Document, read_toml
+from sdforge.variants import Axis, Variants, edges, read_variants, split, varied
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "checks", "variant", "sweep")
-LATER = ("variant", "sweep")
 LAST = ("aesthetic",)  # kinds that are baked after the others
 GIVEN = ("pictures", "without", "at_zero")  # inputs of checks that no recipe states: they follow from [preset]
 
@@ -75,7 +75,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that one recipe file says."""
+    """All that one recipe file says, or a variant of it.
+
+    variants: name → {path: value} of what each changes, those of sweeps too; sweeps: name → axes. Of a variant, shared:
+    the targets that are those of the plain recipe, since nothing behind them changes, or of an earlier cell of its
+    sweep → that one's name; equal: whether nothing at all changes but names.
+    """
 
     name: str
     file: str
@@ -86,6 +91,19 @@ class Recipe:
     datasets: dict[str, dict[str, Any]]
     preset: dict[str, Any] | None = None
     signatures: dict[str, Signature] = field(default_factory=dict)
+    variants: dict[str, dict[tuple[str, ...], Any]] = field(default_factory=dict)
+    sweeps: dict[str, tuple[Axis, ...]] = field(default_factory=dict)
+    shared: dict[str, str] = field(default_factory=dict)
+    equal: bool = False
+
+    @property
+    def home(self) -> str:
+        """The name of the recipe that this is a variant of, or its own."""
+        return split(self.name)[0]
+
+    def id(self, target: str) -> str:
+        """Return how a target is called in the whole project, whichever recipe it is shared with."""
+        return f"{self.shared.get(target, self.name)}:{target}"
 
     def dump(self) -> str:
         """Return the recipe as JSON, for the cache of what was read."""
@@ -103,12 +121,16 @@ class Recipe:
         ]
         signatures = {name: asdict(s) for name, s in self.signatures.items()}
         rest = [self.name, self.file, self.family, self.description, self.sources, self.datasets, self.preset]
-        return json.dumps([signatures, targets, rest], separators=(",", ":"))
+        variants = [[name, list(changes.items())] for name, changes in self.variants.items()]
+        sweeps = [[name, [[axis.path, axis.values] for axis in axes]] for name, axes in self.sweeps.items()]
+        vary = [variants, sweeps, self.shared, self.equal]
+        return json.dumps([signatures, targets, rest, vary], separators=(",", ":"))
 
     @staticmethod
     def load(text: str) -> Recipe:
         """Return the recipe that `dump` wrote."""
-        signatures_, targets_, (name, file, family, description, sources, datasets, preset) = json.loads(text)
+        signatures_, targets_, rest, (variants, sweeps, shared, equal) = json.loads(text)
+        name, file, family, description, sources, datasets, preset = rest
         signatures = {key: _signature(value) for key, value in signatures_.items()}
         targets = {
             row[0]: Target(
@@ -116,7 +138,21 @@ class Recipe:
             )
             for row in targets_
         }
-        return Recipe(name, file, family, description, targets, sources, datasets, preset, signatures)
+        return Recipe(
+            name,
+            file,
+            family,
+            description,
+            targets,
+            sources,
+            datasets,
+            preset,
+            signatures,
+            {name: {tuple(path): value for path, value in changes} for name, changes in variants},
+            {name: tuple(Axis(tuple(path), tuple(values)) for path, values in axes) for name, axes in sweeps},
+            shared,
+            equal,
+        )
 
 
 def _signature(value: dict[str, Any]) -> Signature:
@@ -154,21 +190,89 @@ def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
 
 
 def read_recipe(source: bytes, name: str, file: str) -> Recipe:
-    """Read a recipe. Raises RecipeError with all that is wrong in the file, warnings included."""
-    return _Reading(read_toml(source, file), name).recipe()
+    """Read a recipe, or (`RECIPE@NAME`) a variant of it.
+
+    Raises RecipeError with all that is wrong in the file, in its variants too, warnings included.
+    """
+    document = read_toml(source, file)
+    home, variant = split(name)
+    plain = _Reading(document, home)
+    recipe, found = plain.recipe(), plain.variants()
+    if variant and not plain.problems:
+        return _vary(recipe, document, variant, found)
+    for each, changes in found.changes.items():
+        other = _Reading(varied(document, changes, RESERVED), f"{home}@{each}")
+        other.recipe()
+        plain.problems += [problem for problem in other.problems if problem not in plain.problems]
+    if plain.problems:
+        raise RecipeError(plain.problems, plain.rest(recipe))
+    told = {each: {change.path: change.value for change in changes} for each, changes in found.changes.items()}
+    return replace(recipe, variants=told, sweeps=found.sweeps)
 
 
-def place_in(source: bytes, file: str, *path: str | int, value: bool = False) -> Place:
-    """Return where something stands in a recipe that could be read."""
-    return read_toml(source, file).place(*path, value=value)
+def _vary(plain: Recipe, document: Document, variant: str, found: Variants) -> Recipe:
+    """Return a variant of a recipe, and with whom it shares which of its targets.
+
+    The cells of a sweep are compared with each other, and draw no bases.
+    """
+    text = varied(document, found.changes[variant], RESERVED)
+    swept = variant.rpartition("-")[0] in found.sweeps
+    recipe = _Reading(text, f"{plain.name}@{variant}", compared=not swept).recipe()
+    shared: dict[str, str] = {}
+    for other in (plain, *(_vary(plain, document, cell, found) for cell in edges(variant, found.sweeps))):
+        own = {name for name, target in recipe.targets.items() if target.signature.group == "checks"}
+        for name in _same(recipe, other) - own - {"preset.export", "preset.previews"}:
+            shared.setdefault(name, other.shared.get(name, other.name))
+    equal = all(_alike(target, plain.targets.get(name)) for name, target in recipe.targets.items())
+    return replace(recipe, shared=shared, equal=equal)
+
+
+def _same(recipe: Recipe, other: Recipe) -> set[str]:
+    """Return the targets that are alike in two recipes, and so is all behind them."""
+    targets = recipe.targets
+    differ = {name for name, target in targets.items() if not _alike(target, other.targets.get(name))}
+    while behind := {
+        name
+        for name, target in targets.items()
+        if name not in differ and any(use.reference in differ for use in target.uses)
+    }:
+        differ |= behind
+    return targets.keys() - differ
+
+
+def _alike(a: Target, b: Target | None) -> bool:
+    """Say whether two targets are made by the same method with the same settings from inputs of the same names."""
+    if b is None or (a.signature.name, _made_from(a), a.seed) != (b.signature.name, _made_from(b), b.seed):
+        return False
+    return a.settings == b.settings or (a.name == "preset.export" and _untitled(a) == _untitled(b))
+
+
+def _made_from(target: Target) -> list[Use]:
+    """Return what a target takes, but for what is only drawn beside a preset."""
+    return [use for use in target.uses if target.name != "preset.previews" or use.role != "beside"]
+
+
+def _untitled(export: Target) -> dict[str, Any]:
+    """Return the settings of an export without the title, which is a variant's name where none is stated."""
+    return {name: value for name, value in json.loads(export.settings).items() if name != "title"}
+
+
+def place_in(source: bytes, name: str, file: str, *path: str | int, value: bool = False) -> Place:
+    """Return where something stands in a recipe that could be read; name: the recipe's, maybe a variant's."""
+    document = read_toml(source, file)
+    home, variant = split(name)
+    if variant:
+        document = varied(document, _Reading(document, home).variants().changes[variant], RESERVED)
+    return document.place(*path, value=value)
 
 
 class _Reading:
-    """One pass over a document, collecting problems."""
+    """One pass over a document, collecting problems. compared: whether bases are drawn beside the preset."""
 
-    def __init__(self, document: Document, name: str) -> None:
+    def __init__(self, document: Document, name: str, *, compared: bool = True) -> None:
         self.document = document
         self.name = name
+        self.compared = compared
         self.problems: list[Problem] = []
         self.targets: dict[str, Target] = {}
         self.signatures: dict[str, Signature] = {}
@@ -179,6 +283,7 @@ class _Reading:
         self.problems.append(Problem(code, message, self.document.place(*path, value=value), hint))
 
     def recipe(self) -> Recipe:
+        """Return what could be read; what is wrong is in `problems`."""
         from sdforge.families import family_names
         from sdforge.tables import Dataset, Preset, Source
 
@@ -197,9 +302,6 @@ class _Reading:
         description = values.get("description", "")
         if not isinstance(description, str):
             self.wrong("setting", "`description` is text", "description", value=True)
-        for key in LATER:
-            if key in values:
-                self.wrong("later", f"[{key}] comes with a later version of sdforge", key)
         sources = self._named("source", Source)
         datasets = self._named("dataset", Dataset)
         self._methods()
@@ -208,7 +310,7 @@ class _Reading:
         if preset is not None:
             self._expand(preset)
         self._checks(preset)
-        recipe = Recipe(
+        return Recipe(
             self.name,
             self.document.file,
             str(family),
@@ -219,11 +321,19 @@ class _Reading:
             preset.model_dump() if preset is not None else None,
             self.signatures,
         )
-        if self.problems:
-            raise RecipeError(self.problems, self._rest(recipe))
-        return recipe
 
-    def _rest(self, recipe: Recipe) -> Recipe:
+    def variants(self) -> Variants:
+        """Read what varies, once the recipe itself is read."""
+        values = self.document.values
+        if not isinstance(values.get("preset", {}), dict):
+            return Variants({}, {})
+        methods = [tables for name, tables in values.items() if name not in RESERVED and isinstance(tables, dict)]
+        targets = {name for tables in methods for name, table in tables.items() if isinstance(table, dict)}
+        found, problems = read_variants(self.document, targets, RESERVED)
+        self.problems += problems
+        return found
+
+    def rest(self, recipe: Recipe) -> Recipe:
         """Return what could be read, so that names in it are looked up too: whatever has a name counts as there."""
         tables = [table for table in self.document.values.values() if isinstance(table, dict)]
         unread: dict[str, Any] = {
@@ -349,7 +459,8 @@ class _Reading:
         }
         steps.append(("preset.export", "export", export))
         if preset.previews.prompts:
-            beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
+            before = [*bases, *([unbaked] if preset.bake else [])] if self.compared else []
+            beside: dict[str, Any] = {name: {} for name in before}
             drawing = {"checkpoint": checkpoint, "beside": beside, **_drawing(preset)}
             steps.append(("preset.previews", "previews", drawing))
         for name, method_name, raw in steps:

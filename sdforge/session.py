@@ -35,6 +35,7 @@ from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
+from sdforge.variants import MARK
 
 if TYPE_CHECKING:
     from sdforge.report.beside import Beside
@@ -101,7 +102,8 @@ class Session:
     def resolve(self, names: list[str]) -> list[str]:
         """Turn names of the command line into ids of targets, with their recipes linked.
 
-        NAME is a recipe, RECIPE:NAME a target, and a bare target name serves where it is the only one of it.
+        NAME is a recipe, RECIPE:NAME a target, and a bare target name serves where it is the only one of it. Behind a
+        recipe's name may stand @NAME, a variant of it, or all variants of a sweep.
         Raises UsageError with a guess at what was meant.
         """
         names = names or self.project.default
@@ -114,13 +116,16 @@ class Session:
         asked: list[tuple[str, str]] = []
         for name in names:
             recipe, _, target = name.partition(":")
+            if MARK in recipe:
+                asked += [(each, target) for each in self.project.variants(recipe)]
+                continue
             if recipe not in recipes and not target:
                 recipe, target = self._owner(name, recipes)
             asked.append((recipe, target))
         self.open_recipes(list(dict.fromkeys(recipe for recipe, _ in asked)))
         wanted: list[str] = []
         for recipe, target in asked:
-            wanted += [f"{recipe}:{target}"] if target else self._ends(recipe)
+            wanted += [self.project.recipe(recipe).id(target)] if target else self.ends_of(recipe)
         for identifier in wanted:
             if identifier not in self.graph.nodes:
                 recipe, _, target = identifier.partition(":")
@@ -135,7 +140,8 @@ class Session:
     def resolve_targets(self, names: list[str]) -> list[str]:
         """Turn names into ids of targets of the recipes that are open. Raises UsageError."""
         found = []
-        for name in names:
+        for each in names:
+            name = self._shared(each)
             matches = [i for i in self.graph.nodes if i == name or i.partition(":")[2] == name]
             if len(matches) != 1:
                 known = [i.partition(":")[2] for i in self.graph.nodes]
@@ -146,6 +152,11 @@ class Session:
                 )
             found += matches
         return found
+
+    def _shared(self, name: str) -> str:
+        """Return the id of the plain recipe's target that a variant's is, where it is that one."""
+        recipe, _, target = name.partition(":")
+        return self.project.recipe(recipe).id(target) if MARK in recipe else name
 
     def want_again(self, names: list[str]) -> None:
         """Note whose results are to be made again. Raises UsageError for what comes out the same every time."""
@@ -191,21 +202,16 @@ class Session:
     def ends(self, wanted: list[str]) -> list[str]:
         """Return what a build of the recipes of these targets would want, and the targets themselves."""
         recipes = dict.fromkeys(identifier.partition(":")[0] for identifier in wanted)
-        found = [end for recipe in recipes for end in self._ends(recipe)]
+        found = [end for recipe in recipes for end in self.ends_of(recipe)]
         behind = {node.id for node in self.graph.behind(found)}
         return found + [identifier for identifier in wanted if identifier not in behind]
 
-    def _ends(self, recipe: str) -> list[str]:
+    def ends_of(self, recipe: str) -> list[str]:
         """What is wanted of a whole recipe: the preset's files, or all targets that no other one of it takes."""
-        targets = self.project.recipe(recipe).targets
-        files = [f"{recipe}:{name}" for name in ("preset.export", "preset.previews") if name in targets]
-        if files:
-            return files
-        return [
-            f"{recipe}:{name}"
-            for name in targets
-            if not any(user.startswith(f"{recipe}:") for user in self.graph.users.get(f"{recipe}:{name}", []))
-        ]
+        found = self.project.recipe(recipe)
+        files = [str(name) for name in ("preset.export", "preset.previews") if name in found.targets]
+        taken = {u.reference.removeprefix(f"{found.home}:") for each in found.targets.values() for u in each.uses}
+        return [found.id(name) for name in files or [name for name in found.targets if name not in taken]]
 
     # -- planning --------------------------------------------------------------------------------------------------
 

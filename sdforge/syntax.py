@@ -8,7 +8,7 @@ reaches tomli, which is quadratic in dotted keys and numbers of keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,15 +32,22 @@ Span: TypeAlias = tuple[int, int, int]  # row and column from 0 (columns in byte
 class Document:
     """A TOML file that could be read: its values, and where each of them stands.
 
-    file: as it is shown to a person (relative to the project where it can be).
+    file: as it is shown to a person (relative to the project where it can be). moved: the paths of values that stand
+    elsewhere in the file than their path says, since a variant sets them → where they stand.
     """
 
     file: str
     source: bytes
     values: dict[str, Any]
+    moved: dict[Path, Path] = field(default_factory=dict)
 
     def place(self, *path: str | int, value: bool = False) -> Place:
         """Return where the key at `path` stands (or its value), or the nearest thing around it that has a place."""
+        for end in range(len(path), 0, -1):
+            if written := self.moved.get(path[:end]):
+                listed = isinstance(written[-1], int) and end == len(path) and not value
+                path = (*(written[:-1] if listed else written), *path[end:])
+                break
         for end in range(len(path), 0, -1):
             span = self._spans.get(path[:end]) or self._within(path[:end])
             if span:

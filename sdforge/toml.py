@@ -10,7 +10,12 @@ from typing import Any
 def table(path: tuple[str, ...], values: dict[str, Any]) -> str:
     """Return a table with its header."""
     rows = "".join(f"{_key(name)} = {value(values[name])}\n" for name in sorted(values))
-    return f"[{'.'.join(map(_key, path))}]\n{rows}"
+    return f"[{dotted(path)}]\n{rows}"
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    """Return a dotted key: bare, and in quotes what has to be."""
+    return ".".join(map(_key, path))
 
 
 def _key(name: str) -> str:

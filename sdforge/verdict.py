@@ -49,7 +49,7 @@ def recall(start: Path, targets: list[str], *, locked: bool) -> list[str] | None
 def keep(session: Session, plan: Plan, targets: list[str], words: list[str]) -> None:
     """Keep a verdict, where all that it rests on can be trusted."""
     root = session.project.root
-    recipes = sorted({step.node.recipe.name for step in plan.steps.values()})
+    recipes = sorted({step.node.recipe.home for step in plan.steps.values()})
     stats = {path: _stat(path) for path in sorted(session.relied_on())}
     now = time.time_ns()
     if any(stat and max(stat[3:]) + YOUNG > now for stat in stats.values()):

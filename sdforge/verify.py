@@ -64,7 +64,7 @@ class Verifier:
             self._state(path)
         # planning might set damaged ones aside by itself, so the cache comes first
         self._drop([result for _, result in self.store.results()], self._lost(objects))
-        plans = list(self._plans(self.session.project.recipe_names()))
+        plans = list(self._plans(self.session.project.preset_names()))
         self._lacks([result for plan in plans for step in plan.steps.values() if (result := step.result)])
         self._people(plans)
         return self.seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from sdforge.errors import ActionFailed, CheckFailed, ForgeError
@@ -12,13 +13,24 @@ from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
 from sdforge.store import Result
+from sdforge.variants import MARK, split
 
 EVERY = 2.0  # seconds between plain progress lines
 
 
+NAMES = 18  # letters of the column of targets, at least
+
+
 def short(step: Step) -> str:
-    """Return a target's name as it is shown: without its recipe where the recipe is clear."""
-    return step.id.partition(":")[2]
+    """Return a target's name as it is shown: without its recipe, which is clear, but with the variant (`@NAME:`)."""
+    recipe, _, name = step.id.partition(":")
+    variant = split(recipe)[1]
+    return f"{MARK}{variant}:{name}" if variant else name
+
+
+def name_width(steps: Iterable[Step]) -> int:
+    """Return how wide a column is that holds the names of these steps."""
+    return max(NAMES, *(len(short(step)) for step in steps), 0)
 
 
 def shown_digest(step: Step, result: Result | None) -> str:
@@ -36,6 +48,7 @@ class Plain:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.signs = glyphs(stream)
+        self.names = NAMES
         self._last: dict[str, float] = {}
         self._began: dict[str, tuple[float, int]] = {}
         self._seen: set[str] = set()
@@ -44,6 +57,7 @@ class Plain:
         print(safe(text, self.stream), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:
+        self.names = name_width(step for step in plan.steps.values() if not step.idle)
         for step in plan.steps.values():
             if step.state == "reuse" and not step.restore and not step.idle:
                 self.line(f"  {self.signs['reuse']} {self.head(step)} reused")
@@ -123,10 +137,9 @@ class Plain:
         done = "restored" if step.restore else "fetched" if step.state == "fetch" else "built"
         return f"{self.signs['reuse']} {self.head(step)} {done:<8} {name}  {seconds(spent)}{loss}"
 
-    @staticmethod
-    def head(step: Step) -> str:
+    def head(self, step: Step) -> str:
         """Return a target and its method, in columns."""
-        return f"{short(step):<18} {step.node.target.signature.name:<18}"
+        return f"{short(step):<{self.names}} {step.node.target.signature.name:<18}"
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.line(f"  {self.signs['failed']} {self.head(step)} {error.message}")
@@ -146,6 +159,12 @@ class Plain:
                     self.line(f"      AutoV2 {file['autov2']}  AutoV3 {file['autov3']}")
         else:
             self.line(f"    out/{step.node.recipe.name}/previews/sheet.png and {len(paths) - 1} pictures")
+
+    def drawn(self, path: str, moved: list[str]) -> None:
+        """Say that a grid lies in `out/`."""
+        for name in moved:
+            self.line(f"  {self.signs['warning']} what lay in the way was not ours: it is in {name} now")
+        self.line(f"    {path}")
 
     def note(self, text: str) -> None:
         self.line(f"  {text}")
@@ -270,6 +289,9 @@ class JsonLines:
 
     def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None:
         self.say("result", step, files=paths, moved=moved, hashes=[file for file in files if "autov2" in file])
+
+    def drawn(self, path: str, moved: list[str]) -> None:
+        self.say("grid", file=path, moved=moved)
 
     def note(self, text: str) -> None:
         self.say("note", text=text)

@@ -130,7 +130,7 @@ def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], A
     head, text = ImageFont.load_default(16), ImageFont.load_default(13)
     for i, label in enumerate(across):
         colour = INK if i == len(across) - 1 else QUIET
-        draw.text((LEFT + i * (edge + GAP), 16), _fitting(draw, label, head, edge), colour, head)
+        draw.text((LEFT + i * (edge + GAP), 16), fitting(draw, label, head, edge), colour, head)
     for j, lines in enumerate(down):
         y, begins = TOP + j * (edge + GAP), len(lines) > 1
         if j and begins:
@@ -146,9 +146,10 @@ def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], A
     return buffer.getvalue()
 
 
-def _fitting(
+def fitting(
     draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
+    """Return a label that takes up at most `width` pixels, shortened where it has to be."""
     while label and draw.textlength(label, font) > width:
         label = label[:-2] + "…"
     return label

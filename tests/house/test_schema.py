@@ -42,7 +42,7 @@ def test_forge_schema_says_whether_they_are(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_recipe_may_hold_every_method_and_nothing_else() -> None:
     schema = json.loads(schemas()["recipe.schema.json"])
-    own = {"family", "description", "seed", "source", "dataset", "preset", "checks"}
+    own = {"family", "description", "seed", "source", "dataset", "preset", "variant", "sweep", "checks"}
     assert set(schema["properties"]) - own == {name for name in method_groups() if is_target(name)}
     checks = {name for name, group in method_groups().items() if group == "checks"}
     assert set(schema["properties"]["checks"]["properties"]) == checks
