@@ -7,18 +7,21 @@ all of them. A fork that is killed dies as a command would.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
+TRACED = "QUICK_TRACED"  # set for a command that is to begin only when somebody traces it
 LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
 
@@ -40,11 +43,15 @@ class Here:
 
 
 class Quick:
-    """Runs `forge` in forks of a process that waits for commands on its standard input."""
+    """Runs `forge` in forks of a process that waits for commands on its standard input.
 
-    def __init__(self) -> None:
+    modules: what that process has imported besides, such as torch, so that no fork has to.
+    """
+
+    def __init__(self, *modules: str) -> None:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_")}
         own = {"FORGE_METHODS": str(METHODS), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        own |= {"QUICK_MODULES": " ".join(modules)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.quick"],
             cwd=ROOT,
@@ -101,6 +108,8 @@ def serve() -> None:
     from sdforge.recipe import read_recipe
 
     read_recipe(RECIPE.encode(), "toy", "toy.toml")  # what that imports, no fork has to
+    for name in os.environ["QUICK_MODULES"].split():
+        importlib.import_module(name)
     sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
     for line in sys.stdin:
         wish = json.loads(line)
@@ -125,6 +134,8 @@ def run(wish: dict[str, Any], place: str) -> None:
         os.close(fd)
     os.environ.update(wish["environment"])
     os.chdir(wish["at"])
+    while TRACED in os.environ and "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        time.sleep(0.001)
     code = 70
     try:
         code = main(wish["arguments"])
@@ -136,14 +147,5 @@ def run(wish: dict[str, Any], place: str) -> None:
         os._exit(code)
 
 
-def once(arguments: list[str]) -> int:
-    """Be one command, in this process: for a tracer that is to see all that it does."""
-    import sdforge.commands
-    from sdforge.cli import main
-
-    sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
-    return main(arguments)
-
-
 if __name__ == "__main__":
-    sys.exit(once(sys.argv[1:]) if len(sys.argv) > 1 else serve())
+    serve()
