@@ -21,7 +21,7 @@ FLOORS = (
     {"errors", "identity", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "devices"},
     {"store.files", "verdict"},
-    {"store", "formats", "families", "formula", "order", "datasets", "blocks"},
+    {"store", "formats", "families", "formula", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "tables", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs"},
