@@ -73,9 +73,9 @@ def _computed(case: str, stored: str, parameters: dict[str, object], tensors: li
 
 @cache
 def _files(base: Path) -> list[tuple[Path, str, int, int]]:
-    """The fp16 tensors of a checkpoint: file within it, name, first byte, bytes."""
+    """The fp16 tensors of a checkpoint that merges compute with: file within it, name, first byte, bytes."""
     found = []
-    for path in sorted(base.rglob("*.safetensors")):
+    for path in sorted([*(base / "unet").glob("*.safetensors"), *(base / "text_encoder").glob("*.safetensors")]):
         (length,) = struct.unpack("<Q", path.read_bytes()[:8])
         header = json.loads(path.read_bytes()[8 : 8 + length])
         for name, entry in sorted(header.items()):

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -36,8 +35,9 @@ from sdforge.store.files import (
     Lock,
     Stat,
     damaged,
-    is_alive,
+    is_abandoned,
     is_settled,
+    own_name,
     publish,
     publish_bytes,
     read_entry,
@@ -212,22 +212,22 @@ class Store:
         self._ready = True
 
     def workplace(self) -> Path:
-        """Return a new folder in `tmp/`; a lock in it tells that somebody is at work there."""
+        """Return a new folder in `tmp/`, whose name tells who is at work there."""
         self.prepare()
-        folder = self.temporary / f"{os.getpid()}-{os.urandom(6).hex()}"
+        folder = self.temporary / own_name()
         with resources("a workplace cannot be made"):
             folder.mkdir()
         return folder
 
     def sweep(self) -> None:
-        """Remove workplaces and unfinished files whose process is gone."""
+        """Remove workplaces and unfinished files whose makers are gone."""
         import shutil
 
         for path in self.temporary.iterdir():
-            pid = path.name.partition("-")[0]
-            if path.is_dir() and pid.isdigit() and not is_alive(int(pid)):
+            if path.is_dir() and is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
-        sweep_parts(self.temporary)
+        for folder in (self.temporary, self.derived()):
+            sweep_parts(folder)
 
     def lock(self, key: str) -> Lock:
         """Return the lock of a key (not yet held)."""
