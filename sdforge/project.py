@@ -86,7 +86,7 @@ class Project:
             path = self.recipe_path(name)
             if name not in self._recipes and path.is_file():
                 ids.append(_parsed_id("recipe", name, read_small(path, "")))
-        self._parsed |= self.index.read_keyed("parsed", "value", "id", ids)
+        self._parsed |= self.index.read_keyed("parsed", ids)
 
     def parsed(
         self,
@@ -99,9 +99,7 @@ class Project:
     ) -> Any:
         """Read a text, or take what was read from the same text with the same code before."""
         identifier = _parsed_id(kind, name, source)
-        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", "value", "id", [identifier]).get(
-            identifier
-        )
+        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", [identifier]).get(identifier)
         if text is not None:
             return load(text)
         value = read()

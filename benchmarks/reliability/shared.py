@@ -60,7 +60,7 @@ def remote(bench: Bench, i: int) -> Found | None:
         if took > MOST:
             problems.append(f"took {took:.0f} s")
         trained = (root / "rehearsal.log").is_file()
-        if trained != (fault != ""):
+        if trained != (fault != "") and fault not in ACTIONS:  # what they name wrongly may be of no matter
             problems.append("trained" if trained else "believed the remote")
         return Found("faults", at(name or "no fault", problems))
 
