@@ -470,7 +470,7 @@ class Store:
         """Publish an action's result, last of all that belongs to it."""
         self.note_preimage(result.key, manifest)
         path = self.keyed("results", result.key) / f"{result.digest}.json"
-        publish_bytes(result.dump(), path, self.temporary)
+        self._publish(result.dump(), path)
         self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
@@ -480,9 +480,15 @@ class Store:
         if manifest:
             self.note_preimage(key, manifest)
         path = self.keyed("aliases", key)
-        publish_bytes(alias_text(key, content_key).encode(), path, self.temporary)
+        self._publish(alias_text(key, content_key).encode(), path)
         self.fresh(key)
         self._dirty(key)
+
+    def _publish(self, data: bytes, path: Path) -> None:
+        """Publish an entry, whatever lies in its place: the index may know one that is no file any more."""
+        if path.is_dir():
+            damaged(path, self.root / "quarantine", "a folder lies in its place")
+        publish_bytes(data, path, self.temporary)
 
     def drop(self, result: Result, why: str) -> None:
         """Set a result aside whose bytes are missing or damaged."""

@@ -21,7 +21,7 @@ class Host:
     """files: path → bytes of what is served; json: path → what its API answers.
 
     faults: what happens to the next requests for files, one after the other: `cut` (half, then the line breaks),
-    `503`, `html`, `wrong` (one byte is another), `long` (one byte too many), `stall`.
+    `404`, `503`, `html`, `wrong` (one byte is another), `long` (one byte too many), `stall`.
     repositories: name → file → bytes.
     """
 
@@ -97,8 +97,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, data: bytes) -> None:
         fault = self.host.faults.pop(0) if self.host.faults else ""
-        if fault == "503":
-            return self.send(503, b"", "text/plain")
+        if fault in ("404", "503"):
+            return self.send(int(fault), b"", "text/plain")
         if fault == "html":
             return self.send(200, b"<html>log in</html>", "text/html; charset=utf-8")
         if fault == "wrong":

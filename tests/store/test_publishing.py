@@ -124,6 +124,19 @@ def test_what_another_machine_is_making_is_left_alone_until_it_is_old(
     assert not folder.exists()
 
 
+def test_a_folder_in_an_entrys_place_is_set_aside(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    alias = store.keyed("aliases", "cd" * 32)
+    for path in (alias, store.keyed("results", KEY) / f"{result.digest}.json"):
+        path.unlink(missing_ok=True)
+        path.mkdir(parents=True)
+        (path / "x").touch()
+    store.keep(result, "{}")
+    store.add_alias("cd" * 32, KEY)
+    assert [found.digest for found in store.fresh(KEY).results] == [result.digest]
+    assert store.fresh("cd" * 32).alias == KEY
+
+
 def test_containers_on_one_machine_count_as_two_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their process ids are counted apart."""
     own = files.here.__wrapped__()
