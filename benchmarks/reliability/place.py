@@ -130,7 +130,7 @@ class Bench:
         """Run a build under strace, from its first own call on."""
         running = self.quick.start(root, "build", "--json", **{TRACED: "1"})
         tracer = subprocess.Popen(["strace", "-f", "-qq", "-p", str(running.pid), *options], stderr=subprocess.DEVNULL)
-        ran = running.wait()
+        ran = running.end()
         tracer.wait(timeout=60)
         return ran
 
