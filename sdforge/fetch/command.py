@@ -13,6 +13,7 @@ from typing import Any
 
 from sdforge import toml
 from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, exit_code, nearest
+from sdforge.exchange import look_for_pinned
 from sdforge.fetch import Fetcher, Got
 from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
@@ -72,7 +73,10 @@ def refuse_network(*, offline: bool) -> None:
 
 
 def fetch(session: Session, wishes: argparse.Namespace) -> int:
-    """`forge fetch`: bring sources here; what one cannot have does not stop the others. Returns the exit code."""
+    """`forge fetch`: bring sources here, and pinned results; what one cannot have does not stop the others.
+
+    Returns the exit code.
+    """
     sources = remote_sources(session, wishes.sources)
     refuse_network(offline=wishes.offline and bool(sources))
     session.store.prepare()
@@ -86,8 +90,10 @@ def fetch(session: Session, wishes: argparse.Namespace) -> int:
         except ForgeError as error:
             errors.append(error)
             _tell_error(taken, error, as_json=wishes.json)
-    if not sources and not wishes.json:
-        say("  nothing to fetch: no source comes from elsewhere")
+    recipes = [name for name in wishes.sources if name in session.project.recipe_names()]
+    looked = (recipes or not wishes.sources) and look_for_pinned(session, wishes, recipes)
+    if not (sources or looked or wishes.json):
+        say("  nothing to fetch: no source comes from elsewhere, and no pinned result is missing")
     return exit_code(errors)
 
 

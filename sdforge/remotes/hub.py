@@ -32,6 +32,7 @@ class HubRemote:
 
     def __init__(self, address: str) -> None:
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         found = ADDRESS.fullmatch(address)
         if not found or ".." in address:
@@ -43,7 +44,7 @@ class HubRemote:
         self.endpoint = hub_endpoint()
         self.token = Token(urlsplit(self.endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
         self.api = huggingface_hub.HfApi(self.endpoint, token=self.token.value or False)
-        huggingface_hub.utils.disable_progress_bars()  # ours are the reporter's
+        disable_progress_bars()  # ours are the reporter's
         self.uploaded: dict[str, CommitOperationAdd] = {}  # path → what the next commit adds
 
     def has(self, space: str, name: str) -> bool:

@@ -168,7 +168,7 @@ def test_offline_opens_no_line(fresh: Machine, made: Whole) -> None:
     assert made.differences(fresh.root) == []
 
 
-def test_only_what_the_other_side_lacks_travels(fresh: Machine, made: Whole, tmp_path: Path) -> None:
+def test_only_what_the_other_side_lacks_travels(fresh: Machine) -> None:
     """Bytes lie under their digests: of a result whose action alone is gone no byte goes there once more."""
     fresh.forge("build")
     objects = {path.name: path.stat().st_mtime_ns for path in (fresh.root / "shared/cas").glob("*/*")}

@@ -11,8 +11,11 @@ import pytest
 
 from sdforge.errors import ResourceError, UsageError
 from sdforge.remotes import Remote, open_remote
-from tests.conftest import Project
+from tests.build.conftest import SURVIVING as RECIPE
+from tests.conftest import Project, new_project
+from tests.quick import Quick
 from tests.remotes.hub import Hub, hub
+from tests.survival import Whole
 
 DATA = b"some bytes" * 1000
 NAME, ACTION = hashlib.sha256(DATA).hexdigest(), "ac" * 32
@@ -85,17 +88,18 @@ def test_what_is_no_repository_is_refused(address: str, tmp_path: Path) -> None:
         open_remote(address, tmp_path)
 
 
-def test_another_machine_has_a_trained_result_from_the_hub(side: Hub, project: Project, tmp_path: Path) -> None:
-    with (project.root / "forge.toml").open("a") as file:
+def test_another_machine_has_a_trained_result_from_the_hub(side: Hub, toy_checkpoint: Path, tmp_path: Path) -> None:
+    one = new_project(tmp_path / "one", toy_checkpoint, RECIPE).root
+    with (one / "forge.toml").open("a") as file:
         file.write('\n[remote]\naddress = "hf://datasets/us/cache"\n')
-    project.build("--remote=write")
-    assert len(side.commits) == len(project.starts()) == 3  # a commit a result
-    two = project.clone(tmp_path / "two")
-    ran = two.build()
-    assert [e["target"] for e in ran.of("action") if e["state"] == "fetched"] == ["toy:c"]
-    assert two.starts() == []
-    assert two.output.read_bytes() == project.output.read_bytes()
-    secret = [
-        p for p in (*project.root.rglob("*"), *two.root.rglob("*")) if p.is_file() and TOKEN.encode() in p.read_bytes()
-    ]
-    assert secret == []
+    quick = Quick()  # which takes the environment that the Hub is named in
+    assert quick.forge(one, "build", "--json", "--remote=write").code == 0
+    assert len(side.commits) == 1  # a commit a result
+    two = Project(one).clone(tmp_path / "two").root
+    ran = quick.forge(two, "build", "--json")
+    quick.close()
+    assert [e["target"] for e in ran.of("action") if e["state"] == "fetched"] == ["toy:a"]
+    assert not (two / "rehearsal.log").exists()
+    assert Whole(one).differences(two) == []
+    files = [path for root in (one, two) for path in root.rglob("*") if path.is_file()]
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
