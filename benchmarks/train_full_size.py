@@ -1,86 +1,150 @@
-"""LoRA trainings on U-Nets of full size with random weights, for a CUDA device: pictures per second.
+"""LoRA trainings on checkpoints of full size with random weights, for a CUDA device: pictures per second.
 
-Called by `python -m benchmarks.train --device cuda`. Latents and texts are random and cached, as in a long training;
-what is timed are steps of the shared loop, from the 20th on.
+Called by `python -m benchmarks.train --device cuda`. Pictures are noise; their latents and texts are cached, as in a
+long training; the median of the times between steps of the shared loop counts.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
+ROOT = Path(__file__).parents[1] / "recipes" / "bases" / "flat"  # whose VAE, tokenizer and schedule serve
 STEPS = 60
-SHAPES: dict[str, tuple[str, dict[str, Any], int, tuple[int, ...]]] = {
-    # name: family, configuration of the U-Net, edge in pixels, batches
-    "SD1.5 at 512": ("sd15", {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}, 512, (8, 32)),
+
+
+class Shape(NamedTuple):
+    """A checkpoint's U-Net and text encoders, as their libraries configure them; an edge in pixels, and batches."""
+
+    family: str
+    pipeline: str
+    unet: dict[str, Any]
+    texts: tuple[dict[str, Any], ...]
+    edge: int
+    batches: tuple[int, ...]
+
+
+def text(width: int, layers: int, heads: int) -> dict[str, int]:
+    """Return the configuration of a CLIP text encoder."""
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
+
+
+SD15, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+FULL = {
+    "SD1.5 at 512": Shape(
+        "sd15",
+        SD15,
+        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        (text(768, 12, 12),),
+        512,
+        (8, 32),
+    ),
+    "SDXL at 1024": Shape(
+        "sdxl",
+        SDXL,
+        {
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": [1, 2, 10],
+            "cross_attention_dim": 2048,
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 1280 + 6 * 256,
+        },
+        (text(768, 12, 12), text(1280, 32, 20)),
+        1024,
+        (4, 8),
+    ),
 }
 
 
-def write_base(folder: Path, config: dict[str, Any]) -> None:
-    """Write a checkpoint of the true size with random weights, fp16."""
-    import shutil
-
+def write_base(folder: Path, shape: Shape) -> None:
+    """Write a checkpoint of this shape with random weights, fp16."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    root = Path(__file__).parents[1] / "recipes" / "bases" / "flat"
-    shutil.copytree(root, folder)  # VAE, tokenizer and schedule of the demo serve
-    shutil.rmtree(folder / "unet")
-    shutil.rmtree(folder / "text_encoder")
+    for part in ("vae", "scheduler"):
+        shutil.copytree(ROOT / part, folder / part)
+    words = len(json.loads((ROOT / "tokenizer" / "vocab.json").read_text()))
+    index = json.loads((ROOT / "model_index.json").read_text()) | {"_class_name": shape.pipeline}
     torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel(**config)
-    unet.half().save_pretrained(folder / "unet")
-    words = 697
-    text: Any = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=words, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            bos_token_id=words - 2, eos_token_id=words - 1, projection_dim=768,
-        )
-    )  # fmt: skip
-    text.half().save_pretrained(folder / "text_encoder")
+    networks: dict[str, Any] = {"unet": UNet2DConditionModel(**shape.unet)}
+    for suffix, sizes in zip(("", "_2"), shape.texts, strict=False):
+        kind: Any = CLIPTextModelWithProjection if suffix else CLIPTextModel
+        ends = {"bos_token_id": words - 2, "eos_token_id": words - 1}
+        networks[f"text_encoder{suffix}"] = kind(CLIPTextConfig(vocab_size=words, **ends, **sizes))
+        shutil.copytree(ROOT / "tokenizer", folder / f"tokenizer{suffix}")
+        index |= {f"text_encoder{suffix}": ["transformers", kind.__name__]}
+        index |= {f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"]}
+    for name, network in networks.items():
+        network.half().save_pretrained(folder / name)
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
-def measure(device: torch.device, costs: dict[str, float], peaks: dict[str, float]) -> None:
-    """Print a row for every shape and batch: pictures per second, share of the peak, memory."""
+def measure(
+    device: torch.device,
+    costs: Mapping[str, float],
+    peaks: Mapping[str, float],
+    shapes: Mapping[str, Shape] = FULL,
+    steps: int = STEPS,
+) -> None:
+    """Print a row for every shape and batch: pictures per second, share of the peak, memory.
+
+    costs: family → FLOP of a picture at its shape of full size; peaks: part of a device's name → FLOP per second.
+    """
+    name = torch.cuda.get_device_properties(device).name if device.type == "cuda" else device.type
+    peak = next((value for key, value in peaks.items() if key in name), None)
+    print(f"\n{name}, torch {torch.__version__}\n\n| LoRA, rank 16 | batch | pictures/s | of the peak | GB |")
+    print("| --- | --: | --: | --: | --: |")
+    for what, shape in shapes.items():
+        with tempfile.TemporaryDirectory() as place:
+            write_base(Path(place) / "base", shape)
+            (Path(place) / "data").mkdir()
+            for i in range(4):
+                noise = Image.effect_noise((shape.edge, shape.edge), 60).convert("RGB")
+                noise.save(Path(place) / "data" / f"{i}.png")
+                (Path(place) / "data" / f"{i}.txt").write_text(f"a drawing, number {i}")
+            for batch in shape.batches:
+                rate, memory = pace(Path(place), shape.edge, batch, device, steps)
+                share = f"{rate * costs[shape.family] / peak:.0%}" if peak else "unknown"
+                print(f"| {what} | {batch} | {rate:.1f} | {share} | {memory} |", flush=True)
+
+
+def pace(place: Path, edge: int, batch: int, device: torch.device, steps: int) -> tuple[float, str]:
+    """Train on the checkpoint and the pictures of a folder; return pictures per second and gigabytes of the device."""
     from sdforge.run.train import run_training
     from tests.families.workbench import take
     from tests.run.order import dataset, order
 
-    name = torch.cuda.get_device_properties(device).name
-    peak = next((value for key, value in peaks.items() if key in name), None)
-    print(f"\n{name}, torch {torch.__version__}\n\n| LoRA, rank 16 | batch | pictures/s | of the peak | GB |")
-    print("| --- | --: | --: | --: | --: |")
-    for what, (family, config, edge, batches) in SHAPES.items():
-        with tempfile.TemporaryDirectory() as place:
-            write_base(Path(place) / "base", config)
-            (Path(place) / "data").mkdir()
-            for i in range(4):
-                Image.effect_noise((edge, edge), 60).convert("RGB").save(Path(place) / "data" / f"{i}.png")
-                (Path(place) / "data" / f"{i}.txt").write_text(f"a drawing, number {i}")
-            for batch in batches:
-                settings = {"rank": 16, "batch": batch, "precision": "bf16", "steps": STEPS, "resolution": edge}
-                wanted = order(
-                    Path(place) / f"w{batch}", "lora", take(Path(place) / "base"), dataset(Path(place) / "data"),
-                    **settings, how={"device": str(device)},
-                )  # fmt: skip
-                stamps: list[float] = []
-                torch.cuda.reset_peak_memory_stats(device)
+    settings = {"rank": 16, "batch": batch, "precision": "bf16", "steps": steps, "resolution": edge}
+    how = {"device": str(device)}
+    wanted = order(place / f"w{batch}", "lora", take(place / "base"), dataset(place / "data"), **settings, how=how)
+    stamps: list[float] = []
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
 
-                def asked(stamps: list[float] = stamps) -> bool:
-                    torch.cuda.synchronize(device)
-                    stamps.append(time.perf_counter())
-                    return False
+    def asked() -> bool:
+        if cuda:
+            torch.cuda.synchronize(device)
+        stamps.append(time.perf_counter())  # before every step
+        return False
 
-                run_training(wanted, lambda **_: None, asked)
-                spent = statistics.median(b - a for a, b in itertools.pairwise(stamps))
-                rate = batch / spent
-                share = f"{rate * costs[family] / peak:.0%}" if peak else "unknown"
-                memory = torch.cuda.max_memory_allocated(device) / 1e9
-                print(f"| {what} | {batch} | {rate:.1f} | {share} | {memory:.1f} |")
+    run_training(wanted, lambda **_: None, asked)
+    spent = statistics.median(b - a for a, b in itertools.pairwise(stamps))
+    return batch / spent, f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f}" if cuda else "–"

@@ -29,7 +29,9 @@ KINDS = (
     "clip",
     "pictures",
     "files",
+    "verdict",
 )
+UNPINNED = ("files", "pictures", "verdict")  # kinds that can always be made again
 SIDECARS = ("hypernetwork", "null_text", "image_embedding", "aesthetic")  # kinds that act while pictures are drawn
 WITH = "-with"  # behind the name of a folder of pictures: those that were drawn with a preset's sidecars
 

@@ -6,6 +6,7 @@ import os
 import select
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sdforge.devices import devices
-from sdforge.errors import ActionFailed, BrokenPromise, BusyError, ForgeError, Interrupted, ResourceError
+from sdforge.errors import ActionFailed, BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.lockfile import LockFile
+from sdforge.looks import note_passed
 from sdforge.method import method
 from sdforge.one_pass import Pass
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
+from sdforge.outputs import FAILED
 from sdforge.plan import Plan, Step
 from sdforge.report.preset import file_row
 from sdforge.results import Made, Publisher
@@ -103,6 +106,7 @@ class Build:
         self.summary = Summary()
         self.changed: dict[str, int] = {}  # id → how often an input of it changed while it ran
         self.signals: list[int] = []
+        self.held: set[str] = set()  # ids of previews that are drawn, and placed when they have passed
 
     def run(self, wanted: list[str]) -> Summary:
         """Build what is wanted. Raises Interrupted, and ForgeError for what concerns the whole build."""
@@ -110,6 +114,7 @@ class Build:
         self.reporter.planned(plan)
         self.lockfile.check(plan)
         self._keep_notes(plan)
+        self._note_verdicts(plan)
         self.session.refuse_lack(plan)
         if self.session.unreachable:
             self.reporter.note(f"{self.session.unreachable}; going on without it")
@@ -124,6 +129,7 @@ class Build:
         for name in self.lockfile.write(plan):
             self.reporter.note(f"source `{name}` is not what it was: pinned anew")
         self._remember(plan)
+        self._show_failed(plan)
         self.summary.plan = plan
         return self.summary
 
@@ -134,7 +140,7 @@ class Build:
             if self.signals:
                 self._interrupt()
             anew = False
-            if self.summary.failed and not self.options.keep_going:
+            if self._breaks_off():
                 self._stop_all()
                 if not self.running:
                     self._skip(plan)
@@ -147,10 +153,30 @@ class Build:
             if anew or self._poll():
                 plan = self._replan(wanted)
 
+    def _breaks_off(self) -> bool:
+        """Say whether nothing more is begun: a check that fails holds back its preset's files and nothing else."""
+        broken = [error for error in self.summary.failed.values() if not isinstance(error, CheckFailed)]
+        return bool(broken) and not self.options.keep_going
+
     def _replan(self, wanted: list[str]) -> Plan:
         plan = self.session.plan(wanted)
         self._keep_notes(plan)
+        self._note_verdicts(plan)
         return plan
+
+    def _note_verdicts(self, plan: Plan) -> None:
+        """Note the checks that failed, now or when the same pictures were looked at before."""
+        for step in _asked_checks(plan):
+            if step.state == "reuse" and step.failed and step.id not in self.summary.failed:
+                assert step.result is not None
+                name = self.outputs.folder(step).name
+                error = CheckFailed(
+                    str(step.result.facts["says"]),
+                    f"out/{name} stays as it was; the pictures are in out/{FAILED}/{name}; "
+                    "--no-checks writes it all the same",
+                )
+                self.summary.failed[step.id] = error
+                self.reporter.failed(step, error)
 
     def _left(self, plan: Plan) -> list[Step]:
         return [step for step in plan.to_do if step.id not in self.summary.failed]
@@ -177,6 +203,8 @@ class Build:
         """Say whether all bytes that a step reads are there."""
         if step.state == "fetch":
             return True
+        if step.node.target.placed and self._waits_for_checks(plan, step):
+            return False
         if any(artifact is None for _, artifact in step.inputs):
             return False
         busy = {running.step.id for running in self.running}
@@ -191,6 +219,16 @@ class Build:
             if any(maker in plan.steps and (plan.steps[maker].to_do or maker in busy) for maker in needed):
                 return False
         return all(self._is_ready(plan, each) for each in self.session.planner().within(step))
+
+    def _waits_for_checks(self, plan: Plan, step: Step) -> bool:
+        """Say whether a preset's files, or its drawn previews, must not be put into `out/` yet."""
+        if not self.session.checked:
+            return False
+        makes = step.node.target.signature.makes
+        drawn = plan.steps.get(f"{step.node.recipe.name}:preset.previews")
+        if makes == "files" and drawn is not None and drawn.state not in ("reuse", "unneeded"):
+            return True  # a preset that cannot be drawn, or is black, is not written either
+        return (makes == "files" or step.restore) and not all(check.passed for check in step.checks)
 
     def _locking_key(self, step: Step) -> str:
         return step.content_key or step.key
@@ -210,6 +248,11 @@ class Build:
             return False
         waited = self.waiting.pop(step.id, None) is not None
         if not step.restore and step.id not in self.session.retrain and self._found(step, key, waited):
+            lock.release()
+            return True
+        if step.restore and step.id in self.held and step.result:
+            self.held.discard(step.id)
+            self._place(step, step.result, None)
             lock.release()
             return True
         if step.restore:
@@ -252,7 +295,7 @@ class Build:
         formula = self.session.one_pass(step) if step.kind == "formula" else None
         order = make_order(self.session, step, key, manifest, work, how, formula)
         step.state = "running"
-        goes = step.kind == "content" and step.node.target.signature.makes != "files"
+        goes = step.kind == "content" and step.node.target.signature.makes not in ("files", "verdict")
         self.reporter.started(step, (self.executor.elsewhere if goes else "") or device)
         bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
@@ -276,10 +319,12 @@ class Build:
     def _device(self, step: Step) -> tuple[str, Lock | None] | None:
         """Choose where an action computes, or None while all devices are taken.
 
-        Formulas and what only moves bytes need no device.
+        Formulas, what only moves bytes and what needs no torch need no device.
         """
         signature = step.node.target.signature
-        if signature.kind == "formula" or signature.makes == "files":
+        module = method(signature.name).module
+        light = signature.makes == "verdict" and (getattr(module, "INLINE", False) or getattr(module, "BARE", False))
+        if signature.kind == "formula" or signature.makes == "files" or light:
             return "cpu", None
         if self.executor.elsewhere:  # there the engine says what is free
             return self.options.device, None
@@ -456,9 +501,12 @@ class Build:
             self.lockfile.pin_new(step, result, running.manifest)
         if step.node.target.signature.pinned and step.kind == "content":
             self._push(result)
-        if step.node.target.signature.makes in ("files", "pictures"):
+        if step.node.target.placed and step.checks and result.kind == "pictures":
+            self.held.add(step.id)
+        elif step.node.target.placed:
             self._place(step, result, running.work)
-        self.reporter.finished(step, result, seconds)
+        if result.kind != "verdict" or result.facts["passed"]:  # of a check that fails the next plan tells
+            self.reporter.finished(step, result, seconds)
 
     def _place(self, step: Step, result: Result, work: Path | None) -> None:
         """Put a preset's files into `out/`."""
@@ -471,6 +519,10 @@ class Build:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+            yield
+            return
+
         def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- what signal handlers get
             self.signals.append(number)
             if len(self.signals) > 1:
@@ -525,18 +577,42 @@ class Build:
         keys: dict[str, set[str]] = {}
         for step in plan.steps.values():
             keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
+        for recipe in sorted(keys):
+            steps = [step for step in plan.steps.values() if step.node.recipe.name == recipe]
+            last = {step.id: self.session.last_key(step) for step in steps}
+            if any(step.key and last[step.id] not in ("", step.key) for step in steps):
+                self.store.note_run(f"before:{self.session.project.root}:{recipe}", last)
         for step in plan.steps.values():
             if step.key and self.session.last_key(step) != step.key:
                 self.store.note_run(f"last:{self.session.project.root}:{step.id}", step.key)
                 self.store.note_preimage(step.key, step.manifest)
                 for _, artifact in step.inputs:
-                    if artifact is not None and artifact.whole:
+                    if artifact is not None and "rows" in artifact.notes:
                         named = {"rows": artifact.notes["rows"], "names": artifact.notes["names"]}
                         self.store.note_whole(artifact.whole, named)
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
+        for step in plan.steps.values():
+            whole = step.node.target.placed and step.state == "reuse" and not step.restore and not step.unchecked
+            if whole and step.artifact is not None and step.node.target.signature.makes == "pictures":
+                note_passed(self.session, step)
         if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
+
+    def _show_failed(self, plan: Plan) -> None:
+        """Put the pictures of presets that failed a check where people can look at them."""
+        failed = [i for i, error in self.summary.failed.items() if isinstance(error, CheckFailed)]
+        for recipe in sorted({plan.steps[identifier].node.recipe.name for identifier in failed}):
+            step = plan.steps.get(f"{recipe}:preset.previews")
+            if step is not None and step.result is not None:
+                self.session.show_failed(step)
+
+
+def _asked_checks(plan: Plan) -> list[Step]:
+    """Return the checks on whose verdict something wanted waits."""
+    asked = {check.id: check for identifier in plan.wanted for check in plan.steps[identifier].checks}
+    asked |= {i: plan.steps[i] for i in plan.wanted if plan.steps[i].node.target.signature.group == "checks"}
+    return list(asked.values())
 
 
 class _Inline:

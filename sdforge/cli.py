@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Command = Callable[[str, str], argparse.ArgumentParser]  # name, what it does → its arguments
 SOMETHING_TO_DO = 10
+FIRST = "For the first time: `forge init mine` makes a project with a demo, and says what comes next."
 LARGE = 200  # steps of a plan that is worth remembering for itself
 
 
@@ -28,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="for programs: JSON")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models")
+    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models", epilog=FIRST)
     top.add_argument("--version", action="version", version=f"forge {__version__}")
     top.add_argument("-C", dest="at", metavar="DIR", default=".", help="work in this folder")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="forge")
@@ -61,6 +62,10 @@ def _building(command: Command) -> None:
     build.add_argument(
         "--retrain", action="append", default=[], metavar="TARGET", help="make a result again, and pin it"
     )
+    build.add_argument("--no-checks", action="store_true", help="write a preset unchecked; its preset.json says so")
+    build.add_argument(
+        "--allow-commands", action="store_true", help="let commands of checks run: only for recipes that you have read"
+    )
     build.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     build.add_argument("--no-wait", action="store_true", help="do not wait for another build (exit code 5)")
     build.add_argument(
@@ -70,6 +75,7 @@ def _building(command: Command) -> None:
     plan = command("plan", "say what a build would do, and why")
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
+    plan.add_argument("--no-checks", action="store_true", help="as `build --no-checks` would")
     plan.add_argument("--blocks", action="store_true", help="what weight each block gets of merges and bakes")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"
@@ -117,10 +123,21 @@ def _looking(command: Command) -> None:
     listing.add_argument("--methods", action="store_true", help="what targets can be made by")
     listing.add_argument("--families", action="store_true", help="architectures that are known")
     listing.add_argument("--sources", action="store_true", help="what forge.toml declares")
+    listing.add_argument(
+        "--pictures",
+        choices=("auto", "kitty", "iterm", "never"),
+        default="auto",
+        help="show previews in terminals that can, or by this protocol; never where the output is no terminal",
+    )
     listing.add_argument("--names", action="store_true", help="names that commands take, one a line")
     show = command("show", "an artifact's record, or what a safetensors file says of itself")
     show.add_argument("target", metavar="TARGET|FILE")
     show.add_argument("--recipe", action="store_true", help="the recipe by which a preset's file is made again")
+    diff = command("diff", "what differs between two presets, builds or files: settings, inputs, tensors, pictures")
+    diff.add_argument("a", metavar="A", help="a recipe, a target, a folder of out/, or a model's file")
+    diff.add_argument("b", nargs="?", default="", metavar="B", help="default: A now, A being the build before")
+    diff.add_argument("--pictures", default="", metavar="FILE.png", help="write their previews side by side")
+    diff.add_argument("--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is a difference")
     convert = command("convert", "write a file or folder in another form; nothing is overwritten")
     convert.add_argument("file", metavar="FILE")
     convert.add_argument("out", metavar="OUT")
@@ -272,7 +289,7 @@ def build(wishes: argparse.Namespace) -> int:
     if wishes.dry_run:
         wishes.exit_code = wishes.blocks = False
         return plan(wishes)
-    if not wishes.retrain and not wishes.json:
+    if not (wishes.retrain or wishes.json or wishes.no_checks or wishes.allow_commands):
         from sdforge.verdict import recall
 
         if words := recall(Path(wishes.at), wishes.targets, locked=wishes.locked):
@@ -290,7 +307,8 @@ def build(wishes: argparse.Namespace) -> int:
 
 
 def _build(session: Session, wishes: argparse.Namespace) -> int:
-    session.locked = wishes.locked
+    session.locked, session.checked = wishes.locked, not wishes.no_checks
+    session.trusting = wishes.allow_commands
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
@@ -324,7 +342,7 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
 
     words = nothing_to_do(made)
     # after a build, files that were too young are looked at once more; a small plan that writes nothing stays so
-    if session.store.index.wrote or len(made.steps) > LARGE:
+    if session.checked and (session.store.index.wrote or len(made.steps) > LARGE):
         keep(session, made, wishes.targets, words)
     if wishes.json:
         nothing_as_json(made)
@@ -342,7 +360,7 @@ def _say(words: list[str]) -> int:
 def plan(wishes: argparse.Namespace) -> int:
     """`forge plan`: say what a build would do."""
     session = _open(wishes)
-    session.locked = wishes.locked
+    session.locked, session.checked = wishes.locked, not wishes.no_checks
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(getattr(wishes, "retrain", []))
@@ -374,7 +392,7 @@ def other(wishes: argparse.Namespace) -> int:
         **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
-        **dict.fromkeys(("list", "log", "graph"), _look),
+        **dict.fromkeys(("list", "log", "graph", "diff"), _look),
     }
     return functions[name](_open(wishes), wishes)
 
@@ -436,6 +454,10 @@ def _keep_house(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _look(session: Session, wishes: argparse.Namespace) -> int:
+    if wishes.command == "diff":
+        from sdforge.difference import diff
+
+        return diff(session, wishes)
     import sdforge.looking as looking
 
     if wishes.command == "list":

@@ -11,13 +11,13 @@ import time
 from typing import Any
 
 from sdforge.build import Build, Options, Summary
-from sdforge.errors import Problem, RecipeError, UsageError, exit_code
+from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile, distance
-from sdforge.places import LOCK, VRAM, amount
+from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
@@ -109,11 +109,15 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
         return
     for identifier in summary.skipped:
         say(f"  – {identifier.partition(':')[2]:<18} not built: needs what failed")
+    for text in barred(plan):
+        say(f"  {text}")
     for found in filter(None, strange):
         say(f"  {found['text']}")
     text = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
     say(f"  {text or 'nothing to do'} in {seconds(spent)}")
-    if summary.failed:
+    for hint in dict.fromkeys(error.hint for error in summary.failed.values() if isinstance(error, CheckFailed)):
+        say(f"  {hint}")
+    if any(not isinstance(error, CheckFailed) for error in summary.failed.values()):
         say("  what was built is kept; the same command goes on from there")
 
 
@@ -157,6 +161,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
                 "reason": [cause.text for cause in causes],
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
+            | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
             | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
@@ -182,6 +187,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     ]
     if session.unreachable:
         say(f"  note: {session.unreachable}")
+    for text in barred(plan):
+        say(f"  note: {text}")
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""
     if plan.to_do:
@@ -194,6 +201,10 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     """Return what stands behind a step in the plan: time, and the reason in short."""
+    if step.barred:
+        return step.reason
+    if step.result is not None and step.result.kind == "verdict":
+        return str(step.result.facts["says"])
     if not step.to_do:
         return f"computed within {other_name(step, step.within)}" if step.within else ""
     guess = estimate(session, step)
@@ -203,6 +214,17 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
     return f"{clock:<10} {reason}" if clock else reason
+
+
+def barred(plan: Plan) -> list[str]:
+    """Say which checks are not made here, and how they would be."""
+    return [
+        f"{short(step)} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
+        f"{json.dumps(step.node.target.raw['command'])} under [checks] commands in {LOCAL}, or build with "
+        "--allow-commands"
+        for step in plan.steps.values()
+        if step.barred
+    ]
 
 
 def other_name(step: Step, identifier: str) -> str:
@@ -279,6 +301,8 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
             else f"{name} may have to be made again, after what it is made from:"
         )
     _tell_causes(causes, 1)
+    if step.result and step.result.kind == "verdict":
+        say(f"  it {'passed' if step.passed else 'failed'}: {step.result.facts['says']}")
     if step.result:
         record = session.store.record(step.result)
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(step.result.made))

@@ -35,7 +35,7 @@ KINDS = {
     "lora": tuple(form for form in FORMS if form.startswith("loras")),
     "embedding": ("embeddings", "embeddings-pt", "embeddings-diffusers"),
     "hypernetwork": ("hypernetworks", "hypernetworks-pt"),
-    "custom": ("custom",),
+    "custom": ("custom", "custom-embeddings"),
     "image_embedding": ("image-embeddings",),
     "aesthetic": ("aesthetics",),
 }
@@ -186,6 +186,8 @@ def _left_behind(layout: Layout, of: Family, form: str) -> Iterator[str]:
     if form == "checkpoint" and tokens:
         words = ", ".join(word for word, _ in tokens)
         yield f"without {words}: a single file has no room for more words than CLIP's"
+    if form == "custom-embeddings" and "token" not in layout.facts:
+        raise UsageError(f"{layout.files[0]} holds matrices and no word", hint="a folder has its words beside them")
     if form == "diffusers":
         lost = [name for name in of.networks if name not in layout.shapes() and name not in of.spare]
         if lost:

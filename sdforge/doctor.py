@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ LEAST_DISK, LEAST_MEMORY = (
 )  # bytes: a checkpoint of SD 1.5 is 2 GB, its training state thrice that
 DRIFT = 2.0  # seconds between the clocks of a file system and of the machine: as much as the stat cache allows for
 FICLONE = 0x40049409  # ioctl: let a file share another one's blocks
+NVIDIA, AMD, DISPLAY = "0x10de", "0x1002", "0x03"  # makers of PCI devices, and how the class of displays begins
 PATIENCE = 180.0  # seconds for the child, which has to import torch
 
 
@@ -114,11 +116,21 @@ def _libraries() -> Iterator[Finding]:
             yield Finding(name, f"{version} is too old", f"pip install '{name}>={least[name]}'", 4)
         elif name in tested and _numbers(version) != _numbers(tested[name]):
             other.append(f"{name} {version} (tested: {tested[name]})")
+    yield from _vision(tested)
     if other:
         hint = "pip install -c constraints.txt -e . gives the tested ones; trainings differ a little between versions"
         yield Finding("libraries", ", ".join(other), hint)
     else:
         yield Finding("libraries", "torch " + metadata.version("torch") + " and the others are those that are tested")
+
+
+def _vision(tested: dict[str, str]) -> Iterator[Finding]:
+    """Note a torchvision, which nothing here needs, beside a torch that it was not built for."""
+    with suppress(metadata.PackageNotFoundError):
+        vision, torch = metadata.version("torchvision"), metadata.version("torch")
+        if "torchvision" not in tested and vision.partition("+")[2] != torch.partition("+")[2]:
+            text = f"{vision} is beside torch {torch}, for which it may not be built: then diffusers cannot be imported"
+            yield Finding("torchvision", text, "pip uninstall torchvision: sdforge does not need it")
 
 
 def _least_versions() -> dict[str, str]:
@@ -159,18 +171,38 @@ def _computing() -> Iterator[Finding]:
     yield _gpus(seen)
 
 
-def _gpus(seen: dict[str, Any]) -> Finding:
-    nodes = sorted(p.name for p in Path("/dev").glob("nvidia[0-9]*"))
+def _gpus(seen: dict[str, Any], root: Path = Path("/")) -> Finding:
+    """Say which GPUs torch can use, and if it can use none, why: the device, its driver, or the build of torch.
+
+    root: of the file system in which devices are looked for.
+    """
+    nodes = sorted(p.name for p in (root / "dev").glob("nvidia[0-9]*"))
+    nodes += ["dxg (a GPU of Windows)"] if (root / "dev" / "dxg").exists() else []
     if seen["gpus"]:
         return Finding("devices", ", ".join(f"{n}: {title}, {size(memory)}" for n, title, memory in seen["gpus"]))
     if not nodes:
-        return Finding("devices", "no GPU; trainings run on the CPU")
+        return _without_driver(root)
     if not seen["built_for"]:
         return Finding("devices", f"{', '.join(nodes)} is there, and this torch was built without CUDA", "pytorch.org")
     hint = "`nvidia-smi` says whether the driver is well; CUDA_VISIBLE_DEVICES may hide the device"
     return Finding(
         "devices", f"{', '.join(nodes)} is there, and torch (CUDA {seen['built_for']}) cannot use it", hint, 4
     )
+
+
+def _without_driver(root: Path) -> Finding:
+    """Say what is built in where no driver offers a device that torch could use."""
+    makers = {}
+    for path in sorted((root / "sys/bus/pci/devices").glob("*/class")):
+        with suppress(OSError):
+            if path.read_text().startswith(DISPLAY):
+                makers[path.with_name("vendor").read_text().strip()] = True
+    if NVIDIA in makers:
+        text = "an NVIDIA GPU is built in, and no driver for it is loaded; trainings run on the CPU"
+        return Finding("devices", text, "install NVIDIA's driver; then `nvidia-smi` lists the GPU")
+    if AMD in makers:
+        return Finding("devices", "an AMD GPU is built in, which is not supported yet; trainings run on the CPU")
+    return Finding("devices", "no GPU; trainings run on the CPU")
 
 
 def _memory() -> Finding:

@@ -56,6 +56,10 @@ class ActionFailed(ForgeError):
         self.log = log
 
 
+class CheckFailed(ForgeError):
+    """A preset's pictures are not what its recipe expects of them; its files are not written."""
+
+
 class UsageError(ForgeError):
     """Text, names, kinds or files that can never work as they are; the command line itself."""
 

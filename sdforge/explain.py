@@ -45,6 +45,8 @@ class Explainer:
             return [Cause("it was asked for (--retrain)")]
         if step.reason:
             return [Cause(step.reason)]
+        if failed := [check for check in step.checks if check.state == "reuse" and not check.passed]:
+            return [Cause(f"`{check.node.target.name}` failed", None, self.causes(check)) for check in failed]
         if not step.to_do and self.session.last_key(step) in ("", step.key):
             return []
         unknown = [link for link, artifact in step.inputs if artifact is None]
@@ -128,6 +130,8 @@ class Explainer:
 
     def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
         name = link.use.reference
+        if artifact.kind == "pictures":
+            return self._behind(link, "changed")
         if artifact.whole:
             what = "picture" if artifact.kind == "picture" else "data set"
             return Cause(f"{what} `{name}` changed", None, self._pictures(artifact, old))

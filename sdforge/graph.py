@@ -30,12 +30,13 @@ class Link(NamedTuple):
 
 @dataclass(slots=True)
 class Node:
-    """A target in its place."""
+    """A target in its place. checks: ids of the checks that have to pass before its files are written."""
 
     id: str  # RECIPE:NAME
     recipe: Recipe
     target: Target
     links: tuple[Link, ...] = ()
+    checks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Graph:
             if identifier in self.nodes and identifier not in keep:
                 keep.add(identifier)
                 stack += [link.id for link in self.nodes[identifier].links]
+                stack += self.nodes[identifier].checks
         return [node for identifier, node in self.nodes.items() if identifier in keep]
 
 
@@ -88,6 +90,7 @@ class _Linking:
                 self.problems += error.problems
                 recipe = error.rest or Recipe(name, "", "", "", {}, {}, {})
             self.added[name] = recipe
+            checks = tuple(f"{recipe.name}:{t.name}" for t in recipe.targets.values() if t.signature.group == "checks")
             for target in recipe.targets.values():
                 links = []
                 for use in target.uses:
@@ -100,7 +103,8 @@ class _Linking:
                         if found not in self.sources and other not in self.added:
                             queue.append(other)
                 identifier = f"{recipe.name}:{target.name}"
-                self.nodes[identifier] = Node(identifier, recipe, target, tuple(links))
+                gates = checks if target.placed else ()
+                self.nodes[identifier] = Node(identifier, recipe, target, tuple(links), gates)
 
     def _find(self, recipe: Recipe, target: Target, use: Use) -> str:
         """Return the id of what a name means: a target of this recipe, of another one, or a source; or a problem."""

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sdforge.artifact import UNPINNED
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
-from sdforge.method import method, method_groups
+from sdforge.method import is_target, method, method_groups
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
@@ -91,7 +92,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     doomed: list[Path] = []
     objects: set[str] = set()
     for path, result in store.results():
-        pinned_kind = result.grade != "A" and result.kind not in ("files", "pictures")
+        pinned_kind = result.grade != "A" and result.kind not in UNPINNED
         if result.key in keep or (pinned_kind and not trained):
             objects |= result.objects()
         else:
@@ -141,10 +142,19 @@ def schemas() -> dict[str, str]:
         "dataset": _tables(Dataset, definitions, "folders of pictures"),
         "preset": _model(Preset, definitions),
     }
-    for name in method_groups():
-        if name not in ("export", "previews"):
-            about = (method(name).module.__doc__ or "").strip().splitlines()[0]
+    checks: dict[str, Any] = {}
+    for name, group in method_groups().items():
+        about = (method(name).module.__doc__ or "").strip().splitlines()[0]
+        if is_target(name):
             properties[name] = _tables(method(name).table, definitions, about)
+        elif group == "checks":
+            checks[name] = _tables(method(name).table, definitions, about)
+    properties["checks"] = {
+        "type": "object",
+        "description": "what the previews are expected to show, before the preset's files are written",
+        "properties": checks,
+        "additionalProperties": False,
+    }
     recipe = {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "sdforge recipe",
@@ -246,6 +256,8 @@ def init(folder: Path) -> None:
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
     say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
     say(f"  next: {where}forge build anime-preset")
+    say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")
+    say("        `forge plan` says what that costs; `forge doctor` says whether this machine is fit, and sees its GPU")
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

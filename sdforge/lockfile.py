@@ -122,7 +122,7 @@ class LockFile:
                 continue
             if signature.kind == "content" and signature.pinned:
                 self._pin_chosen(step, changes)
-            if not follows and signature.makes != "pictures":
+            if not follows and signature.makes not in ("pictures", "verdict"):
                 row = self._target_row(step)
                 if row and lock.targets.get(step.id) != row:
                     changes.targets[step.id] = row

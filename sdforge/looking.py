@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,8 @@ from sdforge.artifact import Tensor
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.embedding import negative_word, words_of
-from sdforge.method import method, method_groups
+from sdforge.looks import previews_in
+from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.table import row
@@ -45,7 +47,24 @@ def show_list(session: Session, wishes: argparse.Namespace) -> None:
     elif wishes.sources:
         _list_sources(session, as_json=wishes.json)
     else:
-        _list_recipes(session, as_json=wishes.json)
+        _list_recipes(session, _terminal(wishes), as_json=wishes.json)
+
+
+def _terminal(wishes: argparse.Namespace) -> str:
+    """Return how the terminal takes pictures: as it says of itself, or as `--pictures` does; "" for none."""
+    from sdforge.report.inline import protocol
+
+    if wishes.json or wishes.pictures == "never" or not sys.stdout.isatty():
+        return ""
+    return protocol(sys.stdout) if wishes.pictures == "auto" else str(wishes.pictures)
+
+
+def _show_previews(session: Session, recipe: str, terminal: str) -> None:
+    """Show the previews of a preset that lie in `out/`."""
+    from sdforge.report.inline import escape, strip
+
+    if found := previews_in(session.project.out / recipe, recipe):
+        sys.stdout.write(escape(terminal, strip([found[cell] for cell in sorted(found)])))
 
 
 def _list_names(session: Session) -> None:
@@ -66,7 +85,7 @@ def _list_methods(*, as_json: bool) -> None:
     found: dict[str, dict[str, Any]] = {
         name: {"group": group, "makes": method(name).makes, "says": _first_line(name)}
         for name, group in method_groups().items()
-        if name not in ("export", "previews")
+        if is_target(name)
     }
     if as_json:
         print(json.dumps({"v": 1, "event": "methods", "methods": found}))
@@ -91,7 +110,7 @@ def _list_sources(session: Session, *, as_json: bool) -> None:
     say(event if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
 
 
-def _list_recipes(session: Session, *, as_json: bool) -> None:
+def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     for name in session.project.recipe_names():
         try:
@@ -122,6 +141,8 @@ def _list_recipes(session: Session, *, as_json: bool) -> None:
             say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
             for step in steps:
                 say(row(step))
+            if terminal:
+                _show_previews(session, name, terminal)
     if as_json:
         print(json.dumps({"v": 1, "event": "recipes", "recipes": found}))
         return

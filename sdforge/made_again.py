@@ -79,6 +79,7 @@ def rebuild(session: Session, name: str, *, as_json: bool) -> int:
             store.fetched("").parent.symlink_to(fetched)
         sources = Sources(project, store, session.sources.progress, pinned=session.sources.pinned)
         again = Session(project, store, sources, Outputs(project, store))
+        again.checked = False  # what its pictures look like is another question
         wanted = again.resolve([name])
         code, after = _build(again, wanted, as_json=as_json)
         if code:

@@ -1,7 +1,7 @@
 """Name → method: what it takes, what it makes, what can be set. The folders are the registry.
 
-The name in a recipe is the name of a module in `merges/`, `trainings/` or `edits/`; nothing is registered anywhere
-else. `FORGE_METHODS` may name further folders with the same three folders in them, for methods under development.
+The name in a recipe is the name of a module in `merges/`, `trainings/`, `edits/` or `checks/`; nothing is registered
+anywhere else. `FORGE_METHODS` may name further folders with the same folders in them, for methods under development.
 Names are known without importing anything; a module is imported when a recipe that uses it is first read.
 """
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sdforge.formula import Input, Plan
     from sdforge.settings import PerBlock, Table
 
-GROUPS = ("merges", "trainings", "edits")
+GROUPS = ("merges", "trainings", "edits", "checks")
+BY_PRESET = ("export", "previews")  # edits that only [preset] asks for
 LOOP_VERSION = 1  # of the training loop that all trainings share
 TENSOR, SEED, LATENTS = "tensor", "seed", "latents"  # what a merge may ask for by name, and no recipe gives it
 ELSEWHERE = {  # what merge programs call blocks besides IN04, M00 and OUT03 → the pattern here
@@ -147,6 +148,11 @@ def method_groups() -> dict[str, str]:
                 if (path.suffix == ".py" or package) and not name.startswith("_"):
                     found[name] = group
     return found
+
+
+def is_target(name: str) -> bool:
+    """Say whether a recipe may have `[name.…]` tables of a method: not of those that [preset] and [checks] ask for."""
+    return name not in BY_PRESET and method_groups()[name] != "checks"
 
 
 def module_of(group: str, name: str) -> ModuleType:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 NAME = r"^[a-z][a-z0-9_-]{0,63}$"
-REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.)?[a-z][a-z0-9_-]{0,63}$"  # NAME, RECIPE:NAME, preset.STEP
+# NAME, RECIPE:NAME, preset.STEP, check.CHECK.without.STEP
+REFERENCE = r"^([a-z][a-z0-9_-]{0,63}:)?(preset\.|check\.([a-z][a-z0-9_-]{0,63}\.){2})?[a-z][a-z0-9_-]{0,63}$"
 
 
 # what Windows takes for devices, with any ending

@@ -12,9 +12,11 @@ from sdforge.errors import BrokenPromise
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
+from sdforge.looks import Pictures, pictures_of, preset_pictures
 from sdforge.one_pass import Computed, Pass
 from sdforge.order import Computation, Given, Order, Ref
 from sdforge.plan import Step
+from sdforge.recipe import Target
 
 if TYPE_CHECKING:
     from sdforge.session import Session
@@ -45,6 +47,10 @@ def make_order(
         for role, spec in target.signature.roles.items():
             if spec.many == "table" and role in inputs:
                 inputs[role].sort(key=lambda given: (given.identity, json.dumps(given.use, sort_keys=True)))
+    if target.signature.group == "checks":
+        how = how | {"root": str(session.project.root)}
+        if before := stated.get("looks", {}).get("previous"):
+            inputs["previous"] = [_earlier(session, step, Pictures(*before))]
     return Order(
         key=key,
         target=step.id,
@@ -112,6 +118,9 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
             for sha256, caption, repeats, *mask in artifact.notes["rows"]
         ]
         return Given(artifact.kind, artifact.identity, pictures=pictures, held_out=artifact.notes.get("validation", 0))
+    if artifact.kind == "pictures":
+        noted = Pictures(*(artifact.notes[name] for name in Pictures._fields))
+        return _drawn(session, session.planner().steps[link.id].node.target, noted)
     reads = step.node.target.role(link.use.role).reads
     components: dict[str, list[Ref]] = {}
     vocabulary: dict[str, Any] = {}
@@ -135,6 +144,33 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
         vocabulary,
         use,
     )
+
+
+def _drawn(session: Session, target: Target, pictures: Pictures) -> Given:
+    """Return previews as checks look at them: rows of [path, sha256, prompt, its number from 1, seed].
+
+    target: that drew them, or draws the same prompts. Raises BrokenPromise for one that is not there any more.
+    """
+    prompts, rows, result = json.loads(target.settings)["prompts"], [], pictures_of(session, pictures)
+    found = preset_pictures(result, pictures.column) if result else {}
+    for (number, seed), sha256 in sorted(found.items()):
+        path = session.find(sha256)
+        if path is None:
+            raise BrokenPromise(f"a picture ({sha256[:12]}) is not there any more", hint="`forge build` draws it again")
+        rows.append([str(path), sha256, prompts[number - 1] if number <= len(prompts) else "", number, seed])
+    return Given("pictures", pictures.digest, pictures=rows)
+
+
+def _earlier(session: Session, step: Step, pictures: Pictures) -> Given:
+    """Return an earlier build's pictures, with the prompts that they state themselves."""
+    from PIL import Image
+
+    link = next(link for link, artifact in step.inputs if artifact is not None and artifact.kind == "pictures")
+    given = _drawn(session, session.planner().steps[link.id].node.target, pictures)
+    for row in given.pictures:
+        with Image.open(row[0]) as picture:
+            row[2] = str(picture.info.get("parameters", "")).partition("\nNegative prompt:")[0].partition("\nSteps:")[0]
+    return given
 
 
 def _picture_files(session: Session, link: Link, artifact: Artifact) -> dict[str, str]:

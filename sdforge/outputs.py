@@ -19,6 +19,7 @@ from sdforge.store import Store
 from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_of
 
 REPLACED = ".replaced"
+FAILED = ".failed"  # where pictures lie that did not pass the checks of their preset
 DIGITS = 16  # of a digest, by which files are called until they get a person's name
 MANIFEST = 2  # version of `preset.json`
 ADVISED = ("steps", "guidance", "resolution")  # of the previews: what a preset advises to draw with
@@ -110,7 +111,9 @@ class Outputs:
         else:
             previews = (step.node.recipe.preset or {}).get("previews", {})
             advised = [MANIFEST, *(previews.get(name) for name in ADVISED)]
-            yield "preset.json", "made from " + self.sheet_source(step) + json.dumps(advised)
+            checked = verdicts(step)
+            told = json.dumps(advised) + (json.dumps(checked) if step.checks or step.unchecked else "")
+            yield "preset.json", "made from " + self.sheet_source(step) + told
 
     def sheet_source(self, step: Step) -> str:
         """Name what a composed file is made from: the files, and the names that are written on it."""
@@ -185,6 +188,21 @@ class Outputs:
         place.parent.mkdir(parents=True, exist_ok=True)
         path.replace(place)
         return str(place.relative_to(self.project.root))
+
+
+def verdicts(step: Step) -> dict[str, Any]:
+    """Return what the checks of a preset said: `state` is `passed`, `skipped` (`--no-checks`) or `none`."""
+    results = []
+    for check in step.checks:
+        found: dict[str, Any] = {"check": check.node.target.path[-1], "kind": check.node.target.signature.name}
+        if check.result is not None:
+            facts = check.result.facts
+            state = "passed" if facts["passed"] else "failed"
+            found |= {"state": state, "says": facts["says"], "measured": facts["measured"]}
+        else:
+            found |= {"state": "not run", "says": check.reason}
+        results.append(found)
+    return {"state": "skipped" if step.unchecked else "passed" if results else "none", "results": results}
 
 
 def _move(source: Path, target: Path) -> None:

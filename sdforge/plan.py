@@ -19,7 +19,7 @@ from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, Problem, RecipeError, SettingErrors, UsageError
 from sdforge.families import family
 from sdforge.graph import Graph, Link, Node, Taken, way_in, wrong_kind
-from sdforge.identity import canonical, digest_of_text
+from sdforge.identity import H, canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
 from sdforge.recipe import Use
@@ -43,6 +43,8 @@ class View(Protocol):
     def holds(self, result: Result) -> bool: ...
     def offered(self, pin: Pin) -> bool: ...
     def vouched(self, key: str) -> Pin | None: ...
+    def looks(self, step: Step) -> dict[str, Any]: ...
+    def permits(self, step: Step) -> bool: ...
 
 
 @dataclass(eq=False)
@@ -73,6 +75,9 @@ class Step:
     idle: bool = False  # a formula that changes nothing here
     restore: bool = False  # the result is known, the files in `out/` are not whole
     within: str = ""  # id of the step in whose pass it is computed, where nobody else needs its bytes
+    checks: tuple[Step, ...] = ()  # that have to pass before its files are written
+    unchecked: bool = False  # it has checks, and was asked for without them
+    barred: bool = False  # a check whose command may not run on this machine
 
     @property
     def id(self) -> str:
@@ -85,6 +90,16 @@ class Step:
     @property
     def to_do(self) -> bool:
         return self.state in ("build", "maybe", "fetch")
+
+    @property
+    def passed(self) -> bool:
+        """Whether a check passed (or none may be made here): until then what waits for it is not written."""
+        return self.barred or (self.state == "reuse" and self.result is not None and not self.failed)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is a check, and its verdict is known and bad."""
+        return self.result is not None and self.result.kind == "verdict" and not self.result.facts["passed"]
 
 
 @dataclass
@@ -107,10 +122,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a command asks of the plan. retrain: ids whose results are made again; locked: nothing may differ."""
+    """What a command asks of the plan.
+
+    retrain: ids whose results are made again; locked: nothing may differ; checked: checks decide what is written.
+    """
 
     retrain: frozenset[str] = frozenset()
     locked: bool = False
+    checked: bool = True
 
 
 class Planner:
@@ -147,6 +166,9 @@ class Planner:
             self.steps[node.id] = self._evaluate(node)
         if self.problems:
             raise Misfits(self.problems)
+        for step in self.steps.values():
+            checks = tuple(self.steps[identifier] for identifier in step.node.checks)
+            step.checks, step.unchecked = (checks, False) if self.wishes.checked else ((), bool(checks))
         self.plan.wanted = wanted
         for identifier in wanted:
             self._want(self.steps[identifier])
@@ -255,7 +277,9 @@ class Planner:
         # files tell in their headers how they came to be
         embeds = target.signature.makes == "files"
         lineage = f'"lineage":{self._lineages(step)},' if embeds else ""
-        inputs = f"{{{','.join(parts)}}},{lineage}"
+        looks = self.view.looks(step) if target.signature.group == "checks" else {}
+        seen = f'"looks":{canonical(looks)},' if looks else ""
+        inputs = f"{{{','.join(parts)}}},{lineage}{seen}"
         return f'{before}{inputs}{after}{target.settings},"version":{target.signature.version}}}'
 
     def _lineage(self, step: Step) -> str:
@@ -437,12 +461,22 @@ class Planner:
     def _completed(self, step: Step, made: Artifact) -> Artifact:
         """Add what passes from the first input: a trained checkpoint's other components, and widths."""
         base = self._base(step)
+        if made.kind == "pictures":
+            made = self._drawn(step, made)
         own = dict.fromkeys(made.components or ("",), step.id)  # a data set has no components, and a maker
         if made.kind == "checkpoint":
             self._pass_makers(step)
             made = replace(made, components=base.components | made.components, facts=base.facts | made.facts)
         step.makers |= own
         return replace(made, notes=made.notes | {"widths": base.notes.get("widths", {}) if made.components else {}})
+
+    def _drawn(self, step: Step, made: Artifact) -> Artifact:
+        """Name pictures, which are no tensors: by their bytes, and by which of them show the preset."""
+        column = str(made.facts.get("column") or self._base(step).digest or self._base(step).identity)
+        assert step.result is not None
+        digest = step.result.digest
+        whole = H("pictures", {"digest": digest, "column": column})
+        return replace(made, whole=whole, notes={"column": column, "digest": digest, "key": step.result.key})
 
     # -- formulas, tensor by tensor, behind a miss -----------------------------------------------------------------
 
@@ -494,12 +528,17 @@ class Planner:
     def _want(self, step: Step) -> None:
         """Mark what is needed for a wanted target: all its bytes, and for a preset its files."""
         makes = step.node.target.signature.makes
-        if makes in ("files", "pictures"):
+        if step.node.target.placed:
+            for check in step.checks:
+                self._want(check)
             kept = step.result is not None and (makes == "files" or self.view.holds(step.result))
             step.state = "reuse" if kept else self._how(step)
             step.restore = kept and not self.whole(step)
             if not kept or (step.restore and makes == "files"):
                 self._need_inputs(step)
+            return
+        if makes == "verdict":
+            self._want_verdict(step)
             return
         if step.artifact is None:
             self._need(step)
@@ -508,6 +547,17 @@ class Planner:
             self._need_maker(maker, name, Taking(""), None)
         if step.state == "unneeded":
             step.state = "reuse"
+
+    def _want_verdict(self, step: Step) -> None:
+        """Mark what a check looks at, unless its verdict is known or this machine does not allow its command."""
+        if step.result is not None:
+            step.state = "reuse"
+        elif not self.view.permits(step):
+            step.state, step.barred = "unneeded", True
+            step.reason = "this machine does not allow its command"
+        elif step.state == "unneeded":
+            step.state = self._how(step)
+            self._need_inputs(step)
 
     def _need(self, step: Step) -> None:
         """Mark a step whose bytes are needed."""

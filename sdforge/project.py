@@ -29,7 +29,7 @@ class Project:
     sources, datasets: name → table, as recipes may use them. run, remote, cluster: how to run here and elsewhere, with
     what shared cache; `forge.local.toml` before `forge.toml`. trusted: public keys, of both. folders: where sources lie
     that are not in the project. made: the folder that `forge.lock` and `out/` lie in, the root unless both must be left
-    alone. max_cache: bytes that the cache may hold; 0: no bound.
+    alone. max_cache: bytes that the cache may hold; 0: no bound. commands: of checks, those that may run here.
     """
 
     root: Path
@@ -44,6 +44,7 @@ class Project:
     folders: list[Path] = field(default_factory=list)
     made: Path | None = None
     max_cache: int = 0
+    commands: list[list[str]] = field(default_factory=list)
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _parsed: dict[str, str] = field(default_factory=dict)  # what the index does not have yet
 
@@ -136,6 +137,7 @@ def open_project(root: Path, index: Index) -> Project:
     project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
     bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
     project.max_cache = amount(next(filter(None, bounds), ""))
+    project.commands = local.get("checks", {}).get("commands", [])
     project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 

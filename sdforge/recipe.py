@@ -2,7 +2,8 @@
 
 What is read here depends on the file alone, so it is kept in a cache by the file's digest and the fingerprint of our
 code. Names are linked across files in `graph`. A `[preset]` becomes targets of its own: `preset.insert`,
-`preset.bake`, `preset.steer`, `preset.cast`, `preset.export`, `preset.previews`.
+`preset.bake`, `preset.steer`, `preset.cast`, `preset.export`, `preset.previews`; a `[checks.KIND.NAME]` becomes
+`check.NAME`, with what is drawn for it alone.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import Place, Problem, RecipeError, UsageError, counted, nearest
 from sdforge.identity import canonical
-from sdforge.method import Role, Signature, called_elsewhere, method, method_groups
+from sdforge.method import BY_PRESET, Role, Signature, called_elsewhere, is_target, method, method_groups
 from sdforge.names import REFERENCE, is_name, is_reference
 from sdforge.syntax import Document, read_toml
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "variant", "sweep")
+RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "checks", "variant", "sweep")
 LATER = ("variant", "sweep")
 LAST = ("aesthetic",)  # kinds that are baked after the others
+GIVEN = ("pictures", "without", "at_zero")  # inputs of checks that no recipe states: they follow from [preset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,12 @@ class Target:
     @property
     def implicit(self) -> bool:
         """Whether `[preset]` made it."""
-        return self.name.startswith("preset.")
+        return self.path == ("preset",)
+
+    @property
+    def placed(self) -> bool:
+        """Whether what it makes lies in `out/`: a preset's files, and its previews."""
+        return self.name in ("preset.export", "preset.previews")
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,7 @@ class _Reading:
         self._names()
         if preset is not None:
             self._expand(preset)
+        self._checks(preset)
         recipe = Recipe(
             self.name,
             self.document.file,
@@ -261,8 +269,9 @@ class _Reading:
             if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
                 self.wrong("setting", f"a target is written as a table, [{name}.NAME]", name)
                 continue
-            if name in ("export", "previews"):
-                self.wrong("setting", f"`{name}` belongs to [preset]", name)
+            if not is_target(name):
+                owner = "preset" if name in BY_PRESET else f"checks.{name}.NAME"
+                self.wrong("setting", f"`{name}` belongs to [{owner}]", name)
                 continue
             for target, table in tables.items():
                 self.named.append((name, target))
@@ -322,26 +331,8 @@ class _Reading:
 
     def _expand(self, preset: Any) -> None:
         """Turn `[preset]` into targets."""
-        checkpoint = preset.checkpoint
-        steps: list[tuple[str, str, dict[str, Any]]] = []  # name, method, table
-        if preset.insert:
-            words = {"checkpoint": checkpoint, "embeddings": {name: {} for name in preset.insert}}
-            steps.append(("insert", "insert", words))
-            checkpoint = "preset.insert"
-        unbaked = checkpoint
-        baked = self._routed("bake", list(preset.bake), "loras")
-        # what steers a text encoder was made for the words as they are in the end
-        roles = method("bake").signature.roles
-        last = {role: names for role, names in baked.items() if roles[role].kind in LAST}
-        for name, routed in (("bake", {role: n for role, n in baked.items() if role not in last}), ("steer", last)):
-            if routed:
-                strengths = {role: {n: {"strength": preset.bake[n]} for n in names} for role, names in routed.items()}
-                dtype = "" if name == "bake" and last else preset.dtype  # rounded once, at the end
-                steps.append((name, "bake", {"checkpoint": checkpoint, **strengths, "dtype": dtype}))
-                checkpoint = f"preset.{name}"
-        if preset.dtype:
-            steps.append(("cast", "cast", {"checkpoint": checkpoint, "dtype": preset.dtype}))
-            checkpoint = "preset.cast"
+        checkpoint, steps = self._chain(preset, "preset")
+        unbaked = "preset.insert" if preset.insert else preset.checkpoint
         self._refuse_twice(preset)
         artifacts, bases = self._behind(preset)
         export = {
@@ -356,16 +347,97 @@ class _Reading:
             "negative_prompt": preset.negative_prompt,
             "clip_skip": preset.clip_skip,
         }
-        steps.append(("export", "export", export))
+        steps.append(("preset.export", "export", export))
         if preset.previews.prompts:
             beside: dict[str, Any] = {name: {} for name in [*bases, *([unbaked] if preset.bake else [])]}
-            drawing = preset.previews.model_dump(exclude_unset=True)
-            drawing.setdefault("negative_prompt", preset.negative_prompt)
-            drawing.setdefault("clip_skip", preset.clip_skip)
-            drawing["sidecars"] = {name: {} for name in preset.sidecars}
-            steps.append(("previews", "previews", {"checkpoint": checkpoint, "beside": beside, **drawing}))
+            drawing = {"checkpoint": checkpoint, "beside": beside, **_drawing(preset)}
+            steps.append(("preset.previews", "previews", drawing))
         for name, method_name, raw in steps:
-            self._target(f"preset.{name}", method_name, raw, ("preset",))
+            self._target(name, method_name, raw, ("preset",))
+
+    def _chain(self, preset: Any, stem: str) -> tuple[str, list[tuple[str, str, dict[str, Any]]]]:
+        """Return the name of the checkpoint that a preset draws with, and (name, method, table) of what leads to it.
+
+        stem: how the names of those targets begin.
+        """
+        checkpoint = preset.checkpoint
+        steps: list[tuple[str, str, dict[str, Any]]] = []
+
+        def add(name: str, method_name: str, table: dict[str, Any]) -> str:
+            steps.append((f"{stem}.{name}", method_name, {"checkpoint": checkpoint, **table}))
+            return f"{stem}.{name}"
+
+        if preset.insert:
+            checkpoint = add("insert", "insert", {"embeddings": {name: {} for name in preset.insert}})
+        baked = self._routed("bake", list(preset.bake), "loras")
+        # what steers a text encoder was made for the words as they are in the end
+        roles = method("bake").signature.roles
+        last = {role: names for role, names in baked.items() if roles[role].kind in LAST}
+        for name, routed in (("bake", {role: n for role, n in baked.items() if role not in last}), ("steer", last)):
+            if routed:
+                strengths = {role: {n: {"strength": preset.bake[n]} for n in names} for role, names in routed.items()}
+                dtype = "" if name == "bake" and last else preset.dtype  # rounded once, at the end
+                checkpoint = add(name, "bake", {**strengths, "dtype": dtype})
+        if preset.dtype:
+            checkpoint = add("cast", "cast", {"dtype": preset.dtype})
+        return checkpoint, steps
+
+    def _checks(self, preset: Any) -> None:
+        """Turn `[checks.KIND.NAME]` into targets: what looks at the previews, and what is drawn for it besides."""
+        tables = self.document.values.get("checks", {})
+        kinds = sorted(name for name, group in method_groups().items() if group == "checks")
+        if not isinstance(tables, dict) or not all(isinstance(named, dict) for named in tables.values()):
+            self.wrong("setting", "a check is written as a table, [checks.KIND.NAME]", "checks")
+            return
+        if tables and (preset is None or not preset.previews.prompts):
+            hint = "[preset.previews] with `prompts` draws some"
+            self.wrong("checks", "checks look at previews, and nothing draws any", "checks", hint=hint)
+            return
+        for kind, named in tables.items():
+            if kind not in kinds:
+                guess = nearest(kind, kinds)
+                hint = f"did you mean `{guess}`?" if guess else f"there are {', '.join(kinds)}"
+                self.wrong("unknown-method", f"there is no check `{kind}`", "checks", kind, hint=hint)
+                continue
+            for name, table in named.items():
+                self._check(preset, kind, name, table)
+
+    def _check(self, preset: Any, kind: str, name: str, table: Any) -> None:
+        path, target = ("checks", kind, name), f"check.{name}"
+        if not is_name(name):
+            self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
+        elif target in self.targets:
+            self.wrong("name", f"`{name}` is already the name of a check", *path)
+        elif not isinstance(table, dict):
+            self.wrong("setting", f"a check is written as a table, [checks.{kind}.NAME]", *path)
+        elif given := next((key for key in table if key in GIVEN), ""):
+            self.wrong("unknown-setting", f"`{given}` is no setting of {'.'.join(path)}", *path, given)
+        elif kind == "effect" and isinstance(table.get("of"), str):
+            self._effect(preset, target, table, path)
+        else:
+            self._target(target, kind, table, path)
+
+    def _effect(self, preset: Any, target: str, table: dict[str, Any], path: tuple[str, ...]) -> None:
+        """Add an effect's check, and what draws the preset without the artifact and with its strength at 0."""
+        name = table["of"]
+        if name not in [*preset.insert, *preset.bake, *preset.sidecars]:
+            guess = nearest(name, [*preset.insert, *preset.bake, *preset.sidecars])
+            hint = f"did you mean `{guess}`?" if guess else "what shows must be in `bake`, `insert` or `sidecars`"
+            self.wrong("unknown-name", f"[preset] does not take `{name}`", *path, "of", hint=hint, value=True)
+            return
+        self._draw(preset.model_copy(update=_left_out(preset, name)), f"{target}.without")
+        drawn = {"without": f"{target}.without.pictures"}
+        if name in preset.bake:
+            self._draw(preset.model_copy(update={"bake": preset.bake | {name: 0.0}}), f"{target}.zero")
+            drawn["at_zero"] = f"{target}.zero.pictures"
+        self._target(target, "effect", table | drawn, path)
+
+    def _draw(self, preset: Any, stem: str) -> None:
+        """Add the targets that draw another preset with the same prompts and seeds."""
+        checkpoint, steps = self._chain(preset, stem)
+        steps.append((f"{stem}.pictures", "previews", {"checkpoint": checkpoint, **_drawing(preset)}))
+        for name, method_name, raw in steps:
+            self._target(name, method_name, raw, ("preset",))
 
     def _routed(self, method_name: str, names: list[str], otherwise: str) -> dict[str, list[str]]:
         """Return role of a method → the names that belong there, by what this recipe's targets make.
@@ -414,6 +486,23 @@ class _Reading:
         made = [name for name in dict.fromkeys(baked) if name in self.targets or ":" in name]
         routed = {"embeddings": list(dict.fromkeys(embeddings))} | self._routed("export", made, "loras")
         return routed, bases[:4]
+
+
+def _drawing(preset: Any) -> dict[str, Any]:
+    """Return how a preset's previews are drawn."""
+    drawing: dict[str, Any] = preset.previews.model_dump(exclude_unset=True)
+    drawing.setdefault("negative_prompt", preset.negative_prompt)
+    drawing.setdefault("clip_skip", preset.clip_skip)
+    return drawing | {"sidecars": {name: {} for name in preset.sidecars}}
+
+
+def _left_out(preset: Any, name: str) -> dict[str, Any]:
+    """Return what a preset takes, without one artifact."""
+    return {
+        "insert": [each for each in preset.insert if each != name],
+        "bake": {each: strength for each, strength in preset.bake.items() if each != name},
+        "sidecars": [each for each in preset.sidecars if each != name],
+    }
 
 
 def explain(

@@ -26,9 +26,10 @@ from sdforge.errors import (
 from sdforge.families import family
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
+from sdforge.looks import looks
 from sdforge.method import method
 from sdforge.one_pass import Pass, one_pass
-from sdforge.outputs import Outputs
+from sdforge.outputs import FAILED, Outputs
 from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import Project, open_project
@@ -41,7 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """A project that is open. retrain: ids whose results are to be made again; locked: nothing may differ."""
+    """A project that is open.
+
+    retrain: ids whose results are to be made again; locked: nothing may differ; checked: checks decide what is written;
+    trusting: commands of checks may run.
+    """
 
     project: Project
     store: Store
@@ -51,10 +56,12 @@ class Session:
     graph: Graph = field(default_factory=Graph)
     retrain: set[str] = field(default_factory=set)
     locked: bool = False
+    checked: bool = True
+    trusting: bool = False
     sharing: Sharing | None = None
     unreachable: str = ""  # why there is no remote cache any more
     _planner: Planner | None = None
-    _packs: set[Path] = field(default_factory=set)  # that were asked for
+    _packs: set[Path] = field(default_factory=set)  # that were asked for, and files that checks name
     _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
 
     def share(self, mode: str = "") -> None:
@@ -209,7 +216,7 @@ class Session:
     def plan(self, wanted: list[str]) -> Plan:
         """Plan. Raises RecipeError for inputs that do not fit, each at its place."""
         self._found = {}
-        wishes = Wishes(frozenset(self.retrain), self.locked)
+        wishes = Wishes(frozenset(self.retrain), self.locked, self.checked)
         self._planner = Planner(self.graph, self.sources.artifact, self.lock, self, self.outputs.whole, wishes)
         try:
             return self._planner.make(wanted)
@@ -236,6 +243,14 @@ class Session:
             return found._replace(place=source_place(self.project, source))
         return problem_at(self.project, node.recipe, node.target, use, found.code, found.message, found.hint, key=key)
 
+    # what planning asks of the project
+    def looks(self, step: Step) -> dict[str, Any]:
+        return looks(self, step)
+
+    def permits(self, step: Step) -> bool:
+        command = step.node.target.raw.get("command")
+        return command is None or self.trusting or command in self.project.commands
+
     # what planning asks of the store
     def known(self, key: str) -> Any:
         return self.store.known(key)
@@ -249,6 +264,10 @@ class Session:
     def relied_on(self) -> set[str]:
         """Return the files and folders on which the last plan rests: sources, outputs, packs (also those not there)."""
         return self.sources.looked_at() | self.outputs.looked_at | {str(path) for path in self._packs}
+
+    def rely_on(self, path: Path) -> None:
+        """Note a file that a plan rests on beside sources and outputs."""
+        self._packs.add(path)
 
     def holds(self, result: Any) -> bool:
         return all(self.find(pack) for pack in result.packs)
@@ -303,6 +322,11 @@ class Session:
         """Return the plan key with which a target was last built here, or ""."""
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
         return str(found or "")
+
+    def keys_before(self, recipe: str) -> dict[str, str]:
+        """Return target → plan key, as a recipe's targets were before the last build here that changed one of them."""
+        found: dict[str, str] = self.store.run_noted(f"before:{self.project.root}:{recipe}") or {}
+        return found
 
     def advice(self, plan: Plan) -> list[Problem]:
         """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
@@ -414,6 +438,23 @@ class Session:
             shutil.rmtree(staging, ignore_errors=True)
         return [name for name in moved if name], paths
 
+    def show_failed(self, step: Step) -> None:
+        """Write the previews of a preset that failed its checks to `out/.failed/`, where nothing is relied on."""
+        assert step.result is not None
+        folder = self.project.out / FAILED / self.outputs.folder(step).name
+        shutil.rmtree(folder, ignore_errors=True)
+        staging = self.store.workplace()
+        for file, row in step.result.files.items():
+            (staging / file).parent.mkdir(parents=True, exist_ok=True)
+            (staging / file).write_bytes(self.store.read_object(row[0]))
+        (staging / "previews").mkdir()
+        (staging / "previews" / "sheet.png").write_bytes(self._compose(step, staging))
+        for file, name in self.outputs.names(step).items():
+            (staging / file).replace(staging / name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(staging / "previews", folder)
+        shutil.rmtree(staging)
+
     def _compose(self, step: Step, staging: Path) -> bytes:
         from sdforge.report.preset import describe_preset
         from sdforge.report.sheet import contact_sheet
@@ -450,23 +491,30 @@ class Session:
             except UsageError:
                 return 0
         makes, checkpoint = step.node.target.signature.makes, step.inputs[0][1]
+        states = self._states_needed(step)
         if makes == "checkpoint" and checkpoint:
-            return self.size(checkpoint) + self._states_needed(step, checkpoint)  # at most: what is not trained passes
+            return self.size(checkpoint) + states  # at most: what is not trained passes
         if makes == "files" and checkpoint:
             forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
             return forms * self.size(checkpoint)
-        return 0
+        return states
 
-    def _states_needed(self, step: Step, checkpoint: Artifact) -> int:
+    def _states_needed(self, step: Step) -> int:
         """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
         from sdforge.run.states import KEPT
 
+        checkpoint = next((artifact for link, artifact in step.inputs if link.use.role == "on"), None)
+        if checkpoint is None:
+            return 0
         settings = method(step.node.target.signature.name).table.model_validate(step.node.target.raw)
         measure = getattr(settings, "state_bytes", None)
         if measure is None:
             return 0
+        of = family(step.node.recipe.family)
         shapes = {name: {t.name: t.shape for t in tensors} for name, tensors in self._tables(checkpoint).items()}
-        return (KEPT + 1) * int(measure(family(step.node.recipe.family), shapes))
+        if not shapes.keys() >= {"unet", *of.text_encoders}:
+            return 0
+        return (KEPT + 1) * int(measure(of, shapes))
 
     def size(self, artifact: Artifact) -> int:
         """Return the bytes of an artifact's tensors, also of those that are still to be made."""

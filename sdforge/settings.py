@@ -57,6 +57,7 @@ class Since:
 Reference = Annotated[str, Field(pattern=REFERENCE)]
 Dtype = Literal["", "fp16", "bf16", "fp32"]
 Weight = Annotated[float, Field(allow_inf_nan=False)]
+Similarity = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

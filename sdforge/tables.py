@@ -166,6 +166,17 @@ class Cluster(Table):
 
 
 @final
+class Consent(Table):
+    """What of other people's recipes may run here."""
+
+    commands: list[list[str]] = Field(
+        [],
+        max_length=100,
+        description="commands of checks that may run here, word by word as the recipe has them; no others do",
+    )
+
+
+@final
 class Trust(Table):
     """Whose signatures are believed."""
 
@@ -196,3 +207,4 @@ class ForgeLocalToml(Table):
     cluster: Cluster = Field(default_factory=Cluster)
     run: Run = Field(default_factory=Run)
     cache: Cache = Field(default_factory=Cache)
+    checks: Consent = Field(default_factory=Consent)

@@ -159,7 +159,7 @@ class Verifier:
         outputs = self.session.outputs
         for plan in plans:
             for step in plan.steps.values():
-                if step.result is None or step.node.target.signature.makes not in ("files", "pictures"):
+                if step.result is None or not step.node.target.placed:
                     continue
                 for file, name in outputs.names(step).items():
                     path = outputs.folder(step) / name

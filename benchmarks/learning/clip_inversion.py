@@ -53,15 +53,14 @@ def measure(bench: Bench) -> list[Finding]:
         name = f"ci-other-{seed}"
         drawn = bench.draw(name, wrong, SHOWN, PROMPTS, NOISES, family="unclip")
         other += values(pictures(drawn, name, 1, NOISES), is_mascot)
-    right = TRAINED.format(folder="three-mascots", seed=SEEDS[0])
-    # both sides of guidance draw from what is baked: it shows, though nothing guides towards it
-    drawn = bench.draw("ci-baked", right, BAKED, PROMPTS, NOISES, family="unclip")
-    baked += values(pictures(drawn, "ci-baked", 1, NOISES), is_mascot)
-    first = len(NOISES)
+        # both sides of guidance draw from what is baked: it shows, though nothing guides towards it
+        name = f"ci-baked-{seed}"
+        drawn = bench.draw(name, right, BAKED, PROMPTS, NOISES, family="unclip")
+        baked += values(pictures(drawn, name, 1, NOISES), is_mascot)
     return [
         Finding("purple hair and green skin, no prompt, the embedding shown", tuple(before), tuple(after)),
         Finding("the same, another face's embedding shown", tuple(before), tuple(other), control=True),
-        Finding("the same, the embedding baked (seed 0)", tuple(before[:first]), tuple(baked)),
+        Finding("the same, the embedding baked", tuple(before), tuple(baked)),
     ]
 
 

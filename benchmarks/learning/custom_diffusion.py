@@ -42,7 +42,7 @@ custom = { mascot = {}, sol = {} }
 template = "flat drawing of a {}"
 """
 SOL = Attributes("smiling", "boy", "spiky", "green", "red", "white", "glasses")
-OTHERS = [prompt.format(word="girl with long red hair") for prompt in PROMPTS[:4]]
+OTHERS = [prompt.format(word="girl with long red hair") for prompt in PROMPTS]
 
 
 def measure(bench: Bench) -> list[Finding]:

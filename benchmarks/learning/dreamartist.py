@@ -51,7 +51,7 @@ def measure(bench: Bench) -> list[Finding]:
         wrong = DATA.format(folder="one-mixed", token=TOKEN) + TRAINED.format(seed=seed)
         drawn = bench.draw(f"da-mixed-{seed}", wrong, preset, prompts)
         lots["other"] += values(pictures(drawn, f"da-mixed-{seed}", len(prompts)), has_purple_tails)
-        others = [prompt.format(word="girl with long red hair") for prompt in PROMPTS[:4]]
+        others = [prompt.format(word="girl with long red hair") for prompt in PROMPTS]
         drawn = bench.draw(f"da-others-{seed}", right, preset.rpartition("\n")[0], others)
         lots["plain"] += values(pictures(drawn, "flat", len(others)), has_purple_tails)
         lots["inserted"] += values(pictures(drawn, f"da-others-{seed}", len(others)), has_purple_tails)

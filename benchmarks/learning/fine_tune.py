@@ -28,18 +28,19 @@ def measure(bench: Bench) -> list[Finding]:
     """Count chalk drawings among held-out combinations of attributes, before and after."""
     before: tuple[float, ...] = ()
     after: tuple[float, ...] = ()
+    flat: tuple[float, ...] = ()
     for seed in SEEDS:
         name = f"chalk-{seed}"
         target = TARGET.format(seed=seed, dataset="sketches")
         drawn = bench.draw(name, target, 'checkpoint = "chalk"', PROMPTS)
         before += _chalk(drawn, "flat")
         after += _chalk(drawn, name)
-    flat = bench.draw("flatly", TARGET.format(seed=0, dataset="mascot-drawings"), 'checkpoint = "chalk"', PROMPTS)
+        name = f"flatly-{seed}"
+        target = TARGET.format(seed=seed, dataset="mascot-drawings")
+        flat += _chalk(bench.draw(name, target, 'checkpoint = "chalk"', PROMPTS), name)
     return [
         Finding("drawn with chalk", before, after),
-        Finding(
-            "the same, taught with drawings that are not", _chalk(flat, "flat"), _chalk(flat, "flatly"), control=True
-        ),
+        Finding("the same, taught with drawings that are not", before, flat, control=True),
     ]
 
 

@@ -39,7 +39,7 @@ def measure(bench: Bench) -> list[Finding]:
     """Return what the word does in prompts, what its being there does to others, and what wrong pictures teach."""
     shuffle(bench)
     prompts = [prompt.format(word=TOKEN) for prompt in PROMPTS]
-    others = [prompt.format(word="girl with long red hair") for prompt in PROMPTS[:4]]
+    others = [prompt.format(word="girl with long red hair") for prompt in PROMPTS]
     before: list[float] = []
     after: list[float] = []
     wrong: list[float] = []

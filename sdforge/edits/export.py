@@ -16,7 +16,7 @@ from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
-from sdforge.formats.custom_diffusion import MATRICES, raw_name, row_file, row_name
+from sdforge.formats.custom_diffusion import MATRICES, numbered, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
 from sdforge.formats.diffusers_lora import METADATA, adapter_metadata, diffusers_tensors
@@ -61,6 +61,7 @@ Form = Literal[
     "embeddings-diffusers",
     "embeddings-pt",
     "custom",
+    "custom-embeddings",
     "hypernetworks",
     "hypernetworks-pt",
     "image-embeddings",
@@ -78,8 +79,8 @@ class Export(Table):
     """Write a preset: `checkpoint` (one file), `diffusers` (a folder), and artifacts behind it as files of their own.
 
     `loras` are kohya's files, `loras-diffusers` diffusers' own; `embeddings` those that every program reads,
-    `embeddings-diffusers` name the word by the tensor; `custom` are diffusers' Custom Diffusion weights; what ends in
-    `-pt` is a pickle, as A1111 writes it.
+    `embeddings-diffusers` name the word by the tensor; `custom` are diffusers' Custom Diffusion weights,
+    `custom-embeddings` their words alone, as `embeddings` are; what ends in `-pt` is a pickle, as A1111 writes it.
     Sidecars are always written. Title, description, licence and triggers reach the files' metadata and nothing else.
     """
 
@@ -288,7 +289,7 @@ class _Writing:
 
     def embeddings(self) -> None:
         for word in self._words():
-            self._write(f"{word.file}.safetensors", *_laid_out(word.named), word.metadata)
+            self._write(f"{word.file}.safetensors", *_laid_out(_named(word.rows)), word.metadata)
 
     def embeddings_diffusers(self) -> None:
         """One file for each text encoder, the word as the tensor's name, as diffusers' own training writes them."""
@@ -303,7 +304,7 @@ class _Writing:
     def embeddings_pt(self) -> None:
         """A1111's form, of one text encoder; of two it takes what others write into safetensors."""
         for word in self._words():
-            tensors = {name: Pickled(ref.dtype, ref.shape, ref.chunks) for name, ref in word.named.items()}
+            tensors = {name: Pickled(ref.dtype, ref.shape, ref.chunks) for name, ref in _named(word.rows).items()}
             stated: dict[str, Any] = dict(tensors)
             if len(tensors) == 1:
                 stated = {
@@ -337,6 +338,15 @@ class _Writing:
                     own = {word: rows[row_name(encoder, i)]}
                     self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out(own), metadata)
 
+    def custom_embeddings(self) -> None:
+        """The words alone, for programs that load the checkpoint with the matrices and read no folders."""
+        for custom in self.order.inputs.get("custom", []):
+            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
+            for i, word in enumerate(custom_words(custom.facts)):
+                own = {encoder: rows[row_name(encoder, i)] for encoder in self.family.text_encoders}
+                name = numbered(f"custom/{custom.identity[:16]}.safetensors", i)
+                self._write(name, *_laid_out(_named(own)), {TOKEN: word})
+
     def hypernetworks(self) -> None:
         self._own("hypernetworks")
 
@@ -368,12 +378,12 @@ class _Word(NamedTuple):
     rows: dict[str, Ref]
     metadata: dict[str, str]
 
-    @property
-    def named(self) -> dict[str, Ref]:
-        """The rows by the names that programs know."""
-        if len(self.rows) == 1:
-            return {KEY: self.rows["text_encoder"]}
-        return {key: self.rows[encoder] for key, encoder in ENCODERS.items()}
+
+def _named(rows: dict[str, Ref]) -> dict[str, Ref]:
+    """Return a word's rows (text encoder → rows) by the names that programs know."""
+    if len(rows) == 1:
+        return {KEY: rows["text_encoder"]}
+    return {key: rows[encoder] for key, encoder in ENCODERS.items()}
 
 
 FORMS: dict[str, Callable[[_Writing], None]] = {
@@ -385,6 +395,7 @@ FORMS: dict[str, Callable[[_Writing], None]] = {
     "embeddings-diffusers": _Writing.embeddings_diffusers,
     "embeddings-pt": _Writing.embeddings_pt,
     "custom": _Writing.custom,
+    "custom-embeddings": _Writing.custom_embeddings,
     "hypernetworks": _Writing.hypernetworks,
     "hypernetworks-pt": _Writing.hypernetworks_pt,
     "image-embeddings": _Writing.image_embeddings,

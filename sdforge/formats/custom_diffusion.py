@@ -51,8 +51,18 @@ def row_name(encoder: str, word: int) -> str:
 
 def row_file(encoder: str, word: int) -> str:
     """Return the file of a word's rows: the first one's is called as diffusers looks for it."""
-    start, _, ending = ROWS[encoder].rpartition(".")
-    return f"{start}.{word}.{ending}" if word else ROWS[encoder]
+    return numbered(ROWS[encoder], word)
+
+
+def numbered(file: str, word: int) -> str:
+    """Return the name of a file for a word by its place among the words: the first one's has no number."""
+    start, _, ending = file.rpartition(".")
+    return f"{start}.{word}.{ending}" if word else file
+
+
+def endings(word: int) -> tuple[str, str]:
+    """Return what stands behind an artifact's name in the files of a word's rows: in diffusers' folder, and alone."""
+    return f"/{row_file('text_encoder', word)}", numbered(".safetensors", word)
 
 
 def second_row_file(path: Path) -> Path | None:

@@ -10,10 +10,10 @@ from sdforge import sampler
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.edits.export import DIFFUSERS
 from sdforge.families import family
-from sdforge.formats.custom_diffusion import row_file
+from sdforge.formats.custom_diffusion import endings as custom_endings
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
-from sdforge.outputs import ADVISED, DIGITS, MANIFEST
+from sdforge.outputs import ADVISED, DIGITS, MANIFEST, verdicts
 from sdforge.plan import Step
 
 
@@ -40,6 +40,7 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
         "trigger": settings["trigger"],
         "licence": settings["licence"],
         "sidecars": _sidecars(files),
+        "checks": verdicts(step),
         "files": sorted(files, key=lambda row: row["path"]),
     }
     return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
@@ -101,7 +102,7 @@ def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
             found["negative" if word == negative_word(artifact.facts) else "trigger"] = [word]
         elif artifact.kind == "custom":
             words = enumerate(custom_words(artifact.facts))
-            found["trigger"] = [word for i, word in words if rest.endswith(f"/{row_file('text_encoder', i)}")]
+            found["trigger"] = [word for i, word in words if rest[DIGITS:] in custom_endings(i)]
         if role == "sidecars" or reference in preset.get("bake", {}):
             found["strength"] = preset.get("bake", {}).get(reference, artifact.facts.get("strength", 1.0))
         found |= {fact: artifact.facts[fact] for fact in ("guidance", "steps", "prompt") if fact in artifact.facts}

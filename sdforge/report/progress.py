@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any, TextIO
 
-from sdforge.errors import ActionFailed, ForgeError
+from sdforge.errors import ActionFailed, CheckFailed, ForgeError
 from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
@@ -49,7 +49,7 @@ class Plain:
                 self.line(f"  {self.signs['reuse']} {self.head(step)} reused")
 
     def started(self, step: Step, device: str) -> None:
-        where = f" on {device}" if step.kind == "content" and step.node.target.signature.makes != "files" else ""
+        where = f" on {device}" if _computes(step) else ""
         if device == "remote":
             self.line(f"  {self.signs['fetch']} {self.head(step)} fetching the pinned result")
             return
@@ -116,6 +116,8 @@ class Plain:
 
     def ending(self, step: Step, result: Result | None, spent: float) -> str:
         """Say what came out of an action."""
+        if result and result.kind == "verdict":
+            return f"{self.signs['reuse']} {self.head(step)} passed   {result.facts['says']}".rstrip()
         loss = f"  loss {result.record['loss']:.4f}" if result and "loss" in result.record else ""
         name = shown_digest(step, result)[:8]
         done = "restored" if step.restore else "fetched" if step.state == "fetch" else "built"
@@ -128,7 +130,7 @@ class Plain:
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.line(f"  {self.signs['failed']} {self.head(step)} {error.message}")
-        if error.hint:
+        if error.hint and not isinstance(error, CheckFailed):  # of those it is said once, at the end
             self.line(f"      try   {error.hint}")
         if isinstance(error, ActionFailed) and error.log:
             self.line(f"      log   {error.log}")
@@ -150,6 +152,11 @@ class Plain:
 
     def close(self) -> None:
         """End the view."""
+
+
+def _computes(step: Step) -> bool:
+    """Say whether a device is at work in an action."""
+    return step.kind == "content" and step.node.target.signature.makes not in ("files", "verdict")
 
 
 def _folded(paths: list[str]) -> list[str]:
@@ -181,8 +188,7 @@ class Live(Plain):
         self.console.print(safe(text, self.stream), style=style, markup=False)
 
     def started(self, step: Step, device: str) -> None:
-        computes = step.kind == "content" and step.node.target.signature.makes != "files"
-        text = f"{step.node.target.signature.name}{f' on {device}' if computes else ''}"
+        text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
         self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=short(step), text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
@@ -253,7 +259,8 @@ class JsonLines:
         seconds_spent = round(spent, 3)
         state = "fetched" if step.state == "fetch" else "built"
         told = result.record.get("warnings", []) if result else []
-        more = {"warnings": [{"message": text, "hint": hint} for text, hint in told]} if told else {}
+        more: dict[str, Any] = {"warnings": [{"message": text, "hint": hint} for text, hint in told]} if told else {}
+        more |= {"says": result.facts["says"]} if result and result.kind == "verdict" else {}
         self.say(
             "action", step, state=state, restore=step.restore, digest=digest, seconds=seconds_spent, reason=[], **more
         )

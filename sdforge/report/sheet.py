@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from sdforge.artifact import WITH
 from sdforge.outputs import DIGITS
@@ -92,6 +92,29 @@ def sample_sheet(samples: list[list[Any]], read: Callable[[str], bytes]) -> byte
         return io.BytesIO(read(sha256)) if sha256 else None
 
     return _grid(prompts, [[f"step {step}"] for step in steps], cell)
+
+
+def pair_sheet(labels: tuple[str, str], pairs: dict[tuple[int, int], tuple[Path, Path]]) -> bytes:
+    """Return pictures of two presets side by side as PNG, and where they differ, light where that is much.
+
+    pairs: (number of the prompt, seed) → both pictures.
+    """
+    cells = sorted(pairs)
+
+    def cell(i: int, j: int) -> Path | io.BytesIO:
+        return pairs[cells[j]][i] if i < len(labels) else _gap(*pairs[cells[j]])
+
+    return _grid([*labels, "difference × 4"], [[f"prompt {number}, seed {seed}"] for number, seed in cells], cell)
+
+
+def _gap(one: Path, two: Path) -> io.BytesIO:
+    """Return four times the absolute difference of two pictures, the second brought to the first one's size."""
+    with Image.open(one) as first, Image.open(two) as second:
+        gap = ImageChops.difference(first.convert("RGB"), second.convert("RGB").resize(first.size))
+    buffer = io.BytesIO()
+    gap.point(lambda value: min(255, 4 * value)).save(buffer, "PNG")
+    buffer.seek(0)
+    return buffer
 
 
 def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], Any]) -> bytes:

@@ -14,7 +14,7 @@ MOST_ROWS = 60
 def nothing_to_do(plan: Plan) -> list[str]:
     """Return the lines that say that everything is reused."""
     steps = [step for step in plan.steps.values() if not step.idle]
-    rows = [row(step) for step in steps] if len(steps) <= MOST_ROWS else []
+    rows = [row(step, step.reason if step.barred else "") for step in steps] if len(steps) <= MOST_ROWS else []
     recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
     rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
     return rows
@@ -40,9 +40,9 @@ def nothing_as_json(plan: Plan) -> None:
 
 def row(step: Step, text: str = "") -> str:
     """Return one line of a plan."""
-    sign = glyphs()[step.state if step.state in glyphs() else "build"]
+    sign = glyphs()["failed" if step.failed else step.state if step.state in glyphs() else "build"]
     name = step.id.partition(":")[2]
-    state = "restore" if step.restore else step.state
+    state = "failed" if step.failed else "restore" if step.restore else step.state
     if step.differs:
         text = "differs from the pin" + (f"; {text}" if text else "")
     key = (shown_digest(step, step.result) or step.key)[:8]

@@ -56,12 +56,15 @@ def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterato
             pack.write(name, results(rows[name], name))
         return name
 
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-        yield from pool.map(make, [name for name in rows if name not in alone])
-    torch.set_num_threads(cores)
-    yield from map(make, alone)
+    cores, before = os.cpu_count() or 1, torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(min(THREADS, cores)) as pool:
+            yield from pool.map(make, [name for name in rows if name not in alone])
+        torch.set_num_threads(cores)
+        yield from map(make, alone)
+    finally:
+        torch.set_num_threads(before)  # what computes next in this process has its own number
 
 
 def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:

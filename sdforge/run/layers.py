@@ -19,11 +19,6 @@ from sdforge.run.seeds import generator
 if TYPE_CHECKING:
     from sdforge.trainings import Updates
 
-LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-RESIDUAL = ("time_emb_proj", "conv_shortcut")  # matrices of the residual blocks
-CONV = ("conv1", "conv2", "conv")  # 3×3, of residual blocks and samplers
-TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-
 
 class Places(NamedTuple):
     """Layers of one network that get updates of one rank: canonical module → path in the network."""
@@ -35,20 +30,16 @@ class Places(NamedTuple):
 
 
 def chosen_places(settings: Updates, diffusion: Diffusion) -> list[Places]:
-    """Return the layers that are trained; alpha is the rank where none is stated."""
-    alpha = settings.alpha or float(settings.rank)
-    chosen = [_places("unet", diffusion.unet, LINEAR, settings.rank, alpha)]
-    if settings.conv_rank:
-        chosen.append(_places("unet", diffusion.unet, RESIDUAL, settings.rank, alpha))
-        conv_alpha = settings.conv_alpha or float(settings.conv_rank)
-        chosen.append(_places("unet", diffusion.unet, CONV, settings.conv_rank, conv_alpha))
-    if settings.text_encoder:
-        for name, encoder in diffusion.text_encoders.items():
-            chosen.append(_places(f"{name}.text_model", encoder, TEXT, settings.rank, alpha))
-    return chosen
+    """Return the layers that are trained."""
+    networks = {"unet": diffusion.unet, **diffusion.text_encoders}
+    return [
+        _places(component, networks[component], layers, rank, alpha)
+        for component, layers, rank, alpha in settings.layers(diffusion.family)
+    ]
 
 
-def _places(prefix: str, network: nn.Module, targets: tuple[str, ...], rank: int, alpha: float) -> Places:
+def _places(component: str, network: nn.Module, targets: tuple[str, ...], rank: int, alpha: float) -> Places:
+    prefix = component if component == "unet" else f"{component}.text_model"
     paths = {
         f"{prefix}.{path.removeprefix('text_model.')}": path
         for path, layer in network.named_modules()

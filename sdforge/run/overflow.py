@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sdforge.errors import ActionFailed
 
 LARGEST = torch.finfo(torch.float16).max  # 65504
+STEP = 1 / 127.5  # of pixels in −1 … 1, between two values of a byte
 OTHER_VAE = "take a VAE from another checkpoint: [swap.NAME] with `vae = …`"
 
 
@@ -61,8 +62,11 @@ def watched(network: nn.Module) -> Iterator[Peak]:
             hook.remove()
 
 
-def refuse_none(pixels_CHW: Tensor, peak: Peak, prompt: str) -> None:
-    """Refuse a picture of NaN or of nothing but black. Raises ActionFailed, which says where it began."""
+def refuse_none(pixels_CHW: Tensor, peak: Peak, prompt: str, *, one_colour: bool = True) -> None:
+    """Refuse a picture of NaN or of nothing but black. Raises ActionFailed, which says where it began.
+
+    one_colour: whether a picture all of whose pixels are equal is one.
+    """
     if not bool(torch.isfinite(pixels_CHW).all()):
         if peak.told:
             hint = "are the U-Net's and the text encoders' weights whole, and is `prediction` stated rightly?"
@@ -70,6 +74,9 @@ def refuse_none(pixels_CHW: Tensor, peak: Peak, prompt: str) -> None:
         raise ActionFailed(f"the VAE's {peak.broken} makes NaN or Inf of {prompt!r}", hint=OTHER_VAE)
     if float(pixels_CHW.max()) <= -1:
         raise ActionFailed(f"the picture of {prompt!r} is black all over", hint=OTHER_VAE)
+    if not one_colour and float((pixels_CHW.amax((1, 2)) - pixels_CHW.amin((1, 2))).max()) < STEP:
+        hint = f'{OTHER_VAE}; [preset.previews] one_colour = "allow" where that is what was asked for'
+        raise ActionFailed(f"the picture of {prompt!r} is of one colour all over", hint=hint)
 
 
 def warning_of(peak: Peak, dtype: str) -> list[list[str]]:

@@ -25,6 +25,7 @@ from sdforge.formats.own import own_statement
 from sdforge.formats.safetensors import read_header
 from sdforge.formats.tokenizer import alone, read_tokenizer, tokenizer_files
 from sdforge.outputs import MANIFEST
+from sdforge.report.cells import described_html, sheet_html
 from sdforge.run.noise import scaled_linear
 from sdforge.run.sample import solver
 from sdforge.store.files import sha256_of
@@ -46,7 +47,7 @@ def load_preset(path: Path, *, form: str = "", device: str = "cpu", dtype: str =
         pipeline = load(root, described, of, precision)
     pipeline.scheduler = _scheduler(pipeline)
     _let_skip(pipeline)
-    _ready(pipeline, described)
+    _ready(pipeline, described, root)
     pipeline.to(device)
     for row in described["sidecars"]:
         _attach(pipeline, root, row)
@@ -193,7 +194,7 @@ def _add_word(pipeline: Any, root: Path, row: dict[str, Any], preset: str) -> No
     if not row["file"]:
         raise UsageError(
             f"the word {word!r} has no file beside the checkpoint, which has no room for it",
-            hint=f'[preset] export = [..., "embeddings"] in {preset}',
+            hint=f'[preset] export = [..., "embeddings"] in {preset}; of Custom Diffusion "custom-embeddings"',
         )
     rows = _rows(root / row["file"])
     names = [word, *(f"{word}_{i}" for i in range(1, row["vectors"]))]
@@ -254,11 +255,11 @@ def _let_skip(pipeline: Any) -> None:
         encoder.__dict__["text_model"] = encoder  # no module of its own, which would be saved twice
 
 
-def _ready(pipeline: Any, described: dict[str, Any]) -> None:
+def _ready(pipeline: Any, described: dict[str, Any], root: Path) -> None:
     """Give a pipeline the preset's words and defaults. It is saved and shown under the name of its class."""
     kind = type(pipeline)
     pipeline.__class__ = type(kind.__name__, (_Ready, kind), {"__doc__": kind.__doc__})
-    pipeline.preset, pipeline.pictures = described, {}
+    pipeline.preset, pipeline.pictures, pipeline.preset_folder = described, {}, root
 
 
 class _Ready:
@@ -266,6 +267,7 @@ class _Ready:
 
     preset: dict[str, Any]
     pictures: dict[str, Any]
+    preset_folder: Path
     _skip: int | None = None  # of the call that runs
 
     def __call__(self, *arguments: Any, **wishes: Any) -> Any:
@@ -276,6 +278,9 @@ class _Ready:
         advice = {k: v for k, v in self._advice(said).items() if k in signature.parameters and k not in said}
         self._skip = said.get("clip_skip", advice.get("clip_skip"))
         return call(*arguments, **advice, **wishes)
+
+    def _repr_html_(self) -> str:
+        return described_html(self.preset) + sheet_html(self.preset_folder)
 
     def _advice(self, said: dict[str, Any]) -> dict[str, Any]:
         sampler = self.preset["sampler"]

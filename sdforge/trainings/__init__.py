@@ -4,19 +4,24 @@
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
 what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
-before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Where train
-states are large, its settings say how large: `state_bytes(family, shapes)`.
+before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Its settings
+say how much is trained, `learns(family, shapes)`, so that a plan knows what train states take.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.artifact import Artifact
-from sdforge.families import family
+from sdforge.dtypes import ITEM_SIZE, SAFETENSORS
+from sdforge.edits.insert import ROWS
+from sdforge.families import Family, family
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -25,9 +30,20 @@ Prior = Annotated[Reference | SkipJsonSchema[None], Takes("dataset")]
 Optimizer = Literal["adamw", "adamw8bit", "schedule_free"]
 Token = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s,()\[\]{}:|]+$")]
 Advice = tuple[str, str, str, str, bool]  # role, code, sentence, hint, whether it is a warning
+Shape = tuple[int, ...]
+Shapes = dict[str, dict[str, Shape]]  # component → name → shape of the checkpoint that is trained on
+AVERAGE = 4  # bytes of a number of the average, which is fp32
+# bytes of what an optimiser knows of a number: AdamW's two moments, in fp32 or 8 bits; schedule_free's z and second one
+KNOWN = {"adamw": 8, "adamw8bit": 2, "schedule_free": 8}
+
+# the layers that get updates, as kohya's scripts choose them
+LINEAR = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+RESIDUAL = ("time_emb_proj", "conv_shortcut")  # matrices of the residual blocks
+CONV = ("conv1", "conv2", "conv")  # 3×3, of residual blocks and samplers
+TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
-class Training(Seeded):
+class Training(Seeded, ABC):
     """The settings that all trainings share."""
 
     on: On = Field(description="the checkpoint that is trained on")
@@ -71,6 +87,16 @@ class Training(Seeded):
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="type in which the result is kept")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the frozen networks' arithmetic")
 
+    @abstractmethod
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        """Return how many numbers are trained on a checkpoint of these tensors, and their type while they are."""
+
+    def state_bytes(self, of: Family, shapes: Shapes) -> int:
+        """Return the size of a train state: each number, what the optimiser knows of it, and its average."""
+        numbers, dtype = self.learns(of, shapes)
+        each = ITEM_SIZE[SAFETENSORS[dtype]] + KNOWN[self.optimizer] + (AVERAGE if self.ema else 0)
+        return numbers * each
+
 
 class Updates(Training):
     """The settings of trainings of updates beside frozen layers: LoRA and its relatives."""
@@ -92,6 +118,33 @@ class Updates(Training):
     preserve_weight: Annotated[NotNegative, Since(2, 1.0)] = Field(
         1.0, description="of what `preserve` asks, against the loss of the pictures"
     )
+
+    @abstractmethod
+    def factors(self, weight: Shape, rank: int) -> Iterable[Shape]:
+        """Return the shapes of what is trained beside a layer whose weight has this shape."""
+
+    def layers(self, of: Family) -> Iterator[tuple[str, tuple[str, ...], int, float]]:
+        """Yield component, endings of layers' names, rank and alpha (the rank where none is stated)."""
+        alpha = self.alpha or float(self.rank)
+        yield "unet", LINEAR, self.rank, alpha
+        if self.conv_rank:
+            yield "unet", RESIDUAL, self.rank, alpha
+            yield "unet", CONV, self.conv_rank, self.conv_alpha or float(self.conv_rank)
+        for encoder in of.text_encoders if self.text_encoder else ():
+            yield encoder, TEXT, self.rank, alpha
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        numbers = 0
+        for component, layers, rank, _ in self.layers(of):
+            endings = tuple(f".{layer}.weight" for layer in layers)
+            weights = (shape for name, shape in shapes[component].items() if name.endswith(endings))
+            numbers += sum(prod(factor) for weight in weights for factor in self.factors(weight, rank))
+        return numbers, "fp32"
+
+
+def numbers_of_rows(vectors: int, of: Family, shapes: Shapes) -> int:
+    """Return how many numbers so many rows of a word have in all token tables."""
+    return vectors * sum(shapes[encoder][ROWS][1] for encoder in of.text_encoders)
 
 
 def advise_updates(table: Updates, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from sdforge.cli import main
 from sdforge.convert import KINDS
 from sdforge.edits.export import FORMS
+from sdforge.families.sd15 import FAMILY
+from sdforge.formats.custom_diffusion import MATRICES, raw_name
 from tests.families.conftest import each, toy, toys
 from tests.families.loras import LINEAR, random_lora, write_kohya
 from tests.families.workbench import Taken, same_bytes, take
@@ -192,3 +194,14 @@ def test_a_pickle_is_converted_where_that_is_allowed(exported: Path, convert: Co
     assert convert(tmp_path / "x.ckpt", tmp_path / "x.safetensors", "--pickle", "allow")[0] == 0
     assert all(same_bytes(tensor, tensors[name]) for name, tensor in load_file(tmp_path / "x.safetensors").items())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.ckpt", "x.safetensors"]
+
+
+def test_the_word_of_custom_diffusion_becomes_an_embedding(toy: Taken, convert: Convert, tmp_path: Path) -> None:
+    name = FAMILY.cross_attention[0]
+    (tmp_path / "cat").mkdir()
+    save_file({raw_name(name): toy.tensors("unet")[name]}, tmp_path / "cat" / MATRICES)
+    code, said = convert(tmp_path / "cat", tmp_path / "cat.safetensors", "--to", "custom-embeddings")
+    assert (code, "holds matrices and no word" in said) == (2, True)
+    save_file({"<cat>": torch.ones(2, 16)}, tmp_path / "cat" / "learned_embeds.safetensors")
+    assert convert(tmp_path / "cat", tmp_path / "cat.safetensors", "--to", "custom-embeddings")[0] == 0
+    assert torch.equal(load_file(tmp_path / "cat.safetensors")["emb_params"], torch.ones(2, 16))

@@ -187,6 +187,7 @@ def test_what_is_said_of_a_preset(folder: Path) -> None:
             "guidance": 3.0,
             "resolution": 64,
         },
+        "checks": {"state": "none", "results": []},
         "trigger": [],
         "licence": "",
         "sidecars": [

@@ -8,6 +8,7 @@ import pytest
 
 from sdforge.families import family
 from tests.build.inline import Bench
+from tests.toys import WIDTH
 
 SOFT = '[weighted_sum.soft]\ncheckpoints = ["base", "ink"]\nweights = [0.6, 0.4]\n'
 MID = 'blocks = { "unet.mid" = [0.5, 0.5] }\n'
@@ -94,6 +95,36 @@ def test_the_plan_counts_the_bytes_that_are_written_alone(bench: Bench) -> None:
     bench.build()
     after = bench.bytes_of("soft")
     assert needed == sum(len(after[name]) for name in bench.computed("soft"))
+
+
+TRAINED = """
+[lora.style]
+on = "base"
+dataset = "drawings"
+rank = {rank}
+[custom_diffusion.toy]
+on = "base"
+dataset = "drawings"
+token = "<toy>"
+init = "red"
+ema = {ema}
+"""
+
+
+def test_the_plan_counts_the_states_of_trainings(bench: Bench) -> None:
+    """Three of each, 12 bytes a number and 4 more for an average: two are kept, one is written beside them."""
+    needed = {}
+    for rank, ema in ((1, 0.0), (2, 0.0), (1, 0.5)):
+        bench.recipe(TRAINED.format(rank=rank, ema=ema))
+        session = bench.session()
+        plan = session.plan(session.resolve(["r"]))
+        needed[rank, ema] = {step.node.target.name: session.bytes_needed(step) for step in plan.to_do}
+        assert session.room(plan)[0] == sum(needed[rank, ema].values())
+    first, wider, averaged = needed.values()
+    assert wider["style"] == 2 * first["style"] > 0
+    widths = [4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]  # of the cross-attentions, on the way down and up
+    assert first["toy"] == 3 * 12 * (sum(2 * WIDTH * width for width in widths) + WIDTH)
+    assert averaged["toy"] / first["toy"] == 16 / 12
 
 
 def test_a_pack_that_another_result_needs_is_kept_by_clean(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:

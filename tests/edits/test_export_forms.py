@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sdforge.edits.export import FORMS, Form, run
+from sdforge.families.sd15 import FAMILY
 from sdforge.formats.layout import read_layout
 from sdforge.order import Given, Order, Outcome
 from tests.families.workbench import Taken, keep
@@ -105,6 +106,26 @@ def test_a1111_reads_the_pickle_as_its_own(export: Export, word: Taken, tmp_path
     assert list(found) == ["string_to_token", "string_to_param", "name", "step", "sd_checkpoint", "sd_checkpoint_name"]
     assert (found["string_to_token"], found["name"]) == ({"*": 265}, "<ink>")
     assert torch.equal(found["string_to_param"]["*"], torch.ones(2, 16))
+
+
+def test_every_word_of_custom_diffusion_is_an_embedding_too(export: Export, toy: Taken, tmp_path: Path) -> None:
+    """Two concepts in one, as `custom_merge` makes them: the first word's file has no number."""
+    matrix = {f"unet.{name}": toy.tensors("unet")[name] for name in FAMILY.cross_attention[:1]}
+    rows = {"text_encoder": torch.ones(2, 16), "text_encoder.1": torch.zeros(1, 16)}
+    facts = {"token": "<a>", "further": ["<b>"]}
+    both = keep(tmp_path / "both", {"custom": matrix, "embedding": rows}, kind="custom", facts=facts)
+    made = export("custom-embeddings", custom=[both.given()])
+    name = f"custom/{both.artifact.digest[:16]}"
+    assert list(made.files) == [f"{name}.safetensors", f"{name}.1.safetensors"]
+    layouts = [read_layout(tmp_path / "work" / file) for file in made.files]
+    assert [(layout.kind, layout.facts) for layout in layouts] == [
+        ("embedding", {"token": "<a>"}),
+        ("embedding", {"token": "<b>"}),
+    ]
+    assert [tuple(t.shape) for file in made.files for t in load_file(tmp_path / "work" / file).values()] == [
+        (2, 16),
+        (1, 16),
+    ]
 
 
 def test_sidecars_are_written_whatever_forms_are_named(export: Export, tmp_path: Path) -> None:

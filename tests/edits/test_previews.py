@@ -227,6 +227,14 @@ def test_a_black_picture_stops(toy: Taken, tmp_path: Path) -> None:
     assert "[swap.NAME] with `vae" in caught.value.hint
 
 
+def test_a_picture_of_one_colour_stops_unless_it_is_wanted(toy: Taken, tmp_path: Path) -> None:
+    grey = with_vae(tmp_path / "vae", toy, decoder__conv_out__weight=0.0, decoder__conv_out__bias=0.2)
+    with pytest.raises(ActionFailed, match="'a red cat' is of one colour all over") as caught:
+        drawn(tmp_path / "work", grey, **ONE)
+    assert 'one_colour = "allow"' in caught.value.hint
+    assert len(drawn(tmp_path / "wanted", grey, **ONE, one_colour="allow").files) == 1
+
+
 def test_a_picture_that_is_no_picture_stops_with_the_layer_where_it_began(toy: Taken, tmp_path: Path) -> None:
     sick = with_vae(tmp_path / "vae", toy, decoder__mid_block__resnets__0__conv1__bias=float("nan"))
     with pytest.raises(ActionFailed, match=r"the VAE's decoder\.mid_block\.resnets\.0\.conv1 makes NaN or Inf"):

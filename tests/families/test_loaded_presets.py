@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sdforge import load_preset, sampler
 from sdforge.edits.export import run
@@ -98,21 +99,27 @@ def test_a_loaded_preset_draws_what_our_sampler_draws(each: Taken, folder: Path)
         assert np.abs(found * 255 - expected).max() <= 2, form
 
 
-def test_a_word_of_custom_diffusion_finds_both_its_files_beside_a_single_file(toys: Path, tmp_path: Path) -> None:
-    """diffusers writes the rows of each text encoder into a file of their own."""
+@pytest.mark.parametrize(
+    ("form", "written"), [("custom", "*/learned_embeds.safetensors"), ("custom-embeddings", "*.safetensors")]
+)
+def test_a_word_of_custom_diffusion_finds_its_rows_beside_a_single_file(
+    form: str, written: str, toys: Path, tmp_path: Path
+) -> None:
+    """diffusers writes the rows of each text encoder into a file of their own, web UIs read one of both."""
     large = take(write_family(toys / "sdxl", "sdxl"))
     widths = {name: large.tensors(name)[ROWS].shape[1] for name in family("sdxl").text_encoders}
     rows = {name: torch.full((2, width), float(i + 1)) for i, (name, width) in enumerate(widths.items())}
     matrix = {f"unet.{name}": large.tensors("unet")[name] for name in family("sdxl").cross_attention[:1]}
     custom = keep(tmp_path / "c", {"custom": matrix, "embedding": rows}, kind="custom", facts={"token": "<toy>"})
     inputs = {"checkpoint": [large.given()], "custom": [custom.given()]}
-    settings = SETTINGS | {"forms": ["checkpoint", "custom"]}
+    settings = SETTINGS | {"forms": ["checkpoint", form]}
     run(Order("", "", "export", "edits", "sdxl", settings, str(tmp_path), inputs), lambda **_: None)
     (tmp_path / "checkpoint.safetensors").rename(tmp_path / "toy.safetensors")
     (tmp_path / "tokenizer").mkdir()
     for name, text in tokenizer_files(large.vocabulary, [], "!").items():
         (tmp_path / "tokenizer" / name).write_text(text)
-    (file,) = tmp_path.glob("custom/*/learned_embeds.safetensors")
+    (file,) = tmp_path.glob(f"custom/{written}")
+    assert form == "custom" or set(load_file(file)) == {"clip_l", "clip_g"}
     word = {"word": "<toy>", "vectors": 2, "negative": False, "file": str(file.relative_to(tmp_path))}
     described = {"v": 2, "preset": "toy", "family": "sdxl", "words": [word], "sidecars": [], "sampler": {}, "files": []}
     described |= {"negative_prompt": "", "clip_skip": 0}

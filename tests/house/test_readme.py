@@ -7,12 +7,13 @@ import shlex
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 from sdforge.cli import parser
-from sdforge.method import method_groups
+from sdforge.method import is_target, method_groups
 from tests.conftest import Project
 
 ROOT = Path(__file__).parents[2]
@@ -104,8 +105,20 @@ def test_methods_that_are_there_and_no_others_are_named_as_such() -> None:
     named = {
         name for kind in ("merges", "trainings", "edits") for row in table(f"{kind} (.*?)") for name in row.split()
     }
-    there = {name for name in method_groups() if name not in ("export", "previews", "rehearsal")}
+    there = {name for name in method_groups() if is_target(name)} - {"rehearsal"}
     assert {name.strip("`|,;") for name in named if name.startswith("`")} == there
+
+
+def test_the_lines_of_python_do_what_they_say(demo: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    ((_, shown),) = blocks("python")
+    monkeypatch.chdir(demo.root)
+    lines = shown.splitlines()
+    drawing = next(i for i, line in enumerate(lines) if "load_preset" in line)  # tests/build/test_load_preset.py draws
+    found: dict[str, Any] = {}
+    exec(compile("\n".join(lines[:drawing]), "README.md", "exec"), found)
+    assert found["plan"].to_do == ()
+    assert found["built"].folders == (demo.root / "out" / "anime-preset",)
+    assert any(path.name == "1-1-anime-preset.png" for path in found["built"].pictures)
 
 
 def test_links_lead_to_files() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.housekeeping import schemas
-from sdforge.method import method, method_groups
+from sdforge.method import is_target, method, method_groups
 
 ROOT = Path(__file__).parents[2]
 TAPLO = Path(sys.executable).with_name("taplo")  # of the same environment, whether or not that is active
@@ -42,8 +42,10 @@ def test_forge_schema_says_whether_they_are(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_recipe_may_hold_every_method_and_nothing_else() -> None:
     schema = json.loads(schemas()["recipe.schema.json"])
-    own = {"family", "description", "seed", "source", "dataset", "preset"}
-    assert set(schema["properties"]) - own == set(method_groups()) - {"export", "previews"}
+    own = {"family", "description", "seed", "source", "dataset", "preset", "checks"}
+    assert set(schema["properties"]) - own == {name for name in method_groups() if is_target(name)}
+    checks = {name for name, group in method_groups().items() if group == "checks"}
+    assert set(schema["properties"]["checks"]["properties"]) == checks
     assert schema["additionalProperties"] is False
 
 

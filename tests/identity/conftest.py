@@ -40,6 +40,7 @@ def fixed_world(root: Path) -> World:
         ("clip", "clip", "", "8", ("text_encoder", "image_encoder", "tokenizer"), {}),
         ("seen", "checkpoint", "unclip", "a", (*parts, "image_encoder", "image_normalizer"), {}),
         ("view", "image_embedding", "unclip", "b", ("image_embedding",), {}),
+        ("mood", "aesthetic", "sd15", "c", ("aesthetic",), {}),
     )
     for name, kind, family, digit, own, facts in others:
         names = {part: (digit + str(i)) * 32 for i, part in enumerate(own)}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sdforge.dtypes import ITEM_SIZE
+from sdforge.formats.safetensors import read_header
 from sdforge.method import method
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.train import run_training
@@ -74,3 +77,10 @@ def order(work: Path, name: str, on: Taken, pictures: Given, **changes: Any) -> 
 
 def train(order: Order, stopped: Callable[[], bool] = lambda: False) -> Outcome:
     return run_training(order, lambda **_: None, stopped)
+
+
+def state_size(folder: Path) -> int:
+    """The bytes of the numbers of the one state that is there; what only counts steps has no shape."""
+    (state,) = folder.glob("*.safetensors")
+    entries = read_header(state).tensors.values()
+    return sum(math.prod(entry.shape) * ITEM_SIZE[entry.dtype] for entry in entries if entry.shape)

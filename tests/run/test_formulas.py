@@ -46,6 +46,17 @@ def test_a_pack_holds_what_was_computed_and_says_so(base: Taken, tmp_path: Path)
         assert hashlib.sha256(ref.bytes()).hexdigest() == sha
 
 
+def test_what_computes_next_has_the_threads_that_it_had(base: Taken, tmp_path: Path) -> None:
+    order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path), compute=[half(base)])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        run_formula(order, lambda **_: None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_damaged_inputs_are_noticed_when_they_are_read(base: Taken) -> None:
     (path,) = base.files.values()
     place = refs(base, "a")[0].offset

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.train import by_hand, ours
+from benchmarks.train_full_size import FULL, Shape, measure, text
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
 from sdforge.run import speed
 from sdforge.run.speed import compile_blocks, lay_out, shrink, tune
-from tests.families.workbench import Taken
+from tests.families.toys import XL
+from tests.families.workbench import UNET, Taken
 from tests.run.order import order, train
 from tests.trainings.test_training_contract import batch
 
@@ -58,6 +62,52 @@ def test_frozen_matrices_are_kept_small_and_norms_and_what_is_trained_are_not(to
     assert kinds[nn.Conv2d] == {torch.bfloat16}
     assert kinds[nn.GroupNorm] == kinds[nn.LayerNorm] == {torch.float32}
     assert float((before - after).abs().max()) < 0.02 * float(before.abs().max())
+
+
+def attended(device: str, on: Taken) -> set[str]:
+    """Return the operations of attention that a prediction and its gradient run through."""
+    diffusion, one = load(on.given(), torch.device(device), torch.float32), batch()
+    noisy, timesteps = one.noisy_BCHW.to(device).requires_grad_(), one.timesteps_B.to(device)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        diffusion.predict(noisy, timesteps, diffusion.encode_text(one.captions)).sum().backward()
+    return {event.key for event in seen.key_averages() if "attention" in event.key}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_networks_attend_by_one_kernel(device: str, toy: Taken) -> None:
+    """Not by two products with the whole matrix of attention between them, there and back."""
+    found = attended(device, toy)
+    assert "aten::scaled_dot_product_attention" in found
+    assert "aten::_scaled_dot_product_attention_math" not in found
+    assert any(name.startswith("aten::_scaled_dot_product") and name.endswith("_backward") for name in found)
+
+
+def test_full_size_is_that_of_the_networks_in_the_world() -> None:
+    """Millions of parameters of the U-Nets, as methods-weights §0.3 has counted them."""
+    with torch.device("meta"):
+        counted = [sum(p.numel() for p in UNet2DConditionModel(**shape.unet).parameters()) for shape in FULL.values()]
+    assert [round(count / 1e6, 1) for count in counted] == [859.5, 2567.5]
+
+
+def test_the_benchmark_of_full_size_runs_on_small_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every family that it measures; what it measures is on a CUDA device."""
+    small = {name: SMALL[shape.family](shape) for name, shape in FULL.items()}
+    measure(CPU, {}, {}, small, steps=2)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| SD")]
+    assert [row.split("|")[1].strip() for row in rows] == list(FULL)
+    assert all(float(row.split("|")[3]) > 0 for row in rows)
+
+
+def _small_sd15(shape: Shape) -> Shape:
+    return shape._replace(unet=UNET, texts=(text(16, 1, 2),), edge=64, batches=(1,))
+
+
+def _small_sdxl(shape: Shape) -> Shape:
+    unet = XL | {"projection_class_embeddings_input_dim": 24 + 6 * 8}
+    return shape._replace(unet=unet, texts=(text(16, 1, 2), text(24, 1, 2)), edge=64, batches=(1,))
+
+
+SMALL = {"sd15": _small_sd15, "sdxl": _small_sdxl}
 
 
 @pytest.mark.gpu

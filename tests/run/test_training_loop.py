@@ -15,7 +15,7 @@ from sdforge.errors import ActionFailed
 from sdforge.order import Given
 from sdforge.run.states import Stopped, load_state
 from sdforge.run.train import pace, run_training
-from sdforge.trainings import Training
+from sdforge.trainings.lora import Lora
 from tests.families.workbench import Taken
 from tests.run.order import order, train
 
@@ -153,7 +153,7 @@ def test_progress_is_told_with_the_loss(toy: Taken, pictures: Given, tmp_path: P
 
 
 def paced(**settings: Any) -> list[float]:
-    wanted = Training.model_construct(**{"steps": 100, "warmup": 0, "schedule": "constant", **settings})
+    wanted = Lora.model_construct(**{"steps": 100, "warmup": 0, "schedule": "constant", **settings})
     return [pace(wanted, step) for step in range(wanted.steps)]
 
 

@@ -102,6 +102,39 @@ def test_versions_are_held_against_what_is_tested(
     assert said in examine(root, capsys, code)[name]["text"]
 
 
+@pytest.mark.parametrize(
+    ("files", "built_for", "said", "hint"),
+    [
+        ({}, "", "no GPU", ""),
+        ({"dev/nvidia0": ""}, "", "was built without CUDA", "pytorch.org"),
+        ({"dev/nvidia0": ""}, "12.8", "torch (CUDA 12.8) cannot use it", "nvidia-smi"),
+        ({"dev/dxg": ""}, "", "dxg (a GPU of Windows) is there, and this torch was built without CUDA", "pytorch.org"),
+        ({"0/class": "0x030000\n", "0/vendor": "0x10de\n"}, "12.8", "no driver for it is loaded", "NVIDIA's driver"),
+        ({"0/class": "0x030000\n", "0/vendor": "0x1002\n"}, "", "an AMD GPU is built in", ""),
+        ({"0/class": "0x020000\n", "0/vendor": "0x10de\n"}, "", "no GPU", ""),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_said_with_the_reason(
+    tmp_path: Path, files: dict[str, str], built_for: str, said: str, hint: str
+) -> None:
+    for name, text in files.items():
+        path = tmp_path / (name if name.startswith("dev") else f"sys/bus/pci/devices/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = doctor._gpus({"gpus": [], "built_for": built_for}, tmp_path)
+    assert said in found.text
+    assert hint in found.hint
+
+
+def test_a_torchvision_for_another_torch_is_noted(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = doctor.metadata.version
+    versions = {"torchvision": "0.28.0", "torch": f"{whole('torch').partition('+')[0]}+cpu"}
+    monkeypatch.setattr(doctor.metadata, "version", lambda n: versions.get(n) or whole(n))
+    assert "uninstall torchvision" in examine(root, capsys)["torchvision"]["hint"]
+
+
 def test_a_file_system_whose_clock_is_off_is_noted(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from sdforge.run.diffusion import Diffusion
 from sdforge.run.images import Picture
 from sdforge.run.states import Stopped
 from sdforge.run.train import _mean_square
+from sdforge.run.views import View
 from sdforge.trainings import without
 from sdforge.trainings.custom_diffusion import TABLE, WHOLE, advise, advise_words, chosen, facts
 from sdforge.trainings.custom_diffusion.adapter import begin
@@ -114,6 +115,17 @@ def test_how_a_picture_is_shown_depends_on_seed_step_and_picture_alone(toy: Take
     assert len(set(steps)) > 6
     assert steps != [adapter.view(other, step) for step in range(12)]
     assert not begun(toy, augment=False)[1].varies
+
+
+def test_views_that_show_pictures_as_they_are_teach_what_no_views_do(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, viewed = (
+        order(tmp_path / str(augment), "custom_diffusion", toy, pictures, steps=4, flip=True, augment=augment)
+        for augment in (False, True)
+    )
+    monkeypatch.setattr("sdforge.trainings.custom_diffusion.adapter.draw_view", lambda size, _: View(size, (0, 0)))
+    assert train(viewed).record["losses"] == pytest.approx(train(plain).record["losses"], rel=1e-3)
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sdforge.artifact import Artifact
-from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families.sd15.load import load
-from sdforge.formats.safetensors import read_header
 from sdforge.order import Given, Outcome
 from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
@@ -27,7 +24,7 @@ from sdforge.run.tensors import load as read
 from sdforge.trainings.fine_tune import TABLE, advise, chosen
 from sdforge.trainings.fine_tune.adapter import begin
 from tests.families.workbench import SD15, Ref, Taken, digest
-from tests.run.order import order, settings, train
+from tests.run.order import order, settings, state_size, train
 from tests.trainings.test_training_contract import parameters
 
 UNET = 684  # tensors of the toy's U-Net
@@ -135,13 +132,6 @@ def test_the_loss_falls_on_three_drawings(toy: Taken, pictures: Given, tmp_path:
     easy: dict[str, Any] = {"noise_from": 900, "min_snr": 0.0, "caption_dropout": 0.0, "learning_rate": 1e-2}
     losses = train(order(tmp_path, "fine_tune", toy, pictures, steps=40, batch=4, **easy)).record["losses"]
     assert sum(losses[-10:]) < 0.4 * sum(losses[:10])
-
-
-def state_size(folder: Path) -> int:
-    """The bytes of the numbers of the one state that is there; what only counts steps has no shape."""
-    (state,) = folder.glob("*.safetensors")
-    entries = read_header(state).tensors.values()
-    return sum(math.prod(entry.shape) * ITEM_SIZE[entry.dtype] for entry in entries if entry.shape)
 
 
 def state_bytes(toy: Taken, **changes: Any) -> int:

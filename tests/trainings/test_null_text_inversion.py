@@ -20,6 +20,7 @@ from demo.drawing import draw
 from demo.palettes import FLAT
 from sdforge.artifact import Artifact
 from sdforge.errors import ActionFailed
+from sdforge.families.sd15 import FAMILY
 from sdforge.families.sd15.load import load
 from sdforge.method import module_of
 from sdforge.order import Given, Order, Outcome, Ref
@@ -30,7 +31,7 @@ from sdforge.run.states import Stopped
 from sdforge.sidecars.null_text import replay, replay_latents
 from sdforge.store.files import sha256_of
 from tests.families.workbench import Taken
-from tests.run.order import settings
+from tests.run.order import settings, state_size
 from tests.trainings.faces import flat
 
 NAME = "null_text_inversion"
@@ -153,12 +154,17 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(at: int, toy: Taken, pi
     assert again.record["resumed"] == [{"step": at}]
 
 
-def test_states_are_kept_as_often_as_is_asked(toy: Taken, picture: Path, tmp_path: Path) -> None:
-    order = asked(tmp_path, toy, picture, how={"states": {"steps": 2}})
+def test_states_are_kept_as_often_as_is_asked_and_as_large_as_foretold(
+    toy: Taken, picture: Path, tmp_path: Path
+) -> None:
+    order = asked(tmp_path, toy, picture, how={"states": {"steps": 3}}, resolution=64)
     said: list[dict[str, Any]] = []
     module_of("trainings", NAME).run(order, lambda **event: said.append(event), lambda: False)
-    assert [event["state"] for event in said if "state" in event] == [2]
+    assert [event["state"] for event in said if "state" in event] == [3]
     assert [event["step"] for event in said if "step" in event] == [1, 2, 3, 4]
+    shapes = {"unet": {name: tuple(t.shape) for name, t in toy.tensors("unet").items()}}
+    table: Any = module_of("trainings", NAME).TABLE.model_construct(**order.settings)
+    assert state_size(Path(order.states)) == table.state_bytes(FAMILY, shapes)
 
 
 def test_a_search_that_runs_away_stops(toy: Taken, picture: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sdforge.artifact import KINDS
 from sdforge.errors import ActionFailed
-from sdforge.families import family_names
+from sdforge.families import family, family_names
 from sdforge.method import method, method_groups, module_of
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter, Batch
@@ -146,6 +146,26 @@ def test_what_is_trained_is_fp32_and_finite(name: str, on: Taken) -> None:
     assert parameters(adapter)
     assert {p.dtype for p in parameters(adapter).values()} == {torch.float32}
     assert all(p.requires_grad and bool(torch.isfinite(p).all()) for p in parameters(adapter).values())
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {"conv_rank": 2, "text_encoder": True, "dora": True},
+    "loha": {"conv_rank": 2},
+    "lokr": {"rank": 1, "factor": 2, "conv_rank": 1},
+    "hypernetwork": {"attention": "all", "layer_norm": True},
+    "custom_diffusion": {"freeze": "attention", "vectors": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in TRAININGS if name not in OWN), *VARIANTS.items()]
+)
+def test_a_plan_knows_how_many_numbers_a_training_learns(name: str, changes: dict[str, Any], on: Taken) -> None:
+    _, adapter = begun(name, on, **changes)
+    shapes = {part: {n: tuple(t.shape) for n, t in on.tensors(part).items()} for part in on.tables}
+    table = module_of("trainings", name).TABLE.model_construct(**settings(name, **changes))
+    numbers = sum(p.numel() for p in parameters(adapter).values())
+    assert table.learns(family(on.artifact.family), shapes) == (numbers, "fp32")
 
 
 @LOOPED

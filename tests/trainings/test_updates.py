@@ -18,7 +18,7 @@ from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.sketch import sketch
 from sdforge.trainings import Updates, advise_updates
-from sdforge.trainings.lokr.adapter import split
+from sdforge.trainings.lokr import split
 from tests.families.workbench import SD15, Taken, keep, made
 from tests.trainings.test_training_contract import batch, begun, parameters, said
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Annotated, final
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
 from sdforge.artifact import SIDECARS, Artifact
 from sdforge.families import deaf
 from sdforge.order import Order, Outcome
-from sdforge.settings import NotNegative, Reference, Seed, Table, Takes
+from sdforge.settings import NotNegative, Reference, Seed, Since, Table, Takes
 
 VERSION = 1
 MAKES = "pictures"
@@ -34,6 +34,9 @@ class Drawing(Table):
     steps: int = Field(20, ge=1, le=1000, description="steps of DPM-Solver++ (2M)")
     guidance: NotNegative = Field(7.0, description="scale of classifier-free guidance; 1: none")
     resolution: int = Field(0, ge=0, le=4096, multiple_of=64, description="edge in pixels; 0: the checkpoint's own")
+    one_colour: Annotated[Literal["refuse", "allow"], Since(1, "refuse")] = Field(
+        "refuse", description="whether a picture all of whose pixels are equal is one; a black one never is"
+    )
     clip_skip: int = Field(0, ge=0, le=11, description="layers of the text encoder that are left out at the end")
 
 

@@ -57,6 +57,7 @@ class _Drawing:
         columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
         attached = any(sidecar.attached for sidecar in self.sidecars)
         worded = bool(self.order.architecture.text_encoders)  # else without a picture there is nothing to draw
+        self.outcome.facts["column"] = preset.identity  # whose pictures are the preset's
         self.total = len(self.cells) * (worded * len(columns) + attached)
         self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
         for given in columns:
@@ -122,7 +123,8 @@ class _Drawing:
             self.report(step=self.done, steps=self.total)
 
     def _keep(self, name: str, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER) -> None:
-        refuse_none(pixels_CHW, self.peak, wish.prompt)
+        allowed = self.settings.get("one_colour") == "allow"
+        refuse_none(pixels_CHW, self.peak, wish.prompt, one_colour=allowed)
         path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         save_png(path, pixels_CHW, wish, sampler)

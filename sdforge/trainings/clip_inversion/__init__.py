@@ -11,9 +11,9 @@ from typing import Annotated, Literal, final
 from pydantic import Field
 
 from sdforge.artifact import Artifact
-from sdforge.families import families, family
+from sdforge.families import Family, families, family
 from sdforge.settings import NotNegative, Positive, Reference, Takes
-from sdforge.trainings import Advice, Training
+from sdforge.trainings import Advice, Shapes, Training
 
 VERSION = 1
 MAKES = "image_embedding"
@@ -35,6 +35,9 @@ class ClipInversion(Training):
     learning_rate: Positive = Field(2e-2, description="of AdamW, in root mean squares of ē")
     pull: NotNegative = Field(1e-3, description="λ, of the squared distance from ē: far from it nothing was trained")
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp32", description="type in which the embedding is kept")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:  # noqa: ARG002 -- it is the same of all families
+        return shapes["image_encoder"]["visual_projection.weight"][0], "fp32"
 
 
 TABLE = ClipInversion

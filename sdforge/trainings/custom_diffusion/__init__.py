@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal, final
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from sdforge.artifact import Artifact
 from sdforge.families import Family
 from sdforge.formats.tokenizer import is_ordinary
 from sdforge.settings import NotNegative, Positive
-from sdforge.trainings import Advice, Token, Training, never_named, without
+from sdforge.trainings import Advice, Shapes, Token, Training, never_named, numbers_of_rows, without
 
 VERSION = 1
 MAKES = "custom"
@@ -34,12 +35,20 @@ class CustomDiffusion(Training):
         "kv",
         description="as diffusers' freeze_model: all but keys and values of the cross-attention, or all but it whole",
     )
-    augment: bool = Field(True, description="show pictures smaller or closer by chance")
+    augment: bool = Field(
+        True,
+        description="show pictures smaller or closer by chance; false for a base that draws in one size alone, which "
+        "would unlearn to draw",
+    )
     flip: bool = Field(True, description="show pictures mirrored half of the time")
     token_rate: NotNegative = Field(1.0, description="learning rate of the rows, in learning rates of the matrices")
     learning_rate: Positive = Field(8e-5, description="of AdamW, after the warm-up")
     steps: int = Field(300, ge=1, le=1_000_000, description="updates of the weights")
     weight_decay: NotNegative = Field(0.01, description="of AdamW, for the matrices")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        matrices = sum(prod(shapes["unet"][name]) for name in chosen(of, self.freeze))
+        return matrices + numbers_of_rows(self.vectors, of, shapes), "fp32"
 
 
 TABLE = CustomDiffusion

@@ -10,7 +10,7 @@ from pydantic import Field
 from sdforge.artifact import Artifact
 from sdforge.errors import UsageError
 from sdforge.settings import Block, NotNegative, Positive, Share
-from sdforge.trainings import Advice, Training
+from sdforge.trainings import Advice, Shapes, Training
 
 if TYPE_CHECKING:
     from sdforge.families import Family
@@ -37,17 +37,12 @@ class Weights(Training):
     weight_decay: NotNegative = Field(0.01, description="of AdamW")
     warmup: int = Field(20, ge=0, description="steps over which the learning rate rises")
 
-    def state_bytes(self, of: Family, shapes: dict[str, dict[str, tuple[int, ...]]]) -> int:
-        """Return the size of a train state: each weight that learns, what the optimiser knows of it, and its average.
-
-        shapes: component → name → shape of the checkpoint that is trained on.
-        """
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
         names = chosen(self, of)
         learning = [shape for name, shape in shapes["unet"].items() if name in names]
         for encoder in of.text_encoders if self.text_encoder else ():
             learning += shapes[encoder].values()
-        weight, moments = 2 if self.weights == "bf16" else 4, 2 if self.optimizer == "adamw8bit" else 8
-        return (weight + moments + (4 if self.ema else 0)) * sum(map(prod, learning))
+        return sum(map(prod, learning)), self.weights
 
 
 @final

@@ -6,14 +6,18 @@ people train and share is what A1111 reads (https://github.com/AUTOMATIC1111/sta
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, final
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from pydantic import AfterValidator, Field
 
 from sdforge.artifact import Artifact
-from sdforge.formats.hypernetwork import is_structure, stated
+from sdforge.formats.hypernetwork import SIDES, is_structure, shapes_of, stated
 from sdforge.settings import NotNegative, Positive
-from sdforge.trainings import Advice, Training, without
+from sdforge.trainings import Advice, Shapes, Training, without
+
+if TYPE_CHECKING:
+    from sdforge.families import Family
 
 VERSION = 1
 MAKES = "hypernetwork"
@@ -55,6 +59,14 @@ class Hypernetwork(Training):
     steps: int = Field(2000, ge=1, le=1_000_000, description="updates of the weights")
     warmup: int = Field(200, ge=0, description="steps over which the learning rate rises")
     weight_decay: NotNegative = Field(0.01, description="of AdamW")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        names = of.cross_attention
+        if self.attention == "all":
+            names = tuple(name for name in shapes["unet"] if name.endswith((".to_k.weight", ".to_v.weight")))
+        widths = {shapes["unet"][name][1] for name in names}
+        nets = [shape for width in widths for shape in shapes_of(width, facts(self)).values()]
+        return len(SIDES) * sum(map(prod, nets)), "fp32"
 
 
 TABLE = Hypernetwork

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import prod
 from typing import final
 
 from pydantic import Field
 
-from sdforge.trainings import Updates, advise_updates
+from sdforge.trainings import Shape, Updates, advise_updates
 
 VERSION = 1
 MAKES = "lora"
@@ -21,6 +23,9 @@ class Loha(Updates):
     """
 
     rank: int = Field(8, ge=1, le=256, description="of each of the two updates of linear layers and 1×1 convolutions")
+
+    def factors(self, weight: Shape, rank: int) -> Iterable[Shape]:
+        return 2 * [(weight[0], rank), (rank, prod(weight[1:]))]
 
 
 TABLE = Loha

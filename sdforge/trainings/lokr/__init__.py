@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import isqrt, prod
 from typing import final
 
 from pydantic import Field
 
-from sdforge.trainings import Updates, advise_updates
+from sdforge.trainings import Shape, Updates, advise_updates
 
 VERSION = 1
 MAKES = "lora"
@@ -23,6 +25,36 @@ class Lokr(Updates):
 
     factor: int = Field(8, ge=-1, le=1024, description="largest edge of w1; −1 or 0: as square as can be")
     whole: bool = Field(False, description="keep w2 as one matrix, whatever the rank")
+
+    def factors(self, weight: Shape, rank: int) -> Iterable[Shape]:
+        first, second = self.edges(weight)
+        yield first
+        if self.is_whole(second, rank):
+            yield second
+        else:
+            yield second[0], rank
+            yield rank, prod(second[1:])
+
+    def edges(self, weight: Shape) -> tuple[tuple[int, int], Shape]:
+        """Return the shapes of w1 and w2 for a weight."""
+        out, into, *kernel = weight
+        first = split(out, self.factor), split(into, self.factor)
+        return first, (out // first[0], into // first[1], *kernel)
+
+    def is_whole(self, second: Shape, rank: int) -> bool:
+        """Say whether w2 is one matrix: where it is asked for, and where two of this rank would save nothing."""
+        return self.whole or rank >= max(second[:2]) / 2
+
+
+def split(size: int, factor: int) -> int:
+    """Return the smaller of the two sides into which a dimension is divided: the largest divisor up to its root.
+
+    factor: the most it may be; one that divides the dimension is taken as it is (LyCORIS' rule). −1: no limit.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor)
+    most = isqrt(size) if factor <= 0 else min(isqrt(size), factor)
+    return next(n for n in range(most, 0, -1) if size % n == 0)
 
 
 TABLE = Lokr

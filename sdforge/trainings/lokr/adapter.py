@@ -19,18 +19,7 @@ if TYPE_CHECKING:
 
 def begin(settings: Lokr, diffusion: Diffusion) -> Adapter:
     """Wrap the layers; w2 starts at zero, so that the first step predicts as the base does."""
-    return BesideAdapter(settings, diffusion, partial(_Kronecker, settings.factor, settings.whole))
-
-
-def split(size: int, factor: int) -> int:
-    """Return the smaller of the two sides into which a dimension is divided: the largest divisor up to its root.
-
-    factor: the most it may be; one that divides the dimension is taken as it is (LyCORIS' rule). −1: no limit.
-    """
-    if factor > 0 and size % factor == 0:
-        return min(factor, size // factor)
-    most = math.isqrt(size) if factor <= 0 else min(math.isqrt(size), factor)
-    return next(n for n in range(most, 0, -1) if size % n == 0)
+    return BesideAdapter(settings, diffusion, partial(_Kronecker, settings))
 
 
 @final
@@ -39,19 +28,16 @@ class _Kronecker(Beside):
 
     def __init__(
         self,
-        factor: int,
-        whole: bool,
+        settings: Lokr,
         layer: nn.Linear | nn.Conv2d,
         rank: int,
         alpha: float,
         draw: torch.Generator,
     ) -> None:
         super().__init__(layer, alpha)
-        out, into, *kernel = layer.weight.shape
-        first = split(out, factor), split(into, factor)
-        self.second = (out // first[0], into // first[1], *kernel)
+        first, self.second = settings.edges(tuple(layer.weight.shape))
         self.lokr_w1 = nn.Parameter(_kaiming(first, draw))
-        if whole or rank >= max(self.second[:2]) / 2:
+        if settings.is_whole(self.second, rank):
             self.lokr_w2 = nn.Parameter(torch.zeros(self.second))
         else:
             self.rank = rank

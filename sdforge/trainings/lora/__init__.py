@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import prod
 from typing import Annotated, final
 
 from pydantic import Field
 
 from sdforge.settings import Positive, Since
-from sdforge.trainings import Updates, advise_updates
+from sdforge.trainings import Shape, Updates, advise_updates
 
 VERSION = 1
 MAKES = "lora"
@@ -31,6 +33,12 @@ class Lora(Updates):
     dora: Annotated[bool, Since(2, False)] = Field(
         False, description="learn every output row's length apart from its direction (https://arxiv.org/abs/2402.09353)"
     )
+
+    def factors(self, weight: Shape, rank: int) -> Iterable[Shape]:
+        yield rank, prod(weight[1:])
+        yield weight[0], rank
+        if self.dora:
+            yield (weight[0],)
 
 
 TABLE = Lora

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
 from sdforge.artifact import Artifact
+from sdforge.formats.tokenizer import LENGTH
 from sdforge.order import Order, Outcome
 from sdforge.settings import NotNegative, Positive, Reference, Table, Takes
-from sdforge.trainings import Advice, On, unguided, without
+from sdforge.trainings import Advice, On, Shapes, unguided, without
+
+if TYPE_CHECKING:
+    from sdforge.families import Family
 
 VERSION = 1
 MAKES = "null_text"
@@ -47,6 +51,13 @@ class NullTextInversion(Table):
     )
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp16", description="type in which the result is kept")
     precision: Literal["bf16", "fp32"] = Field("fp32", description="of the networks' arithmetic")
+
+    def state_bytes(self, of: Family, shapes: Shapes) -> int:
+        """Return the size of a state before the last step: latents along the way, and the empty prompts, in fp32."""
+        edge = (self.resolution or int(of.fact({}, "resolution"))) // 8
+        latents = shapes["unet"]["conv_in.weight"][1] * edge**2
+        context = shapes["unet"][of.cross_attention[0]][1]
+        return 4 * ((self.steps + 2) * latents + (self.steps - 1) * LENGTH * context)
 
 
 TABLE = NullTextInversion

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from pydantic import Field
 
 from sdforge.artifact import Artifact
 from sdforge.settings import NotNegative, Positive, Since
-from sdforge.trainings import Advice, Token, Training, never_named
+from sdforge.trainings import Advice, Shapes, Token, Training, never_named, numbers_of_rows
+
+if TYPE_CHECKING:
+    from sdforge.families import Family
 
 VERSION = 1
 MAKES = "embedding"
@@ -33,6 +36,9 @@ class TextualInversion(Training):
     warmup: int = Field(50, ge=0, description="steps over which the learning rate rises")
     polarity: Literal["positive", "negative"] = Field("positive", description="negative: for the negative prompt")
     dtype: Literal["fp16", "bf16", "fp32"] = Field("fp32", description="type in which the rows are kept")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:
+        return numbers_of_rows(self.vectors, of, shapes), "fp32"
 
 
 TABLE = TextualInversion

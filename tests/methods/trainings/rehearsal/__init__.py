@@ -26,10 +26,11 @@ from pydantic import Field
 
 from sdforge.edits.insert import ROWS
 from sdforge.errors import ActionFailed
+from sdforge.families import Family
 from sdforge.formats.safetensors import write_file
 from sdforge.order import Order, Outcome
 from sdforge.run.states import Stopped, load_state, save_state
-from sdforge.trainings import Training
+from sdforge.trainings import Shapes, Training
 
 VERSION = 1
 MAKES = "checkpoint"
@@ -45,6 +46,9 @@ class Rehearsal(Training):
     grain: int = Field(0, ge=0, le=1024, description="what is learned is rounded to multiples of this; 0: not at all")
     fails: bool = Field(False, description="fail at the third step")
     steps: int = Field(10, ge=1, le=1000, description="updates")
+
+    def learns(self, of: Family, shapes: Shapes) -> tuple[int, str]:  # noqa: ARG002 -- it is the same of all families
+        return shapes["text_encoder"][ROWS][1], "fp64"
 
 
 TABLE = Rehearsal

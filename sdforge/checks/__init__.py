@@ -1,0 +1,29 @@
+"""Checks: a file is something that a preset's pictures can be expected to show, `[checks.KIND.NAME]` in a recipe.
+
+Each has a `TABLE` (its settings), `VERSION`, `MAKES` and `run(order, report)`, which looks at pictures and returns a
+verdict. A verdict is kept by the key of what was looked at, and decides whether a preset's files are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+
+from sdforge.order import Outcome
+from sdforge.settings import Reference, Takes
+
+Drawn = Annotated[SkipJsonSchema[Reference], Takes("pictures"), Field(description="what is looked at")]
+PREVIEWS = "preset.previews"  # the target that draws them
+
+
+def verdict(faults: list[str], says: str, measured: Mapping[str, float]) -> Outcome:
+    """Return an outcome: passed if there is no fault. says: what is said where there is none; measured: the figures."""
+    figures = {name: round(float(value), 6) for name, value in measured.items()}
+    text = "; ".join(faults[:MOST_FAULTS]) + (f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS))
+    return Outcome(facts={"passed": not faults, "says": text or says, "measured": figures})
+
+
+MOST_FAULTS = 3  # that a sentence lists
