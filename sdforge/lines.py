@@ -52,14 +52,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to http(s) only, and leave the token behind where another host begins."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _refuse_insecure(newurl)
+        refuse_insecure(newurl)
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
             new.remove_header("Authorization")
         return new
 
 
-def _refuse_insecure(address: str) -> None:
+def refuse_insecure(address: str) -> None:
+    """Raise UsageError for a line that is not encrypted, unless it ends on this machine."""
     parts = urlsplit(address)
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in SECURE_OR_HERE):
         raise UsageError(f"{without_query(address)} would come over a line that anybody can change", hint="https://…")
@@ -73,7 +74,7 @@ def without_query(address: str) -> str:
 
 def open_line(address: str, token: Token | None, headers: dict[str, str], patience: Patience) -> Any:
     """Return the answer to a GET. Raises UsageError for an insecure line, and what urllib raises."""
-    _refuse_insecure(address)
+    refuse_insecure(address)
     request = urllib.request.Request(address, headers={"User-Agent": f"sdforge/{__version__}", **headers})
     if token and token.value and urlsplit(address).netloc == token.host:
         request.add_unredirected_header("Authorization", f"Bearer {token.value}")

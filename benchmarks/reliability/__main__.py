@@ -159,8 +159,10 @@ def table(tallies: dict[str, Tally]) -> str:
         tally = tallies[name]
         tried = ", ".join(f"{count:,} {kind}" for kind, count in sorted(tally.runs.items())) or "–"
         tried += "".join(f"; {fact} {value:g}" for fact, value in tally.facts.items())
-        share = 1.0 if promise.is_reached(tally) else sum(tally.runs.values()) / promise.goal if promise.goal else 0.0
-        tried, shown = (f"not measured: {tally.missing}", "–") if tally.missing else (tried, f"{100 * share:.0f} %")
+        shown = "100 %" if promise.is_reached(tally) else "–"
+        if promise.goal and shown == "–":
+            shown = f"{100 * sum(tally.runs.values()) / promise.goal:.0f} %"
+        tried, shown = (f"not measured: {tally.missing}", "–") if tally.missing else (tried, shown)
         about = f"| {name} | {promise.name} | {promise.about} | {tried} | {shown} |"
         rows.append(f"{about} {len(tally.problems)} | {tally.mended} | {tally.seconds / 60:.1f} |")
     return "\n".join(rows)

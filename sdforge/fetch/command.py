@@ -89,10 +89,15 @@ def fetch(session: Session, wishes: argparse.Namespace) -> int:
             _tell(taken, got, as_json=wishes.json)
         except ForgeError as error:
             errors.append(error)
-            _tell_error(taken, error, as_json=wishes.json)
+            _tell_error(taken.id, error, as_json=wishes.json)
     recipes = [name for name in wishes.sources if name in session.project.recipe_names()]
-    looked = (recipes or not wishes.sources) and look_for_pinned(session, wishes, recipes)
-    if not (sources or looked or wishes.json):
+    looked = False
+    try:
+        looked = bool(recipes or not wishes.sources) and look_for_pinned(session, wishes, recipes)
+    except ForgeError as error:
+        errors.append(error)
+        _tell_error("[remote]", error, as_json=wishes.json)
+    if not (sources or looked or errors or wishes.json):
         say("  nothing to fetch: no source comes from elsewhere, and no pinned result is missing")
     return exit_code(errors)
 
@@ -117,12 +122,12 @@ def _tell(taken: Taken, got: Got, *, as_json: bool) -> None:
     say(f"  {glyphs(sys.stdout)['reuse']} {taken.id:<18} {got.how:<8} {size(got.size):>9}  {behind[got.how]}")
 
 
-def _tell_error(taken: Taken, error: ForgeError, *, as_json: bool) -> None:
+def _tell_error(name: str, error: ForgeError, *, as_json: bool) -> None:
     if as_json:
-        about = {"source": taken.id, "code": error.exit_code, "message": error.message, "hint": error.hint}
+        about = {"source": name, "code": error.exit_code, "message": error.message, "hint": error.hint}
         print(json.dumps({"v": 1, "event": "error", **about}))
         return
-    say(f"  {glyphs(sys.stdout)['failed']} {taken.id:<18} {error.message}")
+    say(f"  {glyphs(sys.stdout)['failed']} {name:<18} {error.message}")
     if error.hint:
         say(f"      try   {error.hint}")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sdforge.errors import UsageError
-from sdforge.lines import Token, hub_endpoint, open_line
+from sdforge.lines import Token, hub_endpoint, open_line, refuse_insecure
 from sdforge.references import PART
 from sdforge.remotes.http import PATIENCE, Asked, out_of_service, tried, write
 
@@ -42,6 +42,7 @@ class HubRemote:
         self.repository, self.branch = found[2], found[3] or "main"
         self.kind = "dataset" if found[1] else "model"
         self.endpoint = hub_endpoint()
+        refuse_insecure(self.endpoint)  # the library would send the token there
         self.token = Token(urlsplit(self.endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
         self.api = huggingface_hub.HfApi(self.endpoint, token=self.token.value or False)
         disable_progress_bars()  # ours are the reporter's

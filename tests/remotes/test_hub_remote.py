@@ -88,6 +88,14 @@ def test_what_is_no_repository_is_refused(address: str, tmp_path: Path) -> None:
         open_remote(address, tmp_path)
 
 
+def test_a_mirror_that_would_hear_the_token_in_clear_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
+    with pytest.raises(UsageError, match="over a line that anybody can change"):
+        open_remote("hf://us/cache", tmp_path)
+
+
 def test_another_machine_has_a_trained_result_from_the_hub(side: Hub, toy_checkpoint: Path, tmp_path: Path) -> None:
     one = new_project(tmp_path / "one", toy_checkpoint, RECIPE).root
     with (one / "forge.toml").open("a") as file:
