@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from sdforge.chronicle import enter, presets, reasons
 from sdforge.devices import devices
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
@@ -25,12 +26,14 @@ from sdforge.one_pass import Pass
 from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
 from sdforge.outputs import FAILED
+from sdforge.places import OUT
 from sdforge.plan import Plan, Step
 from sdforge.report.preset import file_row
 from sdforge.results import Made, Publisher
 from sdforge.session import Session
 from sdforge.store import Result
 from sdforge.store.files import Lock
+from sdforge.telling import REPORT, tell
 
 TICK = 0.2  # seconds between looks at locks that others hold
 GRACE = 10.0  # seconds for workers to keep their state after an interrupt
@@ -92,6 +95,11 @@ class Summary:
     pinned: set[str] = field(default_factory=set)  # content keys that had a pin before
     plan: Plan | None = None
 
+    @property
+    def done(self) -> dict[str, list[str]]:
+        """What was done → ids."""
+        return {"built": self.built, "fetched": self.fetched, "restored": self.restored}
+
 
 class Build:
     """One build: from a plan to nothing left to do."""
@@ -112,6 +120,7 @@ class Build:
         """Build what is wanted. Raises Interrupted, and ForgeError for what concerns the whole build."""
         plan = self.session.plan(wanted)
         self.reporter.planned(plan)
+        why = reasons(self.session, plan)
         self.lockfile.check(plan)
         self._keep_notes(plan)
         self._note_verdicts(plan)
@@ -128,8 +137,10 @@ class Build:
                 self._end()
         for name in self.lockfile.write(plan):
             self.reporter.note(f"source `{name}` is not what it was: pinned anew")
+        enter(self.session, plan, self.summary.done, why)
         self._remember(plan)
         self._show_failed(plan)
+        self._tell(plan)
         self.summary.plan = plan
         return self.summary
 
@@ -566,6 +577,13 @@ class Build:
 
     # -- around it -------------------------------------------------------------------------------------------------
 
+    def _tell(self, plan: Plan) -> None:
+        """Write report and card of the presets that are made."""
+        for name in presets(plan):
+            for place in tell(self.session, plan, name):
+                self.reporter.note(f"what lay in the way was not ours: it is in {place} now")
+            self.reporter.note(f"report: {OUT}/{name}/{REPORT}")
+
     def _keep_notes(self, plan: Plan) -> None:
         for key, formula in plan.notes.items():
             self.store.note_formula(key, formula)
@@ -593,19 +611,18 @@ class Build:
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
         for step in plan.steps.values():
-            whole = step.node.target.placed and step.state == "reuse" and not step.restore and not step.unchecked
+            whole = step.node.target.placed and step.state == "reuse" and not step.restore
             if whole and step.artifact is not None and step.node.target.signature.makes == "pictures":
                 note_passed(self.session, step)
         if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
 
     def _show_failed(self, plan: Plan) -> None:
-        """Put the pictures of presets that failed a check where people can look at them."""
-        failed = [i for i, error in self.summary.failed.items() if isinstance(error, CheckFailed)]
-        for recipe in sorted({plan.steps[identifier].node.recipe.name for identifier in failed}):
-            step = plan.steps.get(f"{recipe}:preset.previews")
-            if step is not None and step.result is not None:
-                self.session.show_failed(step)
+        """Put the pictures of presets that failed a check where people can look at them, and those of others away."""
+        for step in plan.steps.values():
+            if step.node.target.placed and step.node.target.signature.makes == "pictures" and step.result is not None:
+                failed = any(isinstance(self.summary.failed.get(check.id), CheckFailed) for check in step.checks)
+                self.session.show_failed(step, failed=failed)
 
 
 def _asked_checks(plan: Plan) -> list[Step]:

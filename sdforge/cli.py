@@ -107,6 +107,25 @@ def _pinning(command: Command) -> None:
     sign.add_argument("--key", required=True, metavar="FILE", help="a private key of `ssh-keygen -t ed25519`")
     pull = command("pull", "bring results that the lock pins here from the remote cache")
     pull.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
+    bring = command("import", "write the recipe that does what another program's file says")
+    bring.add_argument(
+        "file", metavar="FILE", help="of kohya's scripts, sd-mecha or mergekit, or a list of block weights"
+    )
+    bring.add_argument("--name", default="", help="of the recipe; else after the file")
+    bring.add_argument("--family", default="", help="where the file does not tell")
+    bring.add_argument("--checkpoints", default="", metavar="A,B", help="what a list of block weights merges")
+    bring.add_argument("-n", "--dry-run", action="store_true", help="only print the recipe")
+    install = command("install", "put a preset's files where another program looks for them")
+    install.add_argument("preset", metavar="PRESET")
+    install.add_argument(
+        "--into",
+        required=True,
+        metavar="PROGRAM:PATH",
+        help="comfyui, a1111, forge, sdnext or invokeai, and its folder",
+    )
+    install.add_argument("--undo", action="store_true", help="remove exactly what was put there")
+    install.add_argument("--copy", action="store_true", help="copy; else files are cloned or linked where that works")
+    install.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
     add = command("add", "write a source into forge.toml")
     add.add_argument("name", metavar="NAME", help="how recipes call it")
     add.add_argument(
@@ -151,6 +170,8 @@ def _looking(command: Command) -> None:
     log.add_argument(
         "--samples", default="", metavar="FILE.png", help="write the pictures that were drawn while it ran"
     )
+    report = command("report", "write a preset's report and card anew; print where the report lies")
+    report.add_argument("preset", nargs="?", default="", metavar="PRESET", help="default: the first of forge.toml")
     graph = command("graph", "what is made from what")
     graph.add_argument("targets", nargs="*", metavar="TARGET")
     graph.add_argument("--format", choices=("mermaid", "dot", "json"), default="mermaid")
@@ -312,8 +333,10 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
+    from sdforge.telling import is_told
+
     made = session.plan(wanted)
-    if not made.to_do and not session.retrain and session.is_settled(made):
+    if not made.to_do and not session.retrain and session.is_settled(made) and is_told(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
@@ -389,10 +412,10 @@ def other(wishes: argparse.Namespace) -> int:
     if name == "show":
         return _show(wishes)
     functions = {
-        **dict.fromkeys(("fetch", "push", "pull", "sign"), _exchange),
+        **dict.fromkeys(("fetch", "push", "pull", "sign", "install", "import"), _exchange),
         **dict.fromkeys(("why", "check", "lock"), _tell),
         **dict.fromkeys(("clean", "du", "verify"), _keep_house),
-        **dict.fromkeys(("list", "log", "graph", "diff"), _look),
+        **dict.fromkeys(("list", "log", "graph", "diff", "report"), _look),
     }
     return functions[name](_open(wishes), wishes)
 
@@ -419,6 +442,14 @@ def _exchange(session: Session, wishes: argparse.Namespace) -> int:
         from sdforge.fetch.command import fetch
 
         return fetch(session, wishes)
+    if wishes.command == "install":
+        from sdforge.install.command import install
+
+        return install(session, wishes)
+    if wishes.command == "import":
+        from sdforge.imports.command import import_recipe
+
+        return import_recipe(session, wishes)
     import sdforge.exchange as exchange
 
     functions = {"push": exchange.push, "pull": exchange.pull, "sign": exchange.sign_lock}
@@ -462,6 +493,8 @@ def _look(session: Session, wishes: argparse.Namespace) -> int:
 
     if wishes.command == "list":
         looking.show_list(session, wishes)
+    elif wishes.command == "report":
+        looking.report(session, wishes.preset, as_json=wishes.json)
     elif wishes.command == "log":
         looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
     else:

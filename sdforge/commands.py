@@ -180,6 +180,10 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
+    for step in plan.steps.values():
+        if step.id in plan.wanted and step.node.target.signature.makes == "files":
+            for text in session.against_licence(plan, step):
+                say(f"  note: {text}")
     counts = [
         f"{sum(s.state == state for s, _ in rows)} {word}"
         for state, word in (("build", "to build"), ("maybe", "perhaps"), ("fetch", "to fetch"), ("reuse", "reused"))

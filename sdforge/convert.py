@@ -106,7 +106,7 @@ def convert(wishes: argparse.Namespace) -> int:
         notes = list(_left_behind(layout, of, form))
         written = Path(work) / "written"
         written.mkdir()
-        outcome = run(_order(layout, of, form, pieces, written, _made(path, pieces)), lambda **_: None)
+        outcome = run(_order(path, layout, of, form, pieces, written), lambda **_: None)
         places = _places(outcome, out)
         for file, place in places.items():
             if place.exists():
@@ -196,7 +196,7 @@ def _left_behind(layout: Layout, of: Family, form: str) -> Iterator[str]:
             raise UsageError(f"{layout.files[0]} has other words than CLIP's and does not say which")
 
 
-def _order(layout: Layout, of: Family, form: str, pieces: list[Piece], written: Path, made: list[Any]) -> Order:
+def _order(path: Path, layout: Layout, of: Family, form: str, pieces: list[Piece], written: Path) -> Order:
     """Return the order to write one artifact in one form, as that of a preset does."""
     notes = layout.notes
     settings = {
@@ -211,11 +211,19 @@ def _order(layout: Layout, of: Family, form: str, pieces: list[Piece], written: 
     components: dict[str, Any] = {}
     for piece in pieces:
         components.setdefault(piece.found.component, []).append(piece)
-    given = Given(layout.kind, NAMED, layout.facts, components, vocabulary=layout.tokenizer or {})
+    use = {"carried": _carried(path)} if layout.kind == "lora" else {}
+    given = Given(layout.kind, NAMED, layout.facts, components, vocabulary=layout.tokenizer or {}, use=use)
     inputs = {"checkpoint": [given if layout.kind == "checkpoint" else Given("checkpoint")]}
     if layout.kind != "checkpoint":
         inputs[ROLES.get(layout.kind, f"{layout.kind}s")] = [given]
-    return Order("", "", "export", "edits", of.name, settings, str(written), inputs, closure=made)
+    return Order("", "", "export", "edits", of.name, settings, str(written), inputs, closure=_made(path, pieces))
+
+
+def _carried(path: Path) -> dict[str, str]:
+    """Return what a LoRA's file says of its training, as kohya's scripts write it (`ss_*`)."""
+    if path.is_dir() or needs_import(path):
+        return {}
+    return {key: value for key, value in read_header(path).metadata.items() if key.startswith("ss_")}
 
 
 def _made(path: Path, pieces: list[Piece]) -> list[Any]:

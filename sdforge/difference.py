@@ -54,12 +54,14 @@ class Side:
 class Apart:
     """How far a component is from another one. far: the tensors that differ most: (name, ‖A − B‖).
 
+    tensors: how many both have in one shape; reshaped: those that have another one; only: how many A has, and B.
     distance: ‖A − B‖ over what both have; relative: that by ‖A‖, of the tensors that differ.
     """
 
     component: str
     tensors: int
     changed: int
+    reshaped: list[str]
     only: tuple[int, int]
     distance: float
     relative: float
@@ -68,7 +70,7 @@ class Apart:
 
     @property
     def equal(self) -> bool:
-        return not self.changed and self.only == (0, 0)
+        return not self.changed and not self.reshaped and self.only == (0, 0)
 
 
 def diff(session: Session, wishes: argparse.Namespace) -> int:
@@ -201,16 +203,20 @@ def of_path(path: Path, label: str) -> Side:
     side, model = Side(label), path
     if (path / "preset.json").is_file():
         name = str(json.loads((path / "preset.json").read_bytes()).get("preset", path.name))
-        single = path / f"{name}.safetensors"
-        model = single if single.is_file() else path / "diffusers"
+        single, folder = path / f"{name}.safetensors", path / "diffusers"
+        model = folder if folder.is_dir() else single  # a single file has no room for words that were added
         side.pictures = previews_in(path, name)
+        if single.is_file():
+            _read_manifest(side, made_by(read_header(single).metadata))
+    elif path.suffix == ".toml":
+        raise UsageError(f"{label} is a recipe's text", hint=f"name the recipe: forge diff {path.stem}")
     layout = read_layout(model)
     lies = importlib.import_module("sdforge.run.difference").Lies
     for found in layout.tensors:
         place = lies(found.dtype, found.shape, str(layout.files[found.file]), found.offset, found.turned)
         side.tensors.setdefault(found.component, {})[found.name] = place
-    if model.is_file():
-        _read_manifest(side, made_by(read_header(model).metadata))
+    if path.is_file():
+        _read_manifest(side, made_by(read_header(path).metadata))
     return side
 
 
@@ -294,14 +300,14 @@ def _sources_before(plan: Plan, old: dict[str, Any], now: dict[str, Any]) -> dic
 def compared(one: Side, two: Side) -> dict[str, Any]:
     """Return what differs, as `--json` has it."""
     settings = list(_settings(one, two))
-    inputs = [[one.inputs[i], i, ""] for i in one.inputs if i not in two.inputs]
-    inputs += [[two.inputs[i], "", i] for i in two.inputs if i not in one.inputs]
+    inputs: list[list[str]] = []
+    if one.inputs and two.inputs:  # else one of them does not tell
+        inputs += [[one.inputs[i], i, ""] for i in one.inputs if i not in two.inputs]
+        inputs += [[two.inputs[i], "", i] for i in two.inputs if i not in one.inputs]
     names = sorted({*one.tensors, *two.tensors} - {*one.lost, *two.lost})
     components = [_component(name, one.tensors.get(name, {}), two.tensors.get(name, {})) for name in names]
     lost = sorted({*one.lost, *two.lost})
-    equal = (
-        not (settings or lost) and all(each.equal for each in components) and not (inputs and one.inputs and two.inputs)
-    )
+    equal = not (settings or inputs or lost) and all(each.equal for each in components)
     return {
         "equal": equal,
         "settings": settings,
@@ -342,9 +348,10 @@ def _aligned(actions: list[tuple[str, str, dict[str, Any]]]) -> dict[str, dict[s
 
 
 def _component(name: str, one: dict[str, Any], two: dict[str, Any]) -> Apart:
-    """Compare a component tensor by tensor; one of another shape counts as only there."""
+    """Compare a component tensor by tensor."""
     module = importlib.import_module("sdforge.run.difference")
-    both = [t for t in one if t in two and one[t].shape == two[t].shape]
+    shared = [tensor for tensor in one if tensor in two]
+    both = [tensor for tensor in shared if one[tensor].shape == two[tensor].shape]
     squares, first, largest, far = 0.0, 0.0, 0.0, []
     for tensor in both:
         apart = module.apart(one[tensor], two[tensor])
@@ -358,7 +365,8 @@ def _component(name: str, one: dict[str, Any], two: dict[str, Any]) -> Apart:
         name,
         len(both),
         len(far),
-        (len(one) - len(both), len(two) - len(both)),
+        [tensor for tensor in shared if tensor not in both],
+        (len(one) - len(shared), len(two) - len(shared)),
         distance,
         distance / module.norm(first) if first else 0.0,
         largest,
@@ -391,6 +399,8 @@ def told(one: Side, two: Side, found: dict[str, Any]) -> Iterator[str]:
 def _component_told(each: dict[str, Any]) -> Iterator[str]:
     if each["only"][0] or each["only"][1]:
         yield f"  {each['component']}: {each['only'][0]} tensors only in A, {each['only'][1]} only in B"
+    for name in each["reshaped"]:
+        yield f"  {each['component']}: {name} has another shape"
     if each["changed"]:
         yield (
             f"  {each['component']}: {each['changed']} of {each['tensors']} tensors differ, by {each['distance']:.3g} "

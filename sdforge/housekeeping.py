@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import UNPINNED
+from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
+from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
@@ -71,6 +73,8 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
+        # reports compare with what the build before drew
+        keys |= {chapter.pictures[0] for name in names for chapter in chapters(other, name)}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
@@ -255,6 +259,7 @@ def init(folder: Path) -> None:
         (folder / ".forge" / name).write_text(text, encoding="utf-8")
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
     say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
+    welcome(folder)
     say(f"  next: {where}forge build anime-preset")
     say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")
     say("        `forge plan` says what that costs; `forge doctor` says whether this machine is fit, and sees its GPU")

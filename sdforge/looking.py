@@ -146,6 +146,8 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"v": 1, "event": "recipes", "recipes": found}))
         return
+    if not found:
+        say("there are no recipes yet: write recipes/NAME.toml, or `forge init DIR` makes a project with some")
     for entry in found:
         if "mistake" in entry:
             say(f"{entry['recipe']}  has mistakes; `forge check {entry['recipe']}` shows them")
@@ -410,3 +412,31 @@ def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
     for a, b in edges:
         print(f'  "{a}" -> "{b}";')
     print("}")
+
+
+# -- report ------------------------------------------------------------------------------------------------------------
+
+
+def report(session: Session, name: str, *, as_json: bool) -> None:
+    """`forge report`: write what is told of a preset anew, and print where its report lies.
+
+    Raises UsageError for what is no preset, or is not built.
+    """
+    from sdforge.chronicle import chapters, enter, presets
+    from sdforge.telling import REPORT, tell
+
+    wanted = session.resolve([name] if name else [])
+    recipe = wanted[0].partition(":")[0]
+    if f"{recipe}:preset.export" not in wanted:
+        raise UsageError(f"{name or recipe} is no preset", hint="a recipe with a [preset] is; `forge list` names them")
+    plan = session.plan(wanted)
+    if plan.to_do or recipe not in presets(plan):
+        raise UsageError(f"{recipe} is not built as its recipe has it", hint=f"forge build {recipe}")
+    session.store.prepare()
+    if not chapters(session, recipe):
+        enter(session, plan, {}, {})
+    for place in tell(session, plan, recipe):
+        say(f"  what lay in the way was not ours: it is in {place} now")
+    path = session.outputs.folder(plan.steps[f"{recipe}:preset.export"]) / REPORT
+    shown = str(path.relative_to(session.project.root))
+    say(json.dumps({"v": 1, "event": "report", "path": shown}) if as_json else shown)

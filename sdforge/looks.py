@@ -62,13 +62,16 @@ def passed(session: Session, recipe: str) -> list[list[str]]:
 
 
 def note_passed(session: Session, step: Step) -> None:
-    """Remember that the previews of a preset passed its checks. step: the previews."""
+    """Remember that the previews of a preset passed its checks. step: the previews.
+
+    What was written unchecked somebody wants as it is: nothing before it counts any more.
+    """
     assert step.artifact is not None
-    now = [step.artifact.notes[name] for name in ("key", "digest", "column")]
+    now = [step.artifact.notes[name] for name in Pictures._fields]
     before = passed(session, step.node.recipe.name)
-    if now not in before[:1]:
-        rest = [row for row in before if row != now]
-        session.store.note_run(_noted(session, step.node.recipe.name), [now, *rest[:1]])
+    rest = [] if step.unchecked else [row for row in before if row != now][:1]
+    if now not in before[:1] or (step.unchecked and before[1:]):
+        session.store.note_run(_noted(session, step.node.recipe.name), [now, *rest])
 
 
 def _noted(session: Session, recipe: str) -> str:

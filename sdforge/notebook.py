@@ -99,7 +99,7 @@ def plan(recipe: str | Sequence[str], project: str | Path, *, locked: bool, chec
     session = open_session(Path(project))
     try:
         session.locked, session.checked = locked, checks
-        session.share("read" if session.project.remote.get("mode") != "off" else "off")
+        session.share()
         made = session.plan(session.resolve(_names(recipe)))
         session.refuse_mistakes(made)
         needed, _ = session.room(made)

@@ -17,6 +17,7 @@ import xxhash
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import Family, family
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.safetensors import fill, read_range
 from sdforge.store.files import CHUNK, open_regular
 
@@ -129,6 +130,9 @@ class Order:
     work: an empty folder for results; states, derived: folders of the store for train states and derived caches.
     state_key: under which this training's states are found. how: what does not decide the result (device, threads,
     how often a state is kept).
+
+    layout: the file that a formula's pack is laid out as. written: the packs that were laid out as a file, by
+    `FileLayout.key`, for whoever exports.
     """
 
     key: str
@@ -145,6 +149,8 @@ class Order:
     derived: str = ""
     how: dict[str, Any] = field(default_factory=dict)
     closure: list[dict[str, Any]] = field(default_factory=list)
+    layout: FileLayout | None = None
+    written: dict[str, Laid] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Family:
@@ -163,11 +169,25 @@ class Order:
     @staticmethod
     def from_json(value: dict[str, Any]) -> Order:
         inputs = {role: [_given(g) for g in givens] for role, givens in value["inputs"].items()}
-        return Order(**(value | {"inputs": inputs, "compute": [_computation(row) for row in value["compute"]]}))
+        written = {key: Laid(*row) for key, row in value["written"].items()}
+        layout = value["layout"] and _layout(*value["layout"])
+        compute = [_computation(row) for row in value["compute"]]
+        return Order(**(value | {"inputs": inputs, "compute": compute, "layout": layout, "written": written}))
 
 
 def _ref(row: list[Any]) -> Ref:
     return Ref(row[0], row[1], tuple(row[2]), row[3], row[4], row[5])
+
+
+def _layout(
+    shapes: dict[str, list[Any]],
+    metadata: dict[str, str],
+    parts: dict[str, list[str]],
+    odd: dict[str, bool],
+    passing: dict[str, list[Any]],
+) -> FileLayout:
+    typed = {name: (dtype, tuple(shape)) for name, (dtype, shape) in shapes.items()}
+    return FileLayout(typed, metadata, parts, odd, {name: _ref(row) for name, row in passing.items()})
 
 
 def _computation(row: list[Any]) -> Computation:
@@ -186,12 +206,16 @@ class Outcome:
     """What a runner made.
 
     components: component → rows [name, dtype, shape, sha256, xxh3, offset in the pack]; pack: the file in the work
-    folder with their bytes, and its sha256. files: path in the work folder → what `Result.files` keeps of it.
+    folder with their bytes, and its sha256. apart: another one with the tensors whose rows end in true, and its sha256.
+    laid: of a pack that is laid out as a file, the key of its layout and the sha256 of what follows its header.
+    files: path in the work folder → what `Result.files` keeps of it.
     """
 
     components: dict[str, list[list[Any]]] = field(default_factory=dict)
     pack: str = ""
     sha256: str = ""
+    apart: list[str] = field(default_factory=list)
+    laid: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     files: dict[str, list[Any]] = field(default_factory=dict)
     grade: str = "A"

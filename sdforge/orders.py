@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
-from sdforge.errors import BrokenPromise
+from sdforge.errors import BrokenPromise, UsageError
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
@@ -51,6 +52,7 @@ def make_order(
         how = how | {"root": str(session.project.root)}
         if before := stated.get("looks", {}).get("previous"):
             inputs["previous"] = [_earlier(session, step, Pictures(*before))]
+    makes_files = target.signature.makes == "files"
     return Order(
         key=key,
         target=step.id,
@@ -64,8 +66,89 @@ def make_order(
         states=str(state_folder(session, step, manifest)) if target.signature.group == "trainings" else "",
         derived=str(session.store.derived()),
         how=how,
-        closure=closure(session, step) if target.signature.makes == "files" else [],
+        closure=closure(session, step) if makes_files else [],
+        layout=None if formula is None else _file_layout(session, step, formula),
+        written=_written(session, step) if makes_files else {},
     )
+
+
+def _written(session: Session, step: Step) -> dict[str, Laid]:
+    """Return the packs that may be, byte for byte, the file that an export makes of the checkpoint in them."""
+    checkpoint = step.inputs[0][1]
+    assert checkpoint is not None
+    components = [c for name, c in checkpoint.components.items() if not name.startswith("tokenizer")]
+    packs = {t.spot.file for component in components for t in session.store.table(_made(component)) if t.spot}
+    return {key: Laid(*row) for key, row in session.store.laid(packs).items()}
+
+
+def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | None:
+    """Return the file that an export will make of what a formula makes, if one waits for nothing else.
+
+    None, too, where the formula makes less than half of it: a pack that holds little but what lies elsewhere already
+    would cost the store more than a second writing costs time.
+    """
+    from sdforge.edits.export import single_layout
+
+    planner = session.planner()
+    for export in planner.steps.values():
+        if export.node.target.signature.makes != "files" or not (export.to_do or export.restore):
+            continue
+        settings = json.loads(export.manifest or "{}").get("settings", {})
+        if "checkpoint" not in settings.get("forms", ()) or any(artifact is None for _, artifact in export.inputs):
+            continue
+        link, checkpoint = export.inputs[0]
+        maker = planner.steps.get(link.id)
+        assert checkpoint is not None
+        planned = [name for name, c in checkpoint.components.items() if c.table.startswith("plan:")]
+        if not planned or maker is None or any(_key(session, maker.makers[name]) != step.key for name in planned):
+            continue
+        given, passing = _foreseen(session, export, link, checkpoint, formula)
+        order = Order(
+            export.key,
+            export.id,
+            export.node.target.signature.name,
+            export.node.target.signature.group,
+            export.node.recipe.family,
+            settings,
+            "",
+            {link.use.role: [given]},
+            closure=closure(session, export),
+        )
+        try:
+            layout = single_layout(order)._replace(passing=passing)
+        except UsageError:  # the export itself will say so
+            return None
+        return layout if 2 * sum(ref.size for ref in passing.values()) <= sum(map(layout.size, layout.shapes)) else None
+    return None
+
+
+def _key(session: Session, identifier: str) -> str:
+    step = session.planner().steps.get(identifier)
+    return step.key if step else ""
+
+
+def _foreseen(
+    session: Session, export: Step, link: Link, checkpoint: Artifact, formula: Pass
+) -> tuple[Given, dict[str, Ref]]:
+    """Return a checkpoint as an export will read it, and where those of its tensors lie that are not computed."""
+    reads, paths = export.node.target.role(link.use.role).reads, dict[str, Path]()
+    components: dict[str, list[Ref]] = {}
+    passing: dict[str, Ref] = {}
+    vocabulary: dict[str, Any] = {}
+    for name, component in checkpoint.components.items():
+        if not name.startswith(reads or ("\0",)):
+            continue
+        if name.startswith("tokenizer"):
+            vocabulary = session.vocabulary(component)
+            continue
+        for row in formula.rows[name] if component.table.startswith("plan:") else session.table(component):
+            if isinstance(row, Computed):
+                ref = Ref(row.tensor.name, row.tensor.dtype, row.tensor.shape, "", 0, "")
+            else:
+                ref = passing[f"{name}.{row.name}"] = _ref(session, row, paths)
+            components.setdefault(name, []).append(ref)
+    given = Given(checkpoint.kind, checkpoint.identity, checkpoint.facts, components, vocabulary=vocabulary)
+    return given, passing
 
 
 def state_folder(session: Session, step: Step, manifest: str) -> Path:

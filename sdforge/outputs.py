@@ -162,7 +162,8 @@ class Outputs:
                 moved = self._clear(path, sha256)
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)
-            publish(beside, path, 0o644)
+            linked = beside.stat().st_nlink > 1  # it is the store's own file too, so nobody may write into it
+            publish(beside, path, 0o444 if linked else 0o644)
         value = f"{expected}\n{sha256}" if expected.startswith("made from ") else sha256
         self._note(path, value)
         return moved
@@ -171,7 +172,8 @@ class Outputs:
         stat, now = stat_of(path), time.time_ns()
         assert stat is not None
         row = (json.dumps(stat), int(is_settled(stat, now)), value)
-        self._memo[f"out:{path}"] = row
+        # what was just written need not be looked at again by this process, though perhaps by the next one
+        self._memo[f"out:{path}"] = (row[0], 1, value)
         self.store.index.put("seen", {f"out:{path}": row})
 
     def _clear(self, path: Path, coming: str) -> str:

@@ -49,6 +49,10 @@ class Publisher:
         step, outcome = made.step, made.outcome
         if outcome.pack:
             self.store.put_file(made.work / outcome.pack, outcome.sha256)
+        if outcome.apart:
+            self.store.put_file(made.work / outcome.apart[0], outcome.apart[1])
+        if outcome.laid:
+            self.store.note_laid(outcome.sha256, *outcome.laid)
         components, packs = self._components(outcome, made.formula)
         kind = step.node.target.signature.makes
         if kind in ("files", "pictures"):
@@ -119,9 +123,7 @@ class Publisher:
         if formula is not None:
             for name, rows in formula.rows.items():
                 tables[name] = [
-                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome.sha256)
-                    if isinstance(row, Computed)
-                    else row
+                    _with_bytes(row.tensor, made[name][row.tensor.name], outcome) if isinstance(row, Computed) else row
                     for row in rows
                 ]
         else:
@@ -137,9 +139,9 @@ class Publisher:
         return components, tuple(sorted(packs))
 
 
-def _with_bytes(tensor: Tensor, row: list[Any], pack: str) -> Tensor:
-    _, _, _, sha256, xxh3, offset = row
-    return tensor._replace(sha256=sha256, xxh3=xxh3, spot=Spot(pack, offset))
+def _with_bytes(tensor: Tensor, row: list[Any], outcome: Outcome) -> Tensor:
+    _, _, _, sha256, xxh3, offset, *apart = row
+    return tensor._replace(sha256=sha256, xxh3=xxh3, spot=Spot(outcome.apart[1] if apart else outcome.sha256, offset))
 
 
 def _from_row(row: list[Any], pack: str) -> Tensor:

@@ -37,6 +37,7 @@ from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
 
 if TYPE_CHECKING:
+    from sdforge.report.beside import Beside
     from sdforge.sharing import Sharing
 
 
@@ -352,6 +353,7 @@ class Session:
             if captions:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
+            found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):
                 if link.id not in told:
                     rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
@@ -363,6 +365,26 @@ class Session:
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
+
+    def licences(self, plan: Plan, end: str) -> dict[str, str]:
+        """Return source → licence of all that a target is made from, as stated or as the file says."""
+        steps = (plan.steps[node.id] for node in self.graph.behind([end]) if node.id in plan.steps)
+        taken = {link.id: artifact for step in steps for link, artifact in step.inputs if link.id in self.graph.sources}
+        stated = {name: self.graph.sources[name].table.get("licence", "") for name in taken}
+        noted = {name: artifact.notes.get("licence", "") for name, artifact in taken.items() if artifact is not None}
+        return {name: licence for name in taken if (licence := str(stated[name] or noted.get(name, "")))}
+
+    def against_licence(self, plan: Plan, export: Step) -> list[str]:
+        """Say, input by input, where a preset's own licence does not keep what an input's asks for."""
+        from sdforge.licences import conflicts
+
+        return list(conflicts(str(export.node.target.raw["licence"]), self.licences(plan, export.id)))
+
+    def _licence_problems(self, plan: Plan, export: Step) -> Iterator[Problem]:
+        hint = "another licence for the preset, or another input; forge only knows what licences commonly say"
+        for reason in self.against_licence(plan, export):
+            place = (self.project, export.node.recipe, export.node.target, None, "licence", reason, hint)
+            yield problem_at(*place, key="licence", warning=True)
 
     def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
         """Return what a training has to say of the words that it makes, once it is known which ones there are."""
@@ -438,11 +460,13 @@ class Session:
             shutil.rmtree(staging, ignore_errors=True)
         return [name for name in moved if name], paths
 
-    def show_failed(self, step: Step) -> None:
-        """Write the previews of a preset that failed its checks to `out/.failed/`, where nothing is relied on."""
+    def show_failed(self, step: Step, *, failed: bool) -> None:
+        """Write the previews of a preset that failed its checks to `out/.failed/`, and remove older ones from there."""
         assert step.result is not None
         folder = self.project.out / FAILED / self.outputs.folder(step).name
         shutil.rmtree(folder, ignore_errors=True)
+        if not failed:
+            return
         staging = self.store.workplace()
         for file, row in step.result.files.items():
             (staging / file).parent.mkdir(parents=True, exist_ok=True)
@@ -456,12 +480,44 @@ class Session:
         shutil.rmtree(staging)
 
     def _compose(self, step: Step, staging: Path) -> bytes:
-        from sdforge.report.preset import describe_preset
         from sdforge.report.sheet import contact_sheet
 
         if step.node.target.signature.makes == "pictures":
             return contact_sheet(step, staging)
-        return describe_preset(step, self.outputs.names(step))
+        return self.description(step)
+
+    def description(self, export: Step) -> bytes:
+        """Return `preset.json` of an export, with what lies beside its files as far as that is known."""
+        from sdforge.report.preset import describe_preset
+
+        rows = [each.row() for each in self.beside(export)]
+        return describe_preset(export, self.outputs.names(export), rows)
+
+    def beside(self, export: Step) -> list[Beside]:
+        """Return what lies beside the files of an export for other programs."""
+        from sdforge.report.beside import beside
+        from sdforge.report.preset import preset_of
+
+        preset = preset_of(export, self.outputs.names(export))
+        drawn = self.planner().steps.get(f"{export.node.recipe.name}:preset.previews")
+        return list(beside(preset, json.loads(export.node.target.settings), drawn, self._triggers(export)))
+
+    def _triggers(self, export: Step) -> dict[str, list[str]]:
+        """Return what an export takes → the triggers of the data sets that it was trained on."""
+        found: dict[str, list[str]] = {}
+        for taken in export.node.links:
+            node = self.graph.nodes.get(taken.id)
+            named = [link.id for link in node.links if link.use.role == "dataset"] if node else []
+            words = [self.graph.sources[each].table["trigger"] for each in named if each in self.graph.sources]
+            found[taken.use.reference] = [word for word in words if word]
+        return found
+
+    def bytes_of(self, sha256: str) -> bytes:
+        """Return an object of the store; nothing where it is lost, for what can go on without it."""
+        try:
+            return self.store.read_object(sha256)
+        except LostObject:
+            return b""
 
     # -- what it will cost -----------------------------------------------------------------------------------------
 

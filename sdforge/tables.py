@@ -69,6 +69,7 @@ class Dataset(Table):
     trigger: str = Field("", max_length=64, description="what {trigger} stands for; empty: the token that is trained")
     repeats: int = Field(1, ge=1, le=10_000, description="how often each picture is shown in a round")
     validation: int = Field(0, ge=0, le=10_000, description="pictures held out, chosen by content")
+    licence: str = Field("", description="reaches the card of what is made from it")
     masks: Literal["none", "alpha", "file"] = Field(
         "none",
         description="what of a picture counts: all; where it is opaque; where NAME.mask.png beside it is white",

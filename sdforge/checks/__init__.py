@@ -21,7 +21,7 @@ PREVIEWS = "preset.previews"  # the target that draws them
 
 def verdict(faults: list[str], says: str, measured: Mapping[str, float]) -> Outcome:
     """Return an outcome: passed if there is no fault. says: what is said where there is none; measured: the figures."""
-    figures = {name: round(float(value), 6) for name, value in measured.items()}
+    figures = {name: round(value, 6) for name, value in measured.items()}
     text = "; ".join(faults[:MOST_FAULTS]) + (f"; and {len(faults) - MOST_FAULTS} more" * (len(faults) > MOST_FAULTS))
     return Outcome(facts={"passed": not faults, "says": text or says, "measured": figures})
 

@@ -23,7 +23,8 @@ class Previous(Table):
     """Every picture against that of the same prompt and seed in the last build here that passed its checks.
 
     SSIM and PSNR are those of `likeness`. Where there was no such build, or it drew other prompts, there is nothing to
-    compare with, and the check passes and says so.
+    compare with, and the check passes and says so. A change that is wanted is taken by `forge build --no-checks`, once:
+    later builds are compared with what that wrote.
     """
 
     pictures: Drawn = PREVIEWS

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, final
 
@@ -16,6 +15,7 @@ from sdforge.artifact import SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
+from sdforge.file_layout import FileLayout, Laid
 from sdforge.formats.custom_diffusion import MATRICES, numbered, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
@@ -41,7 +41,7 @@ from sdforge.formats.tokenizer import USUAL, stands_in, tokenizer_files, usual_w
 from sdforge.identity import canonical
 from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
-from sdforge.store.files import sha256_of
+from sdforge.store.files import sha256_of, share
 
 VERSION = 2
 MAKES = "files"
@@ -126,6 +126,11 @@ def run(order: Order, report: Callable[..., None]) -> Outcome:
     return Outcome(files=writing.files)
 
 
+def single_layout(order: Order) -> FileLayout:
+    """Return what an export's single file will hold. The checkpoint's tensors need not lie anywhere yet."""
+    return _Writing(order).layout()
+
+
 class _Writing:
     """One export: the same bytes for the same order."""
 
@@ -145,6 +150,11 @@ class _Writing:
         written = write_file(path, shapes, content, metadata)
         self.files[name] = [written.sha256, written.size, written.data_sha256]
         return written
+
+    def _share(self, name: str, found: Laid) -> None:
+        """Take a file that was written while its tensors were computed."""
+        share(Path(found.path), Path(self.order.work) / name)
+        self.files[name] = [found.sha256, Path(found.path).stat().st_size, found.data_sha256]
 
     def _text(self, name: str, text: str) -> None:
         path = Path(self.order.work) / name
@@ -176,29 +186,42 @@ class _Writing:
         return {key: value for key, value in stated.items() if value}
 
     def single_file(self) -> None:
+        refs = {
+            f"{component}.{ref.name}": ref for component, table in self.checkpoint.components.items() for ref in table
+        }
+        layout = self.layout()
+        if self.order.written:
+            found = self.order.written.get(layout.key({part: ref.xxh3 for part, ref in refs.items()}))
+            if found:
+                self._share("checkpoint.safetensors", found)
+                return
+
+        def content(single: str) -> Iterable[bytes]:
+            dtype, shape = layout.shapes[single]
+            chunks = chain.from_iterable(refs[part].chunks() for part in layout.parts.get(single, []))
+            if layout.odd.get(single):
+                return [transposed(b"".join(chunks), shape[0], ITEM_SIZE[dtype])]
+            return _first(chunks, layout.size(single))
+
+        self._write("checkpoint.safetensors", layout.shapes, content, layout.metadata)
+
+    def layout(self) -> FileLayout:
+        """Return what the single file holds; of the checkpoint's tensors it needs types and shapes alone."""
         facts = {name: value for name, value in self.checkpoint.facts.items() if name != "tokens"}
         refs = {(component, ref.name): ref for component, table in self.checkpoint.components.items() for ref in table}
         pieces = single_pieces(self.family, {key: (ref.dtype, ref.shape) for key, ref in refs.items()})
         words = len(self.checkpoint.vocabulary.get("vocab", {}))
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        odd = {single: True for single, piece in pieces.items() if piece.turned}
         for single, piece in pieces.items():
             shape = piece.shape
-            if piece.parts[0][1] == ROWS and words:
-                shape = (min(words, shape[0]), *shape[1:])  # a single file has no room for appended words
+            if piece.parts[0][1] == ROWS and words < shape[0] and words:
+                shape = (words, *shape[1:])  # a single file has no room for appended words
+                odd[single] = False
             shapes[single] = (piece.dtype, shape)
         for marker, (fact, value) in MARKERS.items():
             if facts.get(fact) == value:
                 shapes[marker] = ("F32", (0,))
-
-        def content(single: str) -> Iterable[bytes]:
-            if single in MARKERS:
-                return []
-            dtype, shape = shapes[single]
-            chunks = chain.from_iterable(refs[key].chunks() for key in pieces[single].parts)
-            if pieces[single].turned:
-                return [transposed(b"".join(chunks), shape[0], ITEM_SIZE[dtype])]
-            return _first(chunks, prod(shape) * ITEM_SIZE[dtype])
-
         known = words == USUAL and self.checkpoint.vocabulary == usual_words()
         vocabulary = None if known else self.checkpoint.vocabulary
         metadata = {
@@ -206,7 +229,8 @@ class _Writing:
             **stated_metadata(facts, vocabulary),
             MANIFEST: self.manifest,
         }
-        self._write("checkpoint.safetensors", shapes, content, metadata)
+        parts = {single: [f"{component}.{name}" for component, name in piece.parts] for single, piece in pieces.items()}
+        return FileLayout(shapes, metadata, parts, odd, {})
 
     def diffusers(self) -> None:
         facts, tokens = self.checkpoint.facts, self.checkpoint.facts.get("tokens", [])
@@ -250,6 +274,7 @@ class _Writing:
                 **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
+                **lora.use.get("carried", {}),
             }
             metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
@@ -266,6 +291,7 @@ class _Writing:
                 "modelspec.implementation": "diffusers",
                 "format": "pt",
                 METADATA: adapter_metadata(factors, lora.facts),
+                **lora.use.get("carried", {}),
             }
             self._write(
                 f"loras/{lora.identity[:16]}{DIFFUSERS}.safetensors",

@@ -18,6 +18,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "PYTHONUNBUFFERED": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait take nothing from those that compute
 }
 PATIENCE = 5.0  # seconds for an idle worker to end
 

@@ -17,18 +17,25 @@ from sdforge.outputs import ADVISED, DIGITS, MANIFEST, verdicts
 from sdforge.plan import Step
 
 
-def describe_preset(step: Step, names: dict[str, str]) -> bytes:
+def describe_preset(step: Step, names: dict[str, str], beside: list[dict[str, Any]]) -> bytes:
     """Return the description of an export: files with the hashes by which other programs know them, words, settings.
 
     AutoV2 is the first 10 digits of the file's sha256; AutoV3 the first 12 of the sha256 of all bytes after the
-    header (Civitai's names).
+    header (Civitai's names). beside: rows of what lies beside models for other programs.
     """
+    described = preset_of(step, names)
+    described["files"] = sorted([*described["files"], *beside], key=lambda row: row["path"])
+    return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def preset_of(step: Step, names: dict[str, str]) -> dict[str, Any]:
+    """Return what is said of an export and of the files that it wrote."""
     assert step.result is not None
     settings = json.loads(step.node.target.settings)
     checkpoint = step.inputs[0][1]
     assert checkpoint is not None
     files = [_file(step, file, names[file], row) for file, row in sorted(step.result.files.items())]
-    described: dict[str, Any] = {
+    return {
         "v": MANIFEST,
         "preset": step.node.recipe.name,
         "family": step.node.recipe.family,
@@ -41,9 +48,8 @@ def describe_preset(step: Step, names: dict[str, str]) -> bytes:
         "licence": settings["licence"],
         "sidecars": _sidecars(files),
         "checks": verdicts(step),
-        "files": sorted(files, key=lambda row: row["path"]),
+        "files": files,
     }
-    return (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _sampler(step: Step, checkpoint: Artifact) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def pair_sheet(labels: tuple[str, str], pairs: dict[tuple[int, int], tuple[Path,
     def cell(i: int, j: int) -> Path | io.BytesIO:
         return pairs[cells[j]][i] if i < len(labels) else _gap(*pairs[cells[j]])
 
-    return _grid([*labels, "difference × 4"], [[f"prompt {number}, seed {seed}"] for number, seed in cells], cell)
+    return _grid([*labels, "difference, 4-fold"], [[f"prompt {number}, seed {seed}"] for number, seed in cells], cell)
 
 
 def _gap(one: Path, two: Path) -> io.BytesIO:

@@ -7,6 +7,7 @@ published; the lock's descriptor that came with the order keeps others out until
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -112,8 +113,12 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
     module = module_of(order.group, order.method)
     own = getattr(module, "run", None)
     if order.compute:
-        prepare("cpu", 1)  # formulas bring threads of their own, on whose number nothing depends
-        made = importlib.import_module("sdforge.run.formula").run_formula(order, report)
+        # formulas bring threads of their own, on whose number nothing depends, and are exact without torch's help
+        gc.disable()  # while torch is imported, whose many objects stay anyway
+        formula = importlib.import_module("sdforge.run.formula")
+        gc.freeze()
+        gc.enable()
+        made = formula.run_formula(order, report)
     elif own and getattr(module, "INLINE", False):  # it only moves bytes
         made = own(order, report)
     else:

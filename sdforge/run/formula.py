@@ -22,7 +22,10 @@ import torch
 import xxhash
 from torch import Tensor
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
+from sdforge.file_layout import FileLayout
+from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Damaged, Order, Outcome, Ref
@@ -30,39 +33,99 @@ from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
+Job = Callable[[], None]
 THREADS = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
 def run_formula(order: Order, report: Report) -> Outcome:
-    """Compute the tensors of an order and write them into one pack."""
+    """Compute the tensors of an order and write them into one pack, which may be laid out as a file for people."""
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
+    with ExitStack() as stack:
+        pack, apart = _packs(order, rows, stack)
+        jobs = _jobs(order.layout, pack, apart, rows)
+        alone = [name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])]
+        for done, _ in enumerate(_done(jobs, alone)):
+            report(step=done + 1, steps=len(jobs))
+        return _outcome(order, pack, apart)
+
+
+def _packs(order: Order, rows: dict[str, Computation], stack: ExitStack) -> tuple[Pack, Pack | None]:
+    """Return the pack, and one for what a file holds otherwise than it is (transposed or cut off), if it holds any."""
+    shapes, layout = {name: (c.dtype, c.shape) for name, c in rows.items()}, order.layout
+    odd = [part for name in layout.odd for part in layout.parts[name] if part in shapes] if layout else []
+    pack = stack.enter_context(Pack(Path(order.work) / "pack.safetensors", shapes, layout))
+    if not odd:
+        return pack, None
+    return pack, stack.enter_context(Pack(Path(order.work) / "apart.safetensors", {name: shapes[name] for name in odd}))
+
+
+def _jobs(layout: FileLayout | None, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
+    """Return what is written in one go → how it is made, in the order of the pack."""
+
+    def made(name: str) -> None:
+        pack.write(name, results(rows[name], name))
+
+    def passing(name: str) -> None:
+        assert layout is not None
+        pack.copy(name, layout.passing[name].chunks())
+
+    def odd(name: str) -> None:
+        assert layout is not None
+        data = b"".join(whole(part) for part in layout.parts[name])
+        dtype, shape = layout.shapes[name]
+        turned = layout.odd[name]
+        pack.copy(name, [transposed(data, shape[0], ITEM_SIZE[dtype]) if turned else data[: layout.size(name)]])
+
+    def whole(part: str) -> bytes | bytearray:
+        assert layout is not None
+        if part in layout.passing:
+            return layout.passing[part].bytes()
+        assert apart is not None
+        parts = list(results(rows[part], part))
+        apart.write(part, parts)
+        return b"".join(raw(each) for each in parts)
+
+    strange = layout.odd if layout else {}
+    return {name: partial(odd if name in strange else made if name in rows else passing, name) for name in pack.order}
+
+
+def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
+    """Return what was written, and of a pack that is laid out as a file by what it is known to be that."""
     names: dict[str, list[str]] = {}
+    others: dict[str, list[str]] = {}
     for c in order.compute:
-        names.setdefault(c.component, []).append(c.name)
-    with Pack(Path(order.work) / "pack.safetensors", {name: (c.dtype, c.shape) for name, c in rows.items()}) as pack:
-        in_order = {name: rows[name] for name in pack.order}
-        alone = [name for name, c in in_order.items() if prod(c.shape) > LARGE and _needs_whole(c)]
-        for done, _ in enumerate(_made(pack, in_order, alone)):
-            report(step=done + 1, steps=len(rows))
-        return pack.outcome(names)
+        lies_apart = apart is not None and f"{c.component}.{c.name}" in apart.shapes
+        (others if lies_apart else names).setdefault(c.component, []).append(c.name)
+    outcome = pack.outcome(names)
+    fast = {name: xxh3 for name, (_, xxh3) in pack.digests.items()}
+    if apart is not None:
+        other = apart.outcome(others)
+        outcome.apart = [other.pack, other.sha256]
+        fast |= {name: xxh3 for name, (_, xxh3) in apart.digests.items()}
+        for component, found in other.components.items():
+            outcome.components.setdefault(component, []).extend([*row, True] for row in found)
+    if order.layout is not None and pack.body is not None:
+        fast |= {name: ref.xxh3 for name, ref in order.layout.passing.items()}
+        outcome.laid = [order.layout.key(fast), pack.body.hexdigest()]
+    return outcome
 
 
-def _made(pack: Pack, rows: dict[str, Computation], alone: list[str]) -> Iterator[str]:
-    """Make every tensor, and yield its name when it is written: the large ones after all others, one by one."""
+def _done(jobs: dict[str, Job], alone: list[str]) -> Iterator[str]:
+    """Do all jobs, and yield the name of each that is done: the large ones after all others, one by one."""
 
-    def make(name: str) -> str:
+    def do(name: str) -> str:
         with torch.inference_mode():
-            pack.write(name, results(rows[name], name))
+            jobs[name]()
         return name
 
     cores, before = os.cpu_count() or 1, torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-            yield from pool.map(make, [name for name in rows if name not in alone])
+            yield from pool.map(do, [name for name in jobs if name not in alone])
         torch.set_num_threads(cores)
-        yield from map(make, alone)
+        yield from map(do, alone)
     finally:
         torch.set_num_threads(before)  # what computes next in this process has its own number
 

@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 
 from sdforge.checks import verdict
 from sdforge.errors import ActionFailed
-from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import negative_word, words_of
 from sdforge.formats.tokenizer import stands_in
 from sdforge.order import Given, Order, Outcome
@@ -132,8 +131,9 @@ def _compared(pairs: list[tuple[list[Any], Pixels, Pixels]], settings: dict[str,
 def effect(order: Order) -> Outcome:
     """Say whether an artifact shows where it should, and nowhere else."""
     least, most = order.settings["least"], order.settings["most"]
-    of = order.the("of")
-    words, named, quiet = _words(of), [], []
+    words = _words(order.the("of"))
+    named: list[float] = []
+    quiet: list[tuple[list[Any], float, str]] = []
     for row, difference in _differences(order.the("pictures"), order.the("without")):
         if not words or any(stands_in(word, row[2]) for word in words):
             named.append(difference)
@@ -155,10 +155,9 @@ def effect(order: Order) -> Outcome:
 
 
 def _words(of: Given) -> list[str]:
-    """Return the words that call an artifact; none for what takes part in every picture, as negative words do."""
-    if of.kind == "embedding":
-        return [] if negative_word(of.facts) else list(words_of(of.facts).values())
-    return list(custom_words(of.facts)) if of.kind == "custom" else []
+    """Return the words that call an artifact; none for what takes part in every picture: weights, negative words."""
+    called = of.kind == "embedding" and not negative_word(of.facts)
+    return list(words_of(of.facts).values()) if called else []
 
 
 def _differences(one: Given, two: Given) -> list[tuple[list[Any], float]]:

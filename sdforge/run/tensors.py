@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
-from sdforge.formats.safetensors import header_bytes, read_range
+from sdforge.file_layout import FileLayout
+from sdforge.formats.safetensors import fill, header_bytes
 from sdforge.order import Outcome, Ref
 from sdforge.store.files import CHUNK
 
@@ -39,6 +40,8 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLUSHED = 1 << 28  # bytes of a file after which the disk begins to write them, while others are computed
+READ = 1 << 18  # bytes that are read back at once, to be hashed twice from the caches
 PART = 1 << 16  # elements that stay in the caches together with what is computed from them
 
 
@@ -113,56 +116,89 @@ def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:
 class Pack:
     """A file of tensors in the making: each is written at its place, in any order and by any thread, and hashed.
 
-    The file as a whole is hashed in its order by a thread that follows, as far as it has been written.
-    Used as a context: what is left open is closed. The file is not flushed to the disk.
+    The file as a whole is hashed in its order by a thread that follows, as far as it has been written; another one
+    flushes it to the disk meanwhile, though not to its end.
+    Used as a context: what is left open is closed.
     """
 
-    def __init__(self, path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], layout: FileLayout | None = None
+    ) -> None:
+        """shapes: of the tensors that are computed. layout: of the whole file, where it holds more than those."""
         self.path, self.shapes = path, shapes
         self.first, self.order = header_bytes(shapes, {})
+        self.sizes = {name: self.size(name) for name in self.order}
+        self.body = None if layout is None else hashlib.sha256()
+        if layout is not None:
+            self.first, self.sizes = layout.first(), layout.spans()
+            self.order = list(self.sizes)
         self.offsets: dict[str, int] = {}
         self.digests: dict[str, tuple[str, str]] = {}
         place = len(self.first)
         for name in self.order:
             self.offsets[name] = place
-            place += self.size(name)
+            place += self.sizes[name]
         # what lies there was left by a job that was lost, and begun again in the same folder
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         _pour(self.fd, memoryview(self.first), 0)
         self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
-        self.follower = ThreadPoolExecutor(1)
+        self.buffer = memoryview(bytearray(READ))
+        self.written: set[str] = set()
+        self.follower, self.flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.following: list[Future[None]] = []
+        self.unflushed = 0  # bytes
 
     def size(self, name: str) -> int:
-        """Return a tensor's bytes."""
+        """Return the bytes of a tensor that is computed."""
         dtype, shape = self.shapes[name]
         return math.prod(shape) * ITEM_SIZE[dtype]
 
     def write(self, name: str, parts: Iterable[Tensor]) -> None:
         """Write a tensor, given from front to back."""
-        strong, fast, place = hashlib.sha256(), xxhash.xxh3_128(), self.offsets[name]
-        for part in parts:
-            memory = raw(part)
-            for start in range(0, memory.nbytes, CHUNK):
-                piece = memory[start : start + CHUNK]
-                strong.update(piece)
-                fast.update(piece)
-                _pour(self.fd, piece, place)
-                place += piece.nbytes
-        if place - self.offsets[name] != self.size(name):
-            raise ValueError(f"{name} was given {place - self.offsets[name]} bytes")
+        strong, fast = hashlib.sha256(), xxhash.xxh3_128()
+
+        def hashed() -> Iterator[memoryview]:
+            for part in parts:
+                memory = raw(part)
+                for start in range(0, memory.nbytes, CHUNK):
+                    piece = memory[start : start + CHUNK]
+                    strong.update(piece)
+                    fast.update(piece)
+                    yield piece
+
+        self.copy(name, hashed())
         self.digests[name] = strong.hexdigest(), fast.hexdigest()
+
+    def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write bytes that are no tensor of this pack, or whose digests are known."""
+        start = place = self.offsets[name]
+        for chunk in chunks:
+            _pour(self.fd, memoryview(chunk), place)
+            place += len(chunk)
+        if place - start != self.sizes[name]:
+            raise ValueError(f"{name} was given {place - start} bytes")
+        self.written.add(name)
         self.following.append(self.follower.submit(self._follow))
+        self.unflushed += place - start
+        if self.unflushed > FLUSHED:
+            self.unflushed = 0
+            self.following.append(self.flusher.submit(os.fdatasync, self.fd))
 
     def _follow(self) -> None:
         """Hash on, up to the first tensor that is not yet written."""
-        while self.followed < len(self.order) and (name := self.order[self.followed]) in self.digests:
-            for chunk in read_range(self.fd, self.offsets[name], self.size(name)):
-                self.whole.update(chunk)
+        while self.followed < len(self.order) and (name := self.order[self.followed]) in self.written:
+            place, end = self.offsets[name], self.offsets[name] + self.sizes[name]
+            while place < end:
+                piece = self.buffer[: end - place]
+                fill(self.fd, piece, place)
+                self.whole.update(piece)
+                if self.body is not None:
+                    self.body.update(piece)
+                place += piece.nbytes
             self.followed += 1
 
-    def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
-        """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
+    def rows(self, names: Mapping[str, Iterable[str]]) -> dict[str, list[list[Any]]]:
+        """Return component → what `Outcome.components` says of these of its tensors (`component.name` in the pack)."""
         components: dict[str, list[list[Any]]] = {}
         for component, found in names.items():
             for name in found:
@@ -170,15 +206,20 @@ class Pack:
                 dtype, shape = self.shapes[key]
                 row = [name, dtype, list(shape), *self.digests[key], self.offsets[key]]
                 components.setdefault(component, []).append(row)
+        return components
+
+    def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
+        """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
         for each in self.following:
-            each.result()  # an error of reading comes out here
-        return Outcome(components=components, pack=self.path.name, sha256=self.whole.hexdigest())
+            each.result()  # an error of reading, or of the disk, comes out here
+        return Outcome(components=self.rows(names), pack=self.path.name, sha256=self.whole.hexdigest())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.follower.shutdown(cancel_futures=True)
+        self.flusher.shutdown(cancel_futures=True)
         os.close(self.fd)
 
 

@@ -268,6 +268,25 @@ class Store:
             path.unlink()
         else:
             publish(path, self.object(sha256))
+            if stat := stat_of(self.object(sha256)):
+                self._looked[self.object(sha256)] = stat, sha256
+
+    def note_laid(self, sha256: str, key: str, data_sha256: str) -> None:
+        """Note that a pack is laid out as a file (see `FileLayout.key`)."""
+        self.note_run(f"laid:{sha256}", [key, data_sha256])
+
+    def laid(self, packs: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+        """Return which of these packs are laid out as files, and hold the bytes that they held then.
+
+        Layout → the pack's path, its sha256, and that of what follows its header.
+        """
+        found = {}
+        for sha256 in packs:
+            noted = self.run_noted(f"laid:{sha256}")
+            path = self.object(sha256)
+            if noted and path.is_file() and self.digest(path) == sha256:
+                found[noted[0]] = str(path), sha256, noted[1]
+        return found
 
     def read_object(self, sha256: str) -> bytes:
         """Return an object's bytes, verified. Raises LostObject if it is missing or damaged."""

@@ -78,10 +78,10 @@ class Bench:
         """The places (file, offset) that the last build's formulas read."""
         return {place for order in self.orders.values() for c in order.compute for place in _places(c)}
 
-    def bytes_of(self, target: str) -> dict[str, bytes]:
+    def bytes_of(self, target: str, recipe: str = "r") -> dict[str, bytes]:
         """Return the bytes of all tensors of a target: `component.name` → bytes."""
         session = self.session()
-        step = session.plan(session.resolve([f"r:{target}"])).steps[f"r:{target}"]
+        step = session.plan(session.resolve([f"{recipe}:{target}"])).steps[f"{recipe}:{target}"]
         assert step.artifact is not None
         found = {}
         for component, listed in step.artifact.components.items():

@@ -108,6 +108,18 @@ def test_a_lora_of_diffusers_becomes_kohyas(toy: Taken, convert: Convert, tmp_pa
         assert len(file.metadata()["sshs_model_hash"]) == 64
 
 
+def test_what_a_lora_says_of_its_training_is_carried(toy: Taken, convert: Convert, tmp_path: Path) -> None:
+    write_kohya(tmp_path / "k.safetensors", random_lora(toy, (LINEAR,)))
+    stated = {"ss_tag_frequency": '{"ink": {"girl": 3}}', "ss_network_args": '{"conv_dim": "4"}', "other": "left"}
+    save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "old.safetensors", stated)
+    assert (
+        convert(tmp_path / "old.safetensors", tmp_path / "new.safetensors", "--to", "loras", "--family", "sd15")[0] == 0
+    )
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        found = file.metadata()
+    assert {key: found.get(key) for key in stated} == stated | {"other": None}
+
+
 def test_an_embedding_goes_through_every_form_and_back(convert: Convert, tmp_path: Path) -> None:
     save_file({"emb_params": torch.randn(3, 768)}, tmp_path / "ink.safetensors")
     forms = {

@@ -68,6 +68,7 @@ def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture
         bench.recipe(PRESET.replace("[preset]", '[preset]\ntitle = "Both"'), name)
     bench.build("r", "twin")
     assert diff(bench, capsys, "r", "twin", "--exit-code")["equal"]
+    assert diff(bench, capsys, "recipes/r.toml", "twin", code=2)["hint"] == "name the recipe: forge diff r"
     sheet = bench.root / "pairs.png"
     assert main(["-C", str(bench.root), "diff", "r", "out/twin", "--pictures", str(sheet)]) == 0
     assert "they are equal" in capsys.readouterr().out

@@ -134,9 +134,11 @@ def test_without_checks_it_is_written_with_a_mark_that_the_next_build_takes_away
     assert described(painted) == {"state": "skipped", "results": []}
     assert "r:check.shines" in run(painted).failed
     assert described(painted)["state"] == "skipped"
+    assert (painted.root / "out" / ".failed" / "r").is_dir()
     painted.recipe(mild)
     painted.build()
     assert described(painted)["state"] == "passed"
+    assert not (painted.root / "out" / ".failed" / "r").exists()
 
 
 def test_pictures_are_compared_with_a_reference(painted: Bench) -> None:
@@ -164,9 +166,12 @@ def test_the_previous_build_that_passed_is_what_a_new_one_is_compared_with(paint
     painted.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked)
     assert "is less than 0.9" in painted.failure("check.steady").message
     assert "is less than 0.9" in painted.failure("check.steady").message  # one that failed is nothing to compare with
-    painted.recipe(PRESET.replace("glow = 1.0", "glow = 9.0") + asked.replace("0.9", "-1.0"))
+    assert not run(painted, checked=False).failed  # somebody wants it so
     painted.build()
-    assert "SSIM" in described(painted)["results"][0]["says"]
+    assert "nothing to compare with" in described(painted)["results"][0]["says"]
+    painted.recipe(PRESET.replace("glow = 1.0", "glow = 2.0") + asked.replace("0.9", "-1.0"))
+    painted.build()
+    assert described(painted)["results"][0]["says"].startswith("SSIM ")
 
 
 COMMAND = '\n[checks.command.own]\ncommand = ["python", "own.py", "%s"]\nseconds = 20'

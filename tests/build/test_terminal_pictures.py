@@ -76,3 +76,9 @@ def test_list_shows_the_previews_of_presets(
         assert picture.size == (324, 160)  # the two of the preset
     assert main(["-C", str(tmp_path), "list", "--pictures", "never"]) == 0
     assert terminal.getvalue().count("\x1b") == 1
+
+
+def test_a_project_without_recipes_is_told_what_comes_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "forge.toml").write_text("")
+    assert main(["-C", str(tmp_path), "list"]) == 0
+    assert "`forge init DIR`" in capsys.readouterr().out

@@ -18,20 +18,22 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
+    {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "devices"},
     {"store.files", "verdict"},
-    {"store", "formats", "families", "formula", "order", "datasets", "blocks", "lines"},
+    {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs", "looks"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results"},
-    {"sidecars"},
+    {"chronicle", "report.story", "report.page", "report.card"},
+    {"sidecars", "telling"},
     {"sharing"},
     {"executors", "build", "bounded", "fetch", "exchange"},
+    {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
-    {"disk", "rebuild", "difference"},
+    {"disk", "rebuild", "difference", "imports"},
     {"cli"},
     {"__main__"},
 )

@@ -58,6 +58,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Project:
     shutil.copytree(ROOT / "recipes", root / "recipes")
     shutil.copyfile(ROOT / "forge.toml", root / "forge.toml")
     (root / "forge.local.toml").write_text('[remote]\naddress = "shared"\n')  # for push and pull
+    (root / "ComfyUI" / "models" / "checkpoints").mkdir(parents=True)  # for install
     text = (root / RECIPE).read_text()
     for pattern, short in FAST:
         text = re.sub(pattern, short, text, flags=re.MULTILINE)

@@ -62,6 +62,28 @@ def begun(name: str, on: Taken, **changes: Any) -> tuple[Diffusion, Adapter]:
     return diffusion, adapter
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """What is loaded once for all tests that only look at it."""
+    return {}
+
+
+@pytest.fixture
+def base(on: Taken, kept: dict[str, Any]) -> Diffusion:
+    """The checkpoint by itself, which nobody changes."""
+    found: Diffusion = kept.get(on.artifact.family) or loaded(on)
+    kept[on.artifact.family] = found
+    return found
+
+
+@pytest.fixture
+def beginning(name: str, on: Taken, kept: dict[str, Any]) -> tuple[Diffusion, Adapter]:
+    """A training that has begun, in which nobody learns."""
+    found: tuple[Diffusion, Adapter] = kept.get(name) or begun(name, on)
+    kept[name] = found
+    return found
+
+
 def parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
     return {name: parameter for group in adapter.groups() for name, parameter in group.parameters.items()}
 
@@ -104,11 +126,12 @@ def test_a_training_names_no_family(name: str) -> None:
 
 
 @LOOPED
-def test_a_training_begins_where_the_checkpoint_stands(name: str, on: Taken) -> None:
+def test_a_training_begins_where_the_checkpoint_stands(
+    name: str, base: Diffusion, beginning: tuple[Diffusion, Adapter]
+) -> None:
     """Captions without a new word say what they said, to the bit."""
     plain = ["a red cat", "a house"]
-    base = loaded(on)
-    diffusion, adapter = begun(name, on)
+    diffusion, adapter = beginning
     one = batch(plain)
     with torch.no_grad():
         told = base.encode_text(plain)
@@ -141,8 +164,8 @@ def test_only_what_is_declared_trainable_moves(name: str, on: Taken) -> None:
 
 
 @LOOPED
-def test_what_is_trained_is_fp32_and_finite(name: str, on: Taken) -> None:
-    _, adapter = begun(name, on)
+def test_what_is_trained_is_fp32_and_finite(beginning: tuple[Diffusion, Adapter]) -> None:
+    _, adapter = beginning
     assert parameters(adapter)
     assert {p.dtype for p in parameters(adapter).values()} == {torch.float32}
     assert all(p.requires_grad and bool(torch.isfinite(p).all()) for p in parameters(adapter).values())
@@ -172,13 +195,13 @@ def test_a_plan_knows_how_many_numbers_a_training_learns(name: str, changes: dic
 def test_the_start_depends_on_the_seed_alone(name: str, on: Taken) -> None:
     state = torch.random.get_rng_state()
     starts = []
-    for seed in (3, 3, 4):
+    for seed in (3, 3, 4) if name in DRAWN else (3, 3):
         torch.manual_seed(seed + 100)
         _, adapter = begun(name, on, seed=seed)
         starts.append({n: digest(p) for n, p in parameters(adapter).items()})
     torch.random.set_rng_state(state)
     assert starts[0] == starts[1]
-    assert starts[1] != starts[2] or name not in DRAWN
+    assert starts[1] != starts[-1] or name not in DRAWN
 
 
 @LOOPED
@@ -203,14 +226,16 @@ def test_it_learns_what_its_parameters_can_say(name: str, on: Taken) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.3 * losses[0]
+        if losses[-1] < 0.3 * losses[0]:
+            return
+    pytest.fail(f"{losses[-1]} is no third of {losses[0]}")
 
 
 @LOOPED
-@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
 def test_what_is_saved_is_of_the_declared_type_and_names_its_update(
-    name: str, dtype: str, on: Taken, pictures: Given, tmp_path: Path
+    name: str, on: Taken, pictures: Given, tmp_path: Path
 ) -> None:
+    dtype = {"fp16": "fp32", "fp32": "fp16"}[module_of("trainings", name).TABLE.model_fields["dtype"].default]
     outcome = train(order(tmp_path, name, on, pictures, dtype=dtype, steps=1))
     for rows in outcome.components.values():
         assert {DTYPES[row[1]] for row in rows} == {{"fp16": torch.float16, "fp32": torch.float32}[dtype]}
@@ -232,8 +257,8 @@ def test_a_loss_that_is_no_number_stops_the_training(name: str, on: Taken, pictu
 
 
 @LOOPED
-def test_what_a_training_asks_of_text_is_what_it_says(name: str, on: Taken) -> None:
+def test_what_a_training_asks_of_text_is_what_it_says(beginning: tuple[Diffusion, Adapter]) -> None:
     """Where the text is said to be frozen, what captions say is encoded once: no gradient may be lost by that."""
-    diffusion, adapter = begun(name, on)
+    diffusion, adapter = beginning
     text = diffusion.encode_text(CAPTIONS)
     assert text.hidden_BLD.requires_grad == (not adapter.text_is_frozen)

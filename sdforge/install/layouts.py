@@ -1,0 +1,102 @@
+"""Where programs look for the files of a preset: facts of other people's programs, all in this one place.
+
+Read in ComfyUI's `folder_paths.py` and its example of paths for A1111, A1111's page of extra networks, Forge's options
+(`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which has no hypernetworks any more, and InvokeAI's
+documentation: before version 4 it looked through its folder `autoimport` by itself, since then "Scan Folder" does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A program's folders.
+
+    title: as its authors write it. marks: what an installation has below PATH. folders: kind of artifact → the folder
+    below PATH in which it is looked for. endings: kind → how the names of files end that it reads, the best first.
+    whole: the folder for diffusers folders; empty: it reads none. sidecars: whether it shows pictures and texts that
+    lie beside a file. word: what calls an embedding in a prompt; {name} is the file's name without its ending. after:
+    what is left to do there.
+    """
+
+    title: str
+    marks: tuple[str, ...]
+    folders: dict[str, str]
+    endings: dict[str, tuple[str, ...]]
+    whole: str
+    sidecars: bool
+    word: str
+    after: str
+
+
+PLAIN, DIFFUSERS, PICKLE = ".safetensors", ".diffusers.safetensors", ".pt"
+READS = {
+    "checkpoint": (PLAIN,),
+    "lora": (PLAIN,),
+    "embedding": (PLAIN, PICKLE),
+    "hypernetwork": (PICKLE,),
+}
+A1111 = Layout(
+    title="AUTOMATIC1111's web UI",
+    marks=("models/Stable-diffusion", "embeddings"),
+    folders={
+        "checkpoint": "models/Stable-diffusion",
+        "lora": "models/Lora",
+        "embedding": "embeddings",
+        "hypernetwork": "models/hypernetworks",
+    },
+    endings=READS,
+    whole="",
+    sidecars=True,
+    word="{name}",
+    after="press the refresh button beside the list of checkpoints",
+)
+LAYOUTS = {
+    "comfyui": Layout(
+        title="ComfyUI",
+        marks=("models/checkpoints",),
+        folders={
+            "checkpoint": "models/checkpoints",
+            "lora": "models/loras",
+            "embedding": "models/embeddings",
+            "hypernetwork": "models/hypernetworks",
+        },
+        endings=READS | {"lora": (PLAIN, DIFFUSERS)},
+        whole="models/diffusers",
+        sidecars=True,
+        word="embedding:{name}",
+        after="press R there, and its lists are read anew",
+    ),
+    "a1111": A1111,
+    "forge": Layout(**vars(A1111) | {"title": "Stable Diffusion WebUI Forge"}),
+    "sdnext": Layout(
+        title="SD.Next",
+        marks=("models/Stable-diffusion", "models/embeddings"),
+        folders={
+            "checkpoint": "models/Stable-diffusion",
+            "lora": "models/Lora",
+            "embedding": "models/embeddings",
+        },
+        endings={"checkpoint": (PLAIN,), "lora": (PLAIN, DIFFUSERS), "embedding": (PLAIN, PICKLE)},
+        whole="models/Diffusers",
+        sidecars=True,
+        word="{name}",
+        after="press the refresh button beside the list of models",
+    ),
+    "invokeai": Layout(
+        title="InvokeAI",
+        marks=("invokeai.yaml",),
+        folders={
+            "checkpoint": "autoimport/main",
+            "lora": "autoimport/lora",
+            "embedding": "autoimport/embedding",
+        },
+        endings={"checkpoint": (PLAIN,), "lora": (PLAIN, DIFFUSERS), "embedding": (PLAIN, PICKLE, DIFFUSERS)},
+        whole="autoimport/main",
+        sidecars=False,
+        word="<{name}>",
+        after="in its model manager choose Scan Folder, name the folder autoimport, and install what it finds in place",
+    ),
+}

@@ -1,0 +1,83 @@
+"""What a new project finds beside it: models in folders as other programs have them, told by their headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sdforge import toml
+from sdforge.errors import ForgeError, counted
+from sdforge.families import family
+from sdforge.formats.layout import read_layout
+from sdforge.install.layouts import LAYOUTS
+from sdforge.places import LOCAL
+from sdforge.report.words import say
+
+MOST_FOLDERS, MOST_FILES = 200, 200  # that are looked at: a first look is to take a second, not a minute
+CALLED = {"lora": "LoRA", "checkpoint": "checkpoint", "embedding": "embedding"}
+OTHER = "other file"
+
+
+class Nearby(NamedTuple):
+    """Folders with models, and how many of each kind and family: (kind, family's title or "") → count."""
+
+    folders: list[Path]
+    counts: Counter[tuple[str, str]]
+    more: bool  # whether there are files that were not looked at
+
+
+def look_around(project: Path) -> Nearby:
+    """Look for models beside a project, and in programs that lie beside it."""
+    parent = project.resolve().parent
+    beside = [p for p in islice(_children(parent), MOST_FOLDERS) if p.is_dir() and p != project.resolve()]
+    inner = {path for layout in LAYOUTS.values() for path in layout.folders.values()}
+    places = [parent / path.rpartition("/")[2] for path in inner] + [base / path for path in inner for base in beside]
+    folders: list[Path] = []
+    files: list[Path] = []
+    for folder in sorted(set(places)):
+        if folder.is_dir() and (found := list(islice(folder.rglob("*.safetensors"), MOST_FILES + 1))):
+            folders.append(folder)
+            files += found
+    return Nearby(folders, Counter(map(_told, files[:MOST_FILES])), len(files) > MOST_FILES)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # a folder that may not be listed has nothing for us
+        return []
+
+
+def _told(path: Path) -> tuple[str, str]:
+    """Return kind and family of a file, as its header tells them."""
+    try:
+        layout = read_layout(path)
+    except (ForgeError, OSError):
+        return OTHER, ""
+    if layout.kind not in CALLED:
+        return OTHER, ""
+    return CALLED[layout.kind], family(layout.family).title if layout.family else ""
+
+
+def welcome(project: Path) -> None:
+    """Say what lies beside a new project, and name its folders in `forge.local.toml`."""
+    found = look_around(project)
+    if not found.folders:
+        return
+    say(f"  beside it: {', '.join(_sentence(found.counts))}{' and more' if found.more else ''}")
+    if not (project / LOCAL).exists():
+        (project / LOCAL).write_text(f"folders = {toml.value(list(map(str, found.folders)))}\n", encoding="utf-8")
+        say(f"  {LOCAL} names their folders: `forge add NAME FILE` makes a file of them a source")
+
+
+def _sentence(counts: Counter[tuple[str, str]]) -> list[str]:
+    """Return for each kind how many there are, and of which families."""
+    words = []
+    for kind in (*CALLED.values(), OTHER):
+        own = {title: count for (each, title), count in sorted(counts.items()) if each == kind}
+        if own:
+            families = ", ".join(f"{count} {title}" for title, count in own.items() if title)
+            words.append(counted(sum(own.values()), kind) + (f" ({families})" if families else ""))
+    return words
