@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def _pinning(command: Command) -> None:
     )
     lock.add_argument("--offline", action="store_true", help="open no connection")
     lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
-    fetch = command("fetch", "bring sources here that come from elsewhere; what this machine has is linked")
+    fetch = command("fetch", "bring sources here that come from elsewhere, and results that the lock pins")
     fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
     fetch.add_argument("--offline", action="store_true", help="open no connection")
     push = command("push", "put trained results that the lock pins into the remote cache")
@@ -250,19 +251,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def complain(error: ForgeError, *, as_json: bool = False) -> int:
-    """Say what went wrong; return the exit code."""
+    """Say what went wrong; return the exit code. Where nothing can be written, the code alone says it."""
     code = error.code if isinstance(error, Interrupted) else error.exit_code
+    for json_ in dict.fromkeys([as_json, False]):  # who cannot write to the one stream may be able to to the other
+        with suppress(OSError):
+            _say_error(error, code, as_json=json_)
+            break
+    return code
+
+
+def _say_error(error: ForgeError, code: int, *, as_json: bool) -> None:
     if as_json:
         import json
 
         print(json.dumps({"v": 1, "event": "error", "code": code, "message": error.message, "hint": error.hint}))
-        return code
+        return
     from sdforge.report.words import safe
 
     print(safe(f"error: {error.message}", sys.stderr), file=sys.stderr)
     if error.hint:
         print(safe(f"hint: {error.hint}", sys.stderr), file=sys.stderr)
-    return code
 
 
 def unforeseen(error: Exception, folder: Path) -> ForgeError:

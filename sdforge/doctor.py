@@ -25,7 +25,7 @@ from sdforge.errors import UsageError
 from sdforge.places import cache_folder, find_root
 from sdforge.report.words import glyphs, safe, size
 from sdforge.store import LAYOUT
-from sdforge.store.files import is_alive
+from sdforge.store.files import is_abandoned
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pydantic", "pillow")
 LEAST_DISK, LEAST_MEMORY = (
@@ -300,7 +300,7 @@ def _clock(folder: Path) -> Finding:
 
 def _cache(store: Path) -> Finding:
     counts = {kind: _count(store / kind) for kind in ("objects", "results", "states", "quarantine")}
-    dead = [p for p in (store / "tmp").glob("[0-9]*-*") if not is_alive(int(p.name.partition("-")[0]))]
+    dead = [path for path in (store / "tmp").glob("*") if is_abandoned(path)]
     text = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n or kind in ("objects", "results"))
     text += f", {len(dead)} unfinished" if dead else ""
     if counts["quarantine"]:

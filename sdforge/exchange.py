@@ -60,23 +60,54 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
 
 def pull(session: Session, wishes: argparse.Namespace) -> int:
     """`forge pull`: bring what the lock pins here. Returns 3 if something is not to be had."""
-    sharing, code, came = _sharing(session), 0, 0
-    for pin, name in _wanted(session, wishes.targets):
-        found = {result.digest: result for result in session.store.known(pin.key).results}.get(pin.digest)
-        if found is not None and session.store.holds(found):
-            _tell(wishes, name, pin, "was here", 0)
-            continue
-        try:
-            result = sharing.pull(pin, _shown(wishes, name))
-        except Poisoned as error:
-            result = None
-            print(safe(f"warning: {name}: {error.message}", sys.stderr), file=sys.stderr)
-        amount = sum(session.store.object(pack).stat().st_size for pack in result.packs) if result else 0
-        _tell(wishes, name, pin, "pulled" if result else "not to be had", amount)
-        came += amount
-        code = code if result else 3
+    came, states = _bring(_sharing(session), session, wishes, _wanted(session, wishes.targets))
     _end(wishes, "fetched", came)
-    return code
+    return 3 if "not to be had" in states else 0
+
+
+def look_for_pinned(session: Session, wishes: argparse.Namespace, recipes: list[str]) -> bool:
+    """Bring what the lock pins of recipes (none: of all) and the store has not, from a remote cache if one is named.
+
+    Returns whether there was something to look for. Raises ResourceError.
+    """
+    session.share("off" if wishes.offline else "")
+    if session.sharing is None:
+        return False
+    lacking = [(pin, name) for pin, name in _wanted(session, recipes) if not _is_here(session, pin)]
+    _bring(session.sharing, session, wishes, lacking)
+    return bool(lacking)
+
+
+def _is_here(session: Session, pin: Pin) -> bool:
+    found = {result.digest: result for result in session.store.known(pin.key).results}.get(pin.digest)
+    return found is not None and session.store.holds(found)
+
+
+def _bring(
+    sharing: Sharing, session: Session, wishes: argparse.Namespace, wanted: list[tuple[Pin, str]]
+) -> tuple[int, list[str]]:
+    """Bring pinned results here; return how many bytes came, and what is said of each."""
+    came, states = 0, []
+    for pin, name in wanted:
+        if _is_here(session, pin):
+            state, amount = "was here", 0
+        else:
+            state, amount = _pulled(sharing, wishes, pin, name)
+        _tell(wishes, name, pin, state, amount)
+        states.append(state)
+        came += amount
+    return came, states
+
+
+def _pulled(sharing: Sharing, wishes: argparse.Namespace, pin: Pin, name: str) -> tuple[str, int]:
+    try:
+        result = sharing.pull(pin, _shown(wishes, name))
+    except Poisoned as error:
+        print(safe(f"warning: {name}: {error.message}", sys.stderr), file=sys.stderr)
+        result = None
+    if result is None:
+        return "not to be had", 0
+    return "pulled", sum(sharing.store.object(pack).stat().st_size for pack in result.packs)
 
 
 def sign_lock(session: Session, wishes: argparse.Namespace) -> int:

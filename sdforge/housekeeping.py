@@ -107,7 +107,6 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     doomed += [p for p in sorted((store.root / "aliases").glob("*/*")) if _leads_nowhere(p, keep)]
     old = time.time() - DERIVED_DAYS * 86_400
     doomed += sorted(p for p in store.derived().glob("*/*.safetensors") if p.stat().st_mtime < old)
-    doomed += sorted(store.derived().glob("*/.tmp-*"))  # by workers that were killed
     if trained:
         doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))

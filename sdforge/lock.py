@@ -6,13 +6,15 @@
     [target."RECIPE:NAME"]        key, and the digest it came out as
     [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
 
-Entries are independent of each other, so a merge in git keeps both sides' tables. It holds no path of a machine, no
-host, no user and no time. Only `build` and `lock` write it.
+Entries are independent of each other: where git cannot merge two sides, because both have new entries at one place,
+it leaves its marks, and the lock is read as what both sides hold; the next `lock` or `build` writes it. It holds no
+path of a machine, no host, no user and no time. Only `build` and `lock` write it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table
 
 VERSION = 1
+NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
 
 
@@ -81,6 +84,16 @@ class Lock:
         self.results[pin.key] = pins
         self._by_plan = None
 
+    def joined(self, other: Lock) -> Lock:
+        """Return what two sides of a merge hold: of one source or target this side's, of one key all results."""
+        found = Lock(other.sources | self.sources, other.targets | self.targets, deepcopy(self.results))
+        for key, pins in other.results.items():
+            own = found.results.setdefault(key, {})
+            for digest, pin in pins.items():
+                mine = own.setdefault(digest, deepcopy(pin))
+                mine.plans = sorted({*mine.plans, *pin.plans})
+        return found
+
     def dump(self) -> str:
         """Return the lock as text."""
         lines = [HEADER, f"version = {VERSION}\n"]
@@ -105,9 +118,15 @@ class Lock:
 
 
 def read_lock(source: bytes, file: str) -> Lock:
-    """Read a lock. Raises UsageError for one that was not written by forge (or was left in the middle of a merge)."""
+    """Read a lock; of one in which git has left both sides of a conflict, what they hold together.
+
+    Raises UsageError for one that was not written by forge.
+    """
     import tomli
 
+    if both := _sides(source):
+        ours, theirs = (read_lock(side, file) for side in both)
+        return ours.joined(theirs)
     try:
         values = tomli.loads(source.decode())
     except (tomli.TOMLDecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -129,6 +148,26 @@ def read_lock(source: bytes, file: str) -> Lock:
         return Lock(sources, targets, pins)
     except TypeError as error:
         raise UsageError(f"{file} holds what forge did not write: {error}") from None
+
+
+def _sides(source: bytes) -> tuple[bytes, bytes] | None:
+    """Return both sides of a file with git's conflict marks (of the style `merge` or `diff3`), or None without any."""
+    if b"<<<<<<< " not in source:
+        return None
+    sides: dict[bytes, list[bytes]] = {b"<": [], b"|": [], b">": []}
+    at = b""  # the mark above: "<" ours, "|" what both began with, "=" theirs
+    for line in source.splitlines(keepends=True):
+        mark = line[:1] if re.match(rb"(<{7}|\|{7}|={7}|>{7})(\s|$)", line) else b""
+        if mark:
+            if mark not in NEXT_MARKS[at]:
+                return None  # no git wrote this
+            at = b"" if mark == b">" else mark
+        elif at:
+            sides[b">" if at == b"=" else at].append(line)
+        else:
+            sides[b"<"].append(line)
+            sides[b">"].append(line)
+    return None if at else (b"".join(sides[b"<"]), b"".join(sides[b">"]))
 
 
 def _pin(key: str, digest: str, row: Any) -> Pin:

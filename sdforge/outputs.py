@@ -88,9 +88,7 @@ class Outputs:
         """Look up, in one go, what is known of the files of several presets."""
         prefix = [f"out:{self.project.out / name}/" for name in recipes]
         for start in prefix:
-            rows = self.store.index.read(
-                "SELECT id, stats, settled, value FROM seen WHERE id >= ? AND id < ?", [start, start + "\U0010ffff"]
-            )
+            rows = self.store.index.read("seen", "id >= ? AND id < ?", [start, start + "\U0010ffff"])
             self._memo |= {row[0]: row[1:] for row in rows}
 
     def whole(self, step: Step) -> bool:
@@ -145,7 +143,7 @@ class Outputs:
     def _row(self, path: Path) -> Any:
         identifier = f"out:{path}"
         if identifier not in self._memo:
-            found = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier])
+            found = self.store.index.read_keyed("seen", [identifier])
             self._memo[identifier] = found.get(identifier, ())
         return self._memo[identifier]
 

@@ -126,7 +126,7 @@ class Project:
             if name not in self._recipes:
                 with suppress(UsageError):  # it is said where the recipe is asked for
                     ids += [_parsed_id("recipe", each, self.recipe_text(each)) for each in (split(name)[0], name)]
-        self._parsed |= self.index.read_keyed("parsed", "value", "id", ids)
+        self._parsed |= self.index.read_keyed("parsed", ids)
 
     def parsed(
         self,
@@ -139,9 +139,7 @@ class Project:
     ) -> Any:
         """Read a text, or take what was read from the same text with the same code before."""
         identifier = _parsed_id(kind, name, source)
-        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", "value", "id", [identifier]).get(
-            identifier
-        )
+        text = self._parsed.get(identifier) or self.index.read_keyed("parsed", [identifier]).get(identifier)
         if text is not None:
             return load(text)
         value = read()

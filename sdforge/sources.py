@@ -69,7 +69,7 @@ class Sources:
             except UsageError:
                 continue  # said with its place when it is asked for
             ids += [self._id(each, path)] if path else []
-        self._seen |= self.store.index.read_keyed("seen", "stats, settled, value", "id", ids)
+        self._seen |= self.store.index.read_keyed("seen", ids)
 
     def artifact(self, taken: Taken) -> Artifact:
         """Return a source as an artifact. Raises UsageError for what cannot be used, BrokenPromise for another file."""
@@ -180,7 +180,7 @@ class Sources:
         identifier = self._id(taken, path)
         row = self._seen.get(identifier)
         if row is None:
-            row = self.store.index.read_keyed("seen", "stats, settled, value", "id", [identifier]).get(identifier)
+            row = self.store.index.read_keyed("seen", [identifier]).get(identifier)
         if row and row[1]:
             before = {place: Stat(*stat) for place, stat in json.loads(row[0]).items()}
             value: dict[str, Any] = json.loads(row[2])
@@ -251,7 +251,7 @@ class Sources:
         if not is_remote(taken.table["from"]):
             self._refuse_outside(taken, path)
         key = f"imported:{VERSION}:{what}:{self.store.digest(path.absolute())}"
-        sha256 = self.store.index.read_keyed("parsed", "value", "id", [key]).get(key)
+        sha256 = self.store.index.read_keyed("parsed", [key]).get(key)
         if not sha256 or not self.store.object(sha256).is_file():
             work = self.store.workplace()
             try:

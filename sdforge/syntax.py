@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sdforge.errors import Place, Problem, RecipeError
+from sdforge.identity import LARGEST_INTEGER
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Tree
@@ -164,7 +165,19 @@ def _excess(tree: Tree) -> tuple[str, Node] | None:
             keys += 1
             if keys > MOST_KEYS:
                 return f"has more than {MOST_KEYS:,} keys", node
+        elif node.type == "integer" and _is_too_large((node.text or b"").decode()):
+            return "has a whole number beyond 2^53", node
     return None
+
+
+def _is_too_large(integer: str) -> bool:
+    """Say whether a key could not hold a number: JSON is not exact beyond 2^53 everywhere."""
+    if len(integer) <= len(str(LARGEST_INTEGER)) - 1:
+        return False
+    try:
+        return abs(int(integer.replace("_", ""), 0)) > LARGEST_INTEGER
+    except ValueError:  # which tomli refuses in its own words
+        return False
 
 
 def _first_fault(tree: Tree) -> Node | None:

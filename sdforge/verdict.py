@@ -33,11 +33,11 @@ def recall(start: Path, targets: list[str], *, locked: bool) -> list[str] | None
     except UsageError:
         return None
     index = Index(cache_folder(root) / "v1" / "index.db")
-    row = index.read("SELECT value FROM verdicts WHERE id = ?", [_name(root, targets, locked=locked)])
+    rows = index.read("verdicts", "id = ?", [_name(root, targets, locked=locked)])
     index.close()
-    if not row:
+    if not rows:
         return None
-    value: dict[str, Any] = json.loads(row[0][0])
+    value: dict[str, Any] = json.loads(rows[0][1])
     if _digest(root, value["recipes"]) != value["texts"]:
         return None
     if any(_stat(path) != stat for path, stat in value["stats"]):

@@ -147,7 +147,7 @@ class Verifier:
         for result in results:
             for name in sorted(result.needs()):
                 # that a source has changed is no damage
-                was_source = self.store.index.read("SELECT path FROM digests WHERE sha256 = ?", [name])
+                was_source = self.store.index.read("digests", "sha256 = ?", [name])
                 if not self.store.find(name) and not was_source:
                     whose = str(self.store.record(result).get("target", "")) or result.key[:12]
                     self.seen.damages.append(Damage(self.store.object(name), "it is not there", (whose,)))

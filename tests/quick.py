@@ -89,6 +89,11 @@ class Running:
         self.quick, self.pid, self.place = quick, pid, place
 
     def wait(self) -> Ran:
+        ran = self.end()
+        return Ran(ran.code, ran.out, ran.err, [json.loads(t) for t in ran.out.splitlines() if t.startswith("{")])
+
+    def end(self) -> Ran:
+        """Wait for the end of a command whose output may be broken: its events are not read."""
         assert self.quick.process.stdin
         assert self.quick.process.stdout
         self.quick.process.stdin.write(json.dumps({"wait": self.pid}) + "\n")
@@ -97,7 +102,7 @@ class Running:
         out, err = ((self.place / name).read_text(errors="replace") for name in ("out", "err"))
         for path in (*self.place.iterdir(), self.place):
             path.rmdir() if path.is_dir() else path.unlink()
-        return Ran(code, out, err, [json.loads(line) for line in out.splitlines() if line.startswith("{")])
+        return Ran(code, out, err)
 
 
 def serve() -> None:

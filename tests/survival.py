@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sdforge.store.files import OWN_NAME
+
 IGNORED = ("cache", "out", ".forge", "rehearsal.log", "forge.lock")
 
 
@@ -53,7 +55,7 @@ def leftovers(root: Path, cache: Path | None = None) -> list[str]:
     found = [*(cache / "tmp").iterdir()] if (cache / "tmp").is_dir() else []
     for folder in (cache, root):
         found += [p for p in folder.rglob(".*") if p.name.startswith(".tmp-") or p.name.endswith(".part")]
-        found += folder.rglob(".[0-9]*-*")
+        found += (path for path in folder.rglob(".*-*-*") if OWN_NAME.fullmatch(path.name))
     found += cache.glob("index.db-*")
     return sorted({str(p) for p in found})
 

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.fetch.hosts import Behind, resolve
-from sdforge.fetch.wire import Remote, download, without_query
+from sdforge.fetch.wire import Remote, download
 from sdforge.graph import Taken
 from sdforge.identity import digest_of_text
+from sdforge.lines import without_query
 from sdforge.references import Hub, parse
 from sdforge.store import COMPLETE, Store
 from sdforge.store.files import publish, resources

@@ -13,6 +13,7 @@ from typing import Any
 
 from sdforge import toml
 from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, exit_code, nearest
+from sdforge.exchange import look_for_pinned
 from sdforge.fetch import Fetcher, Got
 from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
@@ -72,7 +73,10 @@ def refuse_network(*, offline: bool) -> None:
 
 
 def fetch(session: Session, wishes: argparse.Namespace) -> int:
-    """`forge fetch`: bring sources here; what one cannot have does not stop the others. Returns the exit code."""
+    """`forge fetch`: bring sources here, and pinned results; what one cannot have does not stop the others.
+
+    Returns the exit code.
+    """
     sources = remote_sources(session, wishes.sources)
     refuse_network(offline=wishes.offline and bool(sources))
     session.store.prepare()
@@ -85,9 +89,16 @@ def fetch(session: Session, wishes: argparse.Namespace) -> int:
             _tell(taken, got, as_json=wishes.json)
         except ForgeError as error:
             errors.append(error)
-            _tell_error(taken, error, as_json=wishes.json)
-    if not sources and not wishes.json:
-        say("  nothing to fetch: no source comes from elsewhere")
+            _tell_error(taken.id, error, as_json=wishes.json)
+    recipes = [name for name in wishes.sources if name in session.project.recipe_names()]
+    looked = False
+    try:
+        looked = bool(recipes or not wishes.sources) and look_for_pinned(session, wishes, recipes)
+    except ForgeError as error:
+        errors.append(error)
+        _tell_error("[remote]", error, as_json=wishes.json)
+    if not (sources or looked or errors or wishes.json):
+        say("  nothing to fetch: no source comes from elsewhere, and no pinned result is missing")
     return exit_code(errors)
 
 
@@ -111,12 +122,12 @@ def _tell(taken: Taken, got: Got, *, as_json: bool) -> None:
     say(f"  {glyphs(sys.stdout)['reuse']} {taken.id:<18} {got.how:<8} {size(got.size):>9}  {behind[got.how]}")
 
 
-def _tell_error(taken: Taken, error: ForgeError, *, as_json: bool) -> None:
+def _tell_error(name: str, error: ForgeError, *, as_json: bool) -> None:
     if as_json:
-        about = {"source": taken.id, "code": error.exit_code, "message": error.message, "hint": error.hint}
+        about = {"source": name, "code": error.exit_code, "message": error.message, "hint": error.hint}
         print(json.dumps({"v": 1, "event": "error", **about}))
         return
-    say(f"  {glyphs(sys.stdout)['failed']} {taken.id:<18} {error.message}")
+    say(f"  {glyphs(sys.stdout)['failed']} {name:<18} {error.message}")
     if error.hint:
         say(f"      try   {error.hint}")
 

@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from sdforge.errors import ResourceError, UsageError
-from sdforge.fetch.wire import Remote, Token, ask
+from sdforge.fetch.wire import Remote, ask
+from sdforge.lines import Token, hub_endpoint
 from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 
 ALLOWED = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -66,7 +67,7 @@ def _hub(reference: Hub) -> Behind:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    endpoint = hub_endpoint()
     token = Token(urlsplit(endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
     try:
         found = HfApi(endpoint, token=token.value or False).model_info(

@@ -1,8 +1,4 @@
-"""HTTP for `fetch`: ask for JSON, and stream a file to the disk, hashed on the way, going on where a try broke off.
-
-Proxies come from the usual environment variables. A token goes to the host it is for, over https, and to no other one
-that this host leads to; it stands in no error, no log and no lock.
-"""
+"""HTTP for `fetch`: ask for JSON, and stream a file to the disk, hashed on the way, going on where a try broke off."""
 
 from __future__ import annotations
 
@@ -18,26 +14,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from sdforge import __version__
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
-from sdforge.references import SECURE_OR_HERE
+from sdforge.lines import BROKEN, Patience, Token, chunks, open_line, reason, without_query
 from sdforge.store.files import CHUNK, resources
 
-TIMEOUT = 30.0  # seconds without a byte
+PATIENCE = Patience(silent=30.0, seconds=30.0, slowest=1000)
 TRIES = 5
-SLOWEST = 1000  # bytes a second, over TIMEOUT: below it the line counts as dead
 PAUSE = 0.5  # seconds before the second try; doubled for each further one
 MOST_JSON = 16 << 20  # bytes
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all (0: unknown)
-
-
-class Token(NamedTuple):
-    """A secret for one host; name: the environment variable that holds it, for hints."""
-
-    host: str
-    name: str
-    value: str = ""
 
 
 class Remote(NamedTuple):
@@ -48,38 +34,6 @@ class Remote(NamedTuple):
     sha256: str = ""
     size: int = 0
     near: int = 0
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to http(s) only, and leave the token behind where another host begins."""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        _refuse_insecure(newurl)
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            new.remove_header("Authorization")
-        return new
-
-
-def _refuse_insecure(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in SECURE_OR_HERE):
-        raise UsageError(f"{without_query(address)} would come over a line that anybody can change", hint="https://…")
-
-
-def without_query(address: str) -> str:
-    """Return an address without what may hold a secret."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
-def _open(address: str, token: Token | None, headers: dict[str, str]) -> Any:
-    _refuse_insecure(address)
-    request = urllib.request.Request(address, headers={"User-Agent": f"sdforge/{__version__}", **headers})
-    if token and token.value and urlsplit(address).netloc == token.host:
-        request.add_unredirected_header("Authorization", f"Bearer {token.value}")
-    opener = urllib.request.build_opener(_Redirects)
-    return opener.open(request, timeout=TIMEOUT)
 
 
 def refused(code: int, address: str, token: Token | None) -> ForgeError:
@@ -97,7 +51,7 @@ def ask(address: str, token: Token | None = None) -> Any:
     """Return the JSON behind an address. Raises UsageError (there is none), ResourceError (network)."""
 
     def once() -> Any:
-        with _open(address, token, {"Accept": "application/json"}) as answer:
+        with open_line(address, token, {"Accept": "application/json"}, PATIENCE) as answer:
             return json.loads(answer.read(MOST_JSON))
 
     return _patiently(once, address, token)
@@ -114,8 +68,8 @@ def _patiently(once: Callable[[], Any], address: str, token: Token | None, moved
             if error.code < 500 and error.code != 429:
                 raise refused(error.code, address, token) from None
             last = f"it answers {error.code}"
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-            last = str(getattr(error, "reason", error)) or type(error).__name__
+        except BROKEN as error:
+            last = reason(error)
         except ValueError as error:
             raise ResourceError(f"{without_query(address)} answers no JSON: {error}") from None
         attempt, before = (attempt + 1 if moved() == before else 1), moved()
@@ -191,13 +145,13 @@ def _stream(file: Remote, state: _State, token: Token | None, progress: Progress
     if headers and state.tag:
         headers["If-Range"] = state.tag
     try:
-        answer = _open(file.address, token, {"Accept-Encoding": "identity", **headers})
+        answer = open_line(file.address, token, {"Accept-Encoding": "identity", **headers}, PATIENCE)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not state.size:
             raise
         error.close()  # what is there is longer than the file, or all of it
         state.begin_anew()
-        answer = _open(file.address, token, {"Accept-Encoding": "identity"})
+        answer = open_line(file.address, token, {"Accept-Encoding": "identity"}, PATIENCE)
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise ResourceError(
@@ -210,16 +164,12 @@ def _stream(file: Remote, state: _State, token: Token | None, progress: Progress
         state.tag = "" if tag.startswith("W/") else tag
         length = answer.headers.get("Content-Length", "")
         total = file.size or (state.size + int(length) if length.isdigit() else 0)
-        began, first = time.monotonic(), state.size
-        while chunk := answer.read1(CHUNK):
+        for chunk in chunks(answer, PATIENCE):
             state.add(chunk)
             progress(state.size, total)
             if file.size and state.size > file.size:
                 raise BrokenPromise(
                     f"{without_query(file.address)} is longer than the {file.size} bytes that were promised"
                 )
-            spent = time.monotonic() - began
-            if spent > TIMEOUT and (state.size - first) / spent < SLOWEST:
-                raise TimeoutError(f"less than {SLOWEST} bytes a second")
         if total and state.size < total:
             raise http.client.IncompleteRead(b"", total - state.size)

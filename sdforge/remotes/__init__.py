@@ -41,6 +41,10 @@ def open_remote(address: str, root: Path) -> Remote:
         from sdforge.remotes.http import HttpRemote
 
         return HttpRemote(address)
+    if address.startswith("hf://"):
+        from sdforge.remotes.hub import HubRemote
+
+        return HubRemote(address)
     if address.startswith(BUCKETS):
         from sdforge.remotes.bucket import BucketRemote
 
@@ -48,7 +52,7 @@ def open_remote(address: str, root: Path) -> Remote:
     if "://" in address:
         raise UsageError(
             f"{address!r} is no address of a remote cache",
-            hint="a folder, https://…, or one of " + ", ".join(f"{scheme}…" for scheme in BUCKETS[:4]),
+            hint="a folder, https://…, hf://ORG/REPO, or one of " + ", ".join(f"{scheme}…" for scheme in BUCKETS[:4]),
         )
     from sdforge.remotes.folder import FolderRemote
 

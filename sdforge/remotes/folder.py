@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdforge.store.files import CHUNK, publish, resources
+from sdforge.store.files import CHUNK, own_name, publish, resources, sweep_parts
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class FolderRemote:
 
     def put(self, space: str, name: str, path: Path) -> None:
         with resources(f"the remote cache {self.folder} cannot be written to"):
-            waiting = self.folder / "tmp" / f"{os.getpid()}-{os.urandom(6).hex()}"
+            waiting = self.folder / "tmp" / f".{own_name()}"
             waiting.parent.mkdir(parents=True, exist_ok=True)
+            sweep_parts(waiting.parent)
             try:
                 shutil.copyfile(path, waiting)
                 publish(waiting, self._place(space, name))

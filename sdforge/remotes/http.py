@@ -5,25 +5,23 @@ FORGE_REMOTE_TOKEN is sent to this host alone, over https (or to this machine).
 
 from __future__ import annotations
 
-import http.client
 import os
-import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sdforge.errors import ResourceError, UsageError
+from sdforge.lines import BROKEN, Patience, chunks, reason
 from sdforge.references import SECURE_OR_HERE
-from sdforge.store.files import CHUNK, resources
+from sdforge.store.files import resources
 
 TOKEN = "FORGE_REMOTE_TOKEN"
-TIMEOUT = 10.0  # seconds without a byte
-PATIENCE = 20.0  # seconds after which a line has to have moved SLOWEST bytes a second
-SLOWEST = 10_000
+PATIENCE = Patience(silent=10.0, seconds=20.0, slowest=10_000)
 TRIES = 2
-BROKEN = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
+ABSENT = (404, 410)
 
 
 class _Nowhere(urllib.request.HTTPRedirectHandler):
@@ -52,55 +50,69 @@ class HttpRemote:
         return bool(found)
 
     def get(self, space: str, name: str, into: Path, limit: int) -> bool:
-        return bool(self._ask("GET", space, name, None, lambda answer: _write(answer, into, limit)))
+        return bool(self._ask("GET", space, name, None, lambda answer: write(answer, into, limit)))
 
     def put(self, space: str, name: str, path: Path) -> None:
         self._ask("PUT", space, name, path, lambda _: True)
 
     def _ask(self, verb: str, space: str, name: str, body: Path | None, take: Any) -> Any:
-        """Ask once or twice. Returns None for what is not there; raises ResourceError."""
-        last = ""
-        for _ in range(TRIES):
-            try:
-                return self._once(verb, f"{self.address}/{space}/{name}", body, take)
-            except urllib.error.HTTPError as error:
-                error.close()
-                if error.code in (404, 410) and verb != "PUT":
-                    return None
-                last = f"it answers {error.code}"
-                if error.code in (401, 403):
-                    last += f"; {TOKEN} is {'not taken' if self.headers else 'not set'}"
-                    break
-            except BROKEN as error:
-                last = str(getattr(error, "reason", error)) or type(error).__name__
-        raise ResourceError(
-            f"the remote cache at {self.host} does not serve ({last})", hint="--remote=off builds without it"
+        """Return what `take` makes of the answer, or None for what is not there. Raises ResourceError."""
+        absent = () if verb == "PUT" else ABSENT
+        return tried(
+            lambda: self._once(verb, f"{self.address}/{space}/{name}", body, take),
+            Asked(self.host, TOKEN, bool(self.headers), absent),
         )
 
     def _once(self, verb: str, address: str, body: Path | None, take: Any) -> Any:
         request = urllib.request.Request(address, method=verb, headers=dict(self.headers))
         if body is None:
-            with self.opener.open(request, timeout=TIMEOUT) as answer:
+            with self.opener.open(request, timeout=PATIENCE.silent) as answer:
                 return take(answer)
         with body.open("rb") as file:
             request.data = file
             request.add_header("Content-Length", str(body.stat().st_size))
             request.add_header("Content-Type", "application/octet-stream")
-            with self.opener.open(request, timeout=TIMEOUT) as answer:
+            with self.opener.open(request, timeout=PATIENCE.silent) as answer:
                 return take(answer)
 
 
-def _write(answer: Any, into: Path, limit: int) -> bool:
-    length = answer.headers.get("Content-Length", "")
-    began, done = time.monotonic(), 0
+class Asked(NamedTuple):
+    """Who is asked. token: where a secret for it would stand; sent: there is one; absent: codes for "not there"."""
+
+    host: str
+    token: str
+    sent: bool
+    absent: tuple[int, ...] = ABSENT
+
+
+def tried(once: Callable[[], Any], asked: Asked) -> Any:
+    """Ask once or twice. Returns None for what is not there; raises ResourceError."""
+    last = ""
+    for _ in range(TRIES):
+        try:
+            return once()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in asked.absent:
+                return None
+            last = f"it answers {error.code}"
+            if error.code in (401, 403):
+                last += f"; {asked.token} is {'not taken' if asked.sent else 'not set'}"
+                break
+        except BROKEN as error:
+            last = reason(error)
+    raise out_of_service(asked.host, last)
+
+
+def out_of_service(host: str, why: str) -> ResourceError:
+    """Return the error of a remote cache that does not serve."""
+    return ResourceError(f"the remote cache at {host} does not serve ({why})", hint="--remote=off builds without it")
+
+
+def write(answer: Any, into: Path, limit: int) -> bool:
+    """Write an answer to a file, at most `limit` bytes of it. Raises what `chunks` raises, and ResourceError."""
     with into.open("wb") as file:
-        while done < limit and (chunk := answer.read1(min(CHUNK, limit - done))):
+        for chunk in chunks(answer, PATIENCE, limit):
             with resources("what a remote cache sends cannot be written"):
                 file.write(chunk)
-            done += len(chunk)
-            spent = time.monotonic() - began
-            if spent > PATIENCE and done / spent < SLOWEST:
-                raise TimeoutError(f"less than {SLOWEST} bytes a second")
-    if length.isdigit() and done < min(int(length), limit):
-        raise http.client.IncompleteRead(b"", int(length) - done)
     return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
 from sdforge.run.tensors import DTYPES, NAMES, raw
-from sdforge.store.files import publish
+from sdforge.store.files import own_name, publish
 
 CHECK = "xxh3"  # metadata: of names and bytes
 
@@ -39,12 +38,18 @@ class Derived:
         tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tmp-") as place:
-                shapes = {key: (NAMES[t.dtype], tuple(t.shape)) for key, t in tensors.items()}
-                check = {CHECK: _checksum({key: raw(t) for key, t in tensors.items()})}
-                write_file(Path(place) / "made", shapes, lambda key: [raw(tensors[key])], check)
-                publish(Path(place) / "made", path)
+            self._keep(tensors, path)
         return tensors
+
+    def _keep(self, tensors: dict[str, Tensor], path: Path) -> None:
+        made = path.parent.parent / f".{own_name()}"
+        shapes = {key: (NAMES[t.dtype], tuple(t.shape)) for key, t in tensors.items()}
+        check = {CHECK: _checksum({key: raw(t) for key, t in tensors.items()})}
+        try:
+            write_file(made, shapes, lambda key: [raw(tensors[key])], check)
+            publish(made, path)
+        finally:
+            made.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

@@ -54,13 +54,18 @@ def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written; whoever calls this has the training's lock."""
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def load_state(folder: Path, most: int) -> State | None:
     """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over.
 
     What a killed process left half written is removed: who asks has the training's lock.
     """
-    for left in folder.glob(".tmp-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    sweep(folder)
     for step in sorted(_steps(folder), reverse=True):
         if step > most:
             continue

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -36,8 +35,9 @@ from sdforge.store.files import (
     Lock,
     Stat,
     damaged,
-    is_alive,
+    is_abandoned,
     is_settled,
+    own_name,
     publish,
     publish_bytes,
     read_entry,
@@ -212,22 +212,22 @@ class Store:
         self._ready = True
 
     def workplace(self) -> Path:
-        """Return a new folder in `tmp/`; a lock in it tells that somebody is at work there."""
+        """Return a new folder in `tmp/`, whose name tells who is at work there."""
         self.prepare()
-        folder = self.temporary / f"{os.getpid()}-{os.urandom(6).hex()}"
+        folder = self.temporary / own_name()
         with resources("a workplace cannot be made"):
             folder.mkdir()
         return folder
 
     def sweep(self) -> None:
-        """Remove workplaces and unfinished files whose process is gone."""
+        """Remove workplaces and unfinished files whose makers are gone."""
         import shutil
 
         for path in self.temporary.iterdir():
-            pid = path.name.partition("-")[0]
-            if path.is_dir() and pid.isdigit() and not is_alive(int(pid)):
+            if path.is_dir() and is_abandoned(path):
                 shutil.rmtree(path, ignore_errors=True)
-        sweep_parts(self.temporary)
+        for folder in (self.temporary, self.derived()):
+            sweep_parts(folder)
 
     def lock(self, key: str) -> Lock:
         """Return the lock of a key (not yet held)."""
@@ -241,15 +241,15 @@ class Store:
     def source_tables(self) -> set[str]:
         """Return the objects that list or hold tensors of sources, for all sources that were ever looked at."""
         found = set()
-        for (text,) in self.index.read("SELECT value FROM seen WHERE id LIKE 'source:%'"):
+        for _, _, _, text in self.index.read("seen", "id LIKE 'source:%'"):
             value = json.loads(text)
             found |= {row[2] for row in value.get("components", {}).values()} | set(value.get("objects", ()))
         return found
 
     def forget(self, keep: set[str]) -> None:
         """Drop from the index what was removed from the folders."""
-        rows = self.index.read("SELECT key FROM known")
-        self.index.write("DELETE FROM known WHERE key = ?", [(key,) for (key,) in rows if key not in keep])
+        known = self.index.read("known")
+        self.index.write("DELETE FROM known WHERE key = ?", [(key,) for key, _ in known if key not in keep])
         self.index.write("DELETE FROM tensors", [()])  # they are listed anew when they are next asked for
         self._known.clear()
 
@@ -321,11 +321,11 @@ class Store:
 
     def tensors(self, identities: Iterable[str]) -> dict[str, Tensor]:
         """Return, of tensors that formulas have made, those that a result lists: identity → where its bytes lie."""
-        if not self.index.read_keyed("tensors", "listed", "identity", [ALL_LISTED]):
+        if not self.index.read_keyed("tensors", [ALL_LISTED]):
             for _, result in self.results():
                 self.list_tensors(result)
             self.index.put("tensors", {ALL_LISTED: ""})
-        listed = self.index.read_keyed("tensors", "listed", "identity", identities)
+        listed = self.index.read_keyed("tensors", identities)
         found: dict[str, Tensor] = {}
         for table in sorted(set(listed.values())):
             with suppress(BrokenPromise):  # a table that is lost or damaged lists nothing
@@ -354,7 +354,7 @@ class Store:
         if path.exists():
             return path
         places = [str(self._places[sha256])] if sha256 in self._places else []
-        places += [place for (place,) in self.index.read("SELECT path FROM digests WHERE sha256 = ?", [sha256])]
+        places += [place for _, place in self.index.read("digests", "sha256 = ?", [sha256])]
         for place in places:
             if stat_of(place) and self.digest(Path(place)) == sha256:
                 return Path(place)
@@ -376,7 +376,7 @@ class Store:
         stat = stat_of(path)
         if path in self._looked and self._looked[path][0] == stat:
             return self._looked[path][1]
-        row = self.index.read_keyed("seen", "stats, settled, value", "id", [f"file:{path}"]).get(f"file:{path}")
+        row = self.index.read_keyed("seen", [f"file:{path}"]).get(f"file:{path}")
         if row and stat and row[1] and tuple(json.loads(row[0])) == stat:
             return str(row[2])
         return ""
@@ -400,27 +400,27 @@ class Store:
         self._looked[path], self._places[sha256] = (stat, sha256), path
         row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
         self.index.put("seen", {f"file:{path}": row})
-        self.index.write("INSERT OR REPLACE INTO digests VALUES (?, ?)", [(sha256, str(path))])
+        self.index.insert("digests", [(sha256, str(path))])
 
     # -- results ---------------------------------------------------------------------------------------------------
 
     def expect(self, recipes: list[str]) -> None:
         """Look up, in one go, all keys that these recipes had when they were last built."""
-        rows = self.index.read_keyed("expected", "keys", "recipe", recipes)
+        rows = self.index.read_keyed("expected", recipes)
         keys = [key for text in rows.values() for key in text.split()]
-        values = self.index.read_keyed("known", "value", "key", keys)
+        values = self.index.read_keyed("known", keys)
         self._known |= {key: Known.load(value) for key, value in values.items() if key not in self._known}
 
     def will_expect(self, recipe: str, keys: Iterable[str]) -> None:
         """Note the keys of a recipe for the next time."""
         text = " ".join(sorted(set(keys)))
-        if self.index.read_keyed("expected", "keys", "recipe", [recipe]).get(recipe) != text:
+        if self.index.read_keyed("expected", [recipe]).get(recipe) != text:
             self.index.put("expected", {recipe: text})
 
     def known(self, key: str) -> Known:
         """Return what the store knows under a key."""
         if key not in self._known:
-            row = self.index.read_keyed("known", "value", "key", [key]).get(key)
+            row = self.index.read_keyed("known", [key]).get(key)
             self._known[key] = Known.load(row) if row else self.fresh(key)
         return self._known[key]
 
@@ -489,7 +489,7 @@ class Store:
         """Publish an action's result, last of all that belongs to it."""
         self.note_preimage(result.key, manifest)
         path = self.keyed("results", result.key) / f"{result.digest}.json"
-        publish_bytes(result.dump(), path, self.temporary)
+        self._publish(result.dump(), path)
         self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
@@ -499,9 +499,15 @@ class Store:
         if manifest:
             self.note_preimage(key, manifest)
         path = self.keyed("aliases", key)
-        publish_bytes(alias_text(key, content_key).encode(), path, self.temporary)
+        self._publish(alias_text(key, content_key).encode(), path)
         self.fresh(key)
         self._dirty(key)
+
+    def _publish(self, data: bytes, path: Path) -> None:
+        """Publish an entry, whatever lies in its place: the index may know one that is no file any more."""
+        if path.is_dir():
+            damaged(path, self.root / "quarantine", "a folder lies in its place")
+        publish_bytes(data, path, self.temporary)
 
     def drop(self, result: Result, why: str) -> None:
         """Set a result aside whose bytes are missing or damaged."""
@@ -555,7 +561,7 @@ class Store:
         self.index.put("history", {what: json.dumps(value)})
 
     def run_noted(self, what: str) -> Any:
-        row = self.index.read_keyed("history", "value", "id", [what]).get(what)
+        row = self.index.read_keyed("history", [what]).get(what)
         return json.loads(row) if row else None
 
     def register(self, project: Path) -> None:

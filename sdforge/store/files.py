@@ -10,11 +10,13 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +25,8 @@ from typing import NamedTuple, Self
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 
 CHUNK = 1 << 20
+STALE = 7 * 86_400.0  # seconds without a change, after which what another machine left unfinished is given up
+OWN_NAME = re.compile(r"\.?([0-9a-f]{12})-(\d+)-[0-9a-f]{12}")  # where, process, chance
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
@@ -148,7 +152,7 @@ def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 
     """Publish a small file's content."""
     with resources(f"{final.name} could not be written"):
         temporary_folder.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_folder / f".{os.getpid()}-{os.urandom(6).hex()}"
+        temporary = temporary_folder / f".{own_name()}"
         try:
             with temporary.open("xb") as file:
                 file.write(data)
@@ -158,11 +162,40 @@ def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 
             raise
 
 
+def own_name() -> str:
+    """Return a new name for what is being made; `is_abandoned` tells by it whether its maker is gone."""
+    return f"{here()}-{os.getpid()}-{os.urandom(6).hex()}"
+
+
+@cache
+def here() -> str:
+    """Return 12 hexadecimal digits for where this process's id counts: this machine since it was started, or container.
+
+    Caches and projects are shared by machines, and a process id says nothing on another one.
+    """
+    space = [os.uname().nodename]
+    with suppress(OSError):  # Linux alone has these
+        space += [Path("/proc/sys/kernel/random/boot_id").read_text(), str(Path("/proc/self/ns/pid").readlink())]
+    return hashlib.sha256("\n".join(space).encode()).hexdigest()[:12]
+
+
+def is_abandoned(path: Path) -> bool:
+    """Say whether what has an `own_name` is nobody's any more: its process is gone, or it is of elsewhere and old."""
+    found = OWN_NAME.fullmatch(path.name)
+    if not found:
+        return False
+    if found[1] == here():
+        return not is_alive(int(found[2]))
+    with suppress(FileNotFoundError):
+        newest = max(each.lstat().st_mtime for each in (path, *path.glob("*")))
+        return newest + STALE < time.time()
+    return False
+
+
 def sweep_parts(folder: Path) -> None:
-    """Remove the unfinished files that `publish_bytes` of dead processes left in a folder."""
-    for path in folder.glob(".*-*"):
-        pid, _, rest = path.name[1:].partition("-")
-        if pid.isdigit() and len(rest) == 12 and path.is_file() and not is_alive(int(pid)):
+    """Remove the unfinished files that `publish_bytes` and the like left in a folder when their processes died."""
+    for path in folder.glob(".*-*-*"):
+        if is_abandoned(path) and path.is_file():
             path.unlink(missing_ok=True)
 
 

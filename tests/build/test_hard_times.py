@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import FORGE, Project
 from tests.quick import Quick
 from tests.survival import Whole, leftovers
 
@@ -102,3 +103,15 @@ def test_a_cache_that_is_deleted_is_made_anew(whole: Whole, quick: Quick, tmp_pa
     shutil.rmtree(root / "cache")
     assert quick.forge(root, "build", "--json").built == ["a", "preset.export"]
     assert whole.differences(root) == []
+
+
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["build", "nothing", "--json"]])
+def test_words_that_cannot_be_written_are_no_traceback(project: Project, command: list[str]) -> None:
+    """Standard output lies on a full disk; standard error says so."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [FORGE, *command], cwd=project.root, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode in (2, 4)
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

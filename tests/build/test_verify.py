@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdforge.index import Index
 from tests.build.conftest import SURVIVING
 from tests.quick import Quick
 from tests.survival import Whole, damages, entries, flip, leftovers
@@ -94,12 +95,10 @@ def test_a_changed_output_is_named_and_left_alone(root: Path, quick: Quick) -> N
 
 def test_a_source_whose_bytes_change_behind_its_times_is_named(root: Path, quick: Quick) -> None:
     """What a failing disk does; an edit would change the times. The memory of the look is made wrong instead."""
-    import sqlite3
-
-    with sqlite3.connect(root / "cache/v1/index.db") as connection:
-        place = str(root / "drawings" / "0.png")
-        stat = json.dumps(list(_stat(place)))
-        connection.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, 1, ?)", (f"file:{place}", stat, "0" * 64))
+    place = str(root / "drawings" / "0.png")
+    index = Index(root / "cache/v1/index.db")
+    index.put("seen", {f"file:{place}": (json.dumps(list(_stat(place))), 1, "0" * 64)})
+    index.close()
     ran = quick.forge(root, "verify", "--json")
     assert ran.code == 3
     assert [row["path"] for row in ran.of("damaged")] == ["drawings/0.png"]

@@ -21,7 +21,7 @@ class Host:
     """files: path → bytes of what is served; json: path → what its API answers.
 
     faults: what happens to the next requests for files, one after the other: `cut` (half, then the line breaks),
-    `503`, `html`, `wrong` (one byte is another), `long` (one byte too many), `stall`.
+    `404`, `503`, `html`, `wrong` (one byte is another), `long` (one byte too many), `stall`.
     repositories: name → file → bytes.
     """
 
@@ -69,7 +69,7 @@ class Host:
         return about | {"siblings": siblings, "cardData": {"license": "cc0-1.0"}, "downloads": 0, "likes": 0}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     host: Host
 
@@ -79,28 +79,28 @@ class _Handler(BaseHTTPRequestHandler):
         host.asked.append((path, self.headers.get("Range", ""), token))
         kind, value = host.answer(path)
         if kind == "json":
-            self._send(200, json.dumps(value).encode(), "application/json")
+            self.send(200, json.dumps(value).encode(), "application/json")
         elif kind == "":
             self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
         elif host.secret and token != f"Bearer {host.secret}" and not host.redirect:
-            self._send(401, b"", "text/plain")
+            self.send(401, b"", "text/plain")
         elif host.redirect:
             self.send_response(302)
             self.send_header("Location", host.redirect + path)
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
-            self._file(value)
+            self.file(value)
 
-    def _file(self, data: bytes) -> None:
+    def file(self, data: bytes) -> None:
         fault = self.host.faults.pop(0) if self.host.faults else ""
-        if fault == "503":
-            return self._send(503, b"", "text/plain")
+        if fault in ("404", "503"):
+            return self.send(int(fault), b"", "text/plain")
         if fault == "html":
-            return self._send(200, b"<html>log in</html>", "text/html; charset=utf-8")
+            return self.send(200, b"<html>log in</html>", "text/html; charset=utf-8")
         if fault == "wrong":
             data = bytes([data[0] ^ 1]) + data[1:]
         if fault == "long":
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and self.host.ranges:
             begin = int(asked.removeprefix("bytes=").rstrip("-"))
             if begin >= len(data):
-                return self._send(416, b"", "text/plain")
+                return self.send(416, b"", "text/plain")
         body = data[begin:]
         self.send_response(206 if begin else 200)
         self.send_header("Content-Type", "application/octet-stream")
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         return None
 
-    def _send(self, code: int, body: bytes, kind: str) -> None:
+    def send(self, code: int, body: bytes, kind: str) -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -140,9 +140,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(host: Host) -> Iterator[Host]:
+def serving(host: Host, kind: type[Handler] = Handler) -> Iterator[Host]:
     """Serve a host until the end of the block."""
-    handler = type("Handler", (_Handler,), {"host": host})
+    handler = type("Handler", (kind,), {"host": host})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     host.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -12,6 +12,7 @@ import pytest
 import tomli
 
 import sdforge.fetch.wire as wire
+from sdforge.lines import Patience
 from tests.conftest import Project, new_project
 from tests.fetch.conftest import Forge
 from tests.fetch.server import COMMIT, Host, serving
@@ -108,7 +109,7 @@ def test_what_has_come_is_kept_for_the_next_command(root: Path, host: Host, forg
 def test_a_line_that_stands_still_is_left(
     root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "TIMEOUT", 0.2)
+    monkeypatch.setattr(wire, "PATIENCE", Patience(silent=0.2, seconds=0.2, slowest=1000))
     host.repositories["a/b"] = {"x.safetensors": DATA}
     host.faults = ["stall", ""]
     source(root, "hf://a/b/x.safetensors")

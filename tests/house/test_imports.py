@@ -21,7 +21,7 @@ FLOORS = (
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
     {"store.files", "verdict"},
-    {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks"},
+    {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs", "looks"},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdforge.errors import UsageError
+from sdforge.identity import digest_of_text
 from sdforge.lock import Lock, Pin, read_lock
 from tests.lock.conftest import a_pin
 
@@ -95,6 +99,49 @@ def test_both_sides_of_a_git_merge_are_read(lock: Lock) -> None:
     table = other.dump().partition("version = 1\n")[2]
     found = read_lock((lock.dump() + table).encode(), "forge.lock")
     assert sorted(found.pins("a" * 64)) == ["1" * 64, "2" * 64]
+
+
+def with_targets(*names: str) -> Lock:
+    """A lock of targets that are their own results."""
+    lock = Lock()
+    for name in names:
+        lock.targets[f"r:{name}"] = {"key": digest_of_text("k", name), "digest": digest_of_text("d", name)}
+        lock.pin(replace(a_pin(), key=digest_of_text("k", name), digest=digest_of_text("d", name)), replace=False)
+    return lock
+
+
+@pytest.mark.parametrize("style", ["merge", "diff3"])
+@pytest.mark.parametrize("count", [0, 3, 7])
+def test_two_branches_of_git_are_merged_entry_by_entry(tmp_path: Path, style: str, count: int) -> None:
+    """With the real git, which leaves a conflict wherever both sides have something new at one place."""
+    old = [f"old{i}" for i in range(count)]
+
+    def git(*arguments: str) -> None:
+        own = ("-c", "user.name=x", "-c", "user.email=x@x", "-c", f"merge.conflictStyle={style}")
+        subprocess.run(["git", *own, *arguments], cwd=tmp_path, check=arguments[0] != "merge", capture_output=True)
+
+    git("init", "-q", "-b", "main")
+    for branch, names in (("main", old), ("one", [*old, "one"]), ("two", [*old, "two"])):
+        if branch != "main":
+            git("checkout", "-q", "-b", branch)
+        (tmp_path / "forge.lock").write_text(with_targets(*names).dump())
+        git("add", "forge.lock")
+        git("commit", "-qm", branch)
+        git("checkout", "-q", "main")
+    git("merge", "-q", "one")
+    git("merge", "-q", "two")
+    text = (tmp_path / "forge.lock").read_bytes()
+    assert b"<<<<<<<" in text
+    assert read_lock(text, "forge.lock").dump() == with_targets(*old, "one", "two").dump()
+
+
+def test_two_results_of_one_key_stand_side_by_side_after_a_conflict() -> None:
+    """So that the plan stops, and `forge lock --take` chooses."""
+    one, two = Lock(), Lock()
+    one.pin(a_pin(digest="1"), replace=True)
+    two.pin(a_pin(digest="2"), replace=True)
+    text = f"<<<<<<< HEAD\n{one.dump()}=======\n{two.dump()}>>>>>>> other\n"
+    assert sorted(read_lock(text.encode(), "forge.lock").pins("a" * 64)) == ["1" * 64, "2" * 64]
 
 
 def test_the_marks_of_a_git_merge_are_refused_with_the_way_out(lock: Lock) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -12,20 +15,45 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from sdforge.remotes.action_result import decode
 
+STATUS = ("400", "401", "403", "404", "429", "500", "503")
+LINES = ("hang", "drip", "reset", "cut", "endless", "garbage", "headers")  # what a line does
+ANSWERS = ("302", "short", "empty", "long", "gzip", "html")  # what a server answers that is no cache
+BYTES = ("wrong", "zeros", "swap", "gone")  # what lies under a sha256
+ACTIONS = ("action-wrong", "action-swap", "action-nonsense")
+PUTS = ("put-403", "put-500", "put-reset", "put-hang")
+
 
 @dataclass
 class CacheServer:
-    """held: path → bytes. fault: what happens to each GET of /cas: "", `403`, `500`, `cut`, `wrong`, `drip`, `gone`."""
+    """held: path → bytes. fault: what happens to each GET (of `/cas`, if it is one of BYTES) or PUT; "": nothing.
+
+    patience: seconds that a line which hangs or drips stays open. port 0 in `url`: nobody listens.
+    """
 
     held: dict[str, bytes] = field(default_factory=dict)
     fault: str = ""
     token: str = ""
+    patience: float = 3.0
     asked: list[tuple[str, str]] = field(default_factory=list)  # verb, path
     port: int = 0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/cache"
+
+    def altered(self, path: str) -> bytes | None:
+        """Return what is given for a path: what lies there, unless the fault is about bytes."""
+        data, fault, space = self.held.get(path), self.fault, path[1:].partition("/")[0]
+        if data is None or (fault == "gone" and space == "cas"):
+            return None
+        if fault == ("wrong" if space == "cas" else "action-wrong"):
+            return data[:-1] + bytes([data[-1] ^ 1])
+        if fault == ("swap" if space == "cas" else "action-swap"):
+            others = [each for each in sorted(self.held) if each != path and each[1:].startswith(space)]
+            return self.held[others[0]] if others else data
+        if fault == "zeros" and space == "cas":
+            return bytes(len(data))
+        return b"\x0a\xff nonsense" if fault == "action-nonsense" and space == "ac" else data
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,36 +77,81 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._is_let_in():
-            return None
-        data, fault = self.server_side.held.get(self._path()), self.server_side.fault
-        if data is None or (fault == "gone" and "/cas/" in self._path()):
-            return self._send(404)
-        if fault in ("403", "500"):
-            return self._send(int(fault))
-        if fault == "wrong" and "/cas/" in self._path():
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if fault == "cut":
-            self.wfile.write(data[: len(data) // 2])
-            self.close_connection = True
-            self.connection.shutdown(2)
-        elif fault == "drip":
-            for byte in data[:30]:
-                self.wfile.write(bytes([byte]))
-                self.wfile.flush()
-                time.sleep(0.05)
-            self.close_connection = True
+            return
+        fault, data = self.server_side.fault, self.server_side.altered(self._path())
+        if data is None:
+            self._send(404)
+        elif fault in STATUS:
+            self._send(int(fault))
+        elif fault == "302":
+            self._send(302, Location=self.path.replace("/cache", "/elsewhere"))
+        elif fault in LINES:
+            self._break(fault, data)
+        elif fault in ANSWERS:
+            self._pretend(fault, data)
         else:
-            self.wfile.write(data)
-        return None
+            self._send(200, data)
+
+    def _break(self, fault: str, data: bytes) -> None:
+        """Begin to answer, and do not end it as a line should."""
+        until = time.monotonic() + self.server_side.patience
+        self.close_connection = True
+        if fault == "garbage":
+            self.wfile.write(b"\x16\x03\x01\x02 no HTTP at all\r\n\r\n")
+        elif fault == "headers":
+            self.send_response(200)
+            for i in range(300):
+                self.send_header(f"X-{i}", "x" * 100)
+            self.end_headers()
+        elif fault == "hang":
+            self._wait(until)
+        else:
+            self.send_response(200)
+            if fault != "endless":
+                self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if fault in ("cut", "reset"):
+                self.wfile.write(data[: len(data) // 2])
+                self._reset() if fault == "reset" else self.connection.shutdown(2)
+            while fault in ("drip", "endless") and time.monotonic() < until:
+                self.wfile.write(bytes(1 if fault == "drip" else 1 << 16))
+                self.wfile.flush()
+                time.sleep(0.05 if fault == "drip" else 0.0)
+
+    def _wait(self, until: float) -> None:
+        """Say nothing until then, or until the other side has gone."""
+        self.connection.settimeout(0.1)
+        while time.monotonic() < until:
+            try:
+                if not self.connection.recv(1):
+                    return
+            except TimeoutError:
+                continue
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+
+    def _pretend(self, fault: str, data: bytes) -> None:
+        """Answer with a whole file that is another one."""
+        if fault == "gzip":
+            self._send(200, gzip.compress(bytes(16 << 20)), **{"Content-Encoding": "gzip"})
+        elif fault == "html":
+            self._send(200, b"<html>log in</html>", **{"Content-Type": "text/html"})
+        else:
+            self._send(200, {"short": data[: len(data) // 2], "empty": b"", "long": data + b"\0"}[fault])
 
     def do_PUT(self) -> None:
+        fault = self.server_side.fault.removeprefix("put-") if self.server_side.fault in PUTS else ""
+        if fault in ("reset", "hang"):
+            self.close_connection = True
+            return self._reset() if fault == "reset" else self._wait(time.monotonic() + self.server_side.patience)
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if not self._is_let_in():
             return None
         path, side = self._path(), self.server_side
+        if fault:
+            return self._send(int(fault))
         if path.startswith("/cas/"):
             if hashlib.sha256(data).hexdigest() != path.removeprefix("/cas/"):
                 return self._send(400)
@@ -87,19 +160,29 @@ class _Handler(BaseHTTPRequestHandler):
         side.held[path] = data
         return self._send(200)
 
-    def _send(self, code: int) -> None:
+    def _send(self, code: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(code)
-        self.send_header("Content-Length", "0")
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """Whoever asks may go at any time."""
+
+
 @contextmanager
 def caching(side: CacheServer) -> Iterator[CacheServer]:
     """Serve until the end of the block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_side": side}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_side": side}))
+    server.block_on_close = False
     side.port = server.server_address[1]
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import sdforge.remotes.http as http
 from sdforge.errors import ResourceError, UsageError
+from sdforge.lines import Patience
 from sdforge.remotes import Remote, open_remote
 from sdforge.remotes.action_result import File, decode, encode
 from sdforge.remotes.http import TOKEN
@@ -56,7 +57,7 @@ def test_no_more_is_taken_than_was_asked_for(remote: Remote, tmp_path: Path) -> 
 def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(http, "PATIENCE", 0.2)
+    monkeypatch.setattr(http, "PATIENCE", Patience(silent=0.5, seconds=0.2, slowest=10_000))
     with caching(CacheServer(held={f"/cas/{NAME}": DATA}, fault=fault)) as side:
         began = time.monotonic()
         with pytest.raises(ResourceError, match=r"the remote cache at 127\.0\.0\.1 does not serve") as said:

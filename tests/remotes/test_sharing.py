@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,9 +14,9 @@ import pytest
 
 from sdforge.errors import BrokenPromise
 from sdforge.exchange import verify_signature
-from sdforge.remotes.action_result import decode, encode
 from sdforge.session import open_session
 from tests.conftest import Project, new_project
+from tests.remotes.plants import PLANTS, actions, plant
 from tests.remotes.server import CacheServer, caching
 from tests.signing.test_signatures import new_key
 
@@ -81,10 +80,6 @@ def at(project: Project, side: CacheServer) -> Project:
     path = project.root / "forge.toml"
     path.write_text(re.sub(r'address = ".*"', f'address = "{side.url}"', path.read_text()))
     return project
-
-
-def actions(side: CacheServer) -> list[str]:
-    return [path for path in side.held if path.startswith("/ac/")]
 
 
 def pinned(project: Project) -> list[str]:
@@ -168,46 +163,7 @@ def test_a_damaged_pinned_result_is_fetched_again(two: Project) -> None:
     assert two.output.read_bytes() == before
 
 
-def plant(side: CacheServer, change: Any) -> None:
-    """Replace every description by one that was changed, with actions and digests that fit it."""
-    for path in actions(side):
-        files = {file.path: file for file in decode(side.held[path])}
-        value = json.loads(side.held[f"/cas/{files['result.json'].sha256}"])
-        del value["sum"]
-        change(value, side, files)
-        text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-        data = json.dumps(value | {"sum": hashlib.sha256(text).hexdigest()}).encode()
-        name = hashlib.sha256(data).hexdigest()
-        side.held[f"/cas/{name}"] = data
-        files["result.json"] = files["result.json"]._replace(sha256=name, size=len(data))
-        side.held[path] = encode(list(files.values()))
-
-
-def facts(value: dict[str, Any], _: CacheServer, __: dict[str, Any]) -> None:
-    value["facts"] = value["facts"] | {"alpha": 1000.0}
-
-
-def another_table(value: dict[str, Any], side: CacheServer, files: dict[str, Any]) -> None:
-    for component in value["components"].values():
-        rows = json.loads(side.held[f"/cas/{component[2]}"])
-        rows[0][6] = [rows[0][6][0], rows[0][6][1] + 2]  # bytes from another place of the same pack
-        data = json.dumps(rows, separators=(",", ":")).encode()
-        component[2] = hashlib.sha256(data).hexdigest()
-        side.held[f"/cas/{component[2]}"] = data
-        files[f"objects/{component[2]}"] = files["result.json"]._replace(
-            path=f"objects/{component[2]}", sha256=component[2], size=len(data)
-        )
-
-
-def a_way_out(value: dict[str, Any], _: CacheServer, __: dict[str, Any]) -> None:
-    value["packs"] = ["../../../etc/passwd"]
-
-
-def nonsense(value: dict[str, Any], _: CacheServer, __: dict[str, Any]) -> None:
-    value["components"] = 7
-
-
-@pytest.mark.parametrize("change", [facts, another_table, a_way_out, nonsense])
+@pytest.mark.parametrize("change", PLANTS)
 def test_a_planted_action_is_not_believed(two: Project, made: Made, side: CacheServer, change: Any) -> None:
     plant(side, change)
     two.build()

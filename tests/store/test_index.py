@@ -90,7 +90,7 @@ connection = sqlite3.connect(sys.argv[1], isolation_level=None)
 connection.execute("PRAGMA cache_size=1")
 connection.execute("BEGIN IMMEDIATE")
 for i in range(2000):
-    connection.execute("INSERT OR REPLACE INTO history VALUES (?, ?)", (f"dead {i}", "x" * 500))
+    connection.execute("INSERT OR REPLACE INTO history VALUES (?, ?, '')", (f"dead {i}", "x" * 500))
 os.kill(os.getpid(), 9)
 """
 
@@ -106,17 +106,71 @@ def test_a_journal_that_a_dead_process_left_is_rolled_back(cache: Path) -> None:
     assert again.run_noted("dead 3") is None
 
 
+ROWS = {f"recipe {i}": f'{{"weights": [0.{i}, 0.{9 - i}]}}' * 20 for i in range(1, 9)}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An index with rows in every table."""
+    index = Index(tmp_path_factory.mktemp("index") / "index.db")
+    index.put("parsed", ROWS)
+    index.put("seen", {name: (text, 1, text) for name, text in ROWS.items()})
+    index.insert("digests", ROWS.items())
+    for table in ("known", "expected", "tensors", "verdicts", "history"):
+        index.put(table, ROWS)
+    index.close()
+    return index.path.read_bytes()
+
+
+def test_no_byte_of_an_index_misleads(filled: bytes, tmp_path: Path) -> None:
+    """Every 101st byte is another one, in turn: a row is what was written, or it is not there."""
+    path, misses = tmp_path / "index.db", 0
+    for place in range(0, len(filled), 101):
+        path.write_bytes(filled[:place] + bytes([filled[place] ^ 1 << place % 8]) + filled[place + 1 :])
+        index = Index(path)
+        found = index.read("parsed")
+        assert set(found) <= set(ROWS.items()), place
+        seen = index.read("seen")
+        assert set(seen) <= {(name, text, 1, text) for name, text in ROWS.items()}, place
+        assert set(index.read("digests")) <= set(ROWS.items()), place
+        for table in ("known", "expected", "tensors", "verdicts", "history"):
+            assert index.read_keyed(table, ROWS).items() <= ROWS.items(), (table, place)
+        misses += len(found) + len(seen) < 2 * len(ROWS)
+        index.close()
+    assert misses > 10  # so that flips did hit rows
+
+
+def test_a_row_with_another_weight_in_it_is_not_believed(tmp_path: Path) -> None:
+    """SQLite itself would not notice."""
+    path = tmp_path / "index.db"
+    Index(path).put("parsed", {"recipe": "weights = [0.6, 0.4]"})
+    path.write_bytes(path.read_bytes().replace(b"[0.6,", b"[0.7,"))
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("SELECT value FROM parsed").fetchone() == ("weights = [0.7, 0.4]",)
+    assert Index(path).read_keyed("parsed", ["recipe"]) == {}
+
+
+def test_an_index_that_breaks_while_it_is_written_is_made_anew(filled: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "index.db"
+    page = 4096
+    path.write_bytes(filled[:page] + b"\xff" * (len(filled) - page))  # its head is whole, all its tables are not
+    index = Index(path)
+    index.put("history", {"x": "1"})
+    index.close()
+    assert Index(path).read_keyed("history", ["x"]) == {"x": "1"}
+
+
 def test_many_keys_are_looked_up_at_once(tmp_path: Path) -> None:
     index = Index(tmp_path / "index.db")
     index.put("known", {f"k{i}": str(i) for i in range(3000)})
-    found = Index(tmp_path / "index.db").read_keyed("known", "value", "key", [f"k{i}" for i in range(0, 6000, 2)])
+    found = Index(tmp_path / "index.db").read_keyed("known", [f"k{i}" for i in range(0, 6000, 2)])
     assert found == {f"k{i}": str(i) for i in range(0, 3000, 2)}
 
 
 def test_a_place_with_odd_letters_has_an_index_too(tmp_path: Path) -> None:
     path = tmp_path / "a ?#%ü" / "index.db"
     Index(path).put("history", {"x": "1"})
-    assert Index(path).read_keyed("history", "value", "id", ["x"]) == {"x": "1"}
+    assert Index(path).read_keyed("history", ["x"]) == {"x": "1"}
 
 
 # -- files that are not ours -------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from sdforge.artifact import Component
 from sdforge.errors import BrokenPromise, ResourceError, UsageError
-from sdforge.store import Known, Store
+from sdforge.store import Known, Store, files
 from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, sha256_of, within
 from tests.store.conftest import digest_of, make_result
 
@@ -93,6 +94,54 @@ def test_the_workplace_of_a_living_process_is_left_alone(store: Store) -> None:
     folder = store.workplace()
     Store(store.root.parent).prepare()
     assert folder.is_dir()
+
+
+def test_what_another_machine_is_making_is_left_alone_until_it_is_old(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Process ids say nothing there: this one's are of processes that are gone here."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(files, "here", lambda: "0123456789ab")  # a second machine, or this one before it was restarted
+    monkeypatch.setattr(os, "getpid", lambda: gone.pid)
+    folder = store.workplace()
+    (folder / "pack").touch()
+    part = store.derived() / f".{files.own_name()}"
+    part.parent.mkdir()
+    part.touch()
+    monkeypatch.undo()
+    Store(store.root.parent).prepare()
+    assert folder.is_dir()
+    assert part.exists()
+    old = time.time() - files.STALE - 1
+    for path in (folder, part):
+        os.utime(path, (old, old))
+    Store(store.root.parent).prepare()
+    assert folder.is_dir()  # something in it is new
+    assert not part.exists()
+    os.utime(folder / "pack", (old, old))
+    Store(store.root.parent).prepare()
+    assert not folder.exists()
+
+
+def test_a_folder_in_an_entrys_place_is_set_aside(store: Store) -> None:
+    result = make_result(store, KEY, b"some bytes")
+    alias = store.keyed("aliases", "cd" * 32)
+    for path in (alias, store.keyed("results", KEY) / f"{result.digest}.json"):
+        path.unlink(missing_ok=True)
+        path.mkdir(parents=True)
+        (path / "x").touch()
+    store.keep(result, "{}")
+    store.add_alias("cd" * 32, KEY)
+    assert [found.digest for found in store.fresh(KEY).results] == [result.digest]
+    assert store.fresh("cd" * 32).alias == KEY
+
+
+def test_containers_on_one_machine_count_as_two_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their process ids are counted apart."""
+    own = files.here.__wrapped__()
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
+    assert files.here.__wrapped__() != own
 
 
 def test_bytes_are_flushed_before_their_name_and_the_name_after_them(

@@ -20,7 +20,7 @@ from sdforge.run.fingerprint import fingerprint
 from sdforge.run.memory import RESERVE, held_bytes, kept_bytes
 from sdforge.run.sample import Wish, sample
 from sdforge.run.seeds import generator
-from sdforge.run.states import Stopped
+from sdforge.run.states import Stopped, sweep
 from sdforge.run.train import PRECISIONS
 from sdforge.store.files import publish, sha256_of
 
@@ -33,6 +33,7 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
     kept = Path(order.states or order.work)
     kept.mkdir(parents=True, exist_ok=True)
     count, diffusion, at_once = settings["count"], None, BATCH
+    sweep(kept)
     done = _kept(kept)
     if done:
         report(resumed=len(done), same=True)
