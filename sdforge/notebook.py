@@ -219,8 +219,15 @@ class _Telling:
         self.tell(Progress(step.id, "failed", text=error.message))
 
     def wrote(self, step: Step, paths: list[str], moved: list[str], files: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        self._moved(step.id, moved)
+
+    def drawn(self, path: str, moved: list[str]) -> None:
+        self.note(f"grid: {path}")
+        self._moved("", moved)
+
+    def _moved(self, target: str, moved: list[str]) -> None:
         for name in moved:
-            self.tell(Progress(step.id, "note", text=f"what lay in the way was not ours: it is in {name} now"))
+            self.tell(Progress(target, "note", text=f"what lay in the way was not ours: it is in {name} now"))
 
     def note(self, text: str) -> None:
         self.tell(Progress("", "note", text=text))

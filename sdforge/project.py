@@ -96,11 +96,16 @@ class Project:
         self.trials[name] = text.encode()
         self._recipes.pop(name, None)
 
+    def recipe_path(self, name: str) -> Path:
+        """Return the file of a recipe, or of the one that a variant is of. Raises UsageError for what is no name."""
+        home = split(name)[0]
+        check_name(home)
+        return within(self.root, f"{RECIPES}/{home}.toml")
+
     def recipe_text(self, name: str) -> bytes:
         """Return the text in which a recipe (or the one that a variant is of) stands. Raises UsageError."""
         home = split(name)[0]
-        check_name(home)
-        path = within(self.root, f"{RECIPES}/{home}.toml")
+        path = self.recipe_path(name)
         return read_small(path, f"there is no recipe {home!r}", hint=self._guess(home)) + self.trials.get(home, b"")
 
     def recipe(self, name: str) -> Recipe:
