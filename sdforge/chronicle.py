@@ -135,7 +135,7 @@ def _chapter(row: dict[str, Any]) -> Chapter:
 def pictures_of(session: Session, before: Chapter) -> Result | None:
     """Return the previews of an earlier build, if the store still has them."""
     key, digest = before.pictures
-    return next((result for result in session.store.known(key or "-").results if result.digest == digest), None)
+    return next((result for result in session.store.known(key).results if result.digest == digest), None)
 
 
 def _row(session: Session, recipe: str) -> str:

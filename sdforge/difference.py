@@ -249,7 +249,7 @@ def before(session: Session, name: str) -> Side:
     """Return what a preset was before the last build that changed it. Raises UsageError where that is not known."""
     wanted, step, plan = _end(session, name)
     keys, now = session.keys_before(step.node.recipe.name), _manifests(plan)
-    manifests = {i: session.store.preimage(keys.get(i) or "-") or {} for i in plan.steps}
+    manifests = {i: session.store.preimage(keys.get(i, "")) or {} for i in plan.steps}
     if not manifests[step.id]:
         raise UsageError(f"no earlier build of {name} is known here", hint="`forge diff A B` compares any two")
     side = Side(f"{name} before", _actions(plan, manifests))
@@ -276,7 +276,7 @@ def _components_before(manifest: dict[str, Any], step: Step, keys: dict[str, str
 
 def _first(session: Session, key: str) -> Result | None:
     """Return the first result of a plan key, if the store still has one."""
-    known = session.store.known(key or "-")
+    known = session.store.known(key)
     results = known.results or (session.store.known(known.alias).results if known.alias else [])
     return next(iter(results), None)
 

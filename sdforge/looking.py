@@ -364,7 +364,7 @@ def _write_samples(session: Session, name: str, path: Path) -> None:
 
 def _last_result(session: Session, step: Step) -> Result | None:
     """Return what a target came out as when it was last built here, with whatever settings."""
-    known = session.store.known(session.last_key(step) or "-")
+    known = session.store.known(session.last_key(step))
     results = known.results or (session.store.known(known.alias).results if known.alias else [])
     return results[0] if results else None
 

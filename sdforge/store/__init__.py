@@ -49,6 +49,7 @@ from sdforge.store.files import (
 
 LAYOUT = "v1"
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
+NO_KEY = "-"  # in the place of a key: nothing is ever kept under it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
 
@@ -188,7 +189,11 @@ class Store:
         return self.root / "objects" / sha256[:2] / sha256
 
     def keyed(self, kind: str, key: str) -> Path:
-        """Return where what is kept under a key lies: `results`, `aliases`, `preimages` or `states`."""
+        """Return where what is kept under a key lies: `results`, `aliases`, `preimages` or `states`.
+
+        Under no key nothing is kept: "" would name the folder of all of them, which a reader would set aside as damaged.
+        """
+        key = key or NO_KEY
         return self.root / kind / key[:2] / key
 
     def fetched(self, pinned: str, sha256: str = "") -> Path:

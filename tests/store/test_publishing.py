@@ -267,6 +267,13 @@ def test_a_result_comes_back_as_it_was_kept(store: Store) -> None:
     assert store.preimage(KEY) == {"of": KEY}
 
 
+def test_under_no_key_nothing_is_kept_and_nothing_is_lost(store: Store) -> None:
+    store.note_preimage(KEY, json.dumps({"of": KEY}))
+    assert store.preimage("") is None
+    assert not store.known("").results
+    assert store.preimage(KEY) == {"of": KEY}
+
+
 def test_what_is_known_survives_the_index(store: Store) -> None:
     known = Known([make_result(store, KEY, b"some bytes")], alias="x", formula={"components": {}, "facts": {}})
     (found,) = Known.load(known.dump()).results
