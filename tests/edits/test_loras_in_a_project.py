@@ -58,7 +58,7 @@ def test_it_is_built_pinned_and_told_of(
 ) -> None:
     assert main(["build", "x"]) == 0
     loras = root / "out" / "x" / "loras"
-    assert sorted(path.name for path in loras.iterdir()) == ["both.safetensors", "fewer.safetensors"]
+    assert sorted(path.name for path in loras.glob("*.safetensors")) == ["both.safetensors", "fewer.safetensors"]
     tensors = take(loras / "fewer.safetensors").tensors("lora")
     found = tensors[f"{MODULE}.lora_up"].double() @ tensors[f"{MODULE}.lora_down"].double()
     name = f"{MODULE.removeprefix('text_encoder.')}.weight"
