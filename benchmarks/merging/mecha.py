@@ -16,8 +16,7 @@ def main() -> None:
     if job == "weighted_sum":
         recipe = sd_mecha.weighted_sum(*models, alpha=float(share))
     elif job == "add_difference":
-        a, b, base = models
-        recipe = sd_mecha.add_difference(a, sd_mecha.subtract(b, base), alpha=float(share))
+        recipe = sd_mecha.add_difference(*models, alpha=float(share))
     else:
         base, lora = models
         recipe = sd_mecha.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share))
