@@ -506,17 +506,7 @@ class Session:
 
         preset = preset_of(export, self.outputs.names(export))
         drawn = self.planner().steps.get(f"{export.node.recipe.name}:preset.previews")
-        return list(beside(preset, json.loads(export.node.target.settings), drawn, self._triggers(export)))
-
-    def _triggers(self, export: Step) -> dict[str, list[str]]:
-        """Return what an export takes → the triggers of the data sets that it was trained on."""
-        found: dict[str, list[str]] = {}
-        for taken in export.node.links:
-            node = self.graph.nodes.get(taken.id)
-            named = [link.id for link in node.links if link.use.role == "dataset"] if node else []
-            words = [self.graph.sources[each].table["trigger"] for each in named if each in self.graph.sources]
-            found[taken.use.reference] = [word for word in words if word]
-        return found
+        return list(beside(preset, json.loads(export.node.target.settings), drawn))
 
     def bytes_of(self, sha256: str) -> bytes:
         """Return an object of the store; nothing where it is lost, for what can go on without it."""
