@@ -547,9 +547,21 @@ class Session:
         if makes == "checkpoint" and checkpoint:
             return self.size(checkpoint) + states  # at most: what is not trained passes
         if makes == "files" and checkpoint:
-            forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
-            return forms * self.size(checkpoint)
+            forms = {"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"])
+            once = self._written_once(step, checkpoint) if "checkpoint" in forms else 0
+            return len(forms) * self.size(checkpoint) - once
         return states
+
+    def _written_once(self, export: Step, checkpoint: Artifact) -> int:
+        """Return which bytes of a single file are those that a formula writes for it (see `orders._file_layout`)."""
+        steps = self.planner().steps
+        planned = [name for name, component in checkpoint.components.items() if component.table.startswith("plan:")]
+        maker = steps.get(export.inputs[0][0].id)
+        makers = {maker.makers[name] for name in planned} if maker else set()
+        if len(makers) != 1:
+            return 0
+        made = self.bytes_needed(steps[makers.pop()])
+        return made if 2 * made >= self.size(checkpoint) else 0
 
     def _states_needed(self, step: Step) -> int:
         """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
