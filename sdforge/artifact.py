@@ -87,7 +87,7 @@ class Artifact:
     """What the planner knows of something that is made or taken.
 
     facts: what decides numbers beside the tensors (prediction type, a LoRA's alpha, tokens, …), left out at neutral.
-    notes: licence, trigger, title, … : they reach export and card and enter no key.
+    notes: licence, trigger (a list of words), title, … : they reach export and card and enter no key.
     whole: the identity of an artifact that has no components (a data set).
     """
 
@@ -157,5 +157,5 @@ def made_artifact(kind: str, family: str, components: dict[str, Component], fact
         return Artifact(kind, family, components, facts)
     rows: Any = facts["pictures"]
     names = {row[0]: [f"{i + 1}.png"] for i, row in enumerate(rows)}
-    notes = {"rows": rows, "names": names, "without": [], "trigger": "", "validation": 0}
+    notes = {"rows": rows, "names": names, "without": [], "trigger": [], "validation": 0}
     return Artifact(kind, whole=dataset_identity(rows, 0), notes=notes)

@@ -122,9 +122,14 @@ def _kinds_of_objects(store: Store) -> dict[str, str]:
 
 
 def _unlisted(store: Store) -> int:
-    """Return the bytes of tensors that lie in packs of the store, and in the table of no result."""
+    """Return the bytes of tensors that lie in packs of the store, and in the table of no result.
+
+    A pack that is a file of an export too, byte for byte, is needed whole: what passes lies there for the file.
+    """
     packs: dict[str, set[tuple[int, int]]] = {}
-    for table in {c.table: c for _, result in store.results() for c in result.components.values() if c.dtype}.values():
+    results = [result for _, result in store.results()]
+    files = {row[0] for result in results for row in result.files.values()}
+    for table in {c.table: c for result in results for c in result.components.values() if c.dtype}.values():
         try:
             rows = store.table(table)
         except BrokenPromise:
@@ -135,7 +140,7 @@ def _unlisted(store: Store) -> int:
     unlisted = 0
     for pack, spots in packs.items():
         path = store.object(pack)
-        if path.is_file():  # the others are sources
+        if path.is_file() and pack not in files:  # other places are sources
             unlisted += path.stat().st_size - _header_size(path) - sum(count for _, count in spots)
     return unlisted
 

@@ -155,7 +155,11 @@ def merge_plan(
                 continue
             missing = [i for i, table in enumerate(tables) if name not in table]
             if missing:
-                raise UsageError(f"{method} needs {component}.{name}, which checkpoint {missing[0] + 1} does not have")
+                lone = not tables[missing[0]]
+                raise UsageError(
+                    f"{method} needs {component}.{name}, which checkpoint {missing[0] + 1} does not have",
+                    hint=f"it has no {component} at all: `swap` takes that from another checkpoint" if lone else "",
+                )
             tensors = [table[name] for table in tables]
             same_shapes(method, f"{component}.{name}", tensors)
             target = target_dtype(dtype, first)

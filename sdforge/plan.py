@@ -400,7 +400,8 @@ class Planner:
             self._carry(step, components)
         facts = {**base.facts, **made["facts"]}
         facts = {k: v for k, v in facts.items() if v is not None}
-        step.artifact = replace(base, kind=kind, components=components, facts=facts)
+        notes = base.notes | {"trigger": _words(step, kind)}
+        step.artifact = replace(base, kind=kind, components=components, facts=facts, notes=notes)
 
     def _carry(self, step: Step, components: dict[str, Component]) -> None:
         """Let a formula's result hold, too, what it reads and passes on of formulas whose results nobody has kept."""
@@ -468,7 +469,8 @@ class Planner:
             self._pass_makers(step)
             made = replace(made, components=base.components | made.components, facts=base.facts | made.facts)
         step.makers |= own
-        return replace(made, notes=made.notes | {"widths": base.notes.get("widths", {}) if made.components else {}})
+        widths = base.notes.get("widths", {}) if made.components else {}
+        return replace(made, notes=made.notes | {"widths": widths, "trigger": _words(step, made.kind)})
 
     def _drawn(self, step: Step, made: Artifact) -> Artifact:
         """Name pictures, which are no tensors: by their bytes, and by which of them show the preset."""
@@ -647,6 +649,12 @@ class Planner:
         for step in self.steps.values():
             if step.state == "unneeded" and (step.result or (step.idle and step.artifact)):
                 step.state = "reuse"
+
+
+def _words(step: Step, kind: str) -> list[str]:
+    """Return, each once, the words that call what a result of this kind has from its inputs, or was trained on."""
+    inputs = [a for link, a in step.inputs if a is not None and (a.kind == kind or link.use.role == "dataset")]
+    return list(dict.fromkeys(word for artifact in inputs for word in artifact.notes.get("trigger", [])))
 
 
 class Taking(NamedTuple):

@@ -506,17 +506,7 @@ class Session:
 
         preset = preset_of(export, self.outputs.names(export))
         drawn = self.planner().steps.get(f"{export.node.recipe.name}:preset.previews")
-        return list(beside(preset, json.loads(export.node.target.settings), drawn, self._triggers(export)))
-
-    def _triggers(self, export: Step) -> dict[str, list[str]]:
-        """Return what an export takes → the triggers of the data sets that it was trained on."""
-        found: dict[str, list[str]] = {}
-        for taken in export.node.links:
-            node = self.graph.nodes.get(taken.id)
-            named = [link.id for link in node.links if link.use.role == "dataset"] if node else []
-            words = [self.graph.sources[each].table["trigger"] for each in named if each in self.graph.sources]
-            found[taken.use.reference] = [word for word in words if word]
-        return found
+        return list(beside(preset, json.loads(export.node.target.settings), drawn))
 
     def bytes_of(self, sha256: str) -> bytes:
         """Return an object of the store; nothing where it is lost, for what can go on without it."""
@@ -557,9 +547,21 @@ class Session:
         if makes == "checkpoint" and checkpoint:
             return self.size(checkpoint) + states  # at most: what is not trained passes
         if makes == "files" and checkpoint:
-            forms = len({"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"]))
-            return forms * self.size(checkpoint)
+            forms = {"checkpoint", "diffusers"} & set(json.loads(step.node.target.settings)["forms"])
+            once = self._written_once(step, checkpoint) if "checkpoint" in forms else 0
+            return len(forms) * self.size(checkpoint) - once
         return states
+
+    def _written_once(self, export: Step, checkpoint: Artifact) -> int:
+        """Return which bytes of a single file are those that a formula writes for it (see `orders._file_layout`)."""
+        steps = self.planner().steps
+        planned = [name for name, component in checkpoint.components.items() if component.table.startswith("plan:")]
+        maker = steps.get(export.inputs[0][0].id)
+        makers = {maker.makers[name] for name in planned} if maker else set()
+        if len(makers) != 1:
+            return 0
+        made = self.bytes_needed(steps[makers.pop()])
+        return made if 2 * made >= self.size(checkpoint) else 0
 
     def _states_needed(self, step: Step) -> int:
         """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""

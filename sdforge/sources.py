@@ -466,7 +466,7 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
     table = taken.table
     if taken.kind == "dataset":
         notes = {key: value[key] for key in ("rows", "names", "without")} | {
-            "trigger": table["trigger"],
+            "trigger": [table["trigger"]] if table["trigger"] else [],
             "validation": table["validation"],
         }
         return Artifact("dataset", whole=value["identity"], notes=notes)
@@ -480,6 +480,8 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
             raise UsageError(f"{taken.id} is no checkpoint, and states {' and '.join(overriding)}", hint="leave it out")
         facts = family(value["family"]).stated(facts | overriding)
     notes = {key: note for key, note in value["notes"].items() if key != "unsaid" or not table.get("prediction")}
+    phrase = str(notes.get("trigger", ""))  # as files state words: with commas between them
+    notes["trigger"] = [word for part in phrase.split(",") if (word := part.strip())]
     notes |= {key: table[key] for key in ("licence", "trigger") if table.get(key)}
     notes |= {"files": value["files"], "size": value["size"], "passed": value["passed"]}
     if facts == value["facts"]:

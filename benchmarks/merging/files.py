@@ -16,8 +16,14 @@ from sdforge.formats.kohya import kohya_names, kohya_tensors
 from sdforge.formats.safetensors import write_file
 from sdforge.formats.single_file import single_pieces
 
-VIT_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-BIG_G = {
+# what the real networks are made of, for tests of names too
+VIT_L: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+BIG_G: dict[str, Any] = {
     "hidden_size": 1280,
     "num_hidden_layers": 32,
     "num_attention_heads": 20,

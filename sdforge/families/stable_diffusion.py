@@ -435,6 +435,16 @@ def channels(shapes: dict[str, tuple[int, ...]]) -> int:
     return (*shapes.get(f"{UNET}input_blocks.0.0.weight", ()), 0, 0)[1]
 
 
+def lone_unet(shapes: dict[str, tuple[int, ...]], *, linear: bool) -> bool:
+    """Say whether a single file has such a U-Net and nothing that reads prompts or pictures, as ComfyUI keeps them.
+
+    linear: whether what stands around its transformer blocks are matrices, not 1×1 convolutions.
+    """
+    middle = shapes.get(f"{UNET}middle_block.1.proj_in.weight", ())
+    readers = ("cond_stage_model.", "conditioner.", "embedder.")
+    return (len(middle) == 2) == linear and has_four_levels(shapes) and not any(n.startswith(readers) for n in shapes)
+
+
 def has_four_levels(shapes: dict[str, tuple[int, ...]]) -> bool:
     """Say whether a single file has the U-Net of Stable Diffusion 1 and 2: attention at all of four levels but one."""
     return (

@@ -23,6 +23,7 @@ from sdforge.identity import Json, canonical
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
 SCALE, UNSCALED, SCALED_MARK = ".scale_weight", ".scale_input", "scaled_fp8"  # of fp8 weights with scales beside them
+FIRST, LAST = "input_blocks.0.0.weight", "out.2.weight"  # of a U-Net (a ControlNet has no last layer)
 TOKENIZER = "sdforge.tokenizer"  # metadata: the vocabulary, where it is not the family's usual one
 
 
@@ -34,11 +35,19 @@ def is_scaled(header: Header) -> bool:
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
     if header is None:
         return False
-    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    shapes = {name: entry.shape for name, entry in _whole_names(header).tensors.items()}
     return bool(family_of(shapes) or stranger(shapes))
 
 
+def _whole_names(header: Header) -> Header:
+    """Return a header with the names of a U-Net alone, as ComfyUI keeps them, begun as those of a checkpoint are."""
+    if FIRST not in header.tensors or LAST not in header.tensors:
+        return header
+    return replace(header, tensors={UNET + name: entry for name, entry in header.tensors.items()})
+
+
 def read(path: Path, header: Header) -> Layout:
+    header = _whole_names(header)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     if other := stranger(shapes):
         raise UsageError(f"{path} is {other}, which cannot be used here", hint=FAMILIES_HINT)

@@ -40,22 +40,18 @@ class Beside:
         return {"path": self.path, "kind": self.kind, "of": self.of, "sha256": self.sha256, "bytes": self.size}
 
 
-def beside(
-    preset: dict[str, Any], settings: dict[str, Any], drawn: Step | None, triggers: dict[str, list[str]]
-) -> Iterator[Beside]:
+def beside(preset: dict[str, Any], settings: dict[str, Any], drawn: Step | None) -> Iterator[Beside]:
     """Yield what belongs beside the models that `preset.json` lists.
 
-    settings: of the export; drawn: the preset's previews, with their result if they are there; triggers: artifact →
-    words that call what it learned, where it does not say so itself.
+    settings: of the export; drawn: the preset's previews, with their result if they are there.
     """
-    for found in _models(preset):
-        row = found | {"trigger": found.get("trigger") or triggers.get(found.get("name", ""), [])}
+    for row in _models(preset):
         stem = row["path"].rpartition(".")[0]
         data = (json.dumps(about(row, preset, settings), indent=2, ensure_ascii=False) + "\n").encode()
         if stem != "preset":  # whose place is taken
             sha256 = hashlib.sha256(data).hexdigest()
             yield Beside(f"{stem}.json", row["path"], "about", sha256, len(data), data=data)
-        name = _picture(drawn, row["trigger"]) if drawn is not None and drawn.result is not None else ""
+        name = _picture(drawn, row.get("trigger", [])) if drawn is not None and drawn.result is not None else ""
         if name and drawn is not None and drawn.result is not None:
             sha256, size, *_ = drawn.result.files[name]
             yield Beside(f"{stem}.preview.png", row["path"], "preview", sha256, size, drawn=name)

@@ -86,6 +86,15 @@ def test_tensors_that_no_result_lists_any_more_are_told(bench: Bench, du: Any) -
     assert du()["unlisted"] == sum(old.values())
 
 
+def test_what_passes_into_a_file_s_pack_is_needed_for_the_file(bench: Bench, du: Any) -> None:
+    bench.recipe(SOFT + '[preset]\ncheckpoint = "soft"\nexport = ["checkpoint"]\n')
+    bench.build()
+    layout = bench.orders["r:soft"].layout
+    assert layout is not None
+    assert layout.passing
+    assert du()["unlisted"] == 0
+
+
 def test_a_person_reads_sizes_and_names(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.recipe(SOFT)
     bench.build()

@@ -39,6 +39,14 @@ def test_one_writing_gives_the_file_that_two_give(bench: Bench, tmp_path: Path) 
     assert pack not in stepwise.packs()
 
 
+def test_the_plan_counts_what_is_written_once_once(bench: Bench) -> None:
+    bench.recipe(PRESET)
+    session = bench.session()
+    needed, _ = session.room(session.plan(session.resolve(["r"])))
+    bench.build()
+    assert needed == sum(tensor.nbytes for tensor in load_file(exported(bench)).values())
+
+
 def test_a_deleted_file_comes_back_without_being_written(bench: Bench) -> None:
     bench.recipe(PRESET)
     bench.build()

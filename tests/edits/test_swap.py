@@ -83,3 +83,23 @@ def test_a_checkpoint_without_the_part_is_refused(root: Path) -> None:
     shutil.rmtree(root / "other" / "vae")
     with pytest.raises((UsageError, RecipeError), match="no vae"):
         swapped(root, 'vae = "other"')
+
+
+def test_a_merge_with_a_unet_alone_is_refused_with_the_way_out(root: Path) -> None:
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.rmtree(root / "other" / part)
+    recipe = 'family = "sd15"\n[weighted_sum.m]\ncheckpoints = ["toy", "other"]\nweights = [0.5, 0.5]\n'
+    (root / "recipes" / "r.toml").write_text(recipe)
+    session = open_session(root)
+    with pytest.raises(RecipeError) as caught:
+        session.plan(session.resolve(["r:m"]))
+    (problem,) = caught.value.problems
+    assert problem.hint == "it has no text_encoder at all: `swap` takes that from another checkpoint"
+
+
+def test_a_source_that_is_no_checkpoint_predicts_nothing(root: Path) -> None:
+    shutil.copytree(root / "toy" / "tokenizer", root / "words")
+    with (root / "forge.toml").open("a") as file:
+        file.write('[source.words]\nfrom = "words"\nprediction = "v_prediction"\n')
+    with pytest.raises(RecipeError, match="words is no checkpoint, and states prediction"):
+        swapped(root, 'tokenizer = "words"')

@@ -19,10 +19,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from benchmarks.merging.files import BIG_G, VAE, VIT_L
+from benchmarks.merging.files import UNETS as REAL
 from sdforge.families import Name, family
 from sdforge.families.sdxl import FIRST
-from tests.families.test_sd15_names import UNET as SD1
-from tests.families.test_sd15_names import VAE
 
 SD2: dict[str, Any] = {
     "cross_attention_dim": 1024,
@@ -31,28 +31,15 @@ SD2: dict[str, Any] = {
 }
 UNETS: dict[str, dict[str, Any]] = {
     "sd2": SD2,
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [1, 2, 10],
-        "cross_attention_dim": 2048,
-        "attention_head_dim": [5, 10, 20],
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
+    "sdxl": REAL["sdxl"],
     "unclip": SD2 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048},
-    "image_variations": SD1,
+    "image_variations": REAL["sd15"],
 }
-VIT_L = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VIT_H = {"hidden_size": 1024, "num_hidden_layers": 23, "num_attention_heads": 16, "intermediate_size": 4096}
-BIG_G = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "intermediate_size": 5120}
 TEXTS = {
     ("sd2", ""): VIT_H,
     ("sdxl", ""): VIT_L,
-    ("sdxl", "_2"): BIG_G | {"projection_dim": 1280},
+    ("sdxl", "_2"): BIG_G,
     ("unclip", ""): VIT_H,
 }
 VISIONS: dict[str, dict[str, Any]] = {

@@ -10,16 +10,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as stock
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.merging.files import UNETS, VAE, VIT_L
 from sdforge.families import Name
 from tests.families.workbench import SD15
 
-UNET: dict[str, Any] = {"cross_attention_dim": 768}
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
+UNET = UNETS["sd15"]
 
 
 def full(part: str) -> Any:
@@ -29,8 +24,7 @@ def full(part: str) -> Any:
             return UNet2DConditionModel(**UNET)
         if part == "vae":
             return AutoencoderKL(**VAE)
-        sizes = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-        return CLIPTextModel(CLIPTextConfig(**sizes))
+        return CLIPTextModel(CLIPTextConfig(**VIT_L))
 
 
 def real(part: str) -> list[Name]:

@@ -181,3 +181,17 @@ def test_what_a_file_does_not_say_is_said(files: dict[str, Path], tmp_path: Path
     save_file(load_file(bare), named, {"modelspec.architecture": "stable-diffusion-v2-768-v"})
     assert read_layout(named).facts["prediction"] == "v_prediction"
     assert "unsaid" not in read_layout(files["sd2"]).notes | read_layout(files["sdxl"]).notes
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "unclip"])
+def test_a_unet_alone_is_read_with_or_without_the_checkpoint_s_beginning(
+    name: str, bare: bool, files: dict[str, Path], exported: Path, tmp_path: Path
+) -> None:
+    whole = files[name] if name in files else exported / "checkpoint.safetensors"
+    tensors = {n.removeprefix(UNET) if bare else n: t for n, t in load_file(whole).items() if n.startswith(UNET)}
+    save_file(tensors, tmp_path / "unet.safetensors")
+    found = take(tmp_path / "unet.safetensors")
+    assert found.artifact.family == name
+    assert list(found.artifact.components) == ["unet"]
+    assert found.identity("unet") == take(whole).identity("unet")

@@ -128,16 +128,19 @@ class World:
         self.artifacts[name] = Artifact("checkpoint", "sd15", components, {}, {"widths": {"context": width}})
         self.tables[name] = {"from": name}
 
-    def lora(self, name: str) -> None:
-        """Declare a LoRA that somebody else trained."""
+    def lora(self, name: str, *words: str) -> None:
+        """Declare a LoRA that somebody else trained, and the words that call what it knows."""
         rows = [(f"unet.{MID}.{factor}", H("bytes", f"{name}/{factor}"), name) for factor in ("lora_down", "lora_up")]
-        self.artifacts[name] = Artifact("lora", "sd15", {"lora": self.store.component(rows)})
+        self.artifacts[name] = Artifact(
+            "lora", "sd15", {"lora": self.store.component(rows)}, notes={"trigger": list(words)}
+        )
         self.tables[name] = {"from": name}
 
-    def pictures(self, name: str, rows: dict[str, str]) -> None:
-        """Declare a data set: picture → caption."""
+    def pictures(self, name: str, rows: dict[str, str], *words: str) -> None:
+        """Declare a data set: picture → caption, and the word that stands in them."""
         listed = [[H("picture", picture), caption, 1] for picture, caption in rows.items()]
         notes = {"rows": sorted(listed), "names": {H("picture", p): [p] for p in rows}, "without": [], "validation": 0}
+        notes["trigger"] = list(words)
         self.artifacts[name] = Artifact("dataset", whole=dataset_identity(listed, 0), notes=notes)
 
     def recipe(self, text: str, name: str = "r") -> None:

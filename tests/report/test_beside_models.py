@@ -12,10 +12,10 @@ SETTINGS |= {"negative_prompt": "blurry"}
 SAMPLER = {"name": "DPM++ 2M", "steps": 20, "guidance": 7.0, "resolution": 512}
 
 
-def read(*files: dict[str, Any], family: str = "sdxl", **triggers: list[str]) -> dict[str, Any]:
+def read(*files: dict[str, Any], family: str = "sdxl") -> dict[str, Any]:
     """Return path → what is written there, for a preset with these files."""
     preset = {"preset": "toy", "family": family, "sampler": SAMPLER, "files": list(files)}
-    return {each.path: json.loads(each.data) for each in beside(preset, SETTINGS, None, triggers)}
+    return {each.path: json.loads(each.data) for each in beside(preset, SETTINGS, None)}
 
 
 def test_a_checkpoint_says_its_words_version_and_advice() -> None:
@@ -37,12 +37,6 @@ def test_a_lora_says_its_own_words_and_the_strength_that_the_preset_has_it_at() 
     row = {"path": "loras/style.safetensors", "kind": "lora", "name": "style", "strength": 0.8}
     (found,) = read(row | {"trigger": ["ink"]}).values()
     assert (found["activation text"], found["preferred weight"], found["negative text"]) == ("ink", 0.8, "")
-
-
-def test_a_lora_that_says_none_has_the_trigger_of_its_data_set() -> None:
-    row = {"path": "loras/style.safetensors", "kind": "lora", "name": "style", "trigger": []}
-    (found,) = read(row, style=["<toy>"]).values()
-    assert found["activation text"] == "<toy>"
 
 
 def test_an_embedding_is_called_by_its_file_and_a_negative_one_is_no_activation() -> None:

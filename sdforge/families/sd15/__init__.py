@@ -10,6 +10,7 @@ from sdforge.families.stable_diffusion import (
     TextEncoder,
     fact_owners,
     has_four_levels,
+    lone_unet,
     neutral_facts,
 )
 
@@ -61,7 +62,8 @@ class StableDiffusion1(StableDiffusion):
     unused: ClassVar = {}
 
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
-        return has_four_levels(shapes) and any(name.startswith(TEXT.single) for name in shapes)
+        whole = has_four_levels(shapes) and any(name.startswith(TEXT.single) for name in shapes)
+        return whole or lone_unet(shapes, linear=False)
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})

@@ -17,6 +17,7 @@ from sdforge.families.stable_diffusion import (
     StableDiffusion,
     fact_owners,
     has_four_levels,
+    lone_unet,
     neutral_facts,
 )
 
@@ -66,12 +67,10 @@ class StableDiffusion2(StableDiffusion):
     unused: ClassVar = VIT_H_UNUSED
 
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
-        return (
-            has_four_levels(shapes)
-            and f"{VIT_H.single}ln_final.weight" in shapes
-            and f"{VIT_H.single}visual.conv1.weight" not in shapes
-            and f"{UNET}label_emb.0.0.weight" not in shapes
-        )
+        if f"{UNET}label_emb.0.0.weight" in shapes or f"{VIT_H.single}visual.conv1.weight" in shapes:
+            return False
+        whole = has_four_levels(shapes) and f"{VIT_H.single}ln_final.weight" in shapes
+        return whole or lone_unet(shapes, linear=True)
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})

@@ -18,6 +18,7 @@ from sdforge.families.stable_diffusion import (
     StableDiffusion,
     fact_owners,
     has_four_levels,
+    lone_unet,
     neutral_facts,
     unused_half,
 )
@@ -74,8 +75,8 @@ class StableUnclip(StableDiffusion):
     unused: ClassVar = VIT_H_UNUSED | unused_half(EMBEDDER)
 
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
-        both = f"{VIT_H.single}ln_final.weight", f"{UNET}label_emb.0.0.weight"
-        return has_four_levels(shapes) and all(name in shapes for name in both)
+        whole = has_four_levels(shapes) and f"{VIT_H.single}ln_final.weight" in shapes
+        return f"{UNET}label_emb.0.0.weight" in shapes and (whole or lone_unet(shapes, linear=True))
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
