@@ -191,7 +191,7 @@ class Store:
     def keyed(self, kind: str, key: str) -> Path:
         """Return where what is kept under a key lies: `results`, `aliases`, `preimages` or `states`.
 
-        Under no key nothing is kept: "" would name the folder of all of them, which a reader would set aside as damaged.
+        Under no key nothing is kept: "" would name the folder of all of them, which a reader would set aside.
         """
         key = key or NO_KEY
         return self.root / kind / key[:2] / key
