@@ -209,7 +209,10 @@ def of_path(path: Path, label: str) -> Side:
     """Return a folder of `out/` or a model's file as a side. Raises UsageError for anything else."""
     side, model = Side(label), path
     if (path / "preset.json").is_file():
-        name = str(json.loads((path / "preset.json").read_bytes()).get("preset", path.name))
+        described = json.loads((path / "preset.json").read_bytes())
+        name = str(described.get("preset", path.name))
+        if "grid" in described:
+            raise UsageError(f"{label} holds the grid of a sweep, and no preset", hint=f"as in forge diff {label}-1 …")
         single, folder = path / f"{name}.safetensors", path / "diffusers"
         model = folder if folder.is_dir() else single  # a single file has no room for words that were added
         side.pictures = previews_in(path, name)

@@ -81,6 +81,10 @@ def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture
     bench.recipe(PRESET + "[sweep.two]\nsoft.weights = [[0.0, 1.0], [0.5, 0.5]]\n", "swept")
     found = diff(bench, capsys, "swept@two", code=2)
     assert found["message"] == "swept@two is a sweep of 2 presets"
+    (bench.root / "out" / "swept@two").mkdir()
+    (bench.root / "out" / "swept@two" / "preset.json").write_text('{"preset": "swept@two", "grid": {}}')
+    assert "the grid of a sweep" in diff(bench, capsys, "out/swept@two", "twin", code=2)["message"]
+    found = diff(bench, capsys, "swept@two", code=2)
     assert found["hint"].endswith("forge diff swept@two-1 swept@two-2")
 
 
@@ -114,3 +118,10 @@ def test_norms_are_those_of_fp64_whatever_the_type(tmp_path: Path, dtype: torch.
     turned = apart(lies[0]._replace(turned=True, shape=(7, 300)), lies[0]._replace(turned=True, shape=(7, 300)))
     assert turned.difference == 0
     assert np.isclose(turned.first, found.first)
+
+
+@pytest.mark.parametrize("command", ["build", "plan", "report", "diff", "log", "show"])
+def test_a_recipe_that_makes_nothing_is_said_to(bench: Bench, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    bench.recipe('[dataset.more]\npath = "drawings"\n')
+    assert main(["-C", str(bench.root), command, "r"]) == 2
+    assert "error: r makes nothing" in capsys.readouterr().err
