@@ -142,9 +142,9 @@ class Build:
         enter(self.session, plan, self.summary.done, why)
         self._remember(plan)
         self._show_failed(plan)
-        for path, moved in write_grids(self.session, plan, self.outputs):
-            self.reporter.drawn(path.relative_to(self.session.project.root).as_posix(), moved)
         if self.session.project.made is None:  # nobody reads of what is made where nobody looks
+            for path, moved in write_grids(self.session, plan, self.outputs):
+                self.reporter.drawn(path.relative_to(self.session.project.root).as_posix(), moved)
             self._tell(plan)
         self.summary.plan = plan
         return self.summary

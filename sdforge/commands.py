@@ -109,8 +109,9 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
             print(json.dumps({"v": 1, "event": "pin", **found}))
         print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
         return
-    for identifier in summary.skipped:
-        say(f"  – {identifier.partition(':')[2]:<18} not built: needs what failed")
+    skipped = [plan.steps[identifier] for identifier in summary.skipped]
+    for step in skipped:
+        say(f"  – {short(step):<{name_width(skipped)}} not built: needs what failed")
     for text in barred(plan):
         say(f"  {text}")
     for found in filter(None, strange):
@@ -340,7 +341,8 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)
             session.open_recipes(meant)
             plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in meant])
-            problems += [problem for problem in session.advice(plan) if problem not in problems]
+            advice = dict.fromkeys(session.advice(plan))  # variants say the same at the same place
+            problems += [problem for problem in advice if problem not in problems]
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _side(session: Session, at: Path, name: str) -> Side:
     wanted, step, plan = _end(session, name)
     artifact = _checkpoint(step)
     if artifact is None or not all(c.content for c in artifact.components.values()):
-        raise UsageError(f"{name} has not been built", hint=f"forge build {name}")
+        raise UsageError(f"{name} is not built as its recipe has it", hint=f"forge build {name}")
     side = Side(name, _actions(plan, _manifests(plan)), _sources(plan))
     side.unnamed = [each for each in map(_of_manifest, closure(session, step)) if each]
     _list(session, side, artifact.components)
@@ -119,8 +119,15 @@ def _side(session: Session, at: Path, name: str) -> Side:
 def _end(session: Session, name: str) -> tuple[list[str], Step, Plan]:
     """Return what a name stands for: the ids that are wanted, the last step of it, and the plan."""
     wanted = session.resolve([name])
+    recipes = dict.fromkeys(identifier.partition(":")[0] for identifier in wanted)
+    if len(recipes) > 1:
+        raise UsageError(f"{name} is a sweep of {len(recipes)} presets", hint=f"two of it: forge diff {_two(recipes)}")
     plan = session.plan(wanted)
     return wanted, plan.steps[wanted[0]], plan
+
+
+def _two(recipes: Iterable[str]) -> str:
+    return " ".join(list(recipes)[:2])
 
 
 def _checkpoint(step: Step) -> Artifact | None:
@@ -202,7 +209,10 @@ def of_path(path: Path, label: str) -> Side:
     """Return a folder of `out/` or a model's file as a side. Raises UsageError for anything else."""
     side, model = Side(label), path
     if (path / "preset.json").is_file():
-        name = str(json.loads((path / "preset.json").read_bytes()).get("preset", path.name))
+        described = json.loads((path / "preset.json").read_bytes())
+        name = str(described.get("preset", path.name))
+        if "grid" in described:
+            raise UsageError(f"{label} holds the grid of a sweep, and no preset", hint=f"as in forge diff {label}-1 …")
         single, folder = path / f"{name}.safetensors", path / "diffusers"
         model = folder if folder.is_dir() else single  # a single file has no room for words that were added
         side.pictures = previews_in(path, name)
@@ -289,6 +299,9 @@ def _sources_before(plan: Plan, old: dict[str, Any], now: dict[str, Any]) -> dic
             if link.id in plan.steps or artifact is None or not old[step.id]:
                 continue
             was, is_now = (each[step.id]["inputs"].get(link.use.role) for each in (old, now))
+            if isinstance(was, list) and isinstance(is_now, list):  # one of several: its neighbours are not it
+                place = [other.id for other, _ in step.inputs if other.use.role == link.use.role].index(link.id)
+                was, is_now = was[place : place + 1], is_now[place : place + 1]
             same = was == is_now
             found[artifact.identity if same else BEFORE + json.dumps(was, sort_keys=True)] = link.id
     return found

@@ -22,7 +22,7 @@ from sdforge.looks import previews_in
 from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
-from sdforge.report.progress import short, shown_digest
+from sdforge.report.progress import name_width, short, shown_digest
 from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
@@ -152,7 +152,7 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
         if not as_json:
             say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
             for step in steps:
-                say(row(step))
+                say(row(step, width=name_width(steps)))
             for each in _varied(session, about, plan):
                 state = f"{each.to_do} to do" if each.to_do else "made"
                 say(f"    {each.preset:<{PRESETS}} {state:<9} {'; '.join(each.settings)}")
@@ -286,6 +286,7 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
     plan = session.plan(wanted)
     steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
     steps = steps or [step for step in plan.steps.values() if step.result]
+    width = name_width(steps)
     for step in steps:
         result = step.result or _last_result(session, step)
         if result is None or (not step.result and _unfinished(session, step)):
@@ -314,7 +315,8 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
             )
             continue
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
-        say(f"  {short(step):<18} {step.node.target.signature.name:<18} {made}  {seconds(record.get('seconds', 0))}")
+        head = f"{short(step):<{width}} {step.node.target.signature.name:<18}"
+        say(f"  {head} {made}  {seconds(record.get('seconds', 0))}")
         if not step.result:
             say("    made with other settings or inputs than now: `forge why` says which")
         if losses:
@@ -474,6 +476,10 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
         raise UsageError(f"{name or recipe} is no preset", hint="a recipe with a [preset] is; `forge list` names them")
     plan = session.plan(wanted)
     if plan.to_do or recipe not in presets(plan):
+        failed = next((check for step in plan.steps.values() for check in step.checks if check.failed), None)
+        if failed is not None:
+            words = str(failed.result.facts["says"]) if failed.result else ""
+            raise UsageError(f"{recipe} does not pass its checks: {words}", hint=f"forge build {recipe} --no-checks")
         raise UsageError(f"{recipe} is not built as its recipe has it", hint=f"forge build {recipe}")
     session.store.prepare()
     if not chapters(session, recipe):

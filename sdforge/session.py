@@ -126,6 +126,9 @@ class Session:
         wanted: list[str] = []
         for recipe, target in asked:
             wanted += [self.project.recipe(recipe).id(target)] if target else self.ends_of(recipe)
+        if not wanted:
+            empty = ", ".join(dict.fromkeys(recipe for recipe, _ in asked))
+            raise UsageError(f"{empty} makes nothing", hint="a target, [METHOD.NAME], or a [preset] says what is made")
         for identifier in wanted:
             if identifier not in self.graph.nodes:
                 recipe, _, target = identifier.partition(":")

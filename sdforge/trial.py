@@ -28,21 +28,28 @@ from sdforge.recipe import Recipe
 from sdforge.report.progress import reporter
 from sdforge.report.words import say
 from sdforge.session import Session
-from sdforge.variants import MARK, cells, leaves, lines
+from sdforge.variants import MARK, cells, leaves, lines, split
 
 TRIAL = "grid"  # the sweep's name
 PICKED = "picked"  # the name of a variant that is made of a cell
+WORDS = r"[a-z]\w*(\s*,\s*[a-z]\w*)*"  # values without the quotes that a shell takes away
 EXAMPLE = '--x "soft.weights=[0.6,0.4],[0.5,0.5]"'
 
 
 def grid(session: Session, wishes: argparse.Namespace) -> int:
     """Draw a grid without editing the recipe, or print the lines of one of its cells; return the exit code."""
     name, project = wishes.preset, session.project
+    home, variant = split(name)
+    if variant:
+        project.variants(name)
+        hint = f"forge grid {home} …; a sweep in the recipe may go through any two settings"
+        raise UsageError(f"a grid is drawn of a recipe, and {name!r} is one of its variants", hint)
     recipe = project.recipe(name)
-    if TRIAL in (*recipe.variants, *recipe.sweeps) or MARK in name:
-        hint = "`forge build` draws what a recipe sweeps"
-        raise UsageError(f"{name}{MARK}{TRIAL} is taken, or a variant's", hint)
+    if TRIAL in (*recipe.variants, *recipe.sweeps):
+        raise UsageError(f"{name}{MARK}{TRIAL} is the recipe's own", f"forge build {name}{MARK}{TRIAL}")
     axes = {flag: _axis(flag, text) for flag, text in (("--x", wishes.x), ("--y", wishes.y)) if text}
+    if len(axes) > 1 and _setting(wishes.x) == _setting(wishes.y):
+        raise UsageError(f"--x and --y go through one setting, {_setting(wishes.x)}", "--y takes another one")
     with _placed(project.recipe_text(name), list(axes)):
         project.try_out(name, "\n".join(["", f"[sweep.{TRIAL}]", *axes.values(), ""]))
         tried = project.recipe(name)
@@ -61,6 +68,10 @@ def grid(session: Session, wishes: argparse.Namespace) -> int:
     return _draw(session, tried, wanted, wishes)
 
 
+def _setting(text: str) -> str:
+    return text.partition("=")[0].strip()
+
+
 def _axis(flag: str, text: str) -> str:
     """Return what a flag says as a line of a sweep. Raises UsageError."""
     import tomli
@@ -73,6 +84,9 @@ def _axis(flag: str, text: str) -> str:
         found = []
     if "\n" in line or len(found) != 1 or not isinstance(found[0][1], list) or not found[0][1]:
         hint = f"as in {EXAMPLE}; texts stand in quotes, as in a recipe"
+        if re.fullmatch(WORDS, listed.strip()):
+            quoted = ",".join(f'"{word.strip()}"' for word in listed.split(","))
+            hint = f"texts stand in quotes, as in a recipe: {flag} '{key.strip()}={quoted}'"
         raise UsageError(f"{flag} {text!r} is no setting and its values", hint)
     return line
 

@@ -152,11 +152,18 @@ def _described(session: Session, root: Path, preset: str) -> dict[str, Any]:
         raise UsageError(f"there is no preset {preset!r} in {session.project.out}", hint)
     try:
         described: dict[str, Any] = json.loads(path.read_bytes())
+        if "grid" in described:
+            raise UsageError(f"{preset} is a sweep, and its folder holds its grid alone", hint=_of_sweep(described))
         if described["v"] != MANIFEST or not all("sha256" in row for row in described["files"]):
             raise ValueError(path)
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{path} was not written by this forge", hint=f"forge build {preset} writes it anew") from None
     return described
+
+
+def _of_sweep(described: dict[str, Any]) -> str:
+    cells = [str(cell["preset"]) for cell in described["grid"]["cells"]]
+    return f"its presets are {cells[0]} … {cells[-1]}" if len(cells) > 1 else f"its preset is {cells[0]}"
 
 
 def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -207,7 +214,7 @@ def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str
 
 def _decide(task: Task, record: Record) -> None:
     """Say for each file what becomes of it. Raises UsageError where one would have to be overwritten."""
-    refused = []
+    refused, owners = [], set()
     for path, wanted in task.files.items():
         target, row = task.into / path, record.rows.get(path)
         if not os.path.lexists(target):
@@ -220,13 +227,16 @@ def _decide(task: Task, record: Record) -> None:
             refused.append(f"{target}: it was changed since forge put it there")
         elif others := [name for name in row.presets if name != task.preset]:
             refused.append(f"{target}: it is another one, of {', '.join(others)}")
+            owners |= {*others}
         else:
             task.states[path] = "updated"
     if refused:
         raise UsageError(
             f"{counted(len(refused), 'file')} would have to be overwritten, so nothing was done:\n  "
             + "\n  ".join(refused),
-            hint="move them away, or give the preset's artifacts other names",
+            hint=f"`--undo` with {', '.join(sorted(owners))} takes away what is in the way"
+            if owners
+            else "move them away, or give the preset's artifacts other names",
         )
     for path, row in record.rows.items():
         if path not in task.files and task.preset in row.presets:

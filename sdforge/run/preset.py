@@ -80,6 +80,8 @@ def _described(root: Path) -> dict[str, Any]:
             f"{root / 'preset.json'} is of version {version}, and this sdforge reads version {MANIFEST}",
             hint="install a newer sdforge" if later else f"forge build {described.get('preset', '')} writes it anew",
         )
+    if "grid" in described:
+        raise UsageError(f"{root} is no preset: it holds the grid of a sweep", hint=f"its presets are {root}-1, …")
     return described
 
 

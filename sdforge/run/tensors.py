@@ -42,7 +42,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLUSHED = 1 << 28  # bytes of a file after which the disk begins to write them, while others are computed
 READ = 1 << 18  # bytes that are read back at once, to be hashed twice from the caches
-PART = 1 << 18  # elements made at a time: of fewer, threads mostly hand each other the interpreter's lock; more need memory
+PART = 1 << 18  # elements made at a time: of fewer, threads mostly hand the interpreter's lock to each other
 
 
 def load(ref: Ref) -> Tensor:

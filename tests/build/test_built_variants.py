@@ -167,9 +167,33 @@ def test_forge_grid_draws_and_leaves_recipe_lock_and_presets_alone(
     assert run(here, "grid", "r", "--x", "soft.weights=[0.5,0.5],[0.0,1.0]", "--plain") == 0
     said = capsys.readouterr().out
     assert "    2,1     soft.weights = [0.0, 1.0]\n" in said
-    assert "out/r@grid/grid.png" in said
+    assert [line for line in said.splitlines() if "grid.png" in line] == ["    out/r@grid/grid.png"]
     assert [path.name for path in (here.root / "out").iterdir()] == ["r@grid"]
     assert (here.root / "recipes" / "r.toml").read_bytes() == before
     assert not (here.root / "forge.lock").exists()
     with Image.open(io.BytesIO((here.root / "out" / "r@grid" / "grid.png").read_bytes())) as sheet:
         assert sheet.height > 2 * 128, "one row for each seed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["r@two-1", "--x", "soft.dtype=1"], "is drawn of a recipe, and 'r@two-1' is one of its variants"),
+        (["r@nine", "--x", "soft.dtype=1"], "no variant 'nine'"),
+        (["r", "--x", "preset.dtype=fp16,bf16"], """--x 'preset.dtype="fp16","bf16"'"""),
+        (["r", "--x", "preset.previews.steps=1,2", "--y", "preset.previews.steps = 3"], "go through one setting"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_is_refused_with_the_way_out(
+    bench: Bench, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    bench.recipe(DRAWN + GUIDED)
+    assert run(bench, "grid", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_variants_that_are_advised_alike_are_advised_once(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    text = TRAINED.replace("steps = 1", "steps = 1\nwarmup = 9").partition("[sweep")[0]
+    bench.recipe(text + "[sweep.two]\nstyle.rank = [2, 3]\n")
+    assert run(bench, "check", "r") == 0
+    assert capsys.readouterr().err.count("warning[warmup]") == 1

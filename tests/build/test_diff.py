@@ -76,8 +76,30 @@ def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture
         assert picture.width > 3 * 128
     bench.recipe(PRESET.replace("0.5, 0.5", "0.25, 0.75"), "other")
     found = diff(bench, capsys, "r", "other", code=2)
-    assert (found["message"], found["hint"]) == ("other has not been built", "forge build other")
+    assert (found["message"], found["hint"]) == ("other is not built as its recipe has it", "forge build other")
     assert "no recipe and no target" in diff(bench, capsys, "r", "nothing", code=2)["message"]
+    bench.recipe(PRESET + "[sweep.two]\nsoft.weights = [[0.0, 1.0], [0.5, 0.5]]\n", "swept")
+    found = diff(bench, capsys, "swept@two", code=2)
+    assert found["message"] == "swept@two is a sweep of 2 presets"
+    (bench.root / "out" / "swept@two").mkdir()
+    (bench.root / "out" / "swept@two" / "preset.json").write_text('{"preset": "swept@two", "grid": {}}')
+    assert "the grid of a sweep" in diff(bench, capsys, "out/swept@two", "twin", code=2)["message"]
+    found = diff(bench, capsys, "swept@two", code=2)
+    assert found["hint"].endswith("forge diff swept@two-1 swept@two-2")
+
+
+def test_a_source_is_as_it_was_though_what_stands_beside_it_is_not(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merged = '[weighted_sum.{0}]\ncheckpoints = ["base", "ink"]\nweights = [{1}, 0.5]\n'
+    text = merged.format("own", 0.5) + '[weighted_sum.both]\ncheckpoints = ["ink", "own"]\nweights = [0.5, 0.5]\n'
+    bench.recipe(text + '[preset]\ncheckpoint = "both"\n')
+    bench.build()
+    bench.recipe(text.replace("weights = [0.5, 0.5]", "weights = [0.2, 0.8]", 1) + '[preset]\ncheckpoint = "both"\n')
+    bench.build()
+    found = diff(bench, capsys, "r")
+    assert found["settings"] == [["own", "weights", [0.5, 0.5], [0.2, 0.8]]]
+    assert found["inputs"] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -96,3 +118,10 @@ def test_norms_are_those_of_fp64_whatever_the_type(tmp_path: Path, dtype: torch.
     turned = apart(lies[0]._replace(turned=True, shape=(7, 300)), lies[0]._replace(turned=True, shape=(7, 300)))
     assert turned.difference == 0
     assert np.isclose(turned.first, found.first)
+
+
+@pytest.mark.parametrize("command", ["build", "plan", "report", "diff", "log", "show"])
+def test_a_recipe_that_makes_nothing_is_said_to(bench: Bench, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    bench.recipe('[dataset.more]\npath = "drawings"\n')
+    assert main(["-C", str(bench.root), command, "r"]) == 2
+    assert "error: r makes nothing" in capsys.readouterr().err

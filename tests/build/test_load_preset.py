@@ -330,6 +330,9 @@ def test_another_version_of_the_description_is_refused(folder: Path, tmp_path: P
         with pytest.raises(UsageError) as caught:
             load_preset(copy)
         assert way_out in caught.value.hint
+    (copy / "preset.json").write_text(json.dumps({"v": described["v"], "grid": {}}))
+    with pytest.raises(UsageError, match="the grid of a sweep"):
+        load_preset(copy)
 
 
 def test_a_diffusers_folder_or_a_single_file_names_its_preset(folder: Path) -> None:

@@ -288,6 +288,17 @@ def test_the_plan_shows_checks_and_the_command_fails_with_them(
     assert described(painted)["state"] == "skipped"
 
 
+def test_of_a_variant_that_fails_its_own_targets_are_said_to_be_left_out(
+    painted: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdforge.commands.LocalExecutor", lambda _: painted)
+    painted.recipe(PRESET + SHINES + "[variant.dull]\npreset.bake.glow = 0.0\n")
+    assert main(["-C", str(painted.root), "build", "r@dull", "--plain"]) == 1
+    assert re.search(r"– @dull:preset.export +not built: needs what failed", capsys.readouterr().out)
+    assert main(["-C", str(painted.root), "report", "r@dull"]) == 2
+    assert "r@dull does not pass its checks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(name for name, group in method_groups().items() if group == "checks"))
 def test_every_check_in_the_folder_holds_to_the_contract(name: str) -> None:
     signature = method(name).signature

@@ -174,7 +174,9 @@ def test_what_two_presets_share_stays_until_the_last_is_taken_away(house: House)
     house.install(f"comfyui:{comfy}", "--undo")
     assert inside(comfy) == {"models/loras/chalk.safetensors"}
     house.preset("third", shared, chalk="another one")
-    assert "it is another one, of other" in house.install(f"comfyui:{comfy}", preset="third", code=2)
+    said = house.install(f"comfyui:{comfy}", preset="third", code=2)
+    assert "it is another one, of other" in said
+    assert "`--undo` with other takes away" in said
     house.install(f"comfyui:{comfy}", "--undo", preset="other")
     assert inside(comfy) == set()
 
@@ -267,6 +269,10 @@ def test_a_preset_that_is_not_built_and_an_undo_of_nothing_are_refused(house: Ho
     (house.root / "recipes" / "soft.toml").write_text("")
     assert "forge build soft" in house.install(f"comfyui:{comfy}", preset="soft", code=2)
     assert "did you mean 'soft'?" in house.install(f"comfyui:{comfy}", preset="sof", code=2)
+    described = {"v": MANIFEST, "preset": "ink@two", "grid": {"cells": [{"preset": f"ink@two-{i}"} for i in (1, 2)]}}
+    (house.root / "out" / "ink@two").mkdir()
+    (house.root / "out" / "ink@two" / "preset.json").write_text(json.dumps(described))
+    assert "its presets are ink@two-1 … ink@two-2" in house.install(f"comfyui:{comfy}", preset="ink@two", code=2)
     assert "has put nothing of 'ink'" in house.install(f"comfyui:{comfy}", "--undo", code=2)
     assert not os.path.lexists(comfy / "models/loras")
 
