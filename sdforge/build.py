@@ -602,11 +602,8 @@ class Build:
         keys: dict[str, set[str]] = {}
         for step in plan.steps.values():
             keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
-        for recipe in sorted(keys):
-            steps = [step for step in plan.steps.values() if step.node.recipe.name == recipe]
-            last = {step.id: self.session.last_key(step) for step in steps}
-            if any(step.key and last[step.id] not in ("", step.key) for step in steps):
-                self.store.note_run(f"before:{self.session.project.root}:{recipe}", last)
+        for recipe in {plan.steps[identifier].node.recipe.name for identifier in plan.wanted}:
+            self.session.note_keys(plan, recipe)
         for step in plan.steps.values():
             if step.key and self.session.last_key(step) != step.key:
                 self.store.note_run(f"last:{self.session.project.root}:{step.id}", step.key)

@@ -333,10 +333,22 @@ class Session:
         found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
         return str(found or "")
 
-    def keys_before(self, recipe: str) -> dict[str, str]:
-        """Return target → plan key, as a recipe's targets were before the last build here that changed one of them."""
-        found: dict[str, str] = self.store.run_noted(f"before:{self.project.root}:{recipe}") or {}
+    def note_keys(self, plan: Plan, recipe: str) -> None:
+        """Note target → plan key of what is wanted of a recipe and all that it is made from, if any has changed."""
+        wanted = [identifier for identifier in plan.wanted if plan.steps[identifier].node.recipe.name == recipe]
+        steps = [plan.steps[node.id] for node in self.graph.behind(wanted) if node.id in plan.steps]
+        last = self._keys_noted(recipe)
+        now = (last[0] if last else {}) | {step.id: step.key for step in steps if step.key}
+        if not last or now != last[0]:
+            self.store.note_run(f"keys:{self.project.root}:{recipe}", [now, *last[:1]])
+
+    def _keys_noted(self, recipe: str) -> list[dict[str, str]]:
+        found: list[dict[str, str]] = self.store.run_noted(f"keys:{self.project.root}:{recipe}") or []
         return found
+
+    def keys_before(self, recipe: str) -> dict[str, str]:
+        """Return target → plan key, as a recipe's targets were before the last build of it that changed one of them."""
+        return next(iter(self._keys_noted(recipe)[1:]), {})
 
     def advice(self, plan: Plan) -> list[Problem]:
         """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""

@@ -45,13 +45,19 @@ def card(told: Story) -> str:
         _licence(told),
         f"## How it was made\n\n```mermaid\n{mermaid(told)}```\n",
         _inputs(told),
-        f"## Recipe\n\n{fenced(told.last.recipe, 'toml')}\n`forge build --locked {told.name}` makes the same again.\n",
+        f"## Recipe\n\n{fenced(told.last.recipe, 'toml')}\n{_again(told)}\n",
         _hashes(told),
     ]
     return "\n".join(filter(None, parts))
 
 
 # -- front matter ------------------------------------------------------------------------------------------------------
+
+
+def _again(told: Story) -> str:
+    if told.preset.get("checks", {}).get("state") == "skipped":
+        return f"Its checks were skipped: `forge build --locked --no-checks {told.name}` makes the same again."
+    return f"`forge build --locked {told.name}` makes the same again."
 
 
 def _front_matter(told: Story) -> str:

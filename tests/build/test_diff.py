@@ -63,6 +63,18 @@ def test_a_build_is_compared_with_the_one_before(bench: Bench, capsys: pytest.Ca
     assert [each["distance"] for each in by_file["components"] if each["changed"]] == [unet["distance"]]
 
 
+def test_a_build_of_a_variant_is_no_build_of_its_recipe(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = PRESET[: PRESET.index("[preset.previews]")]
+    variant = "[variant.strong]\nsoft.weights = [0.1, 0.9]\n"
+    bench.recipe(bare + variant)
+    bench.build()
+    bench.recipe(bare.replace("[0.5, 0.5]", "[0.2, 0.8]").replace("glow = 0.5", "glow = 2.0") + variant)
+    bench.build("r@strong")
+    bench.build()
+    changed = [row[:2] for row in diff(bench, capsys, "r")["settings"]]
+    assert sorted(changed) == [["preset.bake", "loras.glow.strength"], ["soft", "weights"]]
+
+
 def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("r", "twin"):
         bench.recipe(PRESET.replace("[preset]", '[preset]\ntitle = "Both"'), name)

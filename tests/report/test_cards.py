@@ -59,6 +59,12 @@ def test_it_says_how_to_use_it_and_how_it_was_made(published: Story) -> None:
     assert 'sdforge.load_preset("toy")' in text
 
 
+def test_a_preset_that_was_not_checked_says_so(published: Story) -> None:
+    assert "\n`forge build --locked toy` makes the same again." in card(published)
+    unchecked = replace(published, preset=published.preset | {"checks": {"state": "skipped"}})
+    assert "Its checks were skipped: `forge build --locked --no-checks toy`" in card(unchecked)
+
+
 def test_every_input_of_the_graph_has_an_arrow(published: Story) -> None:
     assert mermaid(published).count("-->") == sum(len(each.inputs) for each in published.made)
 
