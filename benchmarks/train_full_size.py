@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
+from benchmarks.networks import BIG_G, UNETS, VIT_L
+
 ROOT = Path(__file__).parents[1] / "recipes" / "bases" / "flat"  # whose VAE, tokenizer and schedule serve
 STEPS = 60
 
@@ -34,41 +36,12 @@ class Shape(NamedTuple):
     batches: tuple[int, ...]
 
 
-def text(width: int, layers: int, heads: int) -> dict[str, int]:
-    """Return the configuration of a CLIP text encoder."""
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
-    return sizes | {"num_hidden_layers": layers, "num_attention_heads": heads}
-
-
-SD15, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 FULL = {
     "SD1.5 at 512": Shape(
-        "sd15",
-        SD15,
-        {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        (text(768, 12, 12),),
-        512,
-        (8, 32),
+        "sd15", "StableDiffusionPipeline", {"sample_size": 64} | UNETS["sd15"], (VIT_L,), 512, (8, 32)
     ),
     "SDXL at 1024": Shape(
-        "sdxl",
-        SDXL,
-        {
-            "sample_size": 128,
-            "block_out_channels": (320, 640, 1280),
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "transformer_layers_per_block": [1, 2, 10],
-            "cross_attention_dim": 2048,
-            "attention_head_dim": [5, 10, 20],
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 1280 + 6 * 256,
-        },
-        (text(768, 12, 12), text(1280, 32, 20)),
-        1024,
-        (4, 8),
+        "sdxl", "StableDiffusionXLPipeline", {"sample_size": 128} | UNETS["sdxl"], (VIT_L, BIG_G), 1024, (4, 8)
     ),
 }
 

@@ -33,6 +33,7 @@ KINDS = (
 )
 UNPINNED = ("files", "pictures", "verdict")  # kinds that can always be made again
 SIDECARS = ("hypernetwork", "null_text", "image_embedding", "aesthetic")  # kinds that act while pictures are drawn
+DIGITS = 16  # of a digest, by which files are called until they get a person's name
 WITH = "-with"  # behind the name of a folder of pictures: those that were drawn with a preset's sidecars
 
 
@@ -109,6 +110,11 @@ class Artifact:
         if self.whole or not all(c.content for c in self.components.values()):
             return self.whole
         return self._name({name: c.content for name, c in self.components.items()})
+
+    @property
+    def called(self) -> str:
+        """How files are called that hold it or are drawn with it."""
+        return (self.digest or self.identity)[:DIGITS]
 
     def _name(self, components: dict[str, str]) -> str:
         return artifact_identity(self.kind, components, self.facts)

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sdforge.explain import Explainer, in_short
-from sdforge.outputs import DIGITS
+from sdforge.looks import Pictures, own_column
 from sdforge.plan import Plan, Step
 from sdforge.project import read_small
 from sdforge.report.progress import shown_digest
 from sdforge.session import Session
-from sdforge.store import Result
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,15 +37,14 @@ class Did:
 class Chapter:
     """One build of a preset.
 
-    made: seconds since 1970; recipe: its text; steps: id → what was done about it. pictures: key and digest of the
-    previews, column: the folder of the preset's own among them; all empty where nothing was drawn.
+    made: seconds since 1970; recipe: its text; steps: id → what was done about it; pictures: the previews, if it drew
+    any.
     """
 
     made: float
     recipe: str
     steps: dict[str, Did] = field(default_factory=dict)
-    pictures: tuple[str, str] = ("", "")
-    column: str = ""
+    pictures: Pictures | None = None
 
     def same_as(self, other: Chapter) -> bool:
         """Say whether both builds came out alike."""
@@ -110,14 +108,7 @@ def chapter(session: Session, plan: Plan, recipe: str, states: dict[str, str], w
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
     if drawn is None or drawn.result is None:
         return Chapter(time.time(), text, steps)
-    pictures = (drawn.result.key, drawn.result.digest)
-    return Chapter(time.time(), text, steps, pictures, own_column(drawn))
-
-
-def own_column(drawn: Step) -> str:
-    """Return the folder of the pictures of the preset itself, among those that its previews drew."""
-    checkpoint = next(a for link, a in drawn.inputs if link.use.role == "checkpoint" and a is not None)
-    return (checkpoint.digest or checkpoint.identity)[:DIGITS]
+    return Chapter(time.time(), text, steps, Pictures(drawn.result.key, drawn.result.digest, own_column(drawn)))
 
 
 def chapters(session: Session, recipe: str) -> list[Chapter]:
@@ -128,14 +119,7 @@ def chapters(session: Session, recipe: str) -> list[Chapter]:
 
 def _chapter(row: dict[str, Any]) -> Chapter:
     steps = {identifier: Did(**did) for identifier, did in row["steps"].items()}
-    key, digest = row["pictures"]
-    return Chapter(row["made"], row["recipe"], steps, (key, digest), row["column"])
-
-
-def pictures_of(session: Session, before: Chapter) -> Result | None:
-    """Return the previews of an earlier build, if the store still has them."""
-    key, digest = before.pictures
-    return next((result for result in session.store.known(key).results if result.digest == digest), None)
+    return Chapter(row["made"], row["recipe"], steps, row["pictures"] and Pictures(*row["pictures"]))
 
 
 def _row(session: Session, recipe: str) -> str:

@@ -28,7 +28,7 @@ def read_dataset(
     if not path.is_dir():
         raise UsageError(f"{name}: {path} is no folder")
     reading = _Reading(name, table, path, digest, check)
-    for folder, repeats, words in _folders(table["layout"], path, table["repeats"]):
+    for folder, repeats, words in folders(table["layout"], path, table["repeats"]):
         reading.read(folder, repeats, words)
     reading.refuse_nothing()
     reading.rows.sort()
@@ -42,7 +42,7 @@ def read_dataset(
     return value, reading.places
 
 
-def _folders(layout: str, path: Path, repeats: int) -> Iterator[tuple[Path, int, str]]:
+def folders(layout: str, path: Path, repeats: int) -> Iterator[tuple[Path, int, str]]:
     """Yield the folders with pictures: (folder, how often its pictures are shown, their caption where they have none).
 
     kohya's scripts take both from a folder's name: `10_ohwx woman`.

@@ -25,7 +25,7 @@ from sdforge.errors import UsageError
 from sdforge.places import cache_folder, find_root
 from sdforge.report.words import glyphs, safe, size
 from sdforge.store import LAYOUT
-from sdforge.store.files import is_abandoned
+from sdforge.store.files import clone, is_abandoned
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pydantic", "pillow")
 LEAST_DISK, LEAST_MEMORY = (
@@ -33,7 +33,6 @@ LEAST_DISK, LEAST_MEMORY = (
     4 * 10**9,
 )  # bytes: a checkpoint of SD 1.5 is 2 GB, its training state thrice that
 DRIFT = 2.0  # seconds between the clocks of a file system and of the machine: as much as the stat cache allows for
-FICLONE = 0x40049409  # ioctl: let a file share another one's blocks
 NVIDIA, AMD, DISPLAY = "0x10de", "0x1002", "0x03"  # makers of PCI devices, and how the class of displays begins
 PATIENCE = 180.0  # seconds for the child, which has to import torch
 
@@ -262,7 +261,7 @@ def _abilities(folder: Path) -> Finding:
     if lacks:
         hint = "put the cache on a disk of this machine: FORGE_CACHE names another place"
         return Finding("file system", f"it has no {' and no '.join(lacks)}", hint, 4)
-    shares = "can" if _shares_blocks(two) else "cannot"
+    shares = "can" if clone(two, two.with_name("shared")) else "cannot"
     return Finding("file system", f"locks, renames and flushes; files {shares} share blocks (reflink)")
 
 
@@ -277,15 +276,6 @@ def _locks(path: Path) -> bool:
         except OSError:
             return False
     return False
-
-
-def _shares_blocks(path: Path) -> bool:
-    with path.open("rb") as source, path.with_name("shared").open("wb") as target:
-        try:
-            fcntl.ioctl(target, FICLONE, source.fileno())
-        except OSError:
-            return False
-    return True
 
 
 def _clock(folder: Path) -> Finding:

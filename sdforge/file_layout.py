@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 
 
+def pays(made: int, whole: int) -> bool:
+    """Say whether a pack is laid out as a file of which a formula makes `made` of `whole` bytes: half or more.
+
+    A pack that holds little but what lies elsewhere already would cost the store more than a second writing costs time.
+    """
+    return 2 * made >= whole
+
+
 class Laid(NamedTuple):
     """A file that was written so: where it lies, its sha256, and the sha256 of the bytes after its header."""
 

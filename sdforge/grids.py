@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import WITH
-from sdforge.outputs import DIGITS, MANIFEST, Outputs
+from sdforge.looks import own_column, preset_pictures
+from sdforge.outputs import MANIFEST, Outputs
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
 from sdforge.session import Session
@@ -55,13 +55,7 @@ class Grid:
         """Return the sha256 of a picture that a cell drew with the preset; prompt: from 0. Raises KeyError."""
         step = self.cells[cell]
         assert step.result is not None
-        checkpoint = next(artifact for link, artifact in step.inputs if link.use.role == "checkpoint")
-        assert checkpoint is not None
-        column = (checkpoint.digest or checkpoint.identity)[:DIGITS]
-        rows = {name: row[0] for name, row in step.result.files.items()}
-        name = f"{prompt + 1}-{seed}.png"
-        drawn_with = f"{column}{WITH}/{name}"
-        return str(rows[drawn_with if drawn_with in rows else f"{column}/{name}"])
+        return preset_pictures(step.result, own_column(step))[prompt + 1, seed]
 
     def source(self) -> str:
         """Name what the files are made from: the pictures, and all that is written beside them."""

@@ -75,7 +75,7 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
         # reports compare with what the build before drew
-        keys |= {chapter.pictures[0] for name in names for chapter in chapters(other, name)}
+        keys |= {c.pictures.key for name in names for c in chapters(other, name) if c.pictures}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
@@ -283,7 +283,8 @@ BASH = """_forge() {
   local word="${COMP_WORDS[COMP_CWORD]}" command="" at="." i
   # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone
   local name="${COMP_LINE:0:COMP_POINT}" before
-  name="${name##* }" before="${name%%"$word"}"
+  name="${name##* }"
+  before="${name%%"$word"}"
   for ((i = 1; i < COMP_CWORD; i++)); do
     case "${COMP_WORDS[i]}" in
       -C) at="${COMP_WORDS[i + 1]}"; i=$((i + 1)) ;;

@@ -467,7 +467,7 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
 
     Raises UsageError for what is no preset, or is not built.
     """
-    from sdforge.chronicle import chapters, enter, presets
+    from sdforge.chronicle import presets
     from sdforge.telling import REPORT, tell
 
     wanted = session.resolve([name] if name else [])
@@ -482,8 +482,6 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
             raise UsageError(f"{recipe} does not pass its checks: {words}", hint=f"forge build {recipe} --no-checks")
         raise UsageError(f"{recipe} is not built as its recipe has it", hint=f"forge build {recipe}")
     session.store.prepare()
-    if not chapters(session, recipe):
-        enter(session, plan, {}, {})
     for place in tell(session, plan, recipe):
         say(f"  what lay in the way was not ours: it is in {place} now")
     path = session.outputs.folder(plan.steps[f"{recipe}:preset.export"]) / REPORT

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sdforge.artifact import WITH
+from sdforge.artifact import DIGITS, WITH
 from sdforge.errors import UsageError
 from sdforge.store import Result
 from sdforge.store.files import within
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sdforge.session import Session
 
 PREVIEW = re.compile(r"(\d{1,2})-(\d+)-(.+)\.png")  # prompt, seed, of what it is
-DIGITS = 16  # of a checkpoint's digest, by which a folder of pictures is called
 
 
 class Pictures(NamedTuple):
@@ -76,6 +75,11 @@ def note_passed(session: Session, step: Step) -> None:
 
 def _noted(session: Session, recipe: str) -> str:
     return f"passed:{session.project.root}:{recipe}"
+
+
+def own_column(drawn: Step) -> str:
+    """Return the folder of the pictures of the preset itself, among those that its previews drew."""
+    return next(a.called for link, a in drawn.inputs if link.use.role == "checkpoint" and a is not None)
 
 
 def pictures_of(session: Session, pictures: Pictures) -> Result | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.errors import BrokenPromise, UsageError
-from sdforge.file_layout import FileLayout, Laid
+from sdforge.file_layout import FileLayout, Laid, pays
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
@@ -84,8 +84,7 @@ def _written(session: Session, step: Step) -> dict[str, Laid]:
 def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | None:
     """Return the file that an export will make of what a formula makes, if one waits for nothing else.
 
-    None, too, where the formula makes less than half of it: a pack that holds little but what lies elsewhere already
-    would cost the store more than a second writing costs time.
+    None, too, where the formula makes too little of it to pay.
     """
     from sdforge.edits.export import single_layout
 
@@ -118,7 +117,8 @@ def _file_layout(session: Session, step: Step, formula: Pass) -> FileLayout | No
             layout = single_layout(order)._replace(passing=passing)
         except UsageError:  # the export itself will say so
             return None
-        return layout if 2 * sum(ref.size for ref in passing.values()) <= sum(map(layout.size, layout.shapes)) else None
+        whole = sum(map(layout.size, layout.shapes))
+        return layout if pays(whole - sum(ref.size for ref in passing.values()), whole) else None
     return None
 
 

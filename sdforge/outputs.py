@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import WITH
+from sdforge.artifact import DIGITS, WITH
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
@@ -20,7 +20,6 @@ from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_
 
 REPLACED = ".replaced"
 FAILED = ".failed"  # where pictures lie that did not pass the checks of their preset
-DIGITS = 16  # of a digest, by which files are called until they get a person's name
 MANIFEST = 2  # version of `preset.json`
 ADVISED = ("steps", "guidance", "resolution")  # of the previews: what a preset advises to draw with
 
@@ -72,9 +71,8 @@ class Outputs:
         for link, artifact in step.inputs:
             if artifact is not None:
                 label = step.node.recipe.name if link.use.role == "checkpoint" else link.use.reference
-                digest = (artifact.digest or artifact.identity)[:DIGITS]
                 found = own if link.use.role == "sidecars" else labels
-                found.setdefault(digest, label.replace(":", ".").removeprefix("preset."))
+                found.setdefault(artifact.called, label.replace(":", ".").removeprefix("preset."))
         with_sidecars = {file.partition("/")[0] for file in step.result.files if file.partition("/")[0].endswith(WITH)}
         twice = {file.partition("/")[2] for file in step.result.files if file.partition("/")[0] in with_sidecars}
         for file in step.result.files:

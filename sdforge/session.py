@@ -24,6 +24,7 @@ from sdforge.errors import (
     nearest,
 )
 from sdforge.families import family
+from sdforge.file_layout import pays
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.looks import looks
@@ -576,7 +577,7 @@ class Session:
         if len(makers) != 1:
             return 0
         made = self.bytes_needed(steps[makers.pop()])
-        return made if 2 * made >= self.size(checkpoint) else 0
+        return made if pays(made, self.size(checkpoint)) else 0
 
     def _states_needed(self, step: Step) -> int:
         """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""

@@ -10,6 +10,17 @@ from pathlib import Path
 
 from sdforge.store.files import OWN_NAME
 
+RECIPE = """\
+family = "sd15"
+
+[rehearsal.a]
+on = "base"
+dataset = "drawings"
+steps = 6
+
+[preset]
+checkpoint = "a"
+"""
 IGNORED = ("cache", "out", ".forge", "rehearsal.log", "forge.lock")
 
 

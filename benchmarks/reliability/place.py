@@ -17,23 +17,12 @@ from typing import NamedTuple
 
 from tests.conftest import FORGE_TOML, Ran, new_project
 from tests.quick import TRACED, Quick
-from tests.survival import Whole, leftovers
+from tests.survival import RECIPE, Whole, leftovers
 from tests.toys import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FORGE = Path(sys.executable).with_name("forge")
 CALLS = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "fchmod", "ftruncate", "pwrite64", "write")
-RECIPE = """\
-family = "sd15"
-
-[rehearsal.a]
-on = "base"
-dataset = "drawings"
-steps = 6
-
-[preset]
-checkpoint = "a"
-"""
 TRAINING = """\
 family = "sd15"
 

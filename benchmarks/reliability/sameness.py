@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.reliability.place import ROOT, Bench, Found, at
 
-RESUMES, REPEATS, FIFTIES = 21, 3, 10
+RESUMES, REPEATS, FIFTIES = 20, 3, 10
 SURROUNDINGS: tuple[dict[str, str], ...] = (
     {"OMP_NUM_THREADS": "1"},
     {"OMP_NUM_THREADS": "2"},
@@ -59,10 +59,12 @@ def training(bench: Bench, i: int) -> Found | None:
         return None
     whole, quick = bench.trained, bench.torch
     with bench.clone(whole) as root:
-        if i % 8 == 7:
+        before, place = divmod(i, 7)
+        if place == 6:
             ran = quick.forge(root, "build", "--json")
             return Found("repeats", [*whole.differences(root), *([] if ran.code == 0 else [ran.out[-300:]])])
-        fault = f"{('kill', 'late-kill')[i // 8 % 2]}:{i % 8 * 2 + 4 + i // 16}"
+        cycle, place = divmod(i - before, 7)  # of resumes alone
+        fault = f"{('kill', 'late-kill')[cycle % 2]}:{place * 2 + 4 + cycle // 2}"
         ran = quick.forge(root, "build", "--json", FORGE_FAULT=fault)
         problems = [] if ran.code == -9 else [f"not killed by {fault}: {ran.code}"]
         return Found("resumes", at(fault, problems + bench.mends_itself(root, whole)))

@@ -13,10 +13,18 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.order import Outcome
-from sdforge.settings import Reference, Takes
+from sdforge.settings import NotNegative, Reference, Similarity, Table, Takes
 
 Drawn = Annotated[SkipJsonSchema[Reference], Takes("pictures"), Field(description="what is looked at")]
 PREVIEWS = "preset.previews"  # the target that draws them
+
+
+class Near(Table):
+    """What checks have that compare every picture with another one."""
+
+    pictures: Drawn = PREVIEWS
+    ssim: Similarity = Field(0.5, description="at least so much structural similarity: 1 is equal; -1 asks nothing")
+    psnr: NotNegative = Field(0.0, description="at least so many dB of peak signal to noise; 0 asks nothing")
 
 
 def verdict(faults: list[str], says: str, measured: Mapping[str, float]) -> Outcome:

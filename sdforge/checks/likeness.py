@@ -8,9 +8,9 @@ from typing import Annotated, final
 
 from pydantic import Field
 
-from sdforge.checks import PREVIEWS, Drawn
+from sdforge.checks import Near
 from sdforge.order import Order, Outcome
-from sdforge.settings import NotNegative, Reference, Similarity, Table, Takes
+from sdforge.settings import Reference, Takes
 
 VERSION = 1
 MAKES = "verdict"
@@ -19,19 +19,16 @@ INLINE = True  # numpy is enough, so it runs in the builder's process
 
 
 @final
-class Likeness(Table):
+class Likeness(Near):
     """SSIM (Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861) and PSNR against a picture that somebody chose.
 
     The reference is resized to what was drawn. Of several prompts and seeds every one has to be as near, unless
     `prompt` or `seed` say which.
     """
 
-    pictures: Drawn = PREVIEWS
     to: Annotated[Reference, Takes("picture")] = Field(description="the reference: a source that is a picture")
     prompt: int = Field(0, ge=0, le=64, description="only pictures of this prompt, counted from 1; 0: of all")
     seed: int = Field(-1, ge=-1, lt=2**53, description="only pictures of this seed; -1: of all")
-    ssim: Similarity = Field(0.5, description="at least so much structural similarity: 1 is equal; -1 asks nothing")
-    psnr: NotNegative = Field(0.0, description="at least so many dB of peak signal to noise; 0 asks nothing")
 
 
 TABLE = Likeness

@@ -8,9 +8,9 @@ from typing import final
 
 from pydantic import Field
 
-from sdforge.checks import PREVIEWS, Drawn
+from sdforge.checks import Near
 from sdforge.order import Order, Outcome
-from sdforge.settings import NotNegative, Similarity, Table
+from sdforge.settings import Similarity
 
 VERSION = 1
 MAKES = "verdict"
@@ -19,7 +19,7 @@ INLINE = True  # numpy is enough, so it runs in the builder's process
 
 
 @final
-class Previous(Table):
+class Previous(Near):
     """Every picture against that of the same prompt and seed in the last build here that passed its checks.
 
     SSIM and PSNR are those of `likeness`. Where there was no such build, or it drew other prompts, there is nothing to
@@ -27,10 +27,7 @@ class Previous(Table):
     later builds are compared with what that wrote.
     """
 
-    pictures: Drawn = PREVIEWS
-    ssim: Similarity = Field(0.5, description="at least so much structural similarity: 1 is equal; -1 asks nothing")
     most_ssim: Similarity = Field(1.0, description="at most so much, where a change is what is wanted; 1 asks nothing")
-    psnr: NotNegative = Field(0.0, description="at least so many dB of peak signal to noise; 0 asks nothing")
 
 
 TABLE = Previous

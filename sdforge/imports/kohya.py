@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import tomllib
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from sdforge.datasets import PICTURES
+from sdforge.datasets import PICTURES, folders
 from sdforge.errors import UsageError, counted
 from sdforge.imports.draft import Draft, Wishes, listed
 
@@ -64,9 +63,11 @@ def read(path: Path, text: str, draft: Draft, wishes: Wishes) -> None:
 
 def _toml(path: Path, text: str) -> dict[str, Any]:
     """Return the options of a file; sections of a training's are joined."""
+    import tomli
+
     try:
-        found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        found = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
         raise UsageError(f"{path} is no TOML: {error}") from None
     if "datasets" in found:
         return found
@@ -324,7 +325,7 @@ class _Training:
 class _Pictures:
     """The data sets of a configuration: [general], [[datasets]] and their subsets, the nearest word counting."""
 
-    OPTIONS = (
+    READ = (
         "resolution",
         "enable_bucket",
         "shuffle_caption",
@@ -334,6 +335,9 @@ class _Pictures:
         "flip_aug",
         "train_batch_size",
         "dataset_repeats",
+    )
+    OPTIONS = (
+        *READ,
         "bucket_no_upscale",
         "min_bucket_reso",
         "max_bucket_reso",
@@ -344,7 +348,7 @@ class _Pictures:
         "random_crop",
         "caption_tag_dropout_rate",
     )
-    TAKEN = (*OPTIONS[:9], "batch_size", "image_dir", "num_repeats", "class_tokens", "is_reg", "layout", "subsets")
+    TAKEN = (*READ, "batch_size", "image_dir", "num_repeats", "class_tokens", "is_reg", "layout", "subsets")
 
     def __init__(self, path: Path, config: dict[str, Any], shared: dict[str, Any], draft: Draft) -> None:
         self.path, self.draft = path, draft
@@ -431,8 +435,7 @@ class _Pictures:
         if folder == self.draft.root or not folder.is_dir():
             return 0
         if self.first.get("layout"):
-            named = [(re.match(r"(\d+)_", p.name), p) for p in folder.iterdir() if p.is_dir()]
-            return sum(int(found[1]) * _pictures_in(p) for found, p in named if found)
+            return sum(repeats * _pictures_in(each) for each, repeats, _ in folders("kohya", folder, 1))
         return _pictures_in(folder) * int(self.first.get("num_repeats") or self.first.get("dataset_repeats") or 1)
 
 

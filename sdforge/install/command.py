@@ -24,11 +24,10 @@ from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
-from sdforge.store.files import Lock, flush_folder, resources, sha256_of
+from sdforge.store.files import Lock, flush_folder, resources, sha256_of, share
 
 BESIDE = (".json", ".png", ".jpg", ".jpeg", ".webp", ".txt", ".info")  # how files end that say something of another one
 PRESET = r"[a-z][a-z0-9_-]*(@[a-z0-9_-]+)?"
-CLONE = 0x40049409  # FICLONE of linux/fs.h: share the blocks of another file until either is changed
 
 State = Literal["put", "updated", "kept", "theirs", "removed", "left"]
 WORDS = {
@@ -314,34 +313,14 @@ def _part(target: Path) -> Path:
 
 def _bring(source: Path, part: Path, *, copy: bool) -> str:
     """Share a file's blocks, else link it, else copy it; a clone comes first since a change to it stays its own."""
-    if not copy:
-        if _clone(source, part):
-            return "clone"
-        try:
-            os.link(source, part)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-        else:
-            return "hard link"
-    shutil.copyfile(source, part)
+    how = "copy"
+    if copy:
+        shutil.copyfile(source, part)
+    else:
+        how = share(source, part)
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    return "copy"
-
-
-def _clone(source: Path, part: Path) -> bool:
-    """Make a clone where the file system can; leave nothing where it cannot."""
-    import fcntl
-
-    with source.open("rb") as old, part.open("xb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), CLONE, old.fileno())
-            os.fsync(new.fileno())
-        except OSError:
-            part.unlink()
-            return False
-    return True
+    return how
 
 
 def _name(part: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sdforge.artifact import WITH
-from sdforge.outputs import DIGITS
+from sdforge.looks import own_column
 from sdforge.plan import Step
 
 MODELS = ("checkpoint", "lora", "embedding", "hypernetwork")  # kinds of files that those programs list
@@ -95,8 +95,7 @@ def about(row: dict[str, Any], preset: dict[str, Any], settings: dict[str, Any])
 def _picture(drawn: Step, words: list[str]) -> str:
     """Return the first picture of the preset itself that says one of these words, or else its first one."""
     assert drawn.result is not None
-    checkpoint = next(a for link, a in drawn.inputs if link.use.role == "checkpoint" and a is not None)
-    column = (checkpoint.digest or checkpoint.identity)[:DIGITS]
+    column = own_column(drawn)
     settings = json.loads(drawn.node.target.settings)
     prompts = list(enumerate(settings["prompts"]))
     prompts.sort(key=lambda found: not any(word in found[1] for word in words))

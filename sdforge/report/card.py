@@ -11,24 +11,24 @@ import re
 from collections.abc import Iterator
 
 from sdforge.chronicle import PREVIEWS
+from sdforge.references import Hub, is_remote, parse
 from sdforge.report.markup import Markup, element, joined
 from sdforge.report.story import Made, Story
 from sdforge.report.words import size
 
 WIDGETS = 6  # pictures of a card
-HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)")  # a source from the hub → the repository's name
-HUB_LICENCES = {  # as SPDX or people write it → as the hub has it; all others are `other` there
-    "cc0-1.0": "cc0-1.0",
-    "apache-2.0": "apache-2.0",
-    "mit": "mit",
-    "creativeml-openrail-m": "creativeml-openrail-m",
-    "openrail": "openrail",
-    "openrail++": "openrail++",
-    "cc-by-4.0": "cc-by-4.0",
-    "cc-by-sa-4.0": "cc-by-sa-4.0",
-    "cc-by-nc-4.0": "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0": "cc-by-nc-sa-4.0",
-}
+HUB_LICENCES = (  # that the hub knows by name; all others are `other` there
+    "cc0-1.0",
+    "apache-2.0",
+    "mit",
+    "creativeml-openrail-m",
+    "openrail",
+    "openrail++",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
 CIVITAI = {"sd15": "SD 1.5", "sd2": "SD 2.1", "sdxl": "SDXL 1.0", "unclip": "SD 2.1 Unclip"}
 TRAINED = {"lora": "lora", "loha": "loha", "lokr": "lokr", "textual_inversion": "textual-inversion"}
 
@@ -54,19 +54,13 @@ def card(told: Story) -> str:
 # -- front matter ------------------------------------------------------------------------------------------------------
 
 
-def _again(told: Story) -> str:
-    if told.preset.get("checks", {}).get("state") == "skipped":
-        return f"Its checks were skipped: `forge build --locked --no-checks {told.name}` makes the same again."
-    return f"`forge build --locked {told.name}` makes the same again."
-
-
 def _front_matter(told: Story) -> str:
     """Return the YAML that the hub reads; every value is written as JSON, which is YAML too."""
     licence = told.settings["licence"]
-    known = HUB_LICENCES.get(licence.lower())
+    known = licence.lower() in HUB_LICENCES
     values: dict[str, object] = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if licence:
-        values |= {"license": known or "other"} | ({} if known else {"license_name": licence})
+        values |= {"license": licence.lower()} if known else {"license": "other", "license_name": licence}
     if bases := _hub_bases(told):
         values |= {"base_model": bases, "base_model_relation": "merge" if _is_merge(told) else "finetune"}
     values["tags"] = list(dict.fromkeys(_tags(told)))
@@ -79,8 +73,8 @@ def _front_matter(told: Story) -> str:
 
 
 def _hub_bases(told: Story) -> list[str]:
-    found = [HUB.match(each.where) for each in told.sources if each.kind == "checkpoint"]
-    return list(dict.fromkeys(match[1] for match in found if match))
+    bases = [parse(each.where) for each in told.sources if each.kind == "checkpoint" and is_remote(each.where)]
+    return list(dict.fromkeys(base.repository for base in bases if isinstance(base, Hub)))
 
 
 def _is_merge(told: Story) -> bool:
@@ -108,6 +102,12 @@ def _widgets(told: Story) -> Iterator[tuple[str, str]]:
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------
+
+
+def _again(told: Story) -> str:
+    if told.preset.get("checks", {}).get("state") == "skipped":
+        return f"Its checks were skipped: `forge build --locked --no-checks {told.name}` makes the same again."
+    return f"`forge build --locked {told.name}` makes the same again."
 
 
 def _gallery(told: Story) -> str:

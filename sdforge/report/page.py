@@ -225,9 +225,12 @@ class _Page:
             said.append(f"On held-out pictures the loss is least at step {each.recommended}: {least:.4f}.")
         elif each.losses:
             said.append("No pictures were held out, so nothing recommends a step.")
-        drawing = loss_drawing(each.losses, each.validation, each.recommended, f"Loss of {each.name}")
-        parts = [element("h3", each.name, element("small", title)), drawing if each.losses else ""]
-        parts += [_legend(held_out=bool(each.validation)) if each.losses else ""]
+        parts = [element("h3", each.name, element("small", title))]
+        if each.losses:
+            parts.append(loss_drawing(each.losses, each.validation, each.recommended, f"Loss of {each.name}"))
+            parts.append(_legend(held_out=bool(each.validation)))
+        else:
+            said.append("Its losses are not in the cache any more.")
         parts += [element("p", line, class_="quiet") for line in said]
         return element("article", *parts, self._samples(each))
 

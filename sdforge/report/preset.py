@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdforge import sampler
-from sdforge.artifact import SIDECARS, Artifact
+from sdforge.artifact import DIGITS, SIDECARS, Artifact
 from sdforge.edits.export import DIFFUSERS
 from sdforge.families import family
 from sdforge.formats.custom_diffusion import endings as custom_endings
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.embedding import OPPOSITE, negative_word, words_of
-from sdforge.outputs import ADVISED, DIGITS, MANIFEST, verdicts
+from sdforge.outputs import ADVISED, MANIFEST, verdicts
 from sdforge.plan import Step
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from sdforge.artifact import WITH
-from sdforge.outputs import DIGITS
 from sdforge.plan import Step
 
 GROUND, INK, QUIET, RULE = (250, 249, 246), (34, 34, 40), (120, 120, 128), (226, 224, 218)
@@ -25,7 +24,7 @@ def columns(step: Step) -> list[tuple[str, str]]:
     sidecars = any(link.use.role == "sidecars" for link, _ in step.inputs)
     for link, artifact in step.inputs:
         assert artifact is not None
-        label, folder = link.use.reference, (artifact.digest or artifact.identity)[:DIGITS]
+        label, folder = link.use.reference, artifact.called
         if link.use.role == "sidecars":
             continue
         if link.use.role == "checkpoint":
@@ -50,7 +49,7 @@ def rows(step: Step) -> list[tuple[str, list[str]]]:
         if artifact is not None and link.use.role == "sidecars" and artifact.kind == "null_text":
             for p, prompt in enumerate([artifact.facts["prompt"], *settings["prompts"]]):
                 says = f"{link.use.reference}, {'as it was inverted' if p == 0 else 'edited'}"
-                found.append((f"{(artifact.digest or artifact.identity)[:DIGITS]}-{p}", [*_wrapped(prompt), says]))
+                found.append((f"{artifact.called}-{p}", [*_wrapped(prompt), says]))
     return found
 
 

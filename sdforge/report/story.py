@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdforge.artifact import WITH, Artifact
-from sdforge.chronicle import EXPORT, PREVIEWS, Chapter, Did, behind, chapters, own_column, pictures_of
+from sdforge.artifact import Artifact
+from sdforge.chronicle import EXPORT, PREVIEWS, Chapter, Did, behind, chapter, chapters
+from sdforge.dtypes import SAFETENSORS
 from sdforge.families import family
 from sdforge.graph import Link
 from sdforge.licences import combined
+from sdforge.looks import own_column, pictures_of, preset_pictures
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.sheet import columns
@@ -119,10 +121,11 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
     steps = [step for step in behind(session, plan, recipe) if not step.idle]
     export = plan.steps[f"{recipe}:{EXPORT}"]
     assert export.result is not None
-    last, *earlier = chapters(session, recipe)
+    # the chronicle is lost with the index; what is there is told all the same
+    last, *earlier = chapters(session, recipe) or [chapter(session, plan, recipe, {}, {})]
     before = earlier[0] if earlier else None
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
-    old = pictures_of(session, before) if before else None
+    old = pictures_of(session, before.pictures) if before and before.pictures else None
     preset = json.loads(session.description(export))
     checkpoint = export.inputs[0][1]
     assert checkpoint is not None
@@ -141,7 +144,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
         settings=settings,
         last=last,
         before=before,
-        lost=bool(before and before.column and old is None),
+        lost=bool(before and before.pictures and old is None),
         sources=sources,
         made=[_made(session, recipe, step, _did(last, step), _inputs(plan, step)) for step in steps],
         trainings=[_training(session, step, records[step.id]) for step in steps if "losses" in records[step.id]],
@@ -162,7 +165,8 @@ def _record(session: Session, step: Step) -> dict[str, Any]:
 
 def _dtype(checkpoint: Artifact) -> str:
     found = dict.fromkeys(component.dtype for component in checkpoint.components.values() if component.dtype)
-    return ", ".join({"F16": "fp16", "BF16": "bf16", "F32": "fp32"}.get(name, name) for name in found)
+    words = {name: word for word, name in SAFETENSORS.items()}
+    return ", ".join(words.get(name, name) for name in found)
 
 
 # -- what it is made from ----------------------------------------------------------------------------------------------
@@ -301,15 +305,10 @@ def _rows(session: Session, drawn: Step | None, before: Chapter | None, old: Res
 
 def _earlier(session: Session, before: Chapter, old: Result) -> dict[tuple[str, int], str]:
     """Return (prompt, seed) → sha256 of the pictures of the preset's own in an earlier build."""
-    settings = (session.store.preimage(old.key) or {}).get("settings", {})
-    found = {}
-    for p, prompt in enumerate(settings.get("prompts", [])):
-        for seed in settings.get("seeds", []):
-            names = [f"{before.column}{ending}/{p + 1}-{seed}.png" for ending in (WITH, "")]
-            row = next((old.files[name] for name in names if name in old.files), None)
-            if row and _is_kept(session, row[0]):
-                found[prompt, seed] = row[0]
-    return found
+    prompts = (session.store.preimage(old.key) or {}).get("settings", {}).get("prompts", [])
+    assert before.pictures is not None
+    drawn = preset_pictures(old, before.pictures.column).items() if prompts else ()
+    return {(prompts[number - 1], seed): sha for (number, seed), sha in drawn if _is_kept(session, sha)}
 
 
 def _replays(drawn: Step, files: dict[str, str], folders: list[str]) -> Iterator[Row]:
@@ -318,10 +317,11 @@ def _replays(drawn: Step, files: dict[str, str], folders: list[str]) -> Iterator
     for link, artifact in drawn.inputs:
         if link.use.role != "sidecars" or artifact is None or artifact.kind != "null_text":
             continue
-        digest = (artifact.digest or artifact.identity)[:16]
         for p, prompt in enumerate([artifact.facts["prompt"], *prompts]):
             note = f"{link.use.reference}, {'as it was inverted' if p == 0 else 'edited'}"
-            yield Row(str(prompt), None, note, [files.get(f"{folder}/{digest}-{p}.png", "") for folder in folders])
+            yield Row(
+                str(prompt), None, note, [files.get(f"{folder}/{artifact.called}-{p}.png", "") for folder in folders]
+            )
 
 
 def changed_lines(before: str, now: str) -> list[tuple[str, str]]:

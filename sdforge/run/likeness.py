@@ -6,6 +6,7 @@ Shapes in names: H rows, W columns, C colours. Values are 0 … 1.
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,11 @@ def like_reference(order: Order) -> Outcome:
         said = PREFIX.format(settings["prompt"] or "any", settings["seed"] if settings["seed"] >= 0 else "any")
         raise ActionFailed(f"no preview is of {said}", hint="[preset.previews] says which are drawn")
     ((reference, *_),) = order.the("to").pictures
+    resized = cache(partial(read, reference))
     pairs = []
     for row in chosen:
         drawn_HWC = read(row[0])
-        pairs.append((row, drawn_HWC, read(reference, (drawn_HWC.shape[1], drawn_HWC.shape[0]))))
+        pairs.append((row, drawn_HWC, resized((drawn_HWC.shape[1], drawn_HWC.shape[0]))))
     return _compared(pairs, settings)
 
 

@@ -130,22 +130,30 @@ def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
         flush_folder(final.parent)
 
 
-def share(path: Path, place: Path) -> None:
-    """Put a file's bytes at another place without writing them, where the file system can, else copy them.
+def share(path: Path, place: Path) -> str:
+    """Put a file's bytes at a new place without writing them, where the file system can, else copy them; return how.
 
     What shares no blocks but is the same file (a hard link) is read-only at both places.
     """
-    try:
-        with path.open("rb") as source, place.open("xb") as target:
-            fcntl.ioctl(target, FICLONE, source.fileno())
-    except OSError:
-        place.unlink(missing_ok=True)
-    else:
-        return
+    if clone(path, place):
+        return "clone"
     try:
         place.hardlink_to(path)
     except OSError:
         shutil.copyfile(path, place)
+        return "copy"
+    return "hard link"
+
+
+def clone(path: Path, place: Path) -> bool:
+    """Let a new file share another one's blocks until either is changed; leave nothing where that cannot be."""
+    with path.open("rb") as source, place.open("xb") as target:
+        try:
+            fcntl.ioctl(target, FICLONE, source.fileno())
+        except OSError:
+            place.unlink()
+            return False
+    return True
 
 
 def publish_bytes(data: bytes, final: Path, temporary_folder: Path, mode: int = 0o444) -> None:

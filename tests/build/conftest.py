@@ -11,7 +11,7 @@ import pytest
 from tests.build.inline import Bench
 from tests.conftest import new_project
 from tests.quick import Quick
-from tests.survival import Whole
+from tests.survival import RECIPE, Whole
 from tests.toys import write_checkpoint, write_drawings
 
 MID = "mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -53,19 +53,6 @@ def bench(tmp_path: Path, bench_files: Path) -> Bench:
     return Bench(tmp_path / "project")
 
 
-SURVIVING = """\
-family = "sd15"
-
-[rehearsal.a]
-on = "base"
-dataset = "drawings"
-steps = 6
-
-[preset]
-checkpoint = "a"
-"""
-
-
 @pytest.fixture(scope="session")
 def quick() -> Iterator[Quick]:
     """Run many builds in little time."""
@@ -78,6 +65,6 @@ def quick() -> Iterator[Quick]:
 def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick: Quick) -> Whole:
     """A project built without a fault, and what it came out as. Read only: copy or clone it."""
     root = tmp_path_factory.mktemp("whole") / "project"
-    new_project(root, toy_checkpoint, SURVIVING)
+    new_project(root, toy_checkpoint, RECIPE)
     assert quick.forge(root, "build", "--json").code == 0
     return Whole(root)

@@ -452,13 +452,16 @@ def test_completion_names_every_command(tmp_path: Path, shell: str) -> None:
         (["build", "--ret"], ["--retrain"]),
         (["why", "pres"], ["preset.export"]),
         (["build", "to"], ["toy", "toy:a", "toy:b", "toy:c", "toy:preset.export"]),
+        (["build", "toy", ":", "pre"], ["preset.export"]),  # bash takes toy:pre for three words
         (["-C", ".", "pl"], ["plan"]),
     ],
 )
 def test_bash_completes_commands_options_and_targets(typed: list[str], offered: list[str], project: Project) -> None:
     script = project.forge("completion", "bash").out
     words = " ".join(f"'{word}'" for word in ["forge", *typed])
-    script += f'COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _forge; printf "%s\\n" "${{COMPREPLY[@]}}"\n'
+    line = " ".join(["forge", *typed]).replace(" : ", ":")
+    script += f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}\n"
+    script += '_forge; printf "%s\\n" "${COMPREPLY[@]}"\n'
     environment = os.environ | {"PATH": f"{FORGE.parent}:{os.environ['PATH']}", "FORGE_METHODS": _methods()}
     ran = subprocess.run(
         ["bash", "-c", script], cwd=project.root, env=environment, capture_output=True, text=True, check=True

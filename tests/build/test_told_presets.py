@@ -140,6 +140,15 @@ def test_a_report_that_is_gone_is_written_by_the_next_build(twice: Bench) -> Non
     assert page(twice) == text
 
 
+def test_what_is_there_is_told_where_no_index_can_be_kept(twice: Bench, tmp_path: Path) -> None:
+    bench = Bench(shutil.copytree(twice.root, tmp_path / "project"))
+    for path in (bench.root / "cache" / "v1").glob("index.db*"):
+        path.unlink()
+    (bench.root / "cache" / "v1" / "index.db").mkdir()
+    bench.build()
+    assert "There is no earlier build to compare with yet." in page(bench)
+
+
 def test_a_report_that_somebody_changed_is_kept_aside(twice: Bench) -> None:
     path = twice.root / "out" / "r" / "card.md"
     path.write_text("mine")

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from sdforge.index import Index
-from tests.build.conftest import SURVIVING
 from tests.quick import Quick
-from tests.survival import Whole, damages, entries, flip, leftovers
+from tests.survival import RECIPE, Whole, damages, entries, flip, leftovers
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def test_other_bits_on_the_same_fingerprint_are_a_broken_promise(root: Path, qui
 
 
 def test_what_was_never_built_cannot_be_compared(root: Path, quick: Quick) -> None:
-    (root / "recipes" / "toy.toml").write_text(SURVIVING.replace("steps = 6", "steps = 7"))
+    (root / "recipes" / "toy.toml").write_text(RECIPE.replace("steps = 6", "steps = 7"))
     ran = quick.forge(root, "verify", "--rebuild", "toy:a")
     assert ran.code == 2
     assert "has not been built" in ran.err

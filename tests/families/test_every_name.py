@@ -19,8 +19,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from benchmarks.merging.files import BIG_G, VAE, VIT_L
-from benchmarks.merging.files import UNETS as REAL
+from benchmarks.networks import BIG_G, VAE, VIT_L
+from benchmarks.networks import UNETS as REAL
 from sdforge.families import Name, family
 from sdforge.families.sdxl import FIRST
 

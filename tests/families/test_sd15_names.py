@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as stock
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.merging.files import UNETS, VAE, VIT_L
+from benchmarks.networks import UNETS, VAE, VIT_L
 from sdforge.families import Name
 from tests.families.workbench import SD15
 

@@ -11,11 +11,10 @@ import pytest
 
 from sdforge.errors import ResourceError, UsageError
 from sdforge.remotes import Remote, open_remote
-from tests.build.conftest import SURVIVING as RECIPE
 from tests.conftest import Project, new_project
 from tests.quick import Quick
 from tests.remotes.hub import Hub, hub
-from tests.survival import Whole
+from tests.survival import RECIPE, Whole
 
 DATA = b"some bytes" * 1000
 NAME, ACTION = hashlib.sha256(DATA).hexdigest(), "ac" * 32

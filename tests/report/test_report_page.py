@@ -189,6 +189,14 @@ def test_the_recommended_step_is_marked_where_it_is() -> None:
     assert "on held-out pictures 0.5000 to 0.4000; step 60 is recommended" in drawn.all("desc")[0].text
 
 
+def test_a_training_whose_losses_are_lost_is_told_without_them(story: Story) -> None:
+    lost = [replace(each, losses=[], steps=0) for each in story.trainings]
+    told = parsed(replace(story, trainings=lost)).all("article")
+    assert len(told) == len(lost) > 0
+    assert all("Its losses are not in the cache any more." in each.words() for each in told)
+    assert not [each for article in told for each in article.all("svg")]
+
+
 @pytest.mark.parametrize("losses", [[0.5], [0.5, 0.5], [float(i) for i in range(5000)], [1e-9, 2e-9]])
 def test_curves_of_any_length_and_range_stay_within_the_drawing(losses: list[float]) -> None:
     drawn = Parsed(loss_drawing(losses, [], None, "Loss")).root

@@ -11,7 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.train import by_hand, ours
-from benchmarks.train_full_size import FULL, Shape, measure, text
+from benchmarks.train_full_size import FULL, Shape, measure
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
 from sdforge.run import speed
@@ -98,13 +98,18 @@ def test_the_benchmark_of_full_size_runs_on_small_ones(capsys: pytest.CaptureFix
     assert all(float(row.split("|")[3]) > 0 for row in rows)
 
 
+def _text(width: int) -> dict[str, int]:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "projection_dim": width}
+    return sizes | {"num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 def _small_sd15(shape: Shape) -> Shape:
-    return shape._replace(unet=UNET, texts=(text(16, 1, 2),), edge=64, batches=(1,))
+    return shape._replace(unet=UNET, texts=(_text(16),), edge=64, batches=(1,))
 
 
 def _small_sdxl(shape: Shape) -> Shape:
     unet = XL | {"projection_class_embeddings_input_dim": 24 + 6 * 8}
-    return shape._replace(unet=unet, texts=(text(16, 1, 2), text(24, 1, 2)), edge=64, batches=(1,))
+    return shape._replace(unet=unet, texts=(_text(16), _text(24)), edge=64, batches=(1,))
 
 
 SMALL = {"sd15": _small_sd15, "sdxl": _small_sdxl}
