@@ -22,8 +22,8 @@ from sdforge.graph import Graph, Link, Node, Taken, way_in, wrong_kind
 from sdforge.identity import H, canonical, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.method import method
-from sdforge.recipe import Use
 from sdforge.store import Known, Result
+from sdforge.target import Use
 
 STATES = ("reuse", "fetch", "build", "maybe", "unneeded")
 MOST_LISTED = 32  # formulas whose tensors are kept listed; a chain lists each of its links once

@@ -22,7 +22,7 @@ FLOORS = (
     {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
-    {"method", "merges", "trainings", "edits", "checks", "tables", "recipe"},
+    {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs", "looks"},
     {"one_pass"},
