@@ -25,6 +25,7 @@ from sdforge.errors import (
 )
 from sdforge.families import family
 from sdforge.file_layout import pays
+from sdforge.fitting import Misfit, Misfits
 from sdforge.graph import Graph, Link, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, read_lock
 from sdforge.looks import looks
@@ -32,7 +33,8 @@ from sdforge.method import method
 from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import FAILED, Outputs
 from sdforge.places import LOCK, cache_folder, find_root
-from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
+from sdforge.plan import Plan, Step, Wishes
+from sdforge.planner import Planner
 from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store

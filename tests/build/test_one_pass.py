@@ -9,7 +9,8 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.errors import ActionFailed
-from sdforge.plan import Planner, Step
+from sdforge.plan import Step
+from sdforge.planner import Planner
 from tests.build.inline import Bench
 
 SOFT = '[weighted_sum.soft]\ncheckpoints = ["base", "ink"]\nweights = [0.6, 0.4]\n'

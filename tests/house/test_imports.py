@@ -25,6 +25,7 @@ FLOORS = (
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
     {"plan", "import_step", "sources", "outputs", "looks"},
+    {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids"},
     {"chronicle", "report.story", "report.page", "report.card"},
