@@ -413,7 +413,9 @@ def plan(wishes: argparse.Namespace) -> int:
     session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
     if made.to_do:
-        session.refuse_mistakes(made)
+        from sdforge.advice import refuse_mistakes
+
+        refuse_mistakes(session, made)
     from sdforge.commands import show_plan
 
     show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)

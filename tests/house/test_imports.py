@@ -27,7 +27,7 @@ FLOORS = (
     {"plan", "import_step", "sources", "outputs", "looks"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
-    {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids"},
+    {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids", "advice", "room", "placing"},
     {"chronicle", "report.story", "report.page", "report.card"},
     {"sidecars", "telling"},
     {"sharing"},
