@@ -347,10 +347,11 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
+    from sdforge.lockfile import LockFile
     from sdforge.telling import is_told
 
     made = session.plan(wanted)
-    settled = not made.to_do and not session.retrain and session.is_settled(made)
+    settled = not made.to_do and not session.retrain and LockFile(session).is_settled(made)
     if settled and is_told(session, made) and not lacking_grids(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real

@@ -166,15 +166,6 @@ class Session:
                 )
             self.retrain.add(identifier)
 
-    def is_settled(self, plan: Plan) -> bool:
-        """Say whether there is nothing to note beside the plan: no alias, no row of the lock."""
-        from sdforge.lockfile import LockFile
-
-        file = LockFile(self)
-        file.check(plan)
-        changes = file.changes(plan)
-        return not (plan.aliases or plan.notes or changes.sources or changes.targets or changes.results)
-
     def _owner(self, name: str, recipes: list[str]) -> tuple[str, str]:
         """Find the one recipe that has a target of this name."""
         owners = []

@@ -57,10 +57,8 @@ def tell(session: Session, plan: Plan, recipe: str) -> list[str]:
         REPORT: page(told, session.store.bytes_of, folder),
     }
     (source,) = (source for name, source in session.outputs.composed(export) if name == "preset.json")
-    files = [
-        (each.path, each.data or _drawn(session, plan, recipe, each), each.sha256)
-        for each in files_beside(session, export)
-    ]
+    beside = files_beside(session, export)
+    files = [(each.path, each.data or _drawn(session, plan, recipe, each), each.sha256) for each in beside]
     files += [("preset.json", description(session, export), source)]
     files += [(name, text.encode(), made_from) for name, text in texts.items()]
     staging, moved = session.store.workplace(), []
