@@ -35,7 +35,7 @@ FLOORS = (
     {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
     {"disk", "rebuild", "difference", "imports", "trial"},
-    {"cli"},
+    {"arguments", "cli"},
     {"__main__"},
 )
 
