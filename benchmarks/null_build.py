@@ -55,7 +55,7 @@ def pretend(root: Path) -> None:
     """Give every target a result, as if it had been trained: 10,000 real builds would take hours."""
     from sdforge.artifact import Component
     from sdforge.session import open_session
-    from sdforge.store import Result
+    from sdforge.store.entries import Result
 
     session = open_session(root)
     names = session.project.default

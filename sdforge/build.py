@@ -34,7 +34,7 @@ from sdforge.report.preset import file_row
 from sdforge.results import Made, Publisher
 from sdforge.room import refuse_lack
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import Lock
 from sdforge.telling import REPORT, tell
 

@@ -25,7 +25,7 @@ from sdforge.orders import closure
 from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 DIFFERENT = 10  # the exit code with --exit-code
 BEFORE = "before: "  # ahead of what a manifest had of a source that was another one

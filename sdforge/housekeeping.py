@@ -20,7 +20,8 @@ from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Store, alias_in
+from sdforge.store import Store
+from sdforge.store.entries import alias_in
 from sdforge.store.files import publish_bytes, read_entry
 
 DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack

@@ -26,7 +26,7 @@ from sdforge.report.progress import name_width, short, shown_digest
 from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdforge.artifact import DIGITS, WITH
 from sdforge.errors import UsageError
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import within
 
 if TYPE_CHECKING:

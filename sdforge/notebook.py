@@ -22,7 +22,7 @@ from sdforge.report.cost import total
 from sdforge.report.progress import shown_digest
 from sdforge.room import room
 from sdforge.session import Session, open_session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 
 class Target(NamedTuple):

@@ -21,7 +21,7 @@ from sdforge.errors import ForgeError, ResourceError
 from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result, alias_in, load_result, preimage_in
+from sdforge.store.entries import Result, alias_in, load_result, preimage_in
 from sdforge.store.files import CHUNK, damaged, open_regular, read_entry
 
 

@@ -20,7 +20,7 @@ from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.sheet import columns
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sdforge.manifest import likeness
 from sdforge.plan import Plan, Step, Wishes
 from sdforge.planner import Planner
 from sdforge.project import Project
-from sdforge.store import Known, Result
+from sdforge.store.entries import Known, Result
 
 MID = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 NAMES = {
