@@ -121,6 +121,6 @@ def _files(session: Session, command: list[str]) -> dict[str, str]:
         except UsageError:
             continue
         if Path(path).is_file():
-            found[word] = session.store.digest(path)
+            found[word] = session.store.seen.digest(path)
             session.rely_on(path)
     return found

@@ -167,7 +167,7 @@ class Verifier:
                         self.seen.damages.append(Damage(path, "it is not what was written there"))
         for place in sorted(self.session.sources.looked_at()):
             path = Path(place)
-            expected = self.store.stat_cache(path.absolute()) if path.is_file() else ""
+            expected = self.store.seen.known_digest(path.absolute()) if path.is_file() else ""
             if expected and self._digest_or_none(path) != expected:
                 self.seen.damages.append(Damage(path, "its bytes have changed, and its times have not"))
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,19 +32,16 @@ from sdforge.index import Index
 from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of
 from sdforge.store.files import (
     Lock,
-    Stat,
     damaged,
     is_abandoned,
-    is_settled,
     own_name,
     publish,
     publish_bytes,
     read_entry,
     resources,
-    sha256_of,
-    stat_of,
     sweep_parts,
 )
+from sdforge.store.seen import Seen
 
 LAYOUT = "v1"
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
@@ -60,10 +56,9 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root / LAYOUT
         self.index = Index(self.root / "index.db")
+        self.seen = Seen(self.index)
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
-        self._looked: dict[Path, tuple[Stat, str]] = {}  # by this process
-        self._places: dict[str, Path] = {}  # sha256 → a file that had it, looked at by this process
         self._ready = False
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -156,8 +151,7 @@ class Store:
             path.unlink()
         else:
             publish(path, self.object(sha256))
-            if stat := stat_of(self.object(sha256)):
-                self._looked[self.object(sha256)] = stat, sha256
+            self.seen.note_written(self.object(sha256), sha256)
 
     def note_laid(self, sha256: str, key: str, data_sha256: str) -> None:
         """Note that a pack is laid out as a file (see `FileLayout.key`)."""
@@ -172,7 +166,7 @@ class Store:
         for sha256 in packs:
             noted = self.run_noted(f"laid:{sha256}")
             path = self.object(sha256)
-            if noted and path.is_file() and self.digest(path) == sha256:
+            if noted and path.is_file() and self.seen.digest(path) == sha256:
                 found[noted[0]] = str(path), sha256, noted[1]
         return found
 
@@ -246,56 +240,12 @@ class Store:
     def find(self, sha256: str) -> Path | None:
         """Return a file with these bytes: an object, or a source that has not changed since it was looked at."""
         path = self.object(sha256)
-        if path.exists():
-            return path
-        places = [str(self._places[sha256])] if sha256 in self._places else []
-        places += [place for _, place in self.index.read("digests", "sha256 = ?", [sha256])]
-        for place in places:
-            if stat_of(place) and self.digest(Path(place)) == sha256:
-                return Path(place)
-        return None
+        return path if path.exists() else self.seen.find(sha256)
 
     def holds(self, result: Result) -> bool:
         """Say whether all files in which a result's bytes lie are there, and the tables that list its tensors."""
         tables = (self.object(component.table).exists() for component in result.components.values())
         return all(self.find(pack) for pack in result.packs) and all(tables)
-
-    # -- files that are not ours -----------------------------------------------------------------------------------
-
-    def stat_cache(self, path: Path) -> str:
-        """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else "".
-
-        A look so soon after a change that it cannot be trusted counts for this process alone: whoever reads the bytes
-        verifies them.
-        """
-        stat = stat_of(path)
-        if path in self._looked and self._looked[path][0] == stat:
-            return self._looked[path][1]
-        row = self.index.read_keyed("seen", [f"file:{path}"]).get(f"file:{path}")
-        if row and stat and row[1] and tuple(json.loads(row[0])) == stat:
-            return str(row[2])
-        return ""
-
-    def digest(self, path: Path) -> str:
-        """Return a file's sha256, from the stat cache if it can be trusted."""
-        known = self.stat_cache(path)
-        return known or self.look(path)
-
-    def look(self, path: Path) -> str:
-        """Hash a file now, and remember it."""
-        while True:
-            before, looked = stat_of(path), time.time_ns()
-            sha256 = sha256_of(path)
-            if before is not None and stat_of(path) == before:
-                self.remember(path, before, sha256, looked)
-                return sha256
-
-    def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
-        """Note what a file's bytes were at a look."""
-        self._looked[path], self._places[sha256] = (stat, sha256), path
-        row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
-        self.index.put("seen", {f"file:{path}": row})
-        self.index.insert("digests", [(sha256, str(path))])
 
     # -- results ---------------------------------------------------------------------------------------------------
 

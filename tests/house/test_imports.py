@@ -20,7 +20,7 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 FLOORS = (
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
-    {"store.files", "store.entries", "verdict"},
+    {"store.files", "store.entries", "store.seen", "verdict"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
