@@ -15,13 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from sdforge.chronicle import enter, presets, reasons
+from sdforge.chapters import presets, reasons, remember
 from sdforge.devices import devices
 from sdforge.errors import ActionFailed, BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted, ResourceError
 from sdforge.executors import Executor, Handle
 from sdforge.grids import write_grids
 from sdforge.lockfile import LockFile
-from sdforge.looks import note_passed
 from sdforge.method import method
 from sdforge.one_pass import Pass
 from sdforge.order import Order, Outcome
@@ -36,6 +35,7 @@ from sdforge.room import refuse_lack
 from sdforge.session import Session
 from sdforge.store.entries import Result
 from sdforge.store.files import Lock
+from sdforge.target import PREVIEWS
 from sdforge.telling import REPORT, tell
 
 TICK = 0.2  # seconds between looks at locks that others hold
@@ -141,8 +141,8 @@ class Build:
                 self._end()
         for name in self.lockfile.write(plan):
             self.reporter.note(f"source `{name}` is not what it was: pinned anew")
-        enter(self.session, plan, self.summary.done, why)
-        self._remember(plan)
+        remember(self.session, plan, self.summary.done, why)
+        self._expect(plan)
         self._show_failed(plan)
         if self.session.project.made is None:  # nobody reads of what is made where nobody looks
             for path, moved in write_grids(self.session, plan, self.outputs):
@@ -243,7 +243,7 @@ class Build:
         if not self.session.checked:
             return False
         makes = step.node.target.signature.makes
-        drawn = plan.steps.get(f"{step.node.recipe.name}:preset.previews")
+        drawn = plan.steps.get(f"{step.node.recipe.name}:{PREVIEWS}")
         if makes == "files" and drawn is not None and drawn.state not in ("reuse", "unneeded"):
             return True  # a preset that cannot be drawn, or is black, is not written either
         return (makes == "files" or step.restore) and not all(check.passed for check in step.checks)
@@ -599,27 +599,13 @@ class Build:
         for key, content_key, manifest in plan.aliases:
             self.store.add_alias(key, content_key, manifest)
 
-    def _remember(self, plan: Plan) -> None:
+    def _expect(self, plan: Plan) -> None:
         """Note the keys of every recipe for the next null build, and the project as a root of the cache."""
         keys: dict[str, set[str]] = {}
         for step in plan.steps.values():
             keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
-        for recipe in {plan.steps[identifier].node.recipe.name for identifier in plan.wanted}:
-            self.session.note_keys(plan, recipe)
-        for step in plan.steps.values():
-            if step.key and self.session.last_key(step) != step.key:
-                self.store.note_run(f"last:{self.session.project.root}:{step.id}", step.key)
-                self.store.note_preimage(step.key, step.manifest)
-                for _, artifact in step.inputs:
-                    if artifact is not None and "rows" in artifact.notes:
-                        named = {"rows": artifact.notes["rows"], "names": artifact.notes["names"]}
-                        self.store.note_whole(artifact.whole, named)
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
-        for step in plan.steps.values():
-            whole = step.node.target.placed and step.state == "reuse" and not step.restore
-            if whole and step.artifact is not None and step.node.target.signature.makes == "pictures":
-                note_passed(self.session, step)
         if self.summary.built or self.summary.restored:
             self.store.register(self.session.project.root)
 

@@ -308,7 +308,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"{name} is restored: what it is made from has not changed, its files in out/ are not whole")
     else:
         say(
-            f"{name} would be made{' again' if session.last_key(step) else ''} because"
+            f"{name} would be made{' again' if session.chronicle.last_key(step.id) else ''} because"
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )

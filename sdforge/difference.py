@@ -259,7 +259,7 @@ def _of_manifest(action: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | No
 def before(session: Session, name: str) -> Side:
     """Return what a preset was before the last build that changed it. Raises UsageError where that is not known."""
     wanted, step, plan = _end(session, name)
-    keys, now = session.keys_before(step.node.recipe.name), _manifests(plan)
+    keys, now = session.chronicle.past(step.node.recipe.name).before, _manifests(plan)
     manifests = {i: session.store.preimage(keys.get(i, "")) or {} for i in plan.steps}
     if not manifests[step.id]:
         raise UsageError(f"no earlier build of {name} is known here", hint="`forge diff A B` compares any two")

@@ -366,7 +366,7 @@ def _write_samples(session: Session, name: str, path: Path) -> None:
 
 def _last_result(session: Session, step: Step) -> Result | None:
     """Return what a target came out as when it was last built here, with whatever settings."""
-    known = session.store.known(session.last_key(step))
+    known = session.store.known(session.chronicle.last_key(step.id))
     results = known.results or (session.store.known(known.alias).results if known.alias else [])
     return results[0] if results else None
 
@@ -467,7 +467,7 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
 
     Raises UsageError for what is no preset, or is not built.
     """
-    from sdforge.chronicle import presets
+    from sdforge.chapters import presets
     from sdforge.telling import REPORT, tell
 
     wanted = session.resolve([name] if name else [])

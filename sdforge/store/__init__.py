@@ -402,7 +402,7 @@ class Store:
         return self.root / "derived"
 
     def note_run(self, what: str, value: Any) -> None:
-        """Remember how long something took, for estimates."""
+        """Remember something of a run: how long it took, for estimates, or how a pack is laid out."""
         self.index.put("history", {what: json.dumps(value)})
 
     def run_noted(self, what: str) -> Any:

@@ -186,7 +186,7 @@ class World:
             lock=self.lock,
             graph=self.graph,
             retrain=set(wishes.get("retrain", ())),
-            last_key=lambda step: self.last.get(step.id, ""),
+            chronicle=SimpleNamespace(last_key=lambda identifier: self.last.get(identifier, "")),
         )
         return Explainer(session, plan).causes(plan.steps[f"r:{target}"])
 
