@@ -75,8 +75,9 @@ def pretend(root: Path) -> None:
 
 def settle(session: Session, wanted: list[str]) -> None:
     """Do what a build does at its end."""
-    from sdforge.build import Build, Options
+    from sdforge.build import Build
     from sdforge.lockfile import LockFile
+    from sdforge.under_way import Options
 
     plan = session.plan(wanted)
     assert not plan.to_do

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from sdforge.advice import advice, against_licence, assumed, refuse_mistakes
-from sdforge.build import Build, Options, Summary
+from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
@@ -28,6 +28,7 @@ from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.room import refuse_lack, room
 from sdforge.session import Session
+from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them

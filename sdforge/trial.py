@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import zip_longest
 
 from sdforge.advice import refuse_mistakes
-from sdforge.build import Build, Options
+from sdforge.build import Build
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
 from sdforge.grids import write_grids
@@ -30,6 +30,7 @@ from sdforge.report.progress import reporter
 from sdforge.report.words import say
 from sdforge.session import Session
 from sdforge.target import PREVIEWS
+from sdforge.under_way import Options
 from sdforge.variants import MARK, cells, leaves, lines, split
 
 TRIAL = "grid"  # the sweep's name

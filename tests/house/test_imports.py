@@ -19,8 +19,8 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
-    {"store.files", "store.entries", "store.seen", "verdict"},
+    {"artifact", "settings", "syntax", "places", "index", "variants"},
+    {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
@@ -31,7 +31,7 @@ FLOORS = (
     {"chapters", "report.story", "report.page", "report.card"},
     {"sidecars", "telling"},
     {"sharing"},
-    {"executors", "build", "bounded", "fetch", "exchange"},
+    {"executors", "under_way", "ready", "interrupts", "intake", "build", "bounded", "fetch", "exchange"},
     {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
     {"disk", "rebuild", "difference", "imports", "trial"},
