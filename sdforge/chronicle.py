@@ -16,6 +16,7 @@ another version wrote counts as lost: then there is nothing to compare with, and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,11 +135,14 @@ class Chronicle:
             self._read[recipe] = Past.load(row) if row else Past()
         return self._read[recipe]
 
-    def keep(self, recipe: str, past: Past) -> None:
-        """Remember a recipe as it is now."""
-        if past != self.past(recipe):
-            self.index.put("builds", {self._row(recipe): past.dump()})
-            self._read[recipe] = past
+    def change(self, recipe: str, change: Callable[[Past], Past]) -> None:
+        """Change what is remembered of a recipe, whatever another build has entered since it was read."""
+        self._read.pop(recipe, None)
+        before = self.past(recipe)
+        now = change(before)
+        if now != before:
+            self.index.put("builds", {self._row(recipe): now.dump()})
+            self._read[recipe] = now
 
     def last_key(self, identifier: str) -> str:
         """Return the plan key with which a target was last made here, or ""."""
