@@ -110,7 +110,7 @@ class Past:
     def load(text: str) -> Past:
         """Return what `dump` wrote; nothing of what another version wrote."""
         value = json.loads(text)
-        if value.get("v") != VERSION:
+        if not isinstance(value, dict) or value.get("v") != VERSION:
             return Past()
         builds = tuple(_chapter(row) for row in value["builds"])
         return Past(value["keys"], value["before"], builds, tuple(Pictures(*row) for row in value["passed"]))
