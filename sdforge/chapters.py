@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
-from sdforge.chronicle import Chapter, Did, Past, pictures_in
+from sdforge.chronicle import Chapter, Did, Past
+from sdforge.drawn import pictures_in
 from sdforge.explain import Explainer, in_short
 from sdforge.plan import Plan, Step
 from sdforge.project import read_small

@@ -19,26 +19,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sdforge.artifact import Artifact
+from sdforge.drawn import Pictures
 from sdforge.index import Index
 
 VERSION = 1  # of the record's format: raised, what is there is forgotten
 MOST = 2  # builds that are remembered, and previews that passed
-
-
-class Pictures(NamedTuple):
-    """Previews that a build drew: key and digest of the result, and which checkpoint's pictures are the preset's."""
-
-    key: str
-    digest: str
-    column: str
-
-
-def pictures_in(previews: Artifact) -> Pictures:
-    """Return which previews an artifact is."""
-    return Pictures(*(previews.notes[name] for name in Pictures._fields))
 
 
 @dataclass(frozen=True)

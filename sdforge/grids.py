@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdforge.looks import own_column, preset_pictures
+from sdforge.drawn import own_column, preset_pictures
 from sdforge.outputs import COMPOSED, MANIFEST, Outputs
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe

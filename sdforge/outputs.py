@@ -194,8 +194,8 @@ class Outputs:
         """Make room for a file: what a build wrote there or what is the same may go, anything else is moved aside."""
         rows = self._rows(path)
         ours = {coming, *(str(row[2]).rpartition("\n")[2] for row in rows.values())}
-        last = rows.get(f"out:{path}")
-        untouched = bool(last) and bool(last[1]) and tuple(json.loads(last[0])) == stat_of(path)
+        stat, settled, _ = rows.get(f"out:{path}", ("", 0, ""))
+        untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""
         aside = self.project.out / REPLACED / path.relative_to(self.project.out)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sdforge.chronicle import Chapter, Chronicle, Did, Past, Pictures
+from sdforge.chronicle import Chapter, Chronicle, Did, Past
+from sdforge.drawn import Pictures
 from sdforge.index import Index
 from sdforge.session import open_session
 from tests.quick import Quick

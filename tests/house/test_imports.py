@@ -24,7 +24,7 @@ FLOORS = (
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
-    {"plan", "import_step", "sources", "outputs", "looks", "chronicle"},
+    {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids", "advice", "room", "placing"},
