@@ -142,7 +142,9 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_command_line_alone_loads_neither_torch_nor_a_schema_library() -> None:
-    found = loaded_by("import sdforge.cli, sdforge.session, sdforge.plan, sdforge.lockfile, sdforge.explain, sdforge.telling")
+    found = loaded_by(
+        "import sdforge.cli, sdforge.session, sdforge.plan, sdforge.lockfile, sdforge.explain, sdforge.telling"
+    )
     assert not found & {*HEAVY, "PIL", "pydantic", "rich", "tree_sitter", "tomli"}
 
 
