@@ -206,6 +206,10 @@ class Build:
             self.intake.place(step, step.result, None)
             return True
         if step.id in self.summary.restored:
+            with self.outputs.lock() as lock:  # another build that makes the same may just be writing
+                lock.acquire(wait=True)
+                if self.outputs.whole(step):
+                    return True
             raise BrokenPromise(
                 f"the files of {step.id} were written, and are not what was written",
                 hint="does something else write into out/ at the same time?",

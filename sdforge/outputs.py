@@ -135,7 +135,8 @@ class Outputs:
         value = _value(expected, sha256)
         fits = sha256 == expected
         if expected.startswith(COMPOSED):
-            fits = value in {row[2] for row in self._rows(path).values()}
+            written = self._rows(path).get(f"out:{path}")  # another build may have done so since the memo
+            fits = written is not None and written[2] == value
         if fits:
             self.store.index.put("seen", {f"out:{path}": (json.dumps(stat), int(is_settled(stat, looked)), value)})
         return fits
@@ -173,7 +174,7 @@ class Outputs:
             if path.exists() or path.is_symlink():
                 moved = self._clear(path, sha256)
             value = _value(expected, sha256)
-            # first: a build that sees the file must know whose it is, also if this one dies
+            # first: who finds the file in its way must know whose it is, also if this build dies here
             self.store.index.put("seen", {f"coming:{path}": ("", 0, value)})
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)

@@ -64,13 +64,15 @@ def tell(session: Session, plan: Plan, recipe: str) -> list[str]:
     files += [("preset.json", description(session, export), source)]
     files += [(name, text.encode(), made_from) for name, text in texts.items()]
     staging, moved = session.store.workplace(), []
-    for name, data, expected in files:
-        if _is_there(session, folder / name, data, expected):  # so that one who is often stopped comes to an end
-            continue
-        made = staging / Path(name).name
-        made.write_bytes(data)
-        moved.append(session.outputs.place(folder / name, made, expected))
-    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        for name, data, expected in files:
+            if _is_there(session, folder / name, data, expected):  # so that one who is often stopped comes to an end
+                continue
+            made = staging / Path(name).name
+            made.write_bytes(data)
+            moved.append(session.outputs.place(folder / name, made, expected))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return [name for name in moved if name]
 
 
