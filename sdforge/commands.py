@@ -22,7 +22,7 @@ from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import estimate, total
-from sdforge.report.progress import name_width, reporter, short
+from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.session import Session, assumed
@@ -109,9 +109,10 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
             print(json.dumps({"v": 1, "event": "pin", **found}))
         print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
         return
-    skipped = [plan.steps[identifier] for identifier in summary.skipped]
-    for step in skipped:
-        say(f"  – {short(step):<{name_width(skipped)}} not built: needs what failed")
+    called = names(plan)
+    width = width_of(called[identifier] for identifier in summary.skipped)
+    for identifier in summary.skipped:
+        say(f"  – {called[identifier]:<{width}} not built: needs what failed")
     for text in barred(plan):
         say(f"  {text}")
     for found in filter(None, strange):
@@ -173,9 +174,10 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         )
         session.refuse_lack(plan)
         return
-    width = name_width(step for step, _ in rows)
+    called = names(plan)
+    width = width_of(called[step.id] for step, _ in rows)
     for step, causes in rows:
-        say(row(step, plan_text(session, step, causes), width=width))
+        say(row(step, called[step.id], plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for identifier in plan.wanted:
@@ -228,8 +230,9 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
 
 def barred(plan: Plan) -> list[str]:
     """Say which checks are not made here, and how they would be."""
+    called = names(plan)
     return [
-        f"{short(step)} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
+        f"{called[step.id]} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
         f"{json.dumps(step.node.target.raw['command'])} under [checks] commands in {LOCAL}, or build with "
         "--allow-commands"
         for step in plan.steps.values()
@@ -255,7 +258,7 @@ def weights_off(plan: Plan, wanted: str) -> list[str]:
             continue
         weights = json.loads(step.node.target.settings)["weights"]
         if sum(map(decimal, weights)) != 1:
-            found.append(f"the weights of {short(step)} sum to {float(sum(map(decimal, weights))):g}, not to 1")
+            found.append(f"the weights of {names(plan)[step.id]} sum to {float(sum(map(decimal, weights))):g}, not to 1")
     return found
 
 
@@ -335,7 +338,7 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     """`forge check`: find every mistake that headers and texts can show; nothing is hashed and nothing runs."""
     session.sources.quick = True
     recipes = names or session.project.recipe_names()
-    problems: list[Problem] = []
+    problems: list[Problem] = [] if names else session.project.misnamed()
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)

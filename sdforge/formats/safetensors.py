@@ -61,6 +61,18 @@ class Header:
     file: Path
 
 
+# how files begin that are often met under the name of a safetensors file → what they are, and the way out
+OTHER_FILES = {
+    b"version ": ("is a pointer of Git LFS, not the file itself", "`git lfs pull` where it was cloned gets the file"),
+    b"<": ("is a web page, not the file itself", "take the address behind the download button"),
+    b"GGUF": ("is a GGUF file", "only safetensors can be read: get that form of it"),
+    b"PK\x03\x04": (
+        "is a pickle of torch.save under another name",
+        'get a safetensors file; or call it .ckpt, and state `pickle = "allow"` where its source is declared',
+    ),
+}
+
+
 def read_header(path: Path) -> Header:
     """Read and check a file's header. Raises UsageError with one sentence for every file that is not sound."""
     fd = open_regular(path)
@@ -71,6 +83,7 @@ def read_header(path: Path) -> Header:
             raise _unsound(path, "is too short to be a safetensors file")
         (length,) = struct.unpack("<Q", start)
         if length > MOST_HEADER:
+            _refuse_other_files(path, start)
             raise _unsound(path, f"claims a header of {length:,} bytes; the most is {MOST_HEADER:,}")
         if 8 + length > size:
             raise _unsound(path, "is cut off within its header")
@@ -78,6 +91,13 @@ def read_header(path: Path) -> Header:
     finally:
         os.close(fd)
     return _checked(path, _parsed(path, text), 8 + length, size)
+
+
+def _refuse_other_files(path: Path, start: bytes) -> None:
+    """Raise UsageError for what is known to be another kind of file by its first bytes."""
+    for beginning, (sentence, hint) in OTHER_FILES.items():
+        if start.startswith(beginning):
+            raise UsageError(f"{path} {sentence}", hint=hint)
 
 
 def _unsound(path: Path, sentence: str) -> UsageError:
