@@ -28,9 +28,11 @@ from sdforge.order import Order, Outcome
 from sdforge.orders import make_order, state_folder
 from sdforge.outputs import FAILED
 from sdforge.places import OUT
+from sdforge.placing import place, show_failed
 from sdforge.plan import Plan, Step
 from sdforge.report.preset import file_row
 from sdforge.results import Made, Publisher
+from sdforge.room import refuse_lack
 from sdforge.session import Session
 from sdforge.store import Result
 from sdforge.store.files import Lock
@@ -126,7 +128,7 @@ class Build:
         self.lockfile.check(plan)
         self._keep_notes(plan)
         self._note_verdicts(plan)
-        self.session.refuse_lack(plan)
+        refuse_lack(self.session, plan)
         if self.session.unreachable:
             self.reporter.note(f"{self.session.unreachable}; going on without it")
         self.store.prepare()
@@ -527,7 +529,7 @@ class Build:
     def _place(self, step: Step, result: Result, work: Path | None) -> None:
         """Put a preset's files into `out/`."""
         step = replace(step, result=result)
-        moved, paths = self.session.place(step, work)
+        moved, paths = place(self.session, step, work)
         if self.session.project.made:  # a folder that nobody sees
             return
         names = self.outputs.names(step)
@@ -587,8 +589,8 @@ class Build:
     def _tell(self, plan: Plan) -> None:
         """Write report and card of the presets that are made."""
         for name in presets(plan):
-            for place in tell(self.session, plan, name):
-                self.reporter.note(f"what lay in the way was not ours: it is in {place} now")
+            for aside in tell(self.session, plan, name):
+                self.reporter.note(f"what lay in the way was not ours: it is in {aside} now")
             self.reporter.note(f"report: {OUT}/{name}/{REPORT}")
 
     def _keep_notes(self, plan: Plan) -> None:
@@ -626,7 +628,7 @@ class Build:
         for step in plan.steps.values():
             if step.node.target.placed and step.node.target.signature.makes == "pictures" and step.result is not None:
                 failed = any(isinstance(self.summary.failed.get(check.id), CheckFailed) for check in step.checks)
-                self.session.show_failed(step, failed=failed)
+                show_failed(self.session, step, failed=failed)
 
 
 def _asked_checks(plan: Plan) -> list[Step]:

@@ -347,10 +347,11 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
     session.share("off" if wishes.offline else wishes.remote)
     wanted = session.resolve(wishes.targets)
     session.want_again(wishes.retrain)
+    from sdforge.lockfile import LockFile
     from sdforge.telling import is_told
 
     made = session.plan(wanted)
-    settled = not made.to_do and not session.retrain and session.is_settled(made)
+    settled = not made.to_do and not session.retrain and LockFile(session).is_settled(made)
     if settled and is_told(session, made) and not lacking_grids(session, made):
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
@@ -413,7 +414,9 @@ def plan(wishes: argparse.Namespace) -> int:
     session.want_again(getattr(wishes, "retrain", []))
     made = session.plan(wanted)
     if made.to_do:
-        session.refuse_mistakes(made)
+        from sdforge.advice import refuse_mistakes
+
+        refuse_mistakes(session, made)
     from sdforge.commands import show_plan
 
     show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from sdforge.advice import advice, against_licence, assumed, refuse_mistakes
 from sdforge.build import Build, Options, Summary
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
@@ -25,7 +26,8 @@ from sdforge.report.cost import estimate, total
 from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
-from sdforge.session import Session, assumed
+from sdforge.room import refuse_lack, room
+from sdforge.session import Session
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
@@ -49,7 +51,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
     if made.to_do:
-        session.refuse_mistakes(made)
+        refuse_mistakes(session, made)
     build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
@@ -149,7 +151,7 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
 def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
     explainer = Explainer(session, plan)
-    needed, free = session.room(plan)
+    needed, free = room(session, plan)
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
@@ -172,7 +174,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
-        session.refuse_lack(plan)
+        refuse_lack(session, plan)
         return
     called = names(plan)
     width = width_of(called[step.id] for step, _ in rows)
@@ -190,7 +192,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         say(f"  note: {text}; {hint}")
     for step in plan.steps.values():
         if step.id in plan.wanted and step.node.target.signature.makes == "files":
-            for text in session.against_licence(plan, step):
+            for text in against_licence(session, plan, step):
                 say(f"  note: {text}")
     counts = [
         f"{sum(s.state == state for s, _ in rows)} {word}"
@@ -208,7 +210,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         cost = f" · {known if complete or spent else 'how long is not known yet'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
-    session.refuse_lack(plan)
+    refuse_lack(session, plan)
 
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
@@ -344,8 +346,8 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)
             session.open_recipes(meant)
             plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in meant])
-            advice = dict.fromkeys(session.advice(plan))  # variants say the same at the same place
-            problems += [problem for problem in advice if problem not in problems]
+            said = dict.fromkeys(advice(session, plan))  # variants say the same at the same place
+            problems += [problem for problem in said if problem not in problems]
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

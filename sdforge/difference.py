@@ -20,8 +20,9 @@ from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
 from sdforge.looks import preset_pictures, previews_in
+from sdforge.manifest import changes
 from sdforge.orders import closure
-from sdforge.plan import Plan, Step, changes
+from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
 from sdforge.store import Result

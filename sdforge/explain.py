@@ -11,7 +11,8 @@ from sdforge.artifact import Artifact
 from sdforge.errors import Place
 from sdforge.graph import Link, recipe_place
 from sdforge.identity import number
-from sdforge.plan import Change, Plan, Step, changes
+from sdforge.manifest import Change, changes
+from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
 

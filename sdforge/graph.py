@@ -10,8 +10,9 @@ from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.method import Role
 from sdforge.places import FILE
 from sdforge.project import Project, read_small
-from sdforge.recipe import Recipe, Target, Use, place_in
+from sdforge.recipe import Recipe, place_in
 from sdforge.syntax import read_toml
+from sdforge.target import Target, Use
 
 
 class Taken(NamedTuple):

@@ -89,6 +89,15 @@ class LockFile:
                 "nothing was kept",
             )
 
+    def is_settled(self, plan: Plan) -> bool:
+        """Say whether there is nothing to note beside the plan: no alias, no row of the lock.
+
+        Raises BrokenPromise as `check` does.
+        """
+        self.check(plan)
+        changes = self.changes(plan)
+        return not (plan.aliases or plan.notes or changes.sources or changes.targets or changes.results)
+
     # -- pinning ---------------------------------------------------------------------------------------------------
 
     def pin(self, step: Step, result: Result, manifest: str) -> Pin:

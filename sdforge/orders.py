@@ -17,7 +17,7 @@ from sdforge.looks import Pictures, pictures_of, preset_pictures
 from sdforge.one_pass import Computed, Pass
 from sdforge.order import Computation, Given, Order, Ref
 from sdforge.plan import Step
-from sdforge.recipe import Target
+from sdforge.target import Target
 
 if TYPE_CHECKING:
     from sdforge.session import Session

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdforge.complaints import explain
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.names import hint_at_name, is_name
 from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerprint
-from sdforge.recipe import Recipe, check_name, explain, read_recipe
+from sdforge.recipe import Recipe, check_name, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
 from sdforge.variants import MARK, cells, split

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.chronicle import EXPORT, PREVIEWS, behind, presets
+from sdforge.placing import description, files_beside
 from sdforge.plan import Plan, Step
 from sdforge.report.beside import Beside
 from sdforge.report.progress import shown_digest
@@ -33,7 +34,7 @@ def _is_told(session: Session, plan: Plan, recipe: str) -> bool:
     folder, made_from = session.outputs.folder(export), _made_from(session, plan, recipe)
     # every one is looked at, since a verdict rests on all of them
     found = [session.outputs.lies(folder / name, made_from) for name in TEXTS]
-    found += [session.outputs.lies(folder / each.path, each.sha256) for each in session.beside(export)]
+    found += [session.outputs.lies(folder / each.path, each.sha256) for each in files_beside(session, export)]
     return all(found)
 
 
@@ -53,13 +54,12 @@ def tell(session: Session, plan: Plan, recipe: str) -> list[str]:
         CARD: card(told),
         "civitai.html": civitai_description(told),
         "civitai.txt": civitai_fields(told),
-        REPORT: page(told, session.bytes_of, folder),
+        REPORT: page(told, session.store.bytes_of, folder),
     }
     (source,) = (source for name, source in session.outputs.composed(export) if name == "preset.json")
-    files = [
-        (each.path, each.data or _drawn(session, plan, recipe, each), each.sha256) for each in session.beside(export)
-    ]
-    files += [("preset.json", session.description(export), source)]
+    beside = files_beside(session, export)
+    files = [(each.path, each.data or _drawn(session, plan, recipe, each), each.sha256) for each in beside]
+    files += [("preset.json", description(session, export), source)]
     files += [(name, text.encode(), made_from) for name, text in texts.items()]
     staging, moved = session.store.workplace(), []
     for name, data, expected in files:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 
+from sdforge.advice import refuse_mistakes
 from sdforge.build import Build, Options
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
@@ -59,7 +60,7 @@ def grid(session: Session, wishes: argparse.Namespace) -> int:
             raise UsageError(f"{name} draws no previews", hint='[preset.previews] prompts = ["…"] says what is drawn')
         wanted = [f"{name}{MARK}{cell}:preset.previews" for cell in cells(TRIAL, tried.sweeps[TRIAL])]
         session.resolve(wanted)
-        session.refuse_mistakes(session.plan(wanted))
+        refuse_mistakes(session, session.plan(wanted))
     if wishes.dry_run:
         from sdforge.commands import show_plan
 

@@ -17,7 +17,9 @@ from sdforge.formula import Plan as FormulaPlan
 from sdforge.graph import Graph, Taken, link_recipes
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.lock import Lock, Pin, pin_of
-from sdforge.plan import Plan, Planner, Step, Wishes, likeness
+from sdforge.manifest import likeness
+from sdforge.plan import Plan, Step, Wishes
+from sdforge.planner import Planner
 from sdforge.project import Project
 from sdforge.store import Known, Result
 
