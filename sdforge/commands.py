@@ -260,7 +260,9 @@ def weights_off(plan: Plan, wanted: str) -> list[str]:
             continue
         weights = json.loads(step.node.target.settings)["weights"]
         if sum(map(decimal, weights)) != 1:
-            found.append(f"the weights of {names(plan)[step.id]} sum to {float(sum(map(decimal, weights))):g}, not to 1")
+            found.append(
+                f"the weights of {names(plan)[step.id]} sum to {float(sum(map(decimal, weights))):g}, not to 1"
+            )
     return found
 
 

@@ -31,7 +31,7 @@ def hint_at_name(text: str) -> str:
     """Return what to do about a text that is no name: the name that was meant, where that is clear."""
     stem = text.rpartition("/")[2].removesuffix(".toml")
     meant = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")
-    rule = "small letters, digits, - and _, at most 64"
+    rule = "small letters, digits, - and _, at most 64, a letter first"
     return f"{rule}: as in {meant!r}" if is_name(meant) and meant != text else rule
 
 

@@ -225,9 +225,7 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
         for each in found.get(key, {}):
             if not is_name(each) or each in seen:
                 reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
-                problems.append(
-                    Problem("name", reason, document.place(key, each), hint_at_name(each))
-                )
+                problems.append(Problem("name", reason, document.place(key, each), hint_at_name(each)))
             seen[each] = key
     if problems:
         raise RecipeError(problems)

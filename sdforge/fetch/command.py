@@ -19,7 +19,7 @@ from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
-from sdforge.names import is_name
+from sdforge.names import hint_at_name, is_name
 from sdforge.places import FILE
 from sdforge.references import is_remote
 from sdforge.report.hashing import Fetching
@@ -190,7 +190,7 @@ def add(wishes: argparse.Namespace) -> int:
 
 def _refuse_name(session: Session, name: str) -> None:
     if not is_name(name):
-        raise UsageError(f"{name!r} is no name", hint="small letters, digits, - and _, at most 64, a letter first")
+        raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
     if name in session.project.sources or name in session.project.datasets:
         raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
 

@@ -170,7 +170,8 @@ class Plain:
             self.line(f"    out/{step.node.recipe.name}/: {', '.join(_folded(paths))}")
             for file in files:
                 if "autov2" in file and "/" not in file["path"].removeprefix("loras/"):
-                    self.line(f"    {file['path']}: SHA256 {file['sha256']}")
+                    self.line(f"    {file['path']}")
+                    self.line(f"      SHA256 {file['sha256']}")
                     self.line(f"      AutoV2 {file['autov2']}  AutoV3 {file['autov3']}")
         else:
             self.line(f"    out/{step.node.recipe.name}/previews/sheet.png and {len(paths) - 1} pictures")
@@ -223,7 +224,8 @@ class Live(Plain):
 
     def started(self, step: Step, device: str) -> None:
         text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
-        self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=self.name(step), text=text)
+        fields = {"sign": self.signs["build"], "name": self.name(step), "text": text}
+        self._tasks[step.id] = self.view.add_task("", total=None, **fields)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         task = self._tasks.get(step.id)
