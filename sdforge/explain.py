@@ -9,7 +9,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.errors import Place
-from sdforge.graph import Link, recipe_place
+from sdforge.graph import Link, recipe_place, use_place
 from sdforge.identity import number
 from sdforge.manifest import Change, changes
 from sdforge.plan import Plan, Step
@@ -137,6 +137,7 @@ class Explainer:
             return Cause(f"{what} `{name}` changed", None, self._pictures(artifact, old))
         candidates = old if isinstance(old, list) else [old]
         parts: list[str] = []
+        place: Place | None = None
         if len(candidates) == 1 and isinstance(candidates[0], dict):
             inner_old = candidates[0].get("artifact", candidates[0])
             inner_new = new.get("artifact", new)
@@ -145,13 +146,17 @@ class Explainer:
                 parts.append(what if kind == "components" else f"{what} {shown(change.old)} → {shown(change.new)}")
             used = changes(candidates[0].get("use", {}), new.get("use", {}))
             parts += [f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}" for change in used]
-        return self._behind(link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}")
+            if used:
+                place = use_place(self.session.project, step.node.recipe, step.node.target, link.use)
+        return self._behind(link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}", place)
 
-    def _behind(self, link: Link, text: str) -> Cause:
-        if link.id in self.session.graph.sources:
-            return Cause(f"source `{link.use.reference}` {text}")
-        other = self.plan.steps[link.id]
-        return Cause(f"`{link.use.reference}` {text}", None, self.causes(other))
+    def _behind(self, link: Link, text: str, place: Place | None = None) -> Cause:
+        """Return what is said of an input. What passes through a step that changes nothing is called by its maker."""
+        while (other := self.plan.steps.get(link.id)) is not None and other.idle:
+            link = other.inputs[0][0]
+        if other is None:
+            return Cause(f"source `{link.use.reference}` {text}", place)
+        return Cause(f"`{link.use.reference}` {text}", place, self.causes(other))
 
     def _pictures(self, artifact: Artifact, old: Any) -> list[Cause]:
         """Which pictures and captions of a data set changed."""

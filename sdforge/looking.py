@@ -486,7 +486,7 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
         if failed is not None:
             words = str(failed.result.facts["says"]) if failed.result else ""
             raise UsageError(f"{recipe} does not pass its checks: {words}", hint=f"forge build {recipe} --no-checks")
-        raise UsageError(f"{recipe} is not built as its recipe has it", hint=f"forge build {recipe}")
+        raise not_built(session, recipe)
     session.store.prepare()
     for place in tell(session, plan, recipe):
         say(f"  what lay in the way was not ours: it is in {place} now")
