@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from sdforge.advice import advice, against_licence, assumed, refuse_mistakes
-from sdforge.build import Build, Options, Summary
+from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
@@ -28,6 +28,7 @@ from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.room import refuse_lack, room
 from sdforge.session import Session
+from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
@@ -313,7 +314,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"{name} is restored: what it is made from has not changed, its files in out/ are not whole")
     else:
         say(
-            f"{name} would be made{' again' if session.last_key(step) else ''} because"
+            f"{name} would be made{' again' if session.chronicle.last_key(step.id) else ''} because"
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )

@@ -19,6 +19,7 @@ from sdforge.errors import BrokenPromise, UsageError
 from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
+from sdforge.looking import unbuilt
 from sdforge.looks import preset_pictures, previews_in
 from sdforge.manifest import changes
 from sdforge.orders import closure
@@ -26,7 +27,7 @@ from sdforge.places import RECIPES
 from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 DIFFERENT = 10  # the exit code with --exit-code
 BEFORE = "before: "  # ahead of what a manifest had of a source that was another one
@@ -108,7 +109,7 @@ def _side(session: Session, at: Path, name: str) -> Side:
     wanted, step, plan = _end(session, name)
     artifact = _checkpoint(step)
     if artifact is None or not all(c.content for c in artifact.components.values()):
-        raise not_built(session, name)
+        raise unbuilt(session, step.id, name)
     side = Side(name, _actions(plan, _manifests(plan)), _sources(plan))
     side.unnamed = [each for each in map(_of_manifest, closure(session, step)) if each]
     _list(session, side, artifact.components)
@@ -262,7 +263,7 @@ def _of_manifest(action: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | No
 def before(session: Session, name: str) -> Side:
     """Return what a preset was before the last build that changed it. Raises UsageError where that is not known."""
     wanted, step, plan = _end(session, name)
-    keys, now = session.keys_before(step.node.recipe.name), _manifests(plan)
+    keys, now = session.chronicle.past(step.node.recipe.name).before, _manifests(plan)
     manifests = {i: session.store.preimage(keys.get(i, "")) or {} for i in plan.steps}
     if not manifests[step.id]:
         raise UsageError(f"no earlier build of {name} is known here", hint="`forge diff A B` compares any two")

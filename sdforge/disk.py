@@ -14,7 +14,8 @@ from sdforge.orders import state_folder
 from sdforge.plan import Step
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 
 KINDS = {
     "packs": "tensors that were merged, baked or trained",

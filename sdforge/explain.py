@@ -46,7 +46,7 @@ class Explainer:
             return [Cause(step.reason)]
         if failed := [check for check in step.checks if check.state == "reuse" and not check.passed]:
             return [Cause(f"`{check.node.target.name}` failed", None, self.causes(check)) for check in failed]
-        if not step.to_do and self.session.last_key(step) in ("", step.key):
+        if not step.to_do and self.session.chronicle.last_key(step.id) in ("", step.key):
             return []
         unknown = [link for link, artifact in step.inputs if artifact is None]
         if unknown:
@@ -62,7 +62,7 @@ class Explainer:
 
     def _before(self, step: Step) -> dict[str, Any] | None:
         """The manifest with which a target was last made, as far as store or lock remember it."""
-        last = self.session.last_key(step)
+        last = self.session.chronicle.last_key(step.id)
         if last and (manifest := self.session.store.preimage(last)):
             return manifest
         row = self.session.lock.targets.get(step.id, {})

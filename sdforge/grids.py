@@ -17,6 +17,7 @@ from sdforge.outputs import MANIFEST, Outputs
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
 from sdforge.session import Session
+from sdforge.target import PREVIEWS
 from sdforge.toml import dotted, value
 from sdforge.variants import MARK, Axis, cells
 
@@ -67,7 +68,7 @@ class Grid:
 
 def grids_of(session: Session, plan: Plan) -> Iterator[Grid]:
     """Yield the grids whose cells are all wanted."""
-    previews = (plan.steps[name] for name in plan.wanted if name.endswith(":preset.previews"))
+    previews = (plan.steps[name] for name in plan.wanted if name.endswith(f":{PREVIEWS}"))
     wanted = {step.node.recipe.name: step for step in previews}
     homes = dict.fromkeys(step.node.recipe.home for step in wanted.values())
     for home in homes:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import UNPINNED
-from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
@@ -20,7 +19,8 @@ from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Store, alias_in
+from sdforge.store import Store
+from sdforge.store.entries import alias_in
 from sdforge.store.files import publish_bytes, read_entry
 
 DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack
@@ -75,8 +75,9 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
-        # reports compare with what the build before drew
-        keys |= {c.pictures.key for name in names for c in chapters(other, name) if c.pictures}
+        for past in map(other.chronicle.past, names):  # with what builds before drew reports and checks compare
+            drawn = (*(build.pictures for build in past.builds), *past.passed)
+            keys |= {pictures.key for pictures in drawn if pictures}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from sdforge.errors import nearest
 from sdforge.method import method, method_groups
 from sdforge.names import hint_at_name, is_name
-from sdforge.target import Target
+from sdforge.target import EXPORT, PREVIEWS, Target
 
 LAST = ("aesthetic",)  # kinds that are baked after the others
 GIVEN = ("pictures", "without", "at_zero")  # inputs of checks that no recipe states: they follow from [preset]
@@ -57,7 +57,7 @@ class Implicit:
         artifacts, bases = self._behind()
         yield from tables
         yield Table(
-            "preset.export",
+            EXPORT,
             "export",
             {
                 "checkpoint": checkpoint,
@@ -76,7 +76,7 @@ class Implicit:
             unbaked = "preset.insert" if preset.insert else preset.checkpoint
             before = [*bases, *([unbaked] if preset.bake else [])] if self.compared else []
             beside: dict[str, Any] = {name: {} for name in before}
-            yield Table("preset.previews", "previews", {"checkpoint": checkpoint, "beside": beside, **_drawing(preset)})
+            yield Table(PREVIEWS, "previews", {"checkpoint": checkpoint, "beside": beside, **_drawing(preset)})
 
     def _chain(self, preset: Any, stem: str) -> tuple[str, list[Table]]:
         """Return the name of the checkpoint that a preset draws with, and the tables of what leads to it.

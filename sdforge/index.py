@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT, sum TEXT) WI
 CREATE TABLE IF NOT EXISTS expected (recipe TEXT PRIMARY KEY, keys TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tensors (identity TEXT PRIMARY KEY, listed TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS verdicts (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS builds (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
 """
 KEYS = {"known": "key", "expected": "recipe", "tensors": "identity"}  # of the others: id

@@ -13,7 +13,7 @@ from sdforge.errors import BrokenPromise
 from sdforge.lock import Lock, Pin, pin_of, read_lock, update_lock
 from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes
 from sdforge.variants import split

@@ -26,7 +26,7 @@ from sdforge.report.progress import names, short, shown_digest, width_of
 from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one
@@ -370,7 +370,7 @@ def _write_samples(session: Session, name: str, path: Path) -> None:
 
 def _last_result(session: Session, step: Step) -> Result | None:
     """Return what a target came out as when it was last built here, with whatever settings."""
-    known = session.store.known(session.last_key(step))
+    known = session.store.known(session.chronicle.last_key(step.id))
     results = known.results or (session.store.known(known.alias).results if known.alias else [])
     return results[0] if results else None
 
@@ -468,12 +468,18 @@ def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
+def unbuilt(session: Session, identifier: str, name: str) -> UsageError:
+    """Return what is said of a target that is to be looked at, and is not here; name: as the command calls it."""
+    past = "is not built as its recipe has it" if session.chronicle.last_key(identifier) else "has not been built yet"
+    return UsageError(f"{name} {past}", hint=f"forge build {name}")
+
+
 def report(session: Session, name: str, *, as_json: bool) -> None:
     """`forge report`: write what is told of a preset anew, and print where its report lies.
 
     Raises UsageError for what is no preset, or is not built.
     """
-    from sdforge.chronicle import presets
+    from sdforge.chapters import presets
     from sdforge.telling import REPORT, tell
 
     wanted = session.resolve([name] if name else [])
@@ -486,7 +492,7 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
         if failed is not None:
             words = str(failed.result.facts["says"]) if failed.result else ""
             raise UsageError(f"{recipe} does not pass its checks: {words}", hint=f"forge build {recipe} --no-checks")
-        raise not_built(session, recipe)
+        raise unbuilt(session, f"{recipe}:{EXPORT}", recipe)
     session.store.prepare()
     for place in tell(session, plan, recipe):
         say(f"  what lay in the way was not ours: it is in {place} now")

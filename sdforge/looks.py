@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import DIGITS, WITH
+from sdforge.chronicle import Pictures
 from sdforge.errors import UsageError
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import within
 
 if TYPE_CHECKING:
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
     from sdforge.session import Session
 
 PREVIEW = re.compile(r"(\d{1,2})-(\d+)-(.+)\.png")  # prompt, seed, of what it is
-
-
-class Pictures(NamedTuple):
-    """Previews that a build drew: key and digest of the result, and which checkpoint's pictures are the preset's."""
-
-    key: str
-    digest: str
-    column: str
 
 
 def looks(session: Session, step: Step) -> dict[str, Any]:
@@ -47,34 +40,10 @@ def previous_pictures(session: Session, step: Step) -> Pictures | None:
     """
     pictures = next((a for _, a in step.inputs if a is not None and a.kind == "pictures"), step.artifact)
     now = pictures.notes["digest"] if pictures is not None else ""
-    for row in passed(session, step.node.recipe.name):
-        found = Pictures(*row)
+    for found in session.chronicle.past(step.node.recipe.name).passed:
         if found.digest != now and (result := pictures_of(session, found)) and session.holds(result):
             return found
     return None
-
-
-def passed(session: Session, recipe: str) -> list[list[str]]:
-    """Return what the last builds of a preset that passed drew, the last one first; at most two that differ."""
-    found: list[list[str]] = session.store.run_noted(_noted(session, recipe)) or []
-    return found
-
-
-def note_passed(session: Session, step: Step) -> None:
-    """Remember that the previews of a preset passed its checks. step: the previews.
-
-    What was written unchecked somebody wants as it is: nothing before it counts any more.
-    """
-    assert step.artifact is not None
-    now = [step.artifact.notes[name] for name in Pictures._fields]
-    before = passed(session, step.node.recipe.name)
-    rest = [] if step.unchecked else [row for row in before if row != now][:1]
-    if now not in before[:1] or (step.unchecked and before[1:]):
-        session.store.note_run(_noted(session, step.node.recipe.name), [now, *rest])
-
-
-def _noted(session: Session, recipe: str) -> str:
-    return f"passed:{session.project.root}:{recipe}"
 
 
 def own_column(drawn: Step) -> str:
@@ -121,6 +90,6 @@ def _files(session: Session, command: list[str]) -> dict[str, str]:
         except UsageError:
             continue
         if Path(path).is_file():
-            found[word] = session.store.digest(path)
+            found[word] = session.store.seen.digest(path)
             session.rely_on(path)
     return found

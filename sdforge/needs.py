@@ -6,7 +6,7 @@ A formula whose bytes nobody takes but one other formula is computed within that
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sdforge.identity import canonical
@@ -26,7 +26,7 @@ class Needs:
     """Marks the steps of one plan with their states. whole: whether a preset's files lie in `out/` as made."""
 
     def __init__(
-        self, steps: Mapping[str, Step], lock: Lock, view: View, whole: Callable[[Step], bool], wishes: Wishes
+        self, steps: dict[str, Step], lock: Lock, view: View, whole: Callable[[Step], bool], wishes: Wishes
     ) -> None:
         self.steps, self.lock, self.view, self.whole, self.wishes = steps, lock, view, whole, wishes
         self._takers: dict[str, dict[str, dict[Taking, Step | None]]] = {}  # key → component → who takes its bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.advice import refuse_mistakes
-from sdforge.build import Build, Options, Summary
+from sdforge.build import Build
 from sdforge.commands import executor, how_to_run
 from sdforge.errors import ForgeError, LostObject, exit_code
 from sdforge.explain import Explainer, in_short
@@ -22,7 +22,8 @@ from sdforge.report.cost import total
 from sdforge.report.progress import shown_digest
 from sdforge.room import room
 from sdforge.session import Session, open_session
-from sdforge.store import Result
+from sdforge.store.entries import Result
+from sdforge.under_way import Options, Summary
 
 
 class Target(NamedTuple):

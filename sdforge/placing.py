@@ -11,6 +11,7 @@ from sdforge.plan import Step
 from sdforge.report.beside import Beside, beside
 from sdforge.report.preset import describe_preset, preset_of
 from sdforge.session import Session
+from sdforge.target import PREVIEWS
 
 
 def place(session: Session, step: Step, work: Path | None) -> tuple[list[str], list[str]]:
@@ -84,5 +85,5 @@ def description(session: Session, export: Step) -> bytes:
 def files_beside(session: Session, export: Step) -> list[Beside]:
     """Return what lies beside the files of an export for other programs."""
     preset = preset_of(export, session.outputs.names(export))
-    drawn = session.planner().steps.get(f"{export.node.recipe.name}:preset.previews")
+    drawn = session.planner().steps.get(f"{export.node.recipe.name}:{PREVIEWS}")
     return list(beside(preset, json.loads(export.node.target.settings), drawn))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.graph import Link, Node
 from sdforge.lock import Pin
-from sdforge.store import Known, Result
+from sdforge.store.entries import Known, Result
 
 
 @dataclass(eq=False)

@@ -21,7 +21,7 @@ from sdforge.manifest import Manifests
 from sdforge.method import method
 from sdforge.needs import Needs
 from sdforge.plan import Plan, Step, View, Wishes
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 if TYPE_CHECKING:
     from sdforge.formula import Made

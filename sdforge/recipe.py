@@ -18,7 +18,7 @@ from sdforge.implicit import Implicit
 from sdforge.method import BY_PRESET, Role, Signature, called_elsewhere, is_target, method, method_groups
 from sdforge.names import hint_at_name, is_name, is_reference
 from sdforge.syntax import Document, read_toml
-from sdforge.target import Target, Use, alike
+from sdforge.target import EXPORT, PREVIEWS, Target, Use, alike
 from sdforge.variants import Axis, Variants, edges, read_variants, split, varied
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _vary(plain: Recipe, document: Document, variant: str, found: Variants) -> R
     shared: dict[str, str] = {}
     for other in (plain, *(_vary(plain, document, cell, found) for cell in edges(variant, found.sweeps))):
         own = {name for name, target in recipe.targets.items() if target.signature.group == "checks"}
-        for name in _same(recipe, other) - own - {"preset.export", "preset.previews"}:
+        for name in _same(recipe, other) - own - {EXPORT, PREVIEWS}:
             shared.setdefault(name, other.shared.get(name, other.name))
     equal = all(alike(target, plain.targets.get(name)) for name, target in recipe.targets.items())
     return replace(recipe, shared=shared, equal=equal)

@@ -19,7 +19,7 @@ from sdforge.one_pass import Computed, Pass
 from sdforge.order import Outcome
 from sdforge.plan import Step
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import sha256_of
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Tensor
+from sdforge.chronicle import Chronicle
 from sdforge.errors import (
     BrokenPromise,
     ForgeError,
@@ -30,6 +31,7 @@ from sdforge.planner import Planner
 from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, _silent
 from sdforge.store import Store
+from sdforge.target import EXPORT, PREVIEWS
 from sdforge.variants import MARK
 
 if TYPE_CHECKING:
@@ -56,9 +58,13 @@ class Session:
     trusting: bool = False
     sharing: Sharing | None = None
     unreachable: str = ""  # why there is no remote cache any more
+    chronicle: Chronicle = field(init=False)
     _planner: Planner | None = None
     _packs: set[Path] = field(default_factory=set)  # that were asked for, and files that checks name
     _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
+
+    def __post_init__(self) -> None:
+        self.chronicle = Chronicle(self.store.index, self.project.root)
 
     def share(self, mode: str = "") -> None:
         """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""
@@ -197,7 +203,7 @@ class Session:
     def ends_of(self, recipe: str) -> list[str]:
         """What is wanted of a whole recipe: the preset's files, or all targets that no other one of it takes."""
         found = self.project.recipe(recipe)
-        files = [str(name) for name in ("preset.export", "preset.previews") if name in found.targets]
+        files = [name for name in (EXPORT, PREVIEWS) if name in found.targets]
         taken = {u.reference.removeprefix(f"{found.home}:") for each in found.targets.values() for u in each.uses}
         return [found.id(name) for name in files or [name for name in found.targets if name not in taken]]
 
@@ -312,28 +318,6 @@ class Session:
         """Go on without the remote cache."""
         self.sharing = None
         self.unreachable = error.message
-
-    def last_key(self, step: Step) -> str:
-        """Return the plan key with which a target was last built here, or ""."""
-        found = self.store.run_noted(f"last:{self.project.root}:{step.id}")
-        return str(found or "")
-
-    def note_keys(self, plan: Plan, recipe: str) -> None:
-        """Note target → plan key of what is wanted of a recipe and all that it is made from, if any has changed."""
-        wanted = [identifier for identifier in plan.wanted if plan.steps[identifier].node.recipe.name == recipe]
-        steps = [plan.steps[node.id] for node in self.graph.behind(wanted) if node.id in plan.steps]
-        last = self._keys_noted(recipe)
-        now = (last[0] if last else {}) | {step.id: step.key for step in steps if step.key}
-        if not last or now != last[0]:
-            self.store.note_run(f"keys:{self.project.root}:{recipe}", [now, *last[:1]])
-
-    def _keys_noted(self, recipe: str) -> list[dict[str, str]]:
-        found: list[dict[str, str]] = self.store.run_noted(f"keys:{self.project.root}:{recipe}") or []
-        return found
-
-    def keys_before(self, recipe: str) -> dict[str, str]:
-        """Return target → plan key, as a recipe's targets were before the last build of it that changed one of them."""
-        return next(iter(self._keys_noted(recipe)[1:]), {})
 
     # -- while building ------------------------------------------------------------------------------------------------
 

@@ -158,12 +158,12 @@ class Sources:
             yield known
         for folder in self.project.folders:
             for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
-                if not sha256 or path.is_dir() or self.store.digest(path) == sha256:
+                if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
                     yield path
         if sha256:
             for folder in self.project.folders:
                 alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
-                yield from (p for p in alike if p.is_file() and self.store.digest(p) == sha256)
+                yield from (p for p in alike if p.is_file() and self.store.seen.digest(p) == sha256)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class Sources:
 
         if not is_remote(taken.table["from"]):
             self._refuse_outside(taken, path)
-        key = f"imported:{VERSION}:{what}:{self.store.digest(path.absolute())}"
+        key = f"imported:{VERSION}:{what}:{self.store.seen.digest(path.absolute())}"
         sha256 = self.store.index.read_keyed("parsed", [key]).get(key)
         if not sha256 or not self.store.object(sha256).is_file():
             work = self.store.workplace()
@@ -386,15 +386,15 @@ class Sources:
                     done += len(chunk)
                 digests.append(whole.hexdigest())
             if file in self._imported_as:
-                digests[-1] = self.store.digest(file.absolute())
+                digests[-1] = self.store.seen.digest(file.absolute())
                 continue
             if stat is not None:
-                self.store.remember(file.absolute(), stat, digests[-1], looked)
+                self.store.seen.remember(file.absolute(), stat, digests[-1], looked)
         return digests, tensors
 
     def _read_dataset(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         def digest(file: Path) -> str:
-            return file.name if self.quick else self.store.digest(file.absolute())
+            return file.name if self.quick else self.store.seen.digest(file.absolute())
 
         return read_dataset(taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file))
 
@@ -408,7 +408,7 @@ class Sources:
 
     def _read_picture(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
         """Name a single picture."""
-        sha256 = path.name if self.quick else self.store.digest(path.absolute())
+        sha256 = path.name if self.quick else self.store.seen.digest(path.absolute())
         value = {
             "kind": "picture",
             "identity": H("picture", sha256),

@@ -8,6 +8,8 @@ from typing import Any
 
 from sdforge.method import Role, Signature
 
+EXPORT, PREVIEWS = "preset.export", "preset.previews"  # the targets whose files lie in `out/`
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
@@ -51,19 +53,19 @@ class Target:
     @property
     def placed(self) -> bool:
         """Whether what it makes lies in `out/`: a preset's files, and its previews."""
-        return self.name in ("preset.export", "preset.previews")
+        return self.name in (EXPORT, PREVIEWS)
 
 
 def alike(a: Target, b: Target | None) -> bool:
     """Say whether two targets are made by the same method with the same settings from inputs of the same names."""
     if b is None or (a.signature.name, _made_from(a), a.seed) != (b.signature.name, _made_from(b), b.seed):
         return False
-    return a.settings == b.settings or (a.name == "preset.export" and _untitled(a) == _untitled(b))
+    return a.settings == b.settings or (a.name == EXPORT and _untitled(a) == _untitled(b))
 
 
 def _made_from(target: Target) -> list[Use]:
     """Return what a target takes, but for what is only drawn beside a preset."""
-    return [use for use in target.uses if target.name != "preset.previews" or use.role != "beside"]
+    return [use for use in target.uses if target.name != PREVIEWS or use.role != "beside"]
 
 
 def _untitled(export: Target) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdforge.chronicle import EXPORT, PREVIEWS, behind, presets
+from sdforge.chapters import behind, presets
 from sdforge.placing import description, files_beside
 from sdforge.plan import Plan, Step
 from sdforge.report.beside import Beside
 from sdforge.report.progress import shown_digest
 from sdforge.session import Session
+from sdforge.target import EXPORT, PREVIEWS
 
 VERSION = 1  # of the report's and card's layout: raised, they are written anew
 REPORT, CARD = "report.html", "card.md"

@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 
-from sdforge.chronicle import PREVIEWS
 from sdforge.references import Hub, is_remote, parse
 from sdforge.report.markup import Markup, element, joined
 from sdforge.report.story import Made, Story
 from sdforge.report.words import size
+from sdforge.target import PREVIEWS
 
 WIDGETS = 6  # pictures of a card
 HUB_LICENCES = (  # that the hub knows by name; all others are `other` there

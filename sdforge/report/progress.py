@@ -12,7 +12,7 @@ from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.variants import MARK, split
 
 EVERY = 2.0  # seconds between plain progress lines

@@ -9,7 +9,8 @@ from typing import Any
 
 from sdforge.advice import against_licence, licences
 from sdforge.artifact import Artifact
-from sdforge.chronicle import EXPORT, PREVIEWS, Chapter, Did, behind, chapter, chapters
+from sdforge.chapters import behind, chapter
+from sdforge.chronicle import Chapter, Did
 from sdforge.dtypes import SAFETENSORS
 from sdforge.families import family
 from sdforge.graph import Link
@@ -20,7 +21,8 @@ from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.sheet import columns
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
+from sdforge.target import EXPORT, PREVIEWS
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
     export = plan.steps[f"{recipe}:{EXPORT}"]
     assert export.result is not None
     # the chronicle is lost with the index; what is there is told all the same
-    last, *earlier = chapters(session, recipe) or [chapter(session, plan, recipe, {}, {})]
+    last, *earlier = session.chronicle.past(recipe).builds or [chapter(session, plan, recipe, {}, {})]
     before = earlier[0] if earlier else None
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
     old = pictures_of(session, before.pictures) if before and before.pictures else None

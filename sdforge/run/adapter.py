@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdforge.order import Order
@@ -56,6 +57,19 @@ class Batch:
     def saying(self, captions: list[str]) -> Batch:
         """Return the same pictures with other captions."""
         return replace(self, captions=captions)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches of one shape as one, for one pass through the networks; masks are left out."""
+    return Batch(
+        torch.cat([b.noisy_BCHW for b in batches]),
+        torch.cat([b.target_BCHW for b in batches]),
+        torch.cat([b.timesteps_B for b in batches]),
+        [caption for b in batches for caption in b.captions],
+        torch.cat([b.clean_BCHW for b in batches if b.clean_BCHW is not None]),
+        None,
+        [picture for b in batches for picture in b.pictures],
+    )
 
 
 @dataclass

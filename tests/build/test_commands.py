@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from sdforge.cli import parser
+from sdforge.arguments import parser
 from sdforge.formats.safetensors import read_header
 from tests.conftest import FORGE, Project, new_project
 

@@ -18,24 +18,24 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
-    {"store.files", "verdict"},
+    {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing", "slips", "elsewhere"},
+    {"artifact", "settings", "syntax", "places", "index", "variants"},
+    {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
-    {"plan", "import_step", "sources", "outputs", "looks"},
+    {"plan", "import_step", "sources", "outputs", "looks", "chronicle"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids", "advice", "room", "placing"},
-    {"chronicle", "report.story", "report.page", "report.card"},
+    {"chapters", "report.story", "report.page", "report.card"},
     {"sidecars", "telling"},
     {"sharing"},
-    {"executors", "build", "bounded", "fetch", "exchange"},
+    {"executors", "under_way", "ready", "interrupts", "intake", "build", "bounded", "fetch", "exchange"},
     {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
     {"disk", "rebuild", "difference", "imports", "trial"},
-    {"cli"},
+    {"arguments", "cli"},
     {"__main__"},
 )
 

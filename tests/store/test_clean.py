@@ -13,7 +13,8 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.lock import Lock, Pin
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 from tests.store.conftest import make_result
 
 Clean = Callable[..., dict[str, Any]]

@@ -198,22 +198,22 @@ def settle(store: Store, path: Path) -> str:
     """Remember a file as if it had been looked at long after its last change; forget what this process knows."""
     stat, sha256 = stat_of(path), digest_of(path.read_bytes())
     assert stat is not None
-    store.remember(path, stat, sha256, stat.ctime_ns + SETTLED)
+    store.seen.remember(path, stat, sha256, stat.ctime_ns + SETTLED)
     store.close()
     return sha256
 
 
 def test_a_file_that_was_just_written_is_looked_at_once_more(store: Store, cache: Path, file: Path) -> None:
-    store.digest(file)
+    store.seen.digest(file)
     store.close()
-    assert Store(cache).stat_cache(file) == ""
+    assert Store(cache).seen.known_digest(file) == ""
 
 
 def test_a_settled_file_is_not_read_again(store: Store, cache: Path, file: Path) -> None:
     """What was remembered is believed: here it is made wrong on purpose."""
     stat = stat_of(file)
     assert stat is not None
-    store.remember(file, stat, "0" * 64, stat.ctime_ns + SETTLED)
+    store.seen.remember(file, stat, "0" * 64, stat.ctime_ns + SETTLED)
     store.close()
     assert Store(cache).digest(file) == "0" * 64
 
