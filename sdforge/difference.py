@@ -223,7 +223,7 @@ def of_path(path: Path, label: str) -> Side:
             _read_manifest(side, made_by(read_header(single).metadata))
     elif path.suffix == ".toml":
         recipe = path.parent.name == RECIPES
-        hint = f"name the recipe: forge diff {path.stem}" if recipe else "what is compared is a recipe, a target or a model"
+        hint = f"name the recipe: forge diff {path.stem}" if recipe else "name a recipe, a target or a model"
         raise UsageError(f"{label} is {'the text of a recipe' if recipe else 'no model'}", hint)
     layout = read_layout(model)
     lies = importlib.import_module("sdforge.run.difference").Lies

@@ -121,15 +121,16 @@ class Explainer:
             named = json.loads(artifact.named(spec.reads, spec.facts))
             item = {"artifact": named, "use": link.use.use or {}} if spec.many == "table" else named
             if json.dumps(item, sort_keys=True) not in before:
-                found.append(self._input(link, artifact, old, item))
+                found.append(self._input(step, link, artifact, (old, item)))
         if not found:
             count_old, count_new = len(before), len(links)
             text = "their order" if count_old == count_new else f"their number, {count_old} → {count_new}"
             found.append(Cause(f"{role}: {text}"))
         return found
 
-    def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
-        name = link.use.reference
+    def _input(self, step: Step, link: Link, artifact: Artifact, rows: tuple[Any, Any]) -> Cause:
+        """Return how an input differs. rows: what the manifests have of its role before, and of it now."""
+        (old, new), name = rows, link.use.reference
         if artifact.kind == "pictures":
             return self._behind(link, "changed")
         if artifact.whole:

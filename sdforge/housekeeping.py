@@ -70,7 +70,7 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
             here = root == session.project.root
             raise UsageError(
                 f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
-                hint="mend them first: `forge check` shows where" if here else "mend them first, or delete that project",
+                hint=f"mend them first{': `forge check` shows where' if here else ', or delete that project'}",
             ) from None
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}

@@ -27,6 +27,7 @@ from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
 from sdforge.store.entries import Result
+from sdforge.target import EXPORT
 from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one

@@ -26,6 +26,8 @@ MOST_TABLES = 4096
 MOST_KEYS = 20_000
 MOST_ITEMS = 100_000  # of arrays
 
+NOT_YET = "inline tables stay on one line, without a comma at their end; times have seconds; no \\e or \\x"  # TOML 1.1
+
 Path: TypeAlias = tuple[str | int, ...]
 Span: TypeAlias = tuple[int, int, int]  # row and column from 0 (columns in bytes), length
 
@@ -103,7 +105,11 @@ def read_toml(source: bytes, file: str) -> Document:
         raise refuse(slip.sentence, Place(file, line, slip.column, slip.length, written), slip.hint)
     if fault is not None or values is None:
         place = document._place(fault.start_point[0], fault.start_point[1], 1) if fault else None
-        raise refuse("is not TOML 1.0", place, "inline tables stay on one line, without a comma at their end; times have seconds; no \\e or \\x")
+        raise refuse(
+            "is not TOML 1.0",
+            place,
+            NOT_YET,
+        )
     return Document(file, source, values)
 
 

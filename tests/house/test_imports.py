@@ -18,7 +18,8 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing", "slips", "elsewhere"},
+    {"slips", "elsewhere"},
+    {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"artifact", "settings", "syntax", "places", "index", "variants"},
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
