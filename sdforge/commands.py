@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import advice, against_licence, assumed, refuse_mistakes
+from sdforge.advice import advice, against_licence, assumed, refuse_mistakes, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
@@ -183,8 +183,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         say(row(step, called[step.id], plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
-    for identifier in plan.wanted:
-        for text in weights_off(plan, identifier):
+    for step in plan.steps.values():
+        if text := weights_off(step, called[step.id]):
             say(f"  note: {text}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
@@ -247,24 +247,6 @@ def other_name(step: Step, identifier: str) -> str:
     """Return how another step is called where this one is spoken of: its recipe is left out where it is the same."""
     recipe, _, name = identifier.partition(":")
     return name if recipe == step.node.recipe.name else identifier
-
-
-def weights_off(plan: Plan, wanted: str) -> list[str]:
-    """Say which weighted sums have weights that do not sum to 1; other merges' weights are no shares, or made so."""
-    from sdforge.identity import decimal
-
-    found: list[str] = []
-    if wanted != plan.wanted[0]:
-        return found
-    for step in plan.steps.values():
-        if step.node.target.signature.name != "weighted_sum":
-            continue
-        weights = json.loads(step.node.target.settings)["weights"]
-        if sum(map(decimal, weights)) != 1:
-            found.append(
-                f"the weights of {names(plan)[step.id]} sum to {float(sum(map(decimal, weights))):g}, not to 1"
-            )
-    return found
 
 
 def why(session: Session, names: list[str], *, as_json: bool) -> int:
