@@ -98,6 +98,8 @@ def _refuse_other_files(path: Path, start: bytes) -> None:
     for beginning, (sentence, hint) in OTHER_FILES.items():
         if start.startswith(beginning):
             raise UsageError(f"{path} {sentence}", hint=hint)
+    if start.isascii() and all(chr(letter).isprintable() or letter in b"\t\r\n" for letter in start):
+        raise UsageError(f"{path} is a text, and no safetensors file", hint="name a model's file or folder")
 
 
 def _unsound(path: Path, sentence: str) -> UsageError:

@@ -419,4 +419,4 @@ def _words(task: Task, path: str, state: State, *, dry_run: bool) -> str:
     amount = size(task.files[path].source.stat().st_size)
     if dry_run:
         return f"would be {state}  {amount}"
-    return f"{task.how[path]}  {amount}{'  in place of the former one' if state == 'updated' else ''}"
+    return f"{task.how[path]:<9}  {amount}{'  in place of the former one' if state == 'updated' else ''}"
