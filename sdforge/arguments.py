@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """Return the command line."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="for programs: JSON")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     top = Parser(prog="forge", description="make for Stable Diffusion models", epilog=FIRST)
@@ -157,7 +157,7 @@ def _pinning(command: Command) -> None:
     add.add_argument(
         "reference",
         metavar="REF",
-        help="a path, also of a folder of pictures, hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR",
+        help="a path (pictures too), hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR",
     )
     add.add_argument("--sha256", default="", help="of the file; it is then this file or none")
     add.add_argument("--licence", default="", help="reaches metadata and card of what is made from it")

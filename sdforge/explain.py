@@ -145,7 +145,7 @@ class Explainer:
             for change in changes(inner_old, inner_new):
                 kind, what = change.path[0], ".".join(change.path[1:])
                 parts.append(what if kind == "components" else f"{what} {shown(change.old)} → {shown(change.new)}")
-            used = changes(candidates[0].get("use", {}), new.get("use", {}))
+            used = list(changes(candidates[0].get("use", {}), new.get("use", {})))
             parts += [f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}" for change in used]
             if used:
                 place = use_place(self.session.project, step.node.recipe, step.node.target, link.use)

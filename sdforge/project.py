@@ -225,7 +225,8 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
         for each in found.get(key, {}):
             if not is_name(each) or each in seen:
                 reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
-                problems.append(Problem("name", reason, document.place(key, each), hint_at_name(each)))
+                hint = "sources and data sets have different names" if each in seen else hint_at_name(each)
+                problems.append(Problem("name", reason, document.place(key, each), hint))
             seen[each] = key
     if problems:
         raise RecipeError(problems)

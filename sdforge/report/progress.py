@@ -224,8 +224,8 @@ class Live(Plain):
 
     def started(self, step: Step, device: str) -> None:
         text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
-        fields = {"sign": self.signs["build"], "name": self.name(step), "text": text}
-        self._tasks[step.id] = self.view.add_task("", total=None, **fields)
+        name = self.name(step)
+        self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=name, text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         task = self._tasks.get(step.id)
