@@ -31,6 +31,7 @@ BESIDE = (".json", ".png", ".jpg", ".jpeg", ".webp", ".txt", ".info")  # how fil
 PRESET = r"[a-z][a-z0-9_-]*(@[a-z0-9_-]+)?"
 
 State = Literal["put", "updated", "kept", "shared", "theirs", "removed", "left"]
+STAYS = ("kept", "shared", "theirs")
 WORDS = {
     "kept": "is there already",
     "shared": "is there already, with the same weights",
@@ -220,27 +221,28 @@ def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str
 
 def _decide(task: Task, record: Record) -> None:
     """Say for each file what becomes of it. Raises UsageError where one would have to be overwritten."""
-    refused, owners, shared = [], set(), set()
+    refused, owners = [], set()
+    there: tuple[str, ...] = ()  # how the paths of what lies beside models begin that stay
     for path, wanted in sorted(task.files.items(), key=lambda found: found[1].small):  # what lies beside models last
         target, row = task.into / path, record.rows.get(path)
+        others = [name for name in row.presets if name != task.preset] if row else []
         if not os.path.lexists(target):
             task.states[path] = "put"
         elif _is(target, [wanted.sha256], wanted.source):
             task.states[path] = "kept" if row else "theirs"
-            shared.add(path.partition(".")[0])
         elif row is None:
             refused.append(f"{target}: forge did not write it")
         elif not _is(target, row.digests):
             refused.append(f"{target}: it was changed since forge put it there")
-        elif others := [name for name in row.presets if name != task.preset]:
-            if path.partition(".")[0] in shared or _has(target, wanted.autov3):
-                task.states[path] = "shared"
-                shared.add(path.partition(".")[0])
-                continue
+        elif not others:
+            task.states[path] = "updated"
+        elif _has(target, wanted.autov3) or (wanted.small and path.startswith(there)):
+            task.states[path] = "shared"
+        else:
             refused.append(f"{target}: it is another one, of {', '.join(others)}")
             owners |= {*others}
-        else:
-            task.states[path] = "updated"
+        if task.states.get(path) in STAYS:
+            there = (*there, f"{path.rpartition('.')[0]}.")
     if refused:
         raise UsageError(
             f"{counted(len(refused), 'file')} would have to be overwritten, so nothing was done:\n  "
@@ -415,11 +417,7 @@ def _tell(task: Task, program: str, wishes: argparse.Namespace) -> None:
     signs = glyphs(sys.stdout)
     wide = max(map(len, task.states))
     for path, state in sorted(task.states.items()):
-        sign = (
-            signs["warning"]
-            if state == "left"
-            else signs["reuse" if state in ("kept", "shared", "theirs") else "build"]
-        )
+        sign = signs["warning"] if state == "left" else signs["reuse" if state in STAYS else "build"]
         say(f"  {sign} {path:<{wide}}  {_words(task, path, state, dry_run=wishes.dry_run)}")
     for path, reason in task.passed:
         say(f"  {signs['unneeded']} {path:<{wide}}  not put there: {reason}")
