@@ -147,11 +147,12 @@ class Session:
             name = self._shared(each)
             matches = [i for i in self.graph.nodes if i == name or i.partition(":")[2] == name]
             if len(matches) != 1:
-                known = [i.partition(":")[2] for i in self.graph.nodes]
+                known = [i.partition(":")[2] for i in self.graph.nodes if not i.partition(":")[2].startswith("preset.")]
                 guess = nearest(name, known)
+                there = f"did you mean {guess!r}?" if guess else f"there are: {', '.join(known) or 'none'}"
                 raise UsageError(
                     f"{name!r} is {'no' if not matches else 'more than one'} target of what is built",
-                    hint=f"did you mean {guess!r}?" if guess else "",
+                    hint=" or ".join(matches) or there,
                 )
             found += matches
         return found
@@ -174,20 +175,21 @@ class Session:
 
     def _owner(self, name: str, recipes: list[str]) -> tuple[str, str]:
         """Find the one recipe that has a target of this name."""
-        owners = []
+        owners, known = [], list(recipes)
         for recipe in recipes:
             try:
-                if name in self.project.recipe(recipe).targets:
-                    owners.append(recipe)
+                known += self.project.recipe(recipe).targets
             except RecipeError:
                 continue
+            if name in self.project.recipe(recipe).targets:
+                owners.append(recipe)
         if len(owners) == 1:
             return owners[0], name
         if owners:
             raise UsageError(
                 f"{name!r} is a target of several recipes", hint=" or ".join(f"{r}:{name}" for r in owners)
             )
-        guess = nearest(name, recipes)
+        guess = nearest(name, known)
         raise UsageError(
             f"there is no recipe and no target {name!r}",
             hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}",

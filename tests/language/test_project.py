@@ -121,6 +121,11 @@ def test_a_project_is_found_from_a_folder_within_it(root: Path, capsys: pytest.C
         ),
         (["plan", "sofd"], "error: there is no recipe and no target 'sofd'\nhint: did you mean 'soft'?\n"),
         (["plan", "zzzzzz"], "error: there is no recipe and no target 'zzzzzz'\nhint: there are: hard, soft\n"),
+        (["why", "onne"], "error: there is no recipe and no target 'onne'\nhint: did you mean 'one'?\n"),
+        (
+            ["build", "soft", "--retrain", "soft"],
+            "error: 'soft' is no target of what is built\nhint: there are: x, one\n",
+        ),
         (["plan", "soft:y"], "error: recipe 'soft' has no target 'y'\nhint: it has x, one\n"),
         (["plan", "soft:onne"], "error: recipe 'soft' has no target 'onne'\nhint: did you mean 'one'?\n"),
         (["plan", "sofd:x"], "error: there is no recipe 'sofd'\nhint: did you mean 'soft'?\n"),
