@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from sdforge.elsewhere import our_setting, our_value
 from sdforge.errors import Problem, nearest
 from sdforge.names import REFERENCE, hint_at_name
+from sdforge.places import DEVICE, VRAM
 from sdforge.syntax import Document
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_CHOICES = 12  # that a sentence lists
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")  # of files that are named where a name belongs
+FORMS = {VRAM: 'as in "8GB" or "500MiB"', DEVICE: "one of auto, cpu, cuda, cuda:N"}  # pattern → how it is written
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")  # that somebody has put into quotes
 
 
@@ -64,11 +66,12 @@ def _other_value(fault: Any) -> str:
         return f"{{ {', '.join(f'{name} = 1.0' for name in given)} }}"
     if kind in ("int_type", "float_type") and isinstance(given, str) and NUMBER.fullmatch(given):
         return f"without quotes: {given}"
-    if kind == "string_pattern_mismatch" and fault["ctx"]["pattern"] == REFERENCE:
+    pattern = fault["ctx"]["pattern"] if kind == "string_pattern_mismatch" else ""
+    if pattern == REFERENCE:
         if "/" in given or given.endswith(ENDINGS):
             return "a path is declared and gets a name: `forge add NAME PATH`, or [dataset.NAME] for pictures"
         return "a target of another recipe is RECIPE:NAME" if "." in given else hint_at_name(given)
-    return ""
+    return FORMS.get(pattern, "")
 
 
 def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:

@@ -108,9 +108,10 @@ class Session:
         """
         names = names or self.project.default
         if not names:
+            known = ", ".join(self.project.recipe_names())
             raise UsageError(
                 "nothing to build: no recipe was named, and forge.toml has no `default`",
-                hint=f"there are: {', '.join(self.project.recipe_names()) or 'none'}",
+                hint=f"there are: {known}" if known else "there is none yet: write recipes/NAME.toml",
             )
         recipes = self.project.recipe_names()
         asked: list[tuple[str, str]] = []

@@ -57,7 +57,7 @@ forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forg
             '[run]\ndevice = "tpu"\n',
             """forge.toml:2:10: error[setting]: `run.device` cannot be "tpu"
   2 | device = "tpu"
-    |          ^^^^^
+    |          ^^^^^ one of auto, cpu, cuda, cuda:N
 1 error
 """,
         ),
