@@ -217,7 +217,7 @@ def _keeping(command: Command) -> None:
     verify.add_argument(
         "--rebuild", metavar="TARGET", help="make a target again, in a store of its own, and compare the bits"
     )
-    command("doctor", "is this machine fit to build: versions, devices, disk, clock, golden vectors")
+    command("doctor", "is this machine fit to build: versions, devices, disk, clock, arithmetic")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")
