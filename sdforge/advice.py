@@ -17,7 +17,7 @@ from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
 
-class Advice(NamedTuple):
+class Said(NamedTuple):
     """What is said of a step.
 
     role: `ROLE`, or `ROLE.NAME` of one of its inputs; "" is the data set; or a setting that it is about.
@@ -42,16 +42,16 @@ def advice(session: Session, plan: Plan) -> list[Problem]:
             said += _other_unet(plan, step)
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
-            said.append(Advice("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
+            said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
         for link, (message, hint) in assumed(step):
             if link.id not in told:
-                said.append(Advice(f"{link.use.role}.{link.use.reference}", "unsaid", message, hint, True))
+                said.append(Said(f"{link.use.role}.{link.use.reference}", "unsaid", message, hint, True))
             told.add(link.id)
         found += [_placed(session, step, each) for each in said]
     return found
 
 
-def _of_method(session: Session, plan: Plan, step: Step) -> Iterator[Advice]:
+def _of_method(session: Session, plan: Plan, step: Step) -> Iterator[Said]:
     """Yield what a step's method says of its settings and inputs, and what all trainings say."""
     import sdforge.trainings as trainings  # loads pydantic, which a plan with nothing to do does without
 
@@ -62,17 +62,17 @@ def _of_method(session: Session, plan: Plan, step: Step) -> Iterator[Advice]:
     found = method(signature.name)
     table = found.table.model_validate(step.node.target.raw)
     if advise := getattr(found.module, "advise", None):
-        yield from starmap(Advice, advise(table, inputs))
+        yield from starmap(Said, advise(table, inputs))
     captions = getattr(found.module, "CAPTIONS", True)
     if signature.group == "trainings":
-        yield from starmap(Advice, trainings.advise(table, inputs, captions=captions))
-    yield from starmap(Advice, _words(session, found.module, table, inputs))
+        yield from starmap(Said, trainings.advise(table, inputs, captions=captions))
+    yield from starmap(Said, _words(session, found.module, table, inputs))
     if captions:
         for link, artifact in step.inputs:
             yield from _captionless(link, artifact)
 
 
-def _placed(session: Session, step: Step, said: Advice) -> Problem:
+def _placed(session: Session, step: Step, said: Said) -> Problem:
     name, _, reference = (said.role or "dataset").partition(".")
     uses = [link.use for link, _ in step.inputs if link.use.role == name]
     use = next((use for use in uses if reference in ("", use.reference)), None)
@@ -135,7 +135,7 @@ def _foretold(step: Step) -> Artifact | None:
     return made_artifact(signature.makes, "", {}, tell(found.table.model_validate(step.node.target.raw)))
 
 
-def _other_unet(plan: Plan, step: Step) -> Iterator[Advice]:
+def _other_unet(plan: Plan, step: Step) -> Iterator[Said]:
     """Say which null-text inversions were made with another U-Net than the one that will draw them."""
     checkpoint = next(link.id for link, _ in step.inputs if link.use.role == "checkpoint")
     for link, _ in step.inputs:
@@ -147,7 +147,7 @@ def _other_unet(plan: Plan, step: Step) -> Iterator[Advice]:
             name = link.use.reference
             text = f"`{name}` was inverted with another U-Net than the preset has, and comes out less like its picture"
             hint = f'on = "{step.node.recipe.preset["checkpoint"] if step.node.recipe.preset else ""}", or no baking'
-            yield Advice(f"sidecars.{name}", "base", text, hint, True)
+            yield Said(f"sidecars.{name}", "base", text, hint, True)
 
 
 def _unet_of(plan: Plan, identifier: str) -> str:
@@ -169,7 +169,7 @@ def assumed(step: Step) -> Iterator[tuple[Link, tuple[str, str]]]:
             yield link, (f"`{link.use.reference}`: {artifact.notes['unsaid']}", hint)
 
 
-def _captionless(link: Link, artifact: Artifact | None) -> Iterator[Advice]:
+def _captionless(link: Link, artifact: Artifact | None) -> Iterator[Said]:
     """Say which pictures of a data set have no caption."""
     without = artifact.notes.get("without", []) if artifact is not None else []
     if artifact is None or not without:
@@ -178,4 +178,4 @@ def _captionless(link: Link, artifact: Artifact | None) -> Iterator[Advice]:
     text = (
         f"{len(without)} of {len(artifact.notes['rows'])} pictures of `{link.use.reference}` have no caption: {shown}"
     )
-    yield Advice("", "captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)
+    yield Said("", "captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)

@@ -49,7 +49,7 @@ def parser() -> Parser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, parents=[common])
 
-    for add in (_building, _pinning, _looking, _keeping):
+    for add in (_building, _trying, _pinning, _looking, _keeping):
         add(command)
     return top
 
@@ -97,6 +97,10 @@ def _building(command: Command) -> None:
     )
     plan.add_argument("--remote", choices=("read", "off"), default="", help="whether that cache is asked what it has")
     plan.add_argument("--offline", action="store_true", help="open no connection: the same as --remote=off")
+
+
+def _trying(command: Command) -> None:
+    """Add the commands that say or draw what would be made."""
     grid = command("grid", "draw a preset with other settings, as one picture with axes; the recipe stays as it is")
     grid.add_argument("preset", metavar="RECIPE")
     grid.add_argument(

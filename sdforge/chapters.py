@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
-from sdforge.chronicle import Chapter, Did, pictures_in
+from sdforge.chronicle import Chapter, Did, Past
+from sdforge.drawn import pictures_in
 from sdforge.explain import Explainer, in_short
 from sdforge.plan import Plan, Step
 from sdforge.project import read_small
@@ -56,14 +58,18 @@ def remember(session: Session, plan: Plan, done: Mapping[str, Iterable[str]], wh
     states = {identifier: state for state, identifiers in done.items() for identifier in identifiers}
     _keep_manifests(session, plan)
     finished = presets(plan)
-    for recipe in _recipes(plan):
-        past = session.chronicle.past(recipe).with_keys(dict(_keys(session, plan, recipe)))
+
+    def entered(past: Past, recipe: str) -> Past:
+        past = past.with_keys(dict(_keys(session, plan, recipe)))
         if recipe in finished:
             past = past.with_build(chapter(session, plan, recipe, states, why))
         drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
         if drawn is not None and drawn.artifact is not None and drawn.state == "reuse" and not drawn.restore:
             past = past.with_passed(pictures_in(drawn.artifact), unchecked=drawn.unchecked)
-        session.chronicle.keep(recipe, past)
+        return past
+
+    for recipe in _recipes(plan):
+        session.chronicle.change(recipe, partial(entered, recipe=recipe))
 
 
 def _keys(session: Session, plan: Plan, recipe: str) -> Iterator[tuple[str, str]]:

@@ -16,28 +16,16 @@ another version wrote counts as lost: then there is nothing to compare with, and
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sdforge.artifact import Artifact
+from sdforge.drawn import Pictures
 from sdforge.index import Index
 
 VERSION = 1  # of the record's format: raised, what is there is forgotten
 MOST = 2  # builds that are remembered, and previews that passed
-
-
-class Pictures(NamedTuple):
-    """Previews that a build drew: key and digest of the result, and which checkpoint's pictures are the preset's."""
-
-    key: str
-    digest: str
-    column: str
-
-
-def pictures_in(previews: Artifact) -> Pictures:
-    """Return which previews an artifact is."""
-    return Pictures(*(previews.notes[name] for name in Pictures._fields))
 
 
 @dataclass(frozen=True)
@@ -109,7 +97,7 @@ class Past:
     def load(text: str) -> Past:
         """Return what `dump` wrote; nothing of what another version wrote."""
         value = json.loads(text)
-        if value.get("v") != VERSION:
+        if not isinstance(value, dict) or value.get("v") != VERSION:
             return Past()
         builds = tuple(_chapter(row) for row in value["builds"])
         return Past(value["keys"], value["before"], builds, tuple(Pictures(*row) for row in value["passed"]))
@@ -134,11 +122,14 @@ class Chronicle:
             self._read[recipe] = Past.load(row) if row else Past()
         return self._read[recipe]
 
-    def keep(self, recipe: str, past: Past) -> None:
-        """Remember a recipe as it is now."""
-        if past != self.past(recipe):
-            self.index.put("builds", {self._row(recipe): past.dump()})
-            self._read[recipe] = past
+    def change(self, recipe: str, change: Callable[[Past], Past]) -> None:
+        """Change what is remembered of a recipe, whatever another build has entered since it was read."""
+        self._read.pop(recipe, None)
+        before = self.past(recipe)
+        now = change(before)
+        if now != before:
+            self.index.put("builds", {self._row(recipe): now.dump()})
+            self._read[recipe] = now
 
     def last_key(self, identifier: str) -> str:
         """Return the plan key with which a target was last made here, or ""."""

@@ -22,7 +22,7 @@ from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
-from sdforge.report.cost import estimate, total
+from sdforge.report.cost import begun, estimate, total
 from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
@@ -228,6 +228,8 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
         clock = f"0 or {clock or 'as long as it takes'}"
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
+    if done := begun(session, step):
+        reason += f"; it was begun, and goes on from step {done}"
     return f"{clock:<10} {reason}" if clock else reason
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component
 from sdforge.describe import made_by
+from sdforge.drawn import preset_pictures, previews_in
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
 from sdforge.looking import unbuilt
-from sdforge.looks import preset_pictures, previews_in
 from sdforge.manifest import changes
 from sdforge.orders import closure
 from sdforge.places import RECIPES

@@ -15,10 +15,10 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Tensor
+from sdforge.drawn import previews_in
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.embedding import negative_word, words_of
-from sdforge.looks import previews_in
 from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe

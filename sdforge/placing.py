@@ -45,8 +45,8 @@ def show_failed(session: Session, step: Step, *, failed: bool) -> None:
     """Write the previews of a preset that failed its checks to `out/.failed/`, and remove older ones from there."""
     assert step.result is not None
     folder = session.project.out / FAILED / session.outputs.folder(step).name
-    shutil.rmtree(folder, ignore_errors=True)
     if not failed:
+        shutil.rmtree(folder, ignore_errors=True)
         return
     staging = session.store.workplace()
     _draw_from_store(session, step, staging)
@@ -54,8 +54,11 @@ def show_failed(session: Session, step: Step, *, failed: bool) -> None:
     (staging / "previews" / "sheet.png").write_bytes(_composed(session, step, staging))
     for file, name in session.outputs.names(step).items():
         (staging / file).replace(staging / name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(staging / "previews", folder)
+    with session.outputs.lock() as lock:
+        lock.acquire(wait=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(staging / "previews", folder)
     shutil.rmtree(staging)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import Tensor
+from sdforge.artifact import Component, Tensor
 from sdforge.chronicle import Chronicle
 from sdforge.errors import (
     BrokenPromise,
@@ -21,7 +21,7 @@ from sdforge.errors import (
 )
 from sdforge.fitting import Misfit, Misfits
 from sdforge.graph import Graph, link_recipes, problem_at, source_place
-from sdforge.lock import Lock, read_lock
+from sdforge.lock import Lock, Pin, read_lock
 from sdforge.looks import looks
 from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import Outputs
@@ -29,8 +29,9 @@ from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Plan, Step, Wishes
 from sdforge.planner import Planner
 from sdforge.project import Project, open_project
-from sdforge.sources import Progress, Sources, _silent
+from sdforge.sources import Progress, Sources, silent
 from sdforge.store import Store
+from sdforge.store.entries import Known, Result
 from sdforge.target import EXPORT, PREVIEWS
 from sdforge.variants import MARK
 
@@ -256,13 +257,13 @@ class Session:
         return command is None or self.trusting or command in self.project.commands
 
     # what planning asks of the store
-    def known(self, key: str) -> Any:
+    def known(self, key: str) -> Known:
         return self.store.known(key)
 
-    def table(self, component: Any) -> Any:
+    def table(self, component: Component) -> list[Tensor]:
         return self.sources.glances.get(component.table) or self.store.table(component)
 
-    def vocabulary(self, component: Any) -> Any:
+    def vocabulary(self, component: Component) -> dict[str, Any]:
         return self.sources.glances.get(component.table) or self.store.vocabulary(component)
 
     def relied_on(self) -> set[str]:
@@ -273,7 +274,7 @@ class Session:
         """Note a file that a plan rests on beside sources and outputs."""
         self._packs.add(path)
 
-    def holds(self, result: Any) -> bool:
+    def holds(self, result: Result) -> bool:
         return all(self.find(pack) for pack in result.packs)
 
     def find(self, sha256: str) -> Path | None:
@@ -297,7 +298,7 @@ class Session:
         there = {file for file in files if self.store.find(file)}
         return {name: tensor for name, tensor in found.items() if tensor.spot and tensor.spot.file in there}
 
-    def offered(self, pin: Any) -> bool:
+    def offered(self, pin: Pin) -> bool:
         """Say whether the remote cache has a pinned result. One that does not answer is not asked again."""
         if self.sharing is None:
             return False
@@ -307,7 +308,7 @@ class Session:
             self.leave_remote(error)
             return False
 
-    def vouched(self, key: str) -> Any:
+    def vouched(self, key: str) -> Pin | None:
         """Return what a trusted key says on the remote cache that a content key came out as, as a pin, or None."""
         if self.sharing is None or self.locked:
             return None
@@ -360,7 +361,7 @@ class Session:
         )
 
 
-def open_session(start: Path, progress: Progress = _silent) -> Session:
+def open_session(start: Path, progress: Progress = silent) -> Session:
     """Open the project in or above a folder. Raises UsageError, RecipeError."""
     root = find_root(start.resolve())
     store = Store(cache_folder(root))

@@ -39,7 +39,7 @@ STATED = ("prediction", "guidance_free")  # facts that a source can state of a c
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     pass
 
 
@@ -49,7 +49,7 @@ class Sources:
 
     project: Project
     store: Store
-    progress: Progress = _silent
+    progress: Progress = silent
     pinned: Callable[[str], dict[str, Any]] = lambda _: {}  # id → what the lock says of a source
     quick: bool = False  # read headers and texts only; what was never hashed gets a name for the moment
     glances: dict[str, Any] = field(default_factory=dict)  # what such names stand for

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.chapters import behind, presets
+from sdforge.outputs import COMPOSED
 from sdforge.placing import description, files_beside
 from sdforge.plan import Plan, Step
 from sdforge.report.beside import Beside
@@ -85,7 +86,7 @@ def _drawn(session: Session, plan: Plan, recipe: str, each: Beside) -> bytes:
 
 def _made_from(session: Session, plan: Plan, recipe: str) -> str:
     """Name what the texts are made from: results, and what is stated of sources."""
-    return "made from " + json.dumps([VERSION, list(_parts(session, behind(session, plan, recipe)))])
+    return COMPOSED + json.dumps([VERSION, list(_parts(session, behind(session, plan, recipe)))])
 
 
 def _parts(session: Session, steps: list[Step]) -> Iterator[list[Any]]:

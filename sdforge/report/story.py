@@ -11,11 +11,11 @@ from sdforge.advice import against_licence, licences
 from sdforge.artifact import Artifact
 from sdforge.chapters import behind, chapter
 from sdforge.chronicle import Chapter, Did
+from sdforge.drawn import own_column, pictures_of, preset_pictures
 from sdforge.dtypes import SAFETENSORS
 from sdforge.families import family
 from sdforge.graph import Link
 from sdforge.licences import combined
-from sdforge.looks import own_column, pictures_of, preset_pictures
 from sdforge.placing import description
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
@@ -129,7 +129,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
     last, *earlier = session.chronicle.past(recipe).builds or [chapter(session, plan, recipe, {}, {})]
     before = earlier[0] if earlier else None
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
-    old = pictures_of(session, before.pictures) if before and before.pictures else None
+    old = pictures_of(session.store, before.pictures) if before and before.pictures else None
     preset = json.loads(description(session, export))
     checkpoint = export.inputs[0][1]
     assert checkpoint is not None

@@ -25,7 +25,7 @@ FLOORS = (
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes"},
-    {"plan", "import_step", "sources", "outputs", "looks", "chronicle"},
+    {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids", "advice", "room", "placing"},
@@ -143,7 +143,9 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_command_line_alone_loads_neither_torch_nor_a_schema_library() -> None:
-    found = loaded_by("import sdforge.cli, sdforge.session, sdforge.plan, sdforge.lockfile, sdforge.explain")
+    found = loaded_by(
+        "import sdforge.cli, sdforge.session, sdforge.plan, sdforge.lockfile, sdforge.explain, sdforge.telling"
+    )
     assert not found & {*HEAVY, "PIL", "pydantic", "rich", "tree_sitter", "tomli"}
 
 
