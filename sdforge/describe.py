@@ -39,8 +39,8 @@ def _model_in(path: Path) -> Path:
     """Return the model that a preset's folder in `out/` holds; of anything else the path itself."""
     if not (path / "preset.json").is_file():
         return path
-    name = json.loads((path / "preset.json").read_bytes()).get("preset", path.name)
-    return next((p for p in (path / f"{name}.safetensors", path / "diffusers") if p.exists()), path)
+    single = path / f"{path.resolve().name}.safetensors"
+    return next((model for model in (single, path / "diffusers") if model.exists()), path)
 
 
 def describe(path: Path) -> dict[str, Any]:
