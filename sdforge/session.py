@@ -109,10 +109,10 @@ class Session:
         """
         names = names or self.project.default
         if not names:
-            known = ", ".join(self.project.recipe_names())
+            listed = ", ".join(self.project.recipe_names())
             raise UsageError(
                 "nothing to build: no recipe was named, and forge.toml has no `default`",
-                hint=f"there are: {known}" if known else "there is none yet: write recipes/NAME.toml",
+                hint=f"there are: {listed}" if listed else "there is none yet: write recipes/NAME.toml",
             )
         recipes = self.project.recipe_names()
         asked: list[tuple[str, str]] = []
