@@ -10,7 +10,7 @@ from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.method import Role
 from sdforge.places import FILE
 from sdforge.project import Project, read_small
-from sdforge.recipe import Recipe, place_in
+from sdforge.recipe import FaultyRecipe, Recipe, place_in
 from sdforge.syntax import read_toml
 from sdforge.target import Target, Use
 
@@ -90,7 +90,8 @@ class _Linking:
                 recipe = self.project.recipe(name)
             except RecipeError as error:
                 self.problems += [problem for problem in error.problems if problem not in self.problems]
-                recipe = error.rest or Recipe(name, "", "", "", {}, {}, {})
+                nothing = Recipe(name, "", "", "", {}, {}, {})
+                recipe = error.rest if isinstance(error, FaultyRecipe) else nothing
             self.added[name] = recipe
             queue += dict.fromkeys(recipe.shared.values())
             checks = tuple(f"{recipe.name}:{t.name}" for t in recipe.targets.values() if t.signature.group == "checks")

@@ -105,6 +105,7 @@ class Intake:
             self.reporter.note(f"{error.message}; it was not put there")
 
     def _kept_log(self, running: Running) -> str:
+        """Keep what a worker said where a person finds it; return the path in the project, "" where it said nothing."""
         log = running.work / "log.txt"
         if not log.is_file() or not log.stat().st_size:
             return ""

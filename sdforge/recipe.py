@@ -109,6 +109,14 @@ class Recipe:
         )
 
 
+class FaultyRecipe(RecipeError):
+    """All that is wrong in one recipe. rest: what could be read of it all the same."""
+
+    def __init__(self, problems: list[Problem], rest: Recipe) -> None:
+        super().__init__(problems)
+        self.rest = rest
+
+
 def _signature(value: dict[str, Any]) -> Signature:
     def pair(widened: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         reads, facts = widened
@@ -146,7 +154,7 @@ def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
 def read_recipe(source: bytes, name: str, file: str) -> Recipe:
     """Read a recipe, or (`RECIPE@NAME`) a variant of it.
 
-    Raises RecipeError with all that is wrong in the file, in its variants too, warnings included.
+    Raises RecipeError (FaultyRecipe, where the text is TOML) with all that is wrong, also in variants, warnings too.
     """
     document = read_toml(source, file)
     home, variant = split(name)
@@ -159,7 +167,7 @@ def read_recipe(source: bytes, name: str, file: str) -> Recipe:
         other.recipe()
         plain.problems += [problem for problem in other.problems if problem not in plain.problems]
     if plain.problems:
-        raise RecipeError(plain.problems, plain.rest(recipe))
+        raise FaultyRecipe(plain.problems, plain.rest(recipe))
     told = {each: {change.path: change.value for change in changes} for each, changes in found.changes.items()}
     return replace(recipe, variants=told, sweeps=found.sweeps)
 

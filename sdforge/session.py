@@ -32,6 +32,7 @@ from sdforge.project import Project, open_project
 from sdforge.sources import Progress, Sources, silent
 from sdforge.store import Store
 from sdforge.store.entries import Known, Result
+from sdforge.store.files import damaged
 from sdforge.target import EXPORT, PREVIEWS
 from sdforge.variants import MARK
 
@@ -61,7 +62,7 @@ class Session:
     unreachable: str = ""  # why there is no remote cache any more
     chronicle: Chronicle = field(init=False)
     _planner: Planner | None = None
-    _packs: set[Path] = field(default_factory=set)  # that were asked for, and files that checks name
+    _relied: set[Path] = field(default_factory=set)  # packs that were asked for, and files that checks name
     _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
 
     def __post_init__(self) -> None:
@@ -268,11 +269,11 @@ class Session:
 
     def relied_on(self) -> set[str]:
         """Return the files and folders on which the last plan rests: sources, outputs, packs (also those not there)."""
-        return self.sources.looked_at() | self.outputs.looked_at | {str(path) for path in self._packs}
+        return self.sources.looked_at() | self.outputs.looked_at | {str(path) for path in self._relied}
 
     def rely_on(self, path: Path) -> None:
         """Note a file that a plan rests on beside sources and outputs."""
-        self._packs.add(path)
+        self._relied.add(path)
 
     def holds(self, result: Result) -> bool:
         return all(self.find(pack) for pack in result.packs)
@@ -282,7 +283,7 @@ class Session:
         if sha256 in self._found:  # an order asks for the same few files tensor by tensor
             return self._found[sha256]
         path = self.store.find(sha256)
-        self._packs.add(path or self.store.object(sha256))
+        self._relied.add(path or self.store.object(sha256))
         if path is not None:
             self._found[sha256] = path
         return path
@@ -323,7 +324,7 @@ class Session:
         self.sharing = None
         self.unreachable = error.message
 
-    # -- while building ------------------------------------------------------------------------------------------------
+    # -- while building -----------------------------------------------------------------------------------------------
 
     def inputs_changed(self, step: Step) -> bool:
         """Look once more at the sources that an action has read, directly or through indices over their files."""
@@ -344,8 +345,6 @@ class Session:
 
         Returns the error to stop with if a pinned result was among them: those are made again only when asked for.
         """
-        from sdforge.store.files import damaged
-
         error = damaged(path, self.store.root / "quarantine", "its bytes are not what they were")
         lost = [s for s in self.planner().steps.values() if s.result and path.name in s.result.packs]
         for each in lost:
