@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import starmap
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from sdforge.artifact import Artifact, made_artifact
 from sdforge.errors import Problem, RecipeError
 from sdforge.graph import Link, problem_at
+from sdforge.identity import decimal
 from sdforge.licences import conflicts
 from sdforge.method import method
 from sdforge.plan import Plan, Step
@@ -16,7 +18,10 @@ from sdforge.session import Session
 
 
 class Said(NamedTuple):
-    """What is said of a step. role: `ROLE`, or `ROLE.NAME` of one of its inputs; "" is the data set."""
+    """What is said of a step.
+
+    role: `ROLE`, or `ROLE.NAME` of one of its inputs; "" is the data set; or a setting that it is about.
+    """
 
     role: str
     code: str
@@ -36,6 +41,8 @@ def advice(session: Session, plan: Plan) -> list[Problem]:
         if step.node.target.signature.makes == "files":
             said += _other_unet(plan, step)
             found += _licence_problems(session, plan, step)
+        if text := weights_off(step, step.node.target.name):
+            said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
         for link, (message, hint) in assumed(step):
             if link.id not in told:
                 said.append(Said(f"{link.use.role}.{link.use.reference}", "unsaid", message, hint, True))
@@ -71,7 +78,15 @@ def _placed(session: Session, step: Step, said: Said) -> Problem:
     use = next((use for use in uses if reference in ("", use.reference)), None)
     target = step.node.target
     place = (session.project, step.node.recipe, target, use, said.code, said.message, said.hint)
-    return problem_at(*place, warning=said.warning)
+    return problem_at(*place, key="" if uses else name, warning=said.warning)
+
+
+def weights_off(step: Step, name: str) -> str:
+    """Say that a weighted sum has weights that do not sum to 1; other merges' weights are no shares, or made so."""
+    if step.node.target.signature.name != "weighted_sum":
+        return ""
+    total = sum(map(decimal, json.loads(step.node.target.settings)["weights"]))
+    return f"the weights of {name} sum to {float(total):g}, not to 1" if total != 1 else ""
 
 
 def refuse_mistakes(session: Session, plan: Plan) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from sdforge import __version__
+from sdforge.errors import nearest
 from sdforge.places import DEVICE
 
 Command = Callable[[str, str], argparse.ArgumentParser]  # name, what it does → its arguments
@@ -13,12 +17,31 @@ SOMETHING_TO_DO = 10  # the exit code that `--exit-code` asks for
 FIRST = "For the first time: `forge init mine` makes a project with a demo, and says what comes next."
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that guesses what was meant by a word that it does not know, and shows its help where none was said."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith("required: COMMAND"):
+            self.print_help(sys.stderr)
+            self.exit(2)
+        if found := re.search(r"argument COMMAND: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            guess = nearest(found[1], re.findall(r"'([^']+)'", found[2]))
+            hint = f"did you mean `forge {guess}`?" if guess else "`forge --help` lists them"
+            self.exit(2, f"error: there is no command {found[1]!r}\nhint: {hint}\n")
+        if found := re.search(r"unrecognized arguments: (--[a-z-]+)", message):
+            known = {option for found_there in options().values() for option in found_there}
+            guess = nearest(found[1], known)
+            hint = f"did you mean {guess}? " if guess else ""
+            self.exit(2, f"error: there is no option {found[1]}\nhint: {hint}`forge COMMAND --help` lists them\n")
+        super().error(message)
+
+
+def parser() -> Parser:
     """Return the command line."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="for programs: JSON")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    top = argparse.ArgumentParser(prog="forge", description="make for Stable Diffusion models", epilog=FIRST)
+    top = Parser(prog="forge", description="make for Stable Diffusion models", epilog=FIRST)
     top.add_argument("--version", action="version", version=f"forge {__version__}")
     top.add_argument("-C", dest="at", metavar="DIR", default=".", help="work in this folder")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, prog="forge")
@@ -133,10 +156,12 @@ def _pinning(command: Command) -> None:
     install.add_argument("--undo", action="store_true", help="remove exactly what was put there")
     install.add_argument("--copy", action="store_true", help="copy; else files are cloned or linked where that works")
     install.add_argument("-n", "--dry-run", action="store_true", help="only say what would be done")
-    add = command("add", "write a source into forge.toml")
+    add = command("add", "write a source or a data set into forge.toml")
     add.add_argument("name", metavar="NAME", help="how recipes call it")
     add.add_argument(
-        "reference", metavar="REF", help="a path, hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR"
+        "reference",
+        metavar="REF",
+        help="a path (pictures too), hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, an AIR",
     )
     add.add_argument("--sha256", default="", help="of the file; it is then this file or none")
     add.add_argument("--licence", default="", help="reaches metadata and card of what is made from it")
@@ -196,7 +221,7 @@ def _keeping(command: Command) -> None:
     verify.add_argument(
         "--rebuild", metavar="TARGET", help="make a target again, in a store of its own, and compare the bits"
     )
-    command("doctor", "is this machine fit to build: versions, devices, disk, clock, golden vectors")
+    command("doctor", "is this machine fit to build: versions, devices, disk, clock, arithmetic")
     schema = command("schema", "write the JSON Schemas of recipes and forge.toml")
     schema.add_argument("--check", action="store_true", help="only say whether they are up to date")
     init = command("init", "make a new project with the demo recipe")

@@ -160,6 +160,8 @@ def _build_file(wishes: argparse.Namespace) -> int:
         raise UsageError("a file is built by itself", hint="`forge show --recipe FILE` shows what would be built")
     session, path = _open(wishes), Path(wishes.at) / wishes.targets[0]
     name = write_recipe(session, path)
+    if not wishes.json:
+        _say([f"  recipes/{name}.toml is how {path.name} was made"])
     session.store.close()
     wishes.targets = [name]
     code = build(wishes)

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import advice, against_licence, assumed, refuse_mistakes
+from sdforge.advice import advice, against_licence, assumed, refuse_mistakes, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
@@ -22,8 +22,8 @@ from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
-from sdforge.report.cost import estimate, total
-from sdforge.report.progress import name_width, reporter, short
+from sdforge.report.cost import begun, estimate, total
+from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
 from sdforge.room import refuse_lack, room
@@ -112,9 +112,10 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
             print(json.dumps({"v": 1, "event": "pin", **found}))
         print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
         return
-    skipped = [plan.steps[identifier] for identifier in summary.skipped]
-    for step in skipped:
-        say(f"  – {short(step):<{name_width(skipped)}} not built: needs what failed")
+    called = names(plan)
+    width = width_of(called[identifier] for identifier in summary.skipped)
+    for identifier in summary.skipped:
+        say(f"  – {called[identifier]:<{width}} not built: needs what failed")
     for text in barred(plan):
         say(f"  {text}")
     for found in filter(None, strange):
@@ -176,13 +177,14 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         )
         refuse_lack(session, plan)
         return
-    width = name_width(step for step, _ in rows)
+    called = names(plan)
+    width = width_of(called[step.id] for step, _ in rows)
     for step, causes in rows:
-        say(row(step, plan_text(session, step, causes), width=width))
+        say(row(step, called[step.id], plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
-    for identifier in plan.wanted:
-        for text in weights_off(plan, identifier):
+    for step in plan.steps.values():
+        if text := weights_off(step, called[step.id]):
             say(f"  note: {text}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
@@ -226,13 +228,16 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
         clock = f"0 or {clock or 'as long as it takes'}"
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
+    if done := begun(session, step):
+        reason += f"; it was begun, and goes on from step {done}"
     return f"{clock:<10} {reason}" if clock else reason
 
 
 def barred(plan: Plan) -> list[str]:
     """Say which checks are not made here, and how they would be."""
+    called = names(plan)
     return [
-        f"{short(step)} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
+        f"{called[step.id]} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
         f"{json.dumps(step.node.target.raw['command'])} under [checks] commands in {LOCAL}, or build with "
         "--allow-commands"
         for step in plan.steps.values()
@@ -244,22 +249,6 @@ def other_name(step: Step, identifier: str) -> str:
     """Return how another step is called where this one is spoken of: its recipe is left out where it is the same."""
     recipe, _, name = identifier.partition(":")
     return name if recipe == step.node.recipe.name else identifier
-
-
-def weights_off(plan: Plan, wanted: str) -> list[str]:
-    """Say which weighted sums have weights that do not sum to 1; other merges' weights are no shares, or made so."""
-    from sdforge.identity import decimal
-
-    found: list[str] = []
-    if wanted != plan.wanted[0]:
-        return found
-    for step in plan.steps.values():
-        if step.node.target.signature.name != "weighted_sum":
-            continue
-        weights = json.loads(step.node.target.settings)["weights"]
-        if sum(map(decimal, weights)) != 1:
-            found.append(f"the weights of {short(step)} sum to {float(sum(map(decimal, weights))):g}, not to 1")
-    return found
 
 
 def why(session: Session, names: list[str], *, as_json: bool) -> int:
@@ -338,7 +327,7 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     """`forge check`: find every mistake that headers and texts can show; nothing is hashed and nothing runs."""
     session.sources.quick = True
     recipes = names or session.project.recipe_names()
-    problems: list[Problem] = []
+    problems: list[Problem] = [] if names else session.project.misnamed()
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)

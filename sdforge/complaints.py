@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
+from sdforge.elsewhere import our_setting, our_value
 from sdforge.errors import Problem, nearest
-from sdforge.names import REFERENCE
+from sdforge.names import REFERENCE, hint_at_name
+from sdforge.places import DEVICE, VRAM
 from sdforge.syntax import Document
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 MOST_CHOICES = 12  # that a sentence lists
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")  # of files that are named where a name belongs
+FORMS = {VRAM: 'as in "8GB" or "500MiB"', DEVICE: "one of auto, cpu, cuda, cuda:N"}  # pattern → how it is written
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")  # that somebody has put into quotes
 
 
 def explain(
@@ -30,16 +36,42 @@ def explain(
         what = ".".join(path) or document.file
         if kind == "extra_forbidden":
             known = _known(model, place[:-1])
-            guess = nearest(str(place[-1]), known)
-            hint = f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
+            hint = _other_word(str(place[-1]), known)
             yield Problem("unknown-setting", f"`{name}` is no setting of {what}", document.place(*where), hint)
         elif kind == "missing":
             table = ".".join(map(str, where[:-1])) or document.file
             yield Problem("missing", f"{table} needs `{place[-1]}`", document.place(*where[:-1]), "")
         else:
-            guess = nearest(str(fault["input"]), _choices(fault)) if kind == "literal_error" else ""
-            hint = f"did you mean {guess!r}?" if guess else ""
-            yield Problem("setting", f"`{name}` {_sentence(fault)}", document.place(*where, value=True), hint)
+            sentence, written = _sentence(fault), document.place(*where, value=True)
+            yield Problem("setting", f"`{name}` {sentence}", written, _other_value(fault))
+
+
+def _other_word(word: str, known: list[str]) -> str:
+    """Return a hint at the setting that was meant."""
+    if elsewhere := our_setting(word, known):
+        return elsewhere
+    guess = nearest(word, known)
+    return f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
+
+
+def _other_value(fault: Any) -> str:
+    """Return a hint at the value that was meant, or at the form that it has."""
+    kind, given = fault["type"], fault["input"]
+    if kind == "literal_error":
+        guess = our_value(str(given), _choices(fault)) or nearest(str(given), _choices(fault))
+        return f"did you mean {guess!r}?" if guess else ""
+    if kind == "list_type" and isinstance(given, str | int | float):
+        return f"[{json.dumps(given, ensure_ascii=False)}]"
+    if kind in ("dict_type", "model_type") and isinstance(given, list) and all(isinstance(n, str) for n in given):
+        return f"{{ {', '.join(f'{name} = 1.0' for name in given)} }}"
+    if kind in ("int_type", "float_type") and isinstance(given, str) and NUMBER.fullmatch(given):
+        return f"without quotes: {given}"
+    pattern = fault["ctx"]["pattern"] if kind == "string_pattern_mismatch" else ""
+    if pattern == REFERENCE:
+        if "/" in given or given.endswith(ENDINGS):
+            return "a path is declared and gets a name: `forge add NAME PATH`, or [dataset.NAME] for pictures"
+        return "a target of another recipe is RECIPE:NAME" if "." in given else hint_at_name(given)
+    return FORMS.get(pattern, "")
 
 
 def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:

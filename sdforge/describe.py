@@ -35,8 +35,17 @@ def show_file(path: Path, *, as_json: bool) -> None:
             print(safe(line, sys.stdout))
 
 
+def _model_in(path: Path) -> Path:
+    """Return the model that a preset's folder in `out/` holds; of anything else the path itself."""
+    if not (path / "preset.json").is_file():
+        return path
+    single = path / f"{path.resolve().name}.safetensors"
+    return next((model for model in (single, path / "diffusers") if model.exists()), path)
+
+
 def describe(path: Path) -> dict[str, Any]:
     """Return what is known of a file or folder: kind, dialect, family, facts, hashes, metadata, how it was made."""
+    path = _model_in(path)
     described: dict[str, Any] = {"path": str(path)}
     if not path.is_dir() and is_pickle(path):
         return described | _pickle(path)

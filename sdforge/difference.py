@@ -20,8 +20,10 @@ from sdforge.errors import BrokenPromise, UsageError
 from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
+from sdforge.looking import unbuilt
 from sdforge.manifest import changes
 from sdforge.orders import closure
+from sdforge.places import RECIPES
 from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
@@ -107,7 +109,7 @@ def _side(session: Session, at: Path, name: str) -> Side:
     wanted, step, plan = _end(session, name)
     artifact = _checkpoint(step)
     if artifact is None or not all(c.content for c in artifact.components.values()):
-        raise UsageError(f"{name} is not built as its recipe has it", hint=f"forge build {name}")
+        raise unbuilt(session, step.id, name)
     side = Side(name, _actions(plan, _manifests(plan)), _sources(plan))
     side.unnamed = [each for each in map(_of_manifest, closure(session, step)) if each]
     _list(session, side, artifact.components)
@@ -220,7 +222,9 @@ def of_path(path: Path, label: str) -> Side:
         if single.is_file():
             _read_manifest(side, made_by(read_header(single).metadata))
     elif path.suffix == ".toml":
-        raise UsageError(f"{label} is a recipe's text", hint=f"name the recipe: forge diff {path.stem}")
+        recipe = path.parent.name == RECIPES
+        hint = f"name the recipe: forge diff {path.stem}" if recipe else "name a recipe, a target or a model"
+        raise UsageError(f"{label} is {'the text of a recipe' if recipe else 'no model'}", hint)
     layout = read_layout(model)
     lies = importlib.import_module("sdforge.run.difference").Lies
     for found in layout.tensors:

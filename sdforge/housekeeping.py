@@ -67,9 +67,10 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
         except ForgeError as error:
+            here = root == session.project.root
             raise UsageError(
                 f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
-                hint="mend them first, or delete the project's folder",
+                hint=f"mend them first{': `forge check` shows where' if here else ', or delete that project'}",
             ) from None
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
@@ -282,9 +283,11 @@ def init(folder: Path) -> None:
 
 BASH = """_forge() {
   local word="${COMP_WORDS[COMP_CWORD]}" command="" at="." i
-  # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone
+  # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone;
+  # behind a colon it shows the colon as the word, and completes an empty one
   local name="${COMP_LINE:0:COMP_POINT}" before
   name="${name##* }"
+  [[ "$word" == ":" ]] && word=""
   before="${name%%"$word"}"
   for ((i = 1; i < COMP_CWORD; i++)); do
     case "${COMP_WORDS[i]}" in

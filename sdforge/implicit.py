@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sdforge.errors import nearest
 from sdforge.method import method, method_groups
-from sdforge.names import is_name
+from sdforge.names import hint_at_name, is_name
 from sdforge.target import EXPORT, PREVIEWS, Target
 
 LAST = ("aesthetic",)  # kinds that are baked after the others
@@ -127,7 +127,7 @@ class Implicit:
     def _check(self, kind: str, name: str, table: Any) -> Iterator[Table]:
         path, target = ("checks", kind, name), f"check.{name}"
         if not is_name(name):
-            self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
+            self.wrong("name", f"`{name}` is no name", *path, hint=hint_at_name(name))
         elif target in self._checks:
             self.wrong("name", f"`{name}` is already the name of a check", *path)
         elif not isinstance(table, dict):

@@ -14,17 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import DIGITS, WITH
+from sdforge.graph import Link
 from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
 from sdforge.store.files import Lock, is_settled, publish, resources, sha256_of, stat_of
+from sdforge.variants import split
 
 REPLACED = ".replaced"
 FAILED = ".failed"  # where pictures lie that did not pass the checks of their preset
 MANIFEST = 2  # version of `preset.json`
 COMPOSED = "made from "  # how the expectation of a file begins that is put together from results and names
 ADVISED = ("steps", "guidance", "resolution")  # of the previews: what a preset advises to draw with
+
+
+def own_name(link: Link) -> str:
+    """Return how the file of an artifact is called: NAME, or NAME-VARIANT of what a variant has for itself.
+
+    Other programs keep the files of all presets in one folder, and call embeddings and LoRAs by their files' names.
+    """
+    name, (recipe, made, _) = link.use.reference.rpartition(":")[2], link.id.partition(":")
+    variant = split(recipe)[1] if made else ""  # a source has no recipe that made it
+    return f"{name}-{variant}" if variant else name
 
 
 class Outputs:
@@ -57,14 +69,14 @@ class Outputs:
     def _called(self, step: Step) -> dict[tuple[str, str], str]:
         """Return (role, digest) → role/name of what becomes a file as it is; equal names of two recipes stay apart."""
         named = [
-            (link.use.role, artifact.digest[:DIGITS], link.use.reference)
+            (link.use.role, artifact.digest[:DIGITS], link)
             for link, artifact in step.inputs
             if artifact is not None and link.use.role != "checkpoint"
         ]
-        last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
+        last = [(role, own_name(link)) for role, _, link in named]
         return {
-            (role, digest): f"{role}/{name if last.count((role, name)) == 1 else reference.replace(':', '.')}"
-            for (role, digest, reference), (_, name) in zip(named, last, strict=True)
+            (role, digest): f"{role}/{name if last.count((role, name)) == 1 else link.use.reference.replace(':', '.')}"
+            for (role, digest, link), (_, name) in zip(named, last, strict=True)
         }
 
     def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
@@ -120,6 +132,8 @@ class Outputs:
         """Name what a composed file is made from: the files, and the names that are written on it."""
         assert step.result is not None
         labels = [link.use.reference for link, _ in step.inputs]
+        if step.node.target.signature.makes == "files":
+            labels += [name for link, _ in step.inputs if (name := own_name(link)) != link.use.reference]
         return json.dumps([step.node.recipe.name, labels, sorted(step.result.files.items())], sort_keys=True)
 
     def _is(self, path: Path, expected: str) -> bool:

@@ -16,7 +16,7 @@ from sdforge.errors import Place, Problem, RecipeError, UsageError, counted, nea
 from sdforge.identity import canonical
 from sdforge.implicit import Implicit
 from sdforge.method import BY_PRESET, Role, Signature, called_elsewhere, is_target, method, method_groups
-from sdforge.names import is_name, is_reference
+from sdforge.names import hint_at_name, is_name, is_reference
 from sdforge.syntax import Document, read_toml
 from sdforge.target import EXPORT, PREVIEWS, Target, Use, alike
 from sdforge.variants import Axis, Variants, edges, read_variants, split, varied
@@ -237,8 +237,9 @@ class _Reading:
         if family is None:
             self.wrong("missing", "the recipe does not say its `family`", hint=f"one of {', '.join(family_names())}")
         elif family not in family_names():
-            guess = nearest(str(family), family_names()) or ", ".join(family_names())
-            self.wrong("family", f"there is no family {family!r}", "family", hint=f"known: {guess}", value=True)
+            guess = nearest(str(family), family_names())
+            hint = f"did you mean {guess!r}?" if guess else f"known: {', '.join(family_names())}"
+            self.wrong("family", f"there is no family {family!r}", "family", hint=hint, value=True)
         seed = values.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**53:
             self.wrong("setting", "`seed` is a whole number from 0", "seed", value=True)
@@ -376,7 +377,7 @@ class _Reading:
         for path in self.named:
             name = path[-1]
             if not is_name(name):
-                self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
+                self.wrong("name", f"`{name}` is no name", *path, hint=hint_at_name(name))
             elif name in RESERVED:
                 self.wrong("name", f"`{name}` is a reserved word", *path)
             elif name in seen:
@@ -388,4 +389,4 @@ class _Reading:
 def check_name(name: str) -> None:
     """Refuse a recipe's file name that no command line could name. Raises UsageError."""
     if not is_name(name):
-        raise UsageError(f"{name!r} is no name for a recipe", hint="small letters, digits, - and _, at most 64")
+        raise UsageError(f"{name!r} is no name for a recipe", hint=hint_at_name(name))

@@ -110,9 +110,10 @@ class Session:
         """
         names = names or self.project.default
         if not names:
+            listed = ", ".join(self.project.recipe_names())
             raise UsageError(
                 "nothing to build: no recipe was named, and forge.toml has no `default`",
-                hint=f"there are: {', '.join(self.project.recipe_names()) or 'none'}",
+                hint=f"there are: {listed}" if listed else "there is none yet: write recipes/NAME.toml",
             )
         recipes = self.project.recipe_names()
         asked: list[tuple[str, str]] = []
@@ -149,11 +150,12 @@ class Session:
             name = self._shared(each)
             matches = [i for i in self.graph.nodes if i == name or i.partition(":")[2] == name]
             if len(matches) != 1:
-                known = [i.partition(":")[2] for i in self.graph.nodes]
+                known = [i.partition(":")[2] for i in self.graph.nodes if not i.partition(":")[2].startswith("preset.")]
                 guess = nearest(name, known)
+                there = f"did you mean {guess!r}?" if guess else f"there are: {', '.join(known) or 'none'}"
                 raise UsageError(
                     f"{name!r} is {'no' if not matches else 'more than one'} target of what is built",
-                    hint=f"did you mean {guess!r}?" if guess else "",
+                    hint=" or ".join(matches) or there,
                 )
             found += matches
         return found
@@ -176,20 +178,21 @@ class Session:
 
     def _owner(self, name: str, recipes: list[str]) -> tuple[str, str]:
         """Find the one recipe that has a target of this name."""
-        owners = []
+        owners, known = [], list(recipes)
         for recipe in recipes:
             try:
-                if name in self.project.recipe(recipe).targets:
-                    owners.append(recipe)
+                known += self.project.recipe(recipe).targets
             except RecipeError:
                 continue
+            if name in self.project.recipe(recipe).targets:
+                owners.append(recipe)
         if len(owners) == 1:
             return owners[0], name
         if owners:
             raise UsageError(
                 f"{name!r} is a target of several recipes", hint=" or ".join(f"{r}:{name}" for r in owners)
             )
-        guess = nearest(name, recipes)
+        guess = nearest(name, known)
         raise UsageError(
             f"there is no recipe and no target {name!r}",
             hint=f"did you mean {guess!r}?" if guess else f"there are: {', '.join(recipes) or 'none'}",

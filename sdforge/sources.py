@@ -102,10 +102,11 @@ class Sources:
         name = taken.table["path" if taken.kind == "dataset" else "from"]
         if taken.kind == "source" and is_remote(name):
             return self._fetched(taken, name, search=search)
+        pictures = "pictures lie in the project: copy or move the folder there" if taken.kind == "dataset" else ""
         try:
             path = self._paths[taken.id] = within(self.project.root, name)
         except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+            raise UsageError(f"{taken.id}: {error.message}", pictures or error.hint) from None
         if path.exists() or not search:
             return path
         self._missing.add(str(path))
@@ -117,7 +118,7 @@ class Sources:
         where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
-            hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
+            hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
         )
 
     def fetched_folder(self, taken: Taken) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
@@ -24,8 +25,19 @@ def estimate(session: Session, step: Step) -> float | None:
     elif step.node.target.signature.makes == "dataset":
         units = settings["count"]
     else:
-        units = settings.get("steps", 1)
+        units = max(0, settings.get("steps", 1) - begun(session, step))
     return float(fixed + each * units)
+
+
+def begun(session: Session, step: Step) -> int:
+    """Return from which step a training would go on, whose state is kept: 0 for one that begins, and all else."""
+    if step.node.target.signature.group != "trainings" or step.state != "build" or not step.manifest:
+        return 0
+    from sdforge.orders import state_folder
+    from sdforge.run.states import newest
+
+    folder = state_folder(session, step, step.content_manifest or step.manifest)
+    return newest(folder, json.loads(step.node.target.settings).get("steps", sys.maxsize))
 
 
 def total(session: Session, plan: Plan) -> tuple[float, bool]:

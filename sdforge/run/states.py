@@ -60,6 +60,11 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def newest(folder: Path, most: int) -> int:
+    """Return after how many steps, at most `most`, the newest state was kept, whole or not; 0: there is none."""
+    return max((step for step in _steps(folder) if step <= most), default=0)
+
+
 def load_state(folder: Path, most: int) -> State | None:
     """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over.
 

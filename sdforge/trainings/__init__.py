@@ -174,10 +174,10 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]], *, captions: bo
         found += without("text_encoders", "what learns from captions", str(table.on), inputs)
     if table.warmup >= table.steps:
         sentence = f"the warm-up of {table.warmup} steps is as long as the training, {table.steps}"
-        found.append(("on", "warmup", sentence, f"warmup = {table.steps // 20}", True))
+        found.append(("warmup", "warmup", sentence, f"warmup = {table.steps // 20}", True))
     if table.optimizer == "schedule_free" and table.schedule != "constant":
         sentence = f'schedule_free has no use for a schedule = "{table.schedule}"'
-        found.append(("on", "schedule", sentence, 'schedule = "constant"', True))
+        found.append(("schedule", "schedule", sentence, 'schedule = "constant"', True))
     return found
 
 

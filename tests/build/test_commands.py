@@ -453,13 +453,14 @@ def test_completion_names_every_command(tmp_path: Path, shell: str) -> None:
         (["why", "pres"], ["preset.export"]),
         (["build", "to"], ["toy", "toy:a", "toy:b", "toy:c", "toy:preset.export"]),
         (["build", "toy", ":", "pre"], ["preset.export"]),  # bash takes toy:pre for three words
+        (["build", "toy", ":"], ["a", "b", "c", "preset.export"]),
         (["-C", ".", "pl"], ["plan"]),
     ],
 )
 def test_bash_completes_commands_options_and_targets(typed: list[str], offered: list[str], project: Project) -> None:
     script = project.forge("completion", "bash").out
     words = " ".join(f"'{word}'" for word in ["forge", *typed])
-    line = " ".join(["forge", *typed]).replace(" : ", ":")
+    line = " ".join(["forge", *typed]).replace(" : ", ":").replace(" :", ":")
     script += f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}\n"
     script += '_forge; printf "%s\\n" "${COMPREPLY[@]}"\n'
     environment = os.environ | {"PATH": f"{FORGE.parent}:{os.environ['PATH']}", "FORGE_METHODS": _methods()}

@@ -100,6 +100,14 @@ def test_an_embedding_tells_its_word_and_for_what_it_is(show: Show, tmp_path: Pa
     )
 
 
+def test_a_presets_folder_is_shown_by_the_model_in_it(show: Show, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "preset.json").write_text("{}")
+    save_file({"emb_params": torch.zeros(1, 768)}, folder / "mine.safetensors")
+    assert (show(folder)["path"], show(folder)["kind"]) == (str(folder / "mine.safetensors"), "embedding")
+
+
 def test_what_cannot_be_used_is_shown_with_the_reason(show: Show, tmp_path: Path) -> None:
     flux = "double_blocks.0.img_attn.qkv.weight"
     save_file({flux: torch.ones(3, 1)}, tmp_path / "x.safetensors")

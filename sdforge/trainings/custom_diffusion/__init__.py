@@ -82,10 +82,10 @@ def advise_words(table: CustomDiffusion, tokenizer: dict[str, Any]) -> list[Advi
     found: list[Advice] = []
     if is_ordinary(table.token, tokenizer):
         sentence = f"{table.token!r} is an ordinary word of `{table.on}`; as a token it would hide that word"
-        found.append(("on", "token", sentence, f'token = "<{table.token}>"', False))
+        found.append(("token", "token", sentence, f'token = "<{table.token}>"', False))
     words = table.init.split()
     strange = [word for word in words if not is_ordinary(word, tokenizer)]
     if strange or not words:
         sentence = f"{strange[0] if strange else table.init!r} is not one token of `{table.on}` to start from"
-        found.append(("on", "init", sentence, 'init = "a word that it knows", rare or near to what is learned', False))
+        found.append(("init", "init", sentence, 'init = "a word that it knows", near to what is learned', False))
     return found
