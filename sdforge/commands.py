@@ -25,7 +25,7 @@ from sdforge.report.cost import estimate, total
 from sdforge.report.progress import name_width, reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
-from sdforge.session import Session, assumed
+from sdforge.session import Session, doubts
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
@@ -183,7 +183,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
             say(f"  note: {text}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
-    said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
+    said = {(code, link.id): words for step in plan.steps.values() for link, code, words in doubts(plan, step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
     for step in plan.steps.values():

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from sdforge.report.beside import Beside
     from sdforge.sharing import Sharing
 
+SHOWN = 3  # tensors that are named; of more, how many there are
+
 
 @dataclass
 class Session:
@@ -356,7 +358,7 @@ class Session:
         import sdforge.trainings as trainings
 
         found: list[Problem] = []
-        told: set[str] = set()  # sources of which it has been said what is assumed of them
+        told: set[tuple[str, str]] = set()  # the doubts about each source that have been said
         for step in plan.steps.values():
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
                 continue
@@ -376,10 +378,10 @@ class Session:
                 rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
-            for link, said in assumed(step):
-                if link.id not in told:
-                    rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
-                told.add(link.id)
+            for link, code, said in doubts(plan, step):
+                if (code, link.id) not in told:
+                    rows.append((f"{link.use.role}.{link.use.reference}", code, *said, True))
+                told.add((code, link.id))
             for role, code, message, hint, warning in rows:
                 name, _, reference = (role or "dataset").partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
@@ -647,12 +649,21 @@ def _unet_of(plan: Plan, identifier: str) -> str:
     return identifier
 
 
-def assumed(step: Step) -> Iterator[tuple[Link, tuple[str, str]]]:
-    """Yield what is assumed of the checkpoints of a step, as nothing says it: which one, a sentence, how to say it."""
+def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
+    """Yield which sources of a step are to be doubted, and why: a sentence, and a way out.
+
+    `unsaid`: what is assumed of a checkpoint as nothing says it; `broken`: tensors with NaN or Inf, at which whoever
+    computes stops, and which reach a preset's file where they pass.
+    """
     for link, artifact in step.inputs:
-        if artifact is not None and "unsaid" in artifact.notes:
+        notes = artifact.notes if artifact is not None and link.id not in plan.steps else {}
+        if "unsaid" in notes:
             hint = 'state `prediction` beside its `from`: "v_prediction" (768-v and its like), or "epsilon" if it is so'
-            yield link, (f"`{link.use.reference}`: {artifact.notes['unsaid']}", hint)
+            yield link, "unsaid", (f"`{link.use.reference}`: {notes['unsaid']}", hint)
+        if names := notes.get("broken"):
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
+            yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:

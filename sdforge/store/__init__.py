@@ -126,6 +126,12 @@ def load_result(path: Path) -> Result:
     return result
 
 
+def table_bytes(tensors: Iterable[Tensor]) -> bytes:
+    """Return a table of tensors as the store keeps it."""
+    rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
+    return json.dumps(rows, separators=(",", ":")).encode()
+
+
 def alias_text(key: str, content_key: str) -> str:
     """Return an alias's content: where it leads, and a sum over both keys, so that an exchanged one is known."""
     return f"{content_key} {hashlib.sha256(f'alias {key} {content_key}'.encode()).hexdigest()[:16]}"
@@ -308,8 +314,7 @@ class Store:
 
     def put_table(self, tensors: Iterable[Tensor]) -> str:
         """Keep a table of tensors; return how `Component.table` names it."""
-        rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
-        return self.put_bytes(json.dumps(rows, separators=(",", ":")).encode())
+        return self.put_bytes(table_bytes(tensors))
 
     def table(self, component: Component) -> list[Tensor]:
         """Return the tensors of a component whose bytes have been seen."""
@@ -498,6 +503,11 @@ class Store:
         self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
+
+    def rewrite(self, result: Result) -> None:
+        """Publish a result once more, whose bytes lie elsewhere now."""
+        self._publish(result.dump(), self.keyed("results", result.key) / f"{result.digest}.json")
+        self.reread(result.key)
 
     def add_alias(self, key: str, content_key: str, manifest: str = "") -> None:
         """Let a key lead to another one: same input bytes, or (without manifest) something alike."""

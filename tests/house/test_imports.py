@@ -23,7 +23,7 @@ FLOORS = (
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "recipe"},
-    {"project", "graph", "lock", "remotes"},
+    {"project", "graph", "lock", "remotes", "repack"},
     {"plan", "import_step", "sources", "outputs", "looks"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids"},
