@@ -153,20 +153,22 @@ def test_a_pack_that_is_mostly_needed_by_nobody_shrinks_to_what_is(bench: Bench,
 
 @pytest.mark.usefixtures("worn")
 def test_what_shrinking_frees_is_said_before(clean: Any, du: Any) -> None:
-    before, said = du(), clean("--dry-run")
-    assert du()["kinds"] == before["kinds"]
+    kinds = ("packs", "tables", "results", "left over")
+    before, said = du()["kinds"], clean("--dry-run")
+    assert all(du()["kinds"][kind] == before[kind] for kind in kinds)
     assert clean() == said | {"dry_run": False}
     now = du()
-    kinds = ("packs", "tables", "results", "left over")
-    assert said["bytes"] == sum(before["kinds"][kind]["bytes"] - now["kinds"][kind]["bytes"] for kind in kinds)
+    assert said["bytes"] == sum(before[kind]["bytes"] - now["kinds"][kind]["bytes"] for kind in kinds)
     assert now["unlisted"] == 0
     assert clean() == said | {"dry_run": False, "files": 0, "packs": 0, "bytes": 0}
 
 
 def test_a_damaged_pack_is_left_to_those_who_read_it(bench: Bench, worn: str, clean: Any) -> None:
     path = bench.root / "cache" / "v1" / "objects" / worn[:2] / worn
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1  # of the text encoder, whose names come first
     path.chmod(0o644)
-    path.write_bytes(b"".join([path.read_bytes()[:-1], b"?"]))
+    path.write_bytes(data)
     assert clean()["packs"] == 0
     assert worn in bench.packs()
 
