@@ -264,3 +264,10 @@ def test_a_components_strength_is_multiplied_and_a_blocks_is_not() -> None:
 
 def test_without_a_list_a_strength_is_the_number_that_was_written() -> None:
     assert strengths(strength=0.7) == dict.fromkeys(PLACES, 0.7)
+
+
+def test_a_part_of_weights_names_has_a_strength_of_its_own_within_its_block() -> None:
+    found = strengths(
+        strength=0.5, mbw_preset="ALL0.5", blocks={"unet.mid": 0.9, "M00:proj_in": 0.1, "unet:linear": 2.0}
+    )
+    assert found == {"text_encoder": 0.25, "in01": 0.25, "mid": 0.1, "time": 2.0}
