@@ -45,7 +45,7 @@ def test_the_source_is_named_once_and_not_what_is_made_from_it(bench: Bench) -> 
     poison(bench, VAE, PASSES)
     bench.recipe('[swap.whole]\ncheckpoint = "base"\nvae = "ink"\n[cast.wide]\ncheckpoint = "whole"\ndtype = "fp32"\n')
     session = bench.session()
-    problems = session.advise(session.plan(session.resolve(["r:wide"])))
+    problems = session.advice(session.plan(session.resolve(["r:wide"])))
     assert [(problem.code, problem.warning) for problem in problems] == [("broken", True)]
     assert "`base` holds NaN or Inf" in problems[0].message
 
