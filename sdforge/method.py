@@ -344,7 +344,7 @@ def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str
         inside = [name for name in names if elements and fnmatchcase(name.canonical, f"*{elements}*")]
         return [(name.component, name.canonical) for name in inside if block_matches(block, name.component, name.block)]
 
-    def unmatched(pattern: str) -> tuple[str, str, str]:
+    def unmatched(pattern: str) -> Unmatched:
         block, _, elements = pattern.partition(ELEMENTS)
         there = next((name.canonical for name in names if block_matches(block, name.component, name.block)), "")
         if not there and any(block_matches(block, component, "") for component in family.kept):

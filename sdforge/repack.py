@@ -109,9 +109,10 @@ def saved(store: Store, results: list[Result], packs: list[Pack]) -> int:
     """Return the bytes by which these packs, and the tables that list them, are larger than the new ones."""
     moves = {pack.sha256: pack.moves(NOT_YET) for pack in packs}
     found = sum(pack.size - pack.laid_out()[0] for pack in packs)
-    for component in _tables(results).values():
+    for component in _tables(results).values() if moves else ():
         rows = _rows(store, component)
-        found += len(table_bytes(rows)) - len(table_bytes(_moved(rows, moves)))
+        moved = _moved(rows, moves)
+        found += len(table_bytes(rows)) - len(table_bytes(moved)) if moved != rows else 0
     return found
 
 

@@ -55,10 +55,11 @@ def _read_unet(path: Path, header: Header) -> Layout:
 def _has(family: Family, header: Header) -> bool:
     """Say whether a U-Net is one of a family: by its names, and by whether its attentions stand between matrices."""
     names = [name for name in family.names() if name.component == "unet"]
-    needed = {name.canonical for name in names if not name.optional}
-    return needed <= set(header.tensors) <= {name.canonical for name in names} and family.is_conv(
-        "unet.mid_block.attentions.0.proj_in"
-    ) == (len(header.tensors["mid_block.attentions.0.proj_in.weight"].shape) == 4)
+    needed, known = {name.canonical for name in names if not name.optional}, {name.canonical for name in names}
+    if not needed <= set(header.tensors) <= known:
+        return False
+    rank = len(header.tensors["mid_block.attentions.0.proj_in.weight"].shape)
+    return family.is_conv("unet.mid_block.attentions.0.proj_in") == (rank == 4)
 
 
 def _read_vae(path: Path, header: Header) -> Layout:
