@@ -58,10 +58,8 @@ def test_a_vae_alone_is_that_of_the_checkpoint(named: str, toy: Taken, exported:
 
 @pytest.mark.parametrize("name", family_names())
 def test_a_unet_in_diffusers_names_tells_its_family(name: str, toys: Path, tmp_path: Path) -> None:
-    if name == "image_variations":  # its U-Net is that of 1.x
-        expected, folder = "sd15", write_family(toys / name, name)
-    else:
-        expected, folder = name, write_family(toys / name, name)
+    folder = write_family(toys / name, name)
+    expected = {"image_variations": "sd15"}.get(name, name)  # its U-Net is that of 1.x
     path = Path(shutil.copy(folder / "unet" / WEIGHTS, tmp_path / "unet.safetensors"))
     found = take(path)
     assert found.artifact.family == expected
