@@ -16,6 +16,8 @@ from sdforge.method import method
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
+SHOWN = 3  # tensors that are named; of more, how many there are
+
 
 class Said(NamedTuple):
     """What is said of a step.
@@ -33,7 +35,7 @@ class Said(NamedTuple):
 def advice(session: Session, plan: Plan) -> list[Problem]:
     """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
     found: list[Problem] = []
-    told: set[str] = set()  # sources of which it has been said what is assumed of them
+    told: set[tuple[str, str]] = set()  # the doubts about each source that have been said
     for step in plan.steps.values():
         if any(artifact is None and link.id in session.graph.sources for link, artifact in step.inputs):
             continue
@@ -43,10 +45,10 @@ def advice(session: Session, plan: Plan) -> list[Problem]:
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
             said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
-        for link, (message, hint) in assumed(step):
-            if link.id not in told:
-                said.append(Said(f"{link.use.role}.{link.use.reference}", "unsaid", message, hint, True))
-            told.add(link.id)
+        for link, code, (message, hint) in doubts(plan, step):
+            if (code, link.id) not in told:
+                said.append(Said(f"{link.use.role}.{link.use.reference}", code, message, hint, True))
+            told.add((code, link.id))
         found += [_placed(session, step, each) for each in said]
     return found
 
@@ -161,12 +163,21 @@ def _unet_of(plan: Plan, identifier: str) -> str:
     return identifier
 
 
-def assumed(step: Step) -> Iterator[tuple[Link, tuple[str, str]]]:
-    """Yield what is assumed of the checkpoints of a step, as nothing says it: which one, a sentence, how to say it."""
+def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
+    """Yield which sources of a step are to be doubted, and why: a sentence, and a way out.
+
+    `unsaid`: what is assumed of a checkpoint as nothing says it; `broken`: tensors with NaN or Inf, at which whoever
+    computes stops, and which reach a preset's file where they pass.
+    """
     for link, artifact in step.inputs:
-        if artifact is not None and "unsaid" in artifact.notes:
+        notes = artifact.notes if artifact is not None and link.id not in plan.steps else {}
+        if "unsaid" in notes:
             hint = 'state `prediction` beside its `from`: "v_prediction" (768-v and its like), or "epsilon" if it is so'
-            yield link, (f"`{link.use.reference}`: {artifact.notes['unsaid']}", hint)
+            yield link, "unsaid", (f"`{link.use.reference}`: {notes['unsaid']}", hint)
+        if names := notes.get("broken"):
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
+            yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
 
 
 def _captionless(link: Link, artifact: Artifact | None) -> Iterator[Said]:

@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import advice, against_licence, assumed, refuse_mistakes, weights_off
+from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
@@ -188,7 +188,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
             say(f"  note: {text}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
-    said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
+    said = {(code, link.id): words for step in plan.steps.values() for link, code, words in doubts(plan, step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
     for step in plan.steps.values():

@@ -128,7 +128,7 @@ class Planner:
                 components[name] = artifact.components[name]
                 step.makers[name] = link.id if link.id in self.graph.sources else self.steps[link.id].makers[name]
             for fact, owner in owners.items():
-                if owner in moved:
+                if owner in moved and artifact.family:  # a network alone states nothing: it is for what is there
                     facts.pop(fact, None)
                     if fact in artifact.facts:
                         facts[fact] = artifact.facts[fact]

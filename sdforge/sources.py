@@ -273,7 +273,7 @@ class Sources:
         if not is_remote(taken.table["from"]):  # what was fetched may be a link to where it lay already
             for file in layout.files:
                 self._refuse_outside(taken, file)
-        digests, tensors = self._hash(taken, layout)
+        digests, tensors, broken = self._hash(taken, layout)
         homes = [self._imported_as[file].name if file in self._imported_as else "" for file in layout.files]
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
@@ -299,7 +299,7 @@ class Sources:
             "components": components,
             "facts": layout.facts,
             "digest": artifact_identity(layout.kind, {name: row[0] for name, row in components.items()}, layout.facts),
-            "notes": layout.notes,
+            "notes": layout.notes | ({"broken": broken} if broken else {}),
             "passed": dict(layout.passed),
             "files": {
                 str(file.relative_to(path)) if path.is_dir() else file.name: digest
@@ -344,15 +344,16 @@ class Sources:
     def _pictures(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         return self._read_dataset(taken, path) if taken.kind == "dataset" else self._read_picture(path)
 
-    def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]]]:
-        """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
+    def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]], list[str]]:
+        """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors, and which hold NaN or Inf."""
         import xxhash
 
+        from sdforge.formats.finite import Finite
         from sdforge.formats.layout import transposed
         from sdforge.formats.safetensors import Behind
 
         total = sum(file.stat().st_size for file in layout.files)
-        digests, tensors, done = [], {}, 0
+        digests, tensors, broken, done = [], {}, [], 0
         for i, file in enumerate(layout.files):
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
@@ -366,8 +367,10 @@ class Sources:
                         whole.update(chunk)
                         done += len(chunk)
                     one, fast, kept = hashlib.sha256(), xxhash.xxh3_128(), bytearray()
+                    finite = Finite(tensor.dtype)
                     for chunk in _chunks(fd, tensor.offset, tensor.offset + tensor.size):
                         whole.update(chunk)
+                        finite.update(chunk)
                         if tensor.turned:
                             kept += chunk
                         else:
@@ -381,6 +384,7 @@ class Sources:
                         fast.update(data)
                         self.store.put_bytes(data)
                     tensors[tensor] = (one.hexdigest(), fast.hexdigest())
+                    broken += [f"{tensor.component}.{tensor.name}"] if finite.broken else []
                     place = tensor.offset + tensor.size
                 for chunk in _chunks(fd, place, None):
                     whole.update(chunk)
@@ -391,7 +395,7 @@ class Sources:
                 continue
             if stat is not None:
                 self.store.seen.remember(file.absolute(), stat, digests[-1], looked)
-        return digests, tensors
+        return digests, tensors, broken
 
     def _read_dataset(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         def digest(file: Path) -> str:

@@ -29,7 +29,7 @@ from sdforge.artifact import Component, Spot, Tensor
 from sdforge.errors import BrokenPromise, LostObject
 from sdforge.identity import digest_of_text
 from sdforge.index import Index
-from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of
+from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of, table_bytes
 from sdforge.store.files import (
     Lock,
     damaged,
@@ -192,8 +192,7 @@ class Store:
 
     def put_table(self, tensors: Iterable[Tensor]) -> str:
         """Keep a table of tensors; return how `Component.table` names it."""
-        rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
-        return self.put_bytes(json.dumps(rows, separators=(",", ":")).encode())
+        return self.put_bytes(table_bytes(tensors))
 
     def table(self, component: Component) -> list[Tensor]:
         """Return the tensors of a component whose bytes have been seen."""
@@ -338,6 +337,11 @@ class Store:
         self.list_tensors(result)
         self.fresh(result.key)
         self._dirty(result.key)
+
+    def rewrite(self, result: Result) -> None:
+        """Publish a result once more, whose bytes lie elsewhere now."""
+        self._publish(result.dump(), self.keyed("results", result.key) / f"{result.digest}.json")
+        self.reread(result.key)
 
     def add_alias(self, key: str, content_key: str, manifest: str = "") -> None:
         """Let a key lead to another one: same input bytes, or (without manifest) something alike."""

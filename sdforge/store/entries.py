@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Artifact, Component, made_artifact
+from sdforge.artifact import Artifact, Component, Tensor, made_artifact
 from sdforge.identity import digest_of_text
 from sdforge.store.files import read_entry
 
@@ -88,6 +89,12 @@ def load_result(path: Path) -> Result:
     if (result.key, result.digest) != (path.parent.name, path.stem):
         raise ValueError("it stands under another name")
     return result
+
+
+def table_bytes(tensors: Iterable[Tensor]) -> bytes:
+    """Return a table of tensors as the store keeps it."""
+    rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
+    return json.dumps(rows, separators=(",", ":")).encode()
 
 
 def alias_text(key: str, content_key: str) -> str:

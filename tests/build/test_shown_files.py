@@ -175,3 +175,14 @@ def test_hostile_sources_end_a_build_in_one_sentence(project: Project) -> None:
             )  # the sentence, the line with its caret, the hint, and how many there are
         project.edit(f'from = "{name}"\npickle = "allow"', 'from = "base"', "forge.toml")
     assert not (project.root / "harm").exists()
+
+
+def test_tensors_that_hold_nan_or_inf_are_named(exported: Path, show: Show, tmp_path: Path) -> None:
+    whole = exported / "checkpoint.safetensors"
+    tensors = load_file(whole)
+    names = sorted(name for name, tensor in tensors.items() if tensor.ndim == 1)[:2]
+    for name, value in zip(names, (float("nan"), float("inf")), strict=True):
+        tensors[name][-1] = value
+    save_file(tensors, tmp_path / "broken.safetensors")
+    assert sorted(show(tmp_path / "broken.safetensors")["broken"]) == names
+    assert "broken" not in show(whole)

@@ -24,7 +24,7 @@ FLOORS = (
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
-    {"project", "graph", "lock", "remotes"},
+    {"project", "graph", "lock", "remotes", "repack"},
     {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},
