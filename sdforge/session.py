@@ -31,6 +31,7 @@ from sdforge.looks import looks
 from sdforge.method import method
 from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import FAILED, Outputs
+from sdforge.picture_advice import advise_pictures
 from sdforge.places import LOCK, cache_folder, find_root
 from sdforge.plan import Misfit, Misfits, Plan, Planner, Step, Wishes
 from sdforge.project import Project, open_project
@@ -372,8 +373,11 @@ class Session:
             if target.signature.group == "trainings":
                 rows += trainings.advise(table, inputs, captions=captions)
             rows += self._words(found_method.module, table, inputs)
-            if captions:
-                rows += [("", *row) for link, artifact in step.inputs for row in _captionless(link, artifact)]
+            for link, artifact in step.inputs:
+                if artifact is not None and artifact.kind == "dataset":
+                    role, name = f"{link.use.role}.{link.use.reference}", link.use.reference
+                    said = advise_pictures(name, artifact, inputs, table, captions=captions)
+                    rows += [(role, *each) for each in said]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):
@@ -653,19 +657,6 @@ def assumed(step: Step) -> Iterator[tuple[Link, tuple[str, str]]]:
         if artifact is not None and "unsaid" in artifact.notes:
             hint = 'state `prediction` beside its `from`: "v_prediction" (768-v and its like), or "epsilon" if it is so'
             yield link, (f"`{link.use.reference}`: {artifact.notes['unsaid']}", hint)
-
-
-def _captionless(link: Link, artifact: Artifact | None) -> list[tuple[str, str, str, bool]]:
-    """Say which pictures of a data set have no caption."""
-    without = artifact.notes.get("without", []) if artifact is not None else []
-    if not without:
-        return []
-    rows, shown = (
-        len(artifact.notes["rows"]) if artifact else 0,
-        ", ".join([*without[:3], *(["…"] * (len(without) > 3))]),
-    )
-    text = f"{len(without)} of {rows} pictures of `{link.use.reference}` have no caption: {shown}"
-    return [("captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)]
 
 
 def open_session(start: Path, progress: Progress = _silent) -> Session:

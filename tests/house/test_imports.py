@@ -19,11 +19,11 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"artifact", "settings", "syntax", "places", "index", "devices", "variants"},
+    {"pictures", "artifact", "settings", "syntax", "places", "index", "devices", "variants"},
     {"store.files", "verdict"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "recipe"},
-    {"project", "graph", "lock", "remotes"},
+    {"project", "graph", "lock", "remotes", "picture_advice"},
     {"plan", "import_step", "sources", "outputs", "looks"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids"},
