@@ -57,7 +57,6 @@ class Validation:
                 schedule.target(latents, noise, timesteps),
                 timesteps,
                 [picture.caption] * len(TIMESTEPS),
-                latents,
                 pictures=[picture] * len(TIMESTEPS),
             )
             total += float((predict(batch) - batch.target_BCHW).square().mean())
