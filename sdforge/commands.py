@@ -50,6 +50,8 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     made = session.plan(wanted)
     if made.to_do:
         session.refuse_mistakes(made)
+        for warning in session.warnings(made):
+            view.note(f"{warning.place}: {warning.message}")
     build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:

@@ -352,13 +352,16 @@ class Session:
         """Return target → plan key, as a recipe's targets were before the last build of it that changed one of them."""
         return next(iter(self._keys_noted(recipe)[1:]), {})
 
-    def advice(self, plan: Plan) -> list[Problem]:
-        """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
+    def advice(self, plan: Plan, steps: Iterable[Step] | None = None) -> list[Problem]:
+        """Return what methods and data sets have to say of their inputs: mistakes, and what may be one.
+
+        steps: of the plan, that are asked; default: all.
+        """
         import sdforge.trainings as trainings
 
         found: list[Problem] = []
         told: set[str] = set()  # sources of which it has been said what is assumed of them
-        for step in plan.steps.values():
+        for step in plan.steps.values() if steps is None else steps:
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
                 continue
             inputs: dict[str, list[Artifact | None]] = {}
@@ -413,17 +416,26 @@ class Session:
             yield problem_at(*place, key="licence", warning=True)
 
     def _words(self, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
-        """Return what a training has to say of the words that it makes, once it is known which ones there are."""
+        """Return what a method has to say of new words, once it is known which ones the checkpoint has."""
         advise_words = getattr(module, "advise_words", None)
-        on = next(iter(inputs.get("on", [])), None)
+        on = next(iter(inputs.get("on") or inputs.get("checkpoint", [])), None)
         component = on.components.get("tokenizer") if on is not None else None
-        return list(advise_words(table, self.vocabulary(component))) if advise_words and component else []
+        return list(advise_words(table, inputs, self.vocabulary(component))) if advise_words and component else []
 
     def refuse_mistakes(self, plan: Plan) -> None:
         """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""
         mistakes = [problem for problem in self.advice(plan) if not problem.warning]
         if mistakes:
             raise RecipeError(mistakes)
+
+    def warnings(self, plan: Plan) -> list[Problem]:
+        """Return what may be a mistake of what is trained now, each sentence once: only hours would show it."""
+        trained = [each for each in plan.steps.values() if each.state == "build" and each.kind == "content"]
+        found: dict[str, Problem] = {}
+        for problem in self.advice(plan, trained):
+            if problem.warning:
+                found.setdefault(problem.message, problem)
+        return list(found.values())
 
     # -- while building --------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE, SAFETENSORS
 from sdforge.edits.insert import ROWS
 from sdforge.families import Family, family
+from sdforge.formats.tokenizer import is_ordinary
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -190,6 +191,14 @@ def never_named(token: str, dataset: str, inputs: dict[str, list[Artifact | None
     sentence = f"no caption of `{dataset}` names the token {token!r}"
     hint = f'write {{trigger}} in the captions, and trigger = "{token}" in the data set'
     return [("dataset", "token", sentence, hint, False)]
+
+
+def hides_a_word(token: str, on: str, tokenizer: dict[str, Any], *, warning: bool) -> list[Advice]:
+    """Say that a token is a word of the checkpoint already; warning: where it may be meant."""
+    if not is_ordinary(token, tokenizer):
+        return []
+    sentence = f"{token!r} is an ordinary word of `{on}`; as a token it would hide that word"
+    return [("on", "token", sentence, f'token = "<{token}>"', warning)]
 
 
 def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
