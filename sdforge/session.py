@@ -378,9 +378,9 @@ class Session:
             rows += self._words(found_method.module, table, inputs)
             for link, artifact in step.inputs:
                 if artifact is not None and artifact.kind == "dataset":
-                    role, name = f"{link.use.role}.{link.use.reference}", link.use.reference
-                    said = advise_pictures(name, artifact, inputs, table, captions=captions)
-                    rows += [(role, *each) for each in said]
+                    name = link.use.reference
+                    found_there = advise_pictures(name, artifact, inputs, table, captions=captions)
+                    rows += [(f"{link.use.role}.{name}", *each) for each in found_there]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):
