@@ -21,7 +21,7 @@ from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
-from sdforge.report.cost import estimate, total
+from sdforge.report.cost import begun, estimate, total
 from sdforge.report.progress import name_width, reporter, short
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
@@ -167,6 +167,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
             | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
+            | ({"resumes": since} if step.state == "build" and (since := begun(session, step)) else {})
             | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
@@ -225,6 +226,8 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
         clock = f"0 or {clock or 'as long as it takes'}"
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
+    if step.state == "build" and (since := begun(session, step)):
+        reason += f"; goes on from step {since}"
     return f"{clock:<10} {reason}" if clock else reason
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+from sdforge.orders import state_folder
 from sdforge.plan import Plan, Step
+from sdforge.run.states import newest
 from sdforge.session import Session
 
 
@@ -24,8 +26,16 @@ def estimate(session: Session, step: Step) -> float | None:
     elif step.node.target.signature.makes == "dataset":
         units = settings["count"]
     else:
-        units = settings.get("steps", 1)
+        units = settings.get("steps", 1) - begun(session, step)
     return float(fixed + each * units)
+
+
+def begun(session: Session, step: Step) -> int:
+    """Return after how many steps a training will go on from a state that was kept; 0: it begins anew."""
+    manifest = step.content_manifest or step.manifest
+    if step.node.target.signature.group != "trainings" or not manifest:
+        return 0
+    return newest(state_folder(session, step, manifest), json.loads(step.node.target.settings).get("steps", 0))
 
 
 def total(session: Session, plan: Plan) -> tuple[float, bool]:

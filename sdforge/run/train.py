@@ -208,14 +208,12 @@ class _Training:
             self.ahead = {step + 1: [self._batch(shown, step + 1) for shown in self.shown]}
         return self._read(losses, step)
 
-    @staticmethod
-    def _read(losses: list[Tensor], step: int) -> float:
+    def _read(self, losses: list[Tensor], step: int) -> float:
         """Return the loss of a step. Raises ActionFailed if it is no number: then nothing of the step is kept."""
         value = sum(float(loss.detach()) for loss in losses)
         if not math.isfinite(value):
-            raise ActionFailed(
-                f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
-            )
+            other = "" if self.settings.precision == "fp32" else ', or precision = "fp32"'
+            raise ActionFailed(f"the loss became {value} at step {step + 1}", hint=f"a smaller learning_rate{other}")
         return value
 
     def _loss(self, batches: list[Batch]) -> Tensor:
