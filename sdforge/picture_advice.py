@@ -14,8 +14,8 @@ from sdforge.pictures import PICTURES
 
 NAMED = 3  # pictures that a sentence names
 ENLARGED = 2  # times, from which on a picture teaches its own blur
-# the most elongated bucket is twice as wide as a square's edge and half as high
-ELONGATED = {True: 4, False: 1}  # whether there are buckets → the longest shape, in edges, that is seen whole
+# with buckets or without → the ratio of edges beyond which less than half is seen; the longest bucket is 4 to 1
+HALVED = {True: 8, False: 2}
 PIECE = re.compile(r"[^\W\d_]+|\d|(?:_|[^\s\w])+")  # of a caption, of which CLIP's tokenizer makes one token or more
 
 Said = tuple[str, str, str, bool]  # code, sentence, hint, whether it is a warning
@@ -71,14 +71,10 @@ def _misshapen(name: str, notes: dict[str, Any], edge: int, *, buckets: bool) ->
     small = {sha256 for sha256, (w, h) in sizes.items() if w * h * ENLARGED**2 < edge**2}
     if found := _names(small, notes):
         text = f"{counted(len(found), 'picture')} of `{name}` {_are(found)} enlarged more than {ENLARGED} times"
-        yield (
-            "pictures",
-            f"{text}, to {edge} × {edge} pixels: {_some(found)}",
-            "larger ones, or a smaller resolution",
-            True,
-        )
-    most = 2 * ELONGATED[buckets]
-    if found := _names({sha256 for sha256, size in sizes.items() if max(size) > most * min(size)}, notes):
+        text += f", to {edge} × {edge} pixels: {_some(found)}"
+        yield "pictures", text, "larger ones, or a smaller resolution", True
+    long = {sha256 for sha256, size in sizes.items() if max(size) > HALVED[buckets] * min(size)}
+    if found := _names(long, notes):
         text = f"less than half is seen of {counted(len(found), 'picture')} of `{name}`: {_some(found)}"
         hint = "cut out what matters" if buckets else "buckets = true keeps shapes up to 4 to 1"
         yield "pictures", text, hint, True

@@ -11,17 +11,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
-OTHERS = (
-    ".gif",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".jxl",
-    ".heic",
-    ".heif",
-    ".psd",
-    ".jfif",
-)  # endings of pictures that none of our programs reads
+# pictures too, but of endings that are passed over
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".heic", ".heif", ".psd", ".jfif")
 MOST = 200_000_000  # pixels of a picture: what says that it has more is a mistake, or an attack on memory
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of grey in more than 8 bits, which it turns into white
 ORIENTATION = 0x0112  # of EXIF; from 5 on a picture is turned by a quarter
@@ -36,7 +27,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     """Open a picture. Raises UnreadablePicture, also where what is wrong shows only later, at its pixels."""
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = None  # beside the limit here, Pillow would warn from half of its own on
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit warns before it refuses; ours, below, only refuses
     try:
         with Image.open(path) as image:
             if image.width * image.height > MOST:
