@@ -376,11 +376,13 @@ class Session:
             if target.signature.group == "trainings":
                 rows += trainings.advise(table, inputs, captions=captions)
             rows += self._words(found_method.module, table, inputs)
+            uncaptioned = getattr(found_method.module, "UNCAPTIONED", ())
             for link, artifact in step.inputs:
                 if artifact is not None and artifact.kind == "dataset":
-                    name = link.use.reference
-                    found_there = advise_pictures(name, artifact, inputs, table, captions=captions)
-                    rows += [(f"{link.use.role}.{name}", *each) for each in found_there]
+                    role, name = link.use.role, link.use.reference
+                    read = captions and role not in uncaptioned
+                    found_there = advise_pictures(name, artifact, inputs, table, captions=read)
+                    rows += [(f"{role}.{name}", *each) for each in found_there]
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):

@@ -4,8 +4,10 @@
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
 what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
-before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Its settings
-say how much is trained, `learns(family, shapes)`, so that a plan knows what train states take.
+before anything runs what cannot work, `advise_words(table, inputs, tokenizer)`, which says it of new words, and
+`facts(table)`, the facts of its result that are known by then; `CAPTIONS = False` where captions are not read, and
+`UNCAPTIONED`, roles whose pictures need none. Its settings say how much is trained, `learns(family, shapes)`, so that a
+plan knows what train states take.
 """
 
 from __future__ import annotations
