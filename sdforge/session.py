@@ -357,32 +357,12 @@ class Session:
 
         steps: of the plan, that are asked; default: all.
         """
-        import sdforge.trainings as trainings
-
         found: list[Problem] = []
         told: set[str] = set()  # sources of which it has been said what is assumed of them
         for step in plan.steps.values() if steps is None else steps:
             if any(artifact is None and link.id in self.graph.sources for link, artifact in step.inputs):
                 continue
-            inputs: dict[str, list[Artifact | None]] = {}
-            for link, artifact in step.inputs:
-                inputs.setdefault(link.use.role, []).append(artifact or _foretold(plan.steps[link.id]))
-            target = step.node.target
-            found_method = method(target.signature.name)
-            table = found_method.table.model_validate(target.raw)
-            advise = getattr(found_method.module, "advise", None)
-            rows = list(advise(table, inputs)) if advise else []
-            captions = getattr(found_method.module, "CAPTIONS", True)
-            if target.signature.group == "trainings":
-                rows += trainings.advise(table, inputs, captions=captions)
-            rows += self._words(found_method.module, table, inputs)
-            uncaptioned = getattr(found_method.module, "UNCAPTIONED", ())
-            for link, artifact in step.inputs:
-                if artifact is not None and artifact.kind == "dataset":
-                    role, name = link.use.role, link.use.reference
-                    read = captions and role not in uncaptioned
-                    found_there = advise_pictures(name, artifact, inputs, table, captions=read)
-                    rows += [(f"{role}.{name}", *each) for each in found_there]
+            target, rows = step.node.target, self._said(plan, step)
             rows += _other_unet(plan, step) if target.signature.makes == "files" else []
             found += self._licence_problems(plan, step) if target.signature.makes == "files" else []
             for link, said in assumed(step):
@@ -390,12 +370,36 @@ class Session:
                     rows.append((f"{link.use.role}.{link.use.reference}", "unsaid", *said, True))
                 told.add(link.id)
             for role, code, message, hint, warning in rows:
-                name, _, reference = (role or "dataset").partition(".")
+                name, _, reference = role.partition(".")
                 uses = [link.use for link, _ in step.inputs if link.use.role == name]
                 use = next((use for use in uses if reference in ("", use.reference)), None)
                 place = (self.project, step.node.recipe, target, use, code, message, hint)
                 found.append(problem_at(*place, warning=warning))
         return found
+
+    def _said(self, plan: Plan, step: Step) -> list[tuple[str, str, str, str, bool]]:
+        """Return what a method says of its inputs, their words and pictures: (role, code, sentence, hint, warning)."""
+        import sdforge.trainings as trainings
+
+        inputs: dict[str, list[Artifact | None]] = {}
+        for link, artifact in step.inputs:
+            inputs.setdefault(link.use.role, []).append(artifact or _foretold(plan.steps[link.id]))
+        target = step.node.target
+        found = method(target.signature.name)
+        table = found.table.model_validate(target.raw)
+        advise, captions = getattr(found.module, "advise", None), getattr(found.module, "CAPTIONS", True)
+        rows = list(advise(table, inputs)) if advise else []
+        if target.signature.group == "trainings":
+            rows += trainings.advise(table, inputs, captions=captions)
+        rows += self._words(found.module, table, inputs)
+        uncaptioned = getattr(found.module, "UNCAPTIONED", ())
+        for link, artifact in step.inputs:
+            if artifact is not None and artifact.kind == "dataset":
+                role, name = link.use.role, link.use.reference
+                read = captions and role not in uncaptioned
+                said = advise_pictures(name, artifact, inputs, table, captions=read)
+                rows += [(f"{role}.{name}", *each) for each in said]
+        return rows
 
     def licences(self, plan: Plan, end: str) -> dict[str, str]:
         """Return source → licence of all that a target is made from, as stated or as the file says."""
