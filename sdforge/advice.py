@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import starmap
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
 from sdforge.licences import conflicts
 from sdforge.method import method
+from sdforge.picture_advice import advise_pictures
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
@@ -32,11 +33,14 @@ class Said(NamedTuple):
     warning: bool
 
 
-def advice(session: Session, plan: Plan) -> list[Problem]:
-    """Return what methods and data sets have to say of their inputs: mistakes, and what may be one."""
+def advice(session: Session, plan: Plan, steps: Iterable[Step] | None = None) -> list[Problem]:
+    """Return what methods and data sets have to say of their inputs: mistakes, and what may be one.
+
+    steps: of the plan, that are asked; default: all.
+    """
     found: list[Problem] = []
     told: set[tuple[str, str]] = set()  # the doubts about each source that have been said
-    for step in plan.steps.values():
+    for step in plan.steps.values() if steps is None else steps:
         if any(artifact is None and link.id in session.graph.sources for link, artifact in step.inputs):
             continue
         said = list(_of_method(session, plan, step))
@@ -69,9 +73,13 @@ def _of_method(session: Session, plan: Plan, step: Step) -> Iterator[Said]:
     if signature.group == "trainings":
         yield from starmap(Said, trainings.advise(table, inputs, captions=captions))
     yield from starmap(Said, _words(session, found.module, table, inputs))
-    if captions:
-        for link, artifact in step.inputs:
-            yield from _captionless(link, artifact)
+    uncaptioned = getattr(found.module, "UNCAPTIONED", ())
+    for link, artifact in step.inputs:
+        if artifact is not None and artifact.kind == "dataset":
+            role, name = link.use.role, link.use.reference
+            read = captions and role not in uncaptioned
+            for each in advise_pictures(name, artifact, inputs, table, captions=read):
+                yield Said(f"{role}.{name}", *each)
 
 
 def _placed(session: Session, step: Step, said: Said) -> Problem:
@@ -98,6 +106,16 @@ def refuse_mistakes(session: Session, plan: Plan) -> None:
         raise RecipeError(mistakes)
 
 
+def warnings(session: Session, plan: Plan) -> list[Problem]:
+    """Return what may be a mistake of what is trained now, each sentence once: only hours would show it."""
+    trained = [each for each in plan.steps.values() if each.state == "build" and each.kind == "content"]
+    found: dict[str, Problem] = {}
+    for problem in advice(session, plan, trained):
+        if problem.warning:
+            found.setdefault(problem.message, problem)
+    return list(found.values())
+
+
 def licences(session: Session, plan: Plan, end: str) -> dict[str, str]:
     """Return source → licence of all that a target is made from, as stated or as the file says."""
     steps = (plan.steps[node.id] for node in session.graph.behind([end]) if node.id in plan.steps)
@@ -120,11 +138,11 @@ def _licence_problems(session: Session, plan: Plan, export: Step) -> Iterator[Pr
 
 
 def _words(session: Session, module: Any, table: Any, inputs: dict[str, list[Artifact | None]]) -> list[Any]:
-    """Return what a training has to say of the words that it makes, once it is known which ones there are."""
+    """Return what a method has to say of new words, once it is known which ones the checkpoint has."""
     advise_words = getattr(module, "advise_words", None)
-    on = next(iter(inputs.get("on", [])), None)
+    on = next(iter(inputs.get("on") or inputs.get("checkpoint", [])), None)
     component = on.components.get("tokenizer") if on is not None else None
-    return list(advise_words(table, session.vocabulary(component))) if advise_words and component else []
+    return list(advise_words(table, inputs, session.vocabulary(component))) if advise_words and component else []
 
 
 def _foretold(step: Step) -> Artifact | None:
@@ -178,15 +196,3 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
             yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
-
-
-def _captionless(link: Link, artifact: Artifact | None) -> Iterator[Said]:
-    """Say which pictures of a data set have no caption."""
-    without = artifact.notes.get("without", []) if artifact is not None else []
-    if artifact is None or not without:
-        return
-    shown = ", ".join([*without[:3], *(["…"] * (len(without) > 3))])
-    text = (
-        f"{len(without)} of {len(artifact.notes['rows'])} pictures of `{link.use.reference}` have no caption: {shown}"
-    )
-    yield Said("", "captions", text, 'write a .txt beside each, or `caption = "…"` for all of them', True)

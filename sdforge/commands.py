@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, weights_off
+from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
@@ -53,6 +53,8 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     made = session.plan(wanted)
     if made.to_do:
         refuse_mistakes(session, made)
+        for warning in warnings(session, made):
+            view.note(f"{warning.place}: {warning.message}")
     build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
@@ -169,6 +171,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
             | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
+            | ({"resumes": since} if step.state == "build" and (since := begun(session, step)) else {})
             | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
@@ -228,8 +231,8 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
         clock = f"0 or {clock or 'as long as it takes'}"
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
-    if done := begun(session, step):
-        reason += f"; it was begun, and goes on from step {done}"
+    if since := begun(session, step):
+        reason += f"; goes on from step {since}"
     return f"{clock:<10} {reason}" if clock else reason
 
 

@@ -337,11 +337,13 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
 def _watched(step: Step, record: dict[str, Any]) -> Iterator[str]:
     """Yield what was seen of a training: the loss on held-out pictures, what it remarks on its result, and samples."""
     if found := record.get("validation"):
-        values, best = [loss for _, loss in found], record["recommended"]
+        values, best = [loss for _, loss in found], record.get("recommended")
         yield f"held-out pictures: loss {values[0]:.4f} → {values[-1]:.4f}  {curve(values, 48)}"
         least = f"least after step {best}: {min(values):.4f}"
-        later = best < max(at for at, _ in found)
-        yield f"{least}; steps = {best} is recommended" if later and best else least
+        if not best:
+            yield "no step did better on them than the checkpoint itself: a smaller learning_rate, or more pictures"
+        else:
+            yield f"{least}; steps = {best} is recommended" if best < max(at for at, _ in found) else least
     if remark := record.get("remark"):
         yield remark
     if drawn := record.get("samples"):

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdforge import datasets
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
-from sdforge.datasets import DECIDE, PICTURES, read_dataset
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
+from sdforge.pictures import PICTURES
 from sdforge.project import Project
 from sdforge.references import is_folder, is_remote, parse
 from sdforge.store import COMPLETE, Store
@@ -170,8 +171,8 @@ class Sources:
 
     def _id(self, taken: Taken, path: Path) -> str:
         if taken.kind == "dataset":
-            text = json.dumps([taken.table[key] for key in DECIDE])
-            return f"dataset:{READER_VERSION}:{path}:{text}"
+            text = json.dumps([taken.table[key] for key in datasets.DECIDE])
+            return f"dataset:{datasets.VERSION}:{path}:{text}"
         table = taken.table
         said = [table.get("pickle") == "allow", table.get("embedding", ""), table.get("use_ema", False)]
         return f"source:{READER_VERSION}:{path}" + (f":{json.dumps(said)}" if any(said) else "")
@@ -401,7 +402,9 @@ class Sources:
         def digest(file: Path) -> str:
             return file.name if self.quick else self.store.seen.digest(file.absolute())
 
-        return read_dataset(taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file))
+        return datasets.read_dataset(
+            taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file)
+        )
 
     def _refuse_outside(self, taken: Taken, file: Path) -> None:
         """Refuse a file that a link leads to where nobody declared anything."""
@@ -470,7 +473,7 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
     """Turn what was read into an artifact, with what the recipe or forge.toml states of it."""
     table = taken.table
     if taken.kind == "dataset":
-        notes = {key: value[key] for key in ("rows", "names", "without")} | {
+        notes = {key: value[key] for key in ("rows", "names", *datasets.TOLD)} | {
             "trigger": [table["trigger"]] if table["trigger"] else [],
             "validation": table["validation"],
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge import toml
-from sdforge.datasets import PICTURES, folders
+from sdforge.datasets import folders
 from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, counted, exit_code, nearest
 from sdforge.exchange import look_for_pinned
 from sdforge.fetch import Fetcher, Got
@@ -21,6 +21,7 @@ from sdforge.graph import Taken
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
 from sdforge.names import hint_at_name, is_name
+from sdforge.pictures import PICTURES
 from sdforge.places import FILE
 from sdforge.references import is_remote
 from sdforge.report.hashing import Fetching

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
+from sdforge.orders import state_folder
 from sdforge.plan import Plan, Step
+from sdforge.run.states import newest
 from sdforge.session import Session
 
 
@@ -30,14 +32,12 @@ def estimate(session: Session, step: Step) -> float | None:
 
 
 def begun(session: Session, step: Step) -> int:
-    """Return from which step a training would go on, whose state is kept: 0 for one that begins, and all else."""
-    if step.node.target.signature.group != "trainings" or step.state != "build" or not step.manifest:
+    """Return after how many steps a training will go on from a state that was kept; 0: it begins, or is none."""
+    manifest = step.content_manifest or step.manifest
+    if step.node.target.signature.group != "trainings" or step.state != "build" or not manifest:
         return 0
-    from sdforge.orders import state_folder
-    from sdforge.run.states import newest
-
-    folder = state_folder(session, step, step.content_manifest or step.manifest)
-    return newest(folder, json.loads(step.node.target.settings).get("steps", sys.maxsize))
+    most = json.loads(step.node.target.settings).get("steps", sys.maxsize)
+    return newest(state_folder(session, step, manifest), most)
 
 
 def total(session: Session, plan: Plan) -> tuple[float, bool]:

@@ -261,7 +261,7 @@ def _training(session: Session, step: Step, record: dict[str, Any]) -> Training:
         record.get("seconds", 0.0),
         losses,
         found,
-        record.get("recommended") if found else None,
+        record.get("recommended") or None,
         str(record.get("remark", "")),
         samples,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,14 +21,12 @@ class Batch:
     """What a step (or a part of it) learns from. Shapes: B pictures, C channels, H W of latents.
 
     masks_B1HW: how much every place counts, 0 … 1, or None for all alike. pictures: what the latents are of.
-    clean_BCHW: the latents without noise.
     """
 
     noisy_BCHW: Tensor
     target_BCHW: Tensor
     timesteps_B: Tensor
     captions: list[str]
-    clean_BCHW: Tensor | None = None
     masks_B1HW: Tensor | None = None
     pictures: list[Picture] = field(default_factory=list)
 
@@ -49,14 +47,9 @@ class Batch:
             self.target_BCHW[start:end],
             self.timesteps_B[start:end],
             self.captions[start:end],
-            None if self.clean_BCHW is None else self.clean_BCHW[start:end],
             None if self.masks_B1HW is None else self.masks_B1HW[start:end],
             self.pictures[start:end],
         )
-
-    def saying(self, captions: list[str]) -> Batch:
-        """Return the same pictures with other captions."""
-        return replace(self, captions=captions)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
@@ -66,9 +59,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         torch.cat([b.target_BCHW for b in batches]),
         torch.cat([b.timesteps_B for b in batches]),
         [caption for b in batches for caption in b.captions],
-        torch.cat([b.clean_BCHW for b in batches if b.clean_BCHW is not None]),
-        None,
-        [picture for b in batches for picture in b.pictures],
+        pictures=[picture for b in batches for picture in b.pictures],
     )
 
 

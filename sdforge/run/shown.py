@@ -83,7 +83,6 @@ class Batches:
             schedule.target(latents_BCHW, noise_BCHW, timesteps_B),
             timesteps_B,
             captions,
-            latents_BCHW,
             masks_B1HW,
             chosen.pictures,
         )

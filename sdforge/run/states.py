@@ -60,11 +60,6 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def newest(folder: Path, most: int) -> int:
-    """Return after how many steps, at most `most`, the newest state was kept, whole or not; 0: there is none."""
-    return max((step for step in _steps(folder) if step <= most), default=0)
-
-
 def load_state(folder: Path, most: int) -> State | None:
     """Return the newest whole state of at most `most` steps, or None. Damaged ones are passed over.
 
@@ -88,6 +83,11 @@ def load_state(folder: Path, most: int) -> State | None:
         }
         return State(step, tensors, described["notes"])
     return None
+
+
+def newest(folder: Path, most: int) -> int:
+    """Return after how many steps, at most `most`, the newest state was kept; 0 if there is none. It is not read."""
+    return max((step for step in _steps(folder) if step <= most), default=0)
 
 
 def _steps(folder: Path) -> list[int]:

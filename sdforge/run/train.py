@@ -6,7 +6,6 @@ on ends with the same bits as one that does not, on the same fingerprint.
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from sdforge.order import Given, Outcome
 from sdforge.order import Order as WorkOrder
 from sdforge.run.adapter import Adapter, Batch, joined
 from sdforge.run.derived import Derived
-from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.diffusion import Conditioning, Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_pixels, split
 from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
@@ -41,19 +40,16 @@ from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) -> Outcome:
     """Run a training to its end. Raises Stopped (the state is kept) or ActionFailed (NaN, unusable pictures)."""
-    device = torch.device(order.how.get("device", "cpu"))
     adapter_module = module_of(order.group, f"{order.method}.adapter")
     table: type[Training] = module_of(order.group, order.method).TABLE
     settings = table.model_construct(**order.settings)
     on = order.the("on")
     report(note="loading the checkpoint")
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    diffusion: Diffusion = load(on, device, PRECISIONS[settings.precision])
+    diffusion = load_diffusion(order, on, settings.precision)
     adapter: Adapter = adapter_module.begin(settings, diffusion)
     return _Training(order, settings, diffusion, adapter, on).run(report, stopped)
 
@@ -191,14 +187,12 @@ class _Training:
             self.ahead = {step + 1: [self.batches.make(shown, step + 1) for shown in self.shown]}
         return self._read(losses, step)
 
-    @staticmethod
-    def _read(losses: list[Tensor], step: int) -> float:
+    def _read(self, losses: list[Tensor], step: int) -> float:
         """Return the loss of a step. Raises ActionFailed if it is no number: then nothing of the step is kept."""
         value = sum(float(loss.detach()) for loss in losses)
         if not math.isfinite(value):
-            raise ActionFailed(
-                f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
-            )
+            other = "" if self.settings.precision == "fp32" else ', or precision = "fp32"'
+            raise ActionFailed(f"the loss became {value} at step {step + 1}", hint=f"a smaller learning_rate{other}")
         return value
 
     def _loss(self, batches: list[Batch]) -> Tensor:

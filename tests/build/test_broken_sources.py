@@ -7,6 +7,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sdforge.advice import advice
 from sdforge.cli import main
 from tests.build.inline import Bench
 from tests.build.test_single_tensors import SOFT
@@ -45,7 +46,7 @@ def test_the_source_is_named_once_and_not_what_is_made_from_it(bench: Bench) -> 
     poison(bench, VAE, PASSES)
     bench.recipe('[swap.whole]\ncheckpoint = "base"\nvae = "ink"\n[cast.wide]\ncheckpoint = "whole"\ndtype = "fp32"\n')
     session = bench.session()
-    problems = session.advice(session.plan(session.resolve(["r:wide"])))
+    problems = advice(session, session.plan(session.resolve(["r:wide"])))
     assert [(problem.code, problem.warning) for problem in problems] == [("broken", True)]
     assert "`base` holds NaN or Inf" in problems[0].message
 

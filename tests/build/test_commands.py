@@ -585,6 +585,30 @@ def test_a_recipe_behind_a_link_that_leads_out_is_not_read(project: Project, tmp
     assert "password" not in said
 
 
+@pytest.mark.parametrize(
+    ("training", "needed"), [("dreambooth.d]\nprompt = 'a sks cat'", False), ("fine_tune.d]", True)]
+)
+def test_pictures_without_captions_are_named_where_captions_are_read(
+    training: str, needed: bool, project: Project
+) -> None:
+    for text in (project.root / "drawings").glob("*.txt"):
+        text.unlink()
+    project.recipe.write_text(
+        f'family = "sd15"\n[{training}\non = "base"\ndataset = "drawings"\n[preset]\ncheckpoint = "d"\n'
+    )
+    assert ("pictures of `drawings` have no caption" in project.forge("check").err) == needed
+
+
+def test_a_build_says_beforehand_what_may_be_a_mistake_of_what_it_trains(project: Project) -> None:
+    (project.root / "drawings" / "wave.gif").write_bytes(b"GIF89a")
+    said = [event["text"] for event in project.build().of("note")]
+    (text,) = (text for text in said if "wave.gif" in text)  # once, though three trainings take the data set
+    assert text == "recipes/toy.toml:5:11: 1 picture in `drawings` is passed over: wave.gif"
+    project.edit("rank = 5", "rank = 4")
+    said = [event["text"] for event in project.build().of("note")]
+    assert [text.partition(": ")[0] for text in said if "wave.gif" in text] == ["recipes/toy.toml:15:11"]
+
+
 @pytest.mark.parametrize("place", ["drawings/zz.png", "drawings/0.txt", "base/unet/config.json"])
 def test_a_source_does_not_reach_out_through_a_link(place: str, project: Project, tmp_path: Path) -> None:
     path = project.root / place

@@ -20,11 +20,11 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 FLOORS = (
     {"slips", "elsewhere"},
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"artifact", "settings", "syntax", "places", "index", "variants"},
+    {"pictures", "artifact", "settings", "syntax", "places", "index", "variants"},
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
-    {"project", "graph", "lock", "remotes", "repack"},
+    {"project", "graph", "lock", "remotes", "repack", "picture_advice"},
     {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
     {"manifest", "fitting", "needs", "planner"},
     {"one_pass"},

@@ -78,7 +78,6 @@ def test_each_half_is_weighted_by_its_own_timesteps(toy: Taken, pictures: Given,
         kept.target_BCHW[order_B],
         kept.timesteps_B[order_B],
         [kept.captions[i] for i in order_B],
-        kept.clean_BCHW[order_B] if kept.clean_BCHW is not None else None,
         pictures=[kept.pictures[i] for i in order_B],
     )
     assert sorted(subject.timesteps_B.tolist()) != sorted(kept.timesteps_B.tolist())
