@@ -1,0 +1,146 @@
+"""ComfyUI's nodes on files that `forge install` has put into its folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from kit import Trial
+
+TRIAL = Trial()
+sys.argv[1:] = ["--cpu", "--force-fp32", "--fp32-text-enc", "--fp32-vae", "--base-directory", str(TRIAL.home)]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.model_management  # noqa: E402
+import comfy.utils  # noqa: E402
+import folder_paths  # noqa: E402
+import nodes  # noqa: E402
+from comfy.diffusers_load import load_diffusers  # noqa: E402
+from comfy.sd1_clip import load_embed  # noqa: E402
+from comfy_extras.nodes_hypernetwork import HypernetworkLoader  # noqa: E402
+
+PROMPT = "a drawing of embedding:{} with red hair"
+
+
+def noise(model: Any, context: torch.Tensor, **more: Any) -> torch.Tensor:
+    """Return what noise a model sees in the reference's latents."""
+    sigma = TRIAL.reference["sigma"].reshape(1)
+    x = TRIAL.reference["latents"] * (sigma**2 + 1) ** 0.5
+    comfy.model_management.load_models_gpu([model])
+    clean = model.model.apply_model(x, sigma, c_crossattn=context, **more)
+    return (x - clean) / sigma
+
+
+def encode(clip: Any, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ((context, more),) = nodes.CLIPTextEncode().encode(clip, text)[0]
+    return context, more["pooled_output"]
+
+
+def checkpoint(preset: str) -> tuple[Any, Any]:
+    """Load a preset's single file, say a prompt with its word, and look at latents."""
+    with TRIAL.row(f"{preset}.safetensors") as row:
+        model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(f"{preset}.safetensors")
+        row["kind"] = type(model.model.model_config).__name__
+        context, pooled = encode(clip, PROMPT.format("mascot"))
+        row["context"] = TRIAL.ratio(f"{preset}.context", context)
+        more: dict[str, Any] = {}
+        if TRIAL.sdxl:
+            row["pooled"] = TRIAL.ratio(f"{preset}.pooled", pooled)
+            size = 8 * TRIAL.reference["latents"].shape[-1]
+            stated = {"width": size, "height": size, "pooled_output": pooled, "noise": TRIAL.reference["latents"]}
+            more = {"y": model.model.encode_adm(**stated, device="cpu")}
+        row["noise"] = TRIAL.ratio(f"{preset}.noise", noise(model, context, **more))
+        if preset == "plain":
+            picture = vae.first_stage_model.float().decode(TRIAL.reference["latents"])
+            row["picture"] = TRIAL.ratio("picture", picture)
+    return model, clip
+
+
+def folder() -> None:
+    """Load the diffusers folder, which has the word in its table, as the node for such folders does."""
+    with TRIAL.row("diffusers/") as row:
+        model, clip, _ = load_diffusers(str(TRIAL.root / "out" / "plain" / "diffusers"))
+        row["kind"] = type(model.model.model_config).__name__
+        context, _ = encode(clip, PROMPT.format("mascot"))
+        row["context"] = TRIAL.ratio("plain.context", context)
+
+
+def embeddings() -> None:
+    """Read every form of the embedding as a prompt's words do."""
+    folder = TRIAL.root / "out" / "plain" / "embeddings"
+    sizes = {"clip_l": 768, "clip_g": 1280} if TRIAL.sdxl else {"clip_l": 768}
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.pt")]):
+        with TRIAL.row(f"embeddings/{file.name}") as row:
+            found = {
+                key: load_embed(file.name, [str(folder)], size, key)
+                for key, size in sizes.items()
+                if TRIAL.holds(file.name, key)
+            }
+            row["rows"] = TRIAL.rows_apart(found)
+
+
+def weights(model: Any, clip: Any) -> Any:
+    """Return canonical name → the program's tensor, everything applied."""
+    comfy.model_management.load_models_gpu([model, clip.patcher], force_patch_weights=True)
+    unet, texts = model.model.diffusion_model.state_dict(), clip.cond_stage_model.state_dict()
+    encoders = {"text_encoder": "clip_l.transformer.", "text_encoder_2": "clip_g.transformer."}
+
+    def theirs(name: str) -> torch.Tensor | None:
+        component, _, path = name.partition(".")
+        if component == "unet":
+            return unet.get(TRIAL.single[name][0].removeprefix("model.diffusion_model."))
+        return texts.get(encoders[component] + path)
+
+    return theirs
+
+
+def loras(preset: str, strength: float) -> None:
+    """Load all LoRAs of a preset one after the other, and compare the weights with what was baked."""
+    model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint("plain.safetensors")
+    found = []
+    own = {path.stem for path in (TRIAL.root / "loras" / preset).glob("*.safetensors")}
+    for name in folder_paths.get_filename_list("loras"):
+        if Path(name).stem not in own or name.endswith(".diffusers.safetensors"):
+            continue
+        with TRIAL.row(f"loras/{name}") as row:
+            model, clip = nodes.LoraLoader().load_lora(model, clip, name, strength, strength)
+            found.append(row)
+    theirs = weights(model, clip)
+    for row in found:
+        lora = Path(row["what"]).stem
+        row |= TRIAL.change(preset, TRIAL.loras[lora], theirs)
+        print(row, flush=True)
+
+
+def hypernetworks(model: Any) -> None:
+    for name in folder_paths.get_filename_list("hypernetworks"):
+        with TRIAL.row(f"hypernetworks/{name}") as row:
+            (changed,) = HypernetworkLoader().load_hypernetwork(model, name, 1.0)
+            patch = changed.model_options["transformer_options"]["patches"]["attn2_patch"][0]
+            row["layers"] = TRIAL.layers_apart(
+                {(width, side): pair[i] for width, pair in patch.hypernet.items() for i, side in enumerate("kv")}
+            )
+
+
+@torch.no_grad()
+def main() -> None:
+    model, _ = checkpoint("plain")
+    hypernetworks(model)
+    embeddings()
+    folder()
+    for preset in ("forms", "whole"):
+        checkpoint(preset)
+    for preset, strength in (("whole", 0.8), ("forms", 1.0)):
+        loras(preset, strength)
+    TRIAL.end()
+
+
+if __name__ == "__main__":
+    main()
