@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ sys.path.append(str(Path(__file__).parent))
 from kit import Trial
 
 TRIAL = Trial()
-FLAGS = "--use-cpu all --no-half --precision full --skip-version-check --no-hashing --disable-all-extensions"
+FLAGS = "--use-cpu all --no-half --precision full --skip-version-check --no-hashing --no-download-sd-model"
 sys.argv[1:] = ["--data-dir", str(TRIAL.home), *FLAGS.split()]
 CLIP = Path("openai/clip-vit-large-patch14")  # looked for below the folder in which it runs, before the network
 
@@ -36,7 +37,7 @@ def lay_clip() -> None:
 
 lay_clip()
 import pytorch_lightning  # noqa: E402, F401 -- before the program's modules, as its own start has it
-from modules import timer  # noqa: E402, F401
+from modules import timer  # noqa: E402
 
 TIMED = timer  # its modules expect it to be there
 from modules import import_hook, paths  # noqa: E402, F401, I001
@@ -44,6 +45,7 @@ import ldm.modules.encoders.modules  # noqa: E402, F401
 from modules import shared_init  # noqa: E402
 
 shared_init.initialize()
+importlib.import_module("modules.sd_models")  # first of all, since they import each other in a circle
 from modules import (  # noqa: E402
     extra_networks,
     prompt_parser,
@@ -126,7 +128,7 @@ def hypernetworks() -> None:
             layers = {
                 (width, side): pair[i].linear for width, pair in found.layers.items() for i, side in enumerate("kv")
             }
-            row["layers"] = TRIAL.layers_apart(layers)
+            row["layers"] = TRIAL.layers_apart(name, layers)
 
 
 def weights(model: Any) -> Any:

@@ -26,6 +26,7 @@ from comfy.diffusers_load import load_diffusers  # noqa: E402
 from comfy.sd1_clip import load_embed  # noqa: E402
 from comfy_extras.nodes_hypernetwork import HypernetworkLoader  # noqa: E402
 
+DIFFUSERS = ".diffusers"  # behind the names of files as diffusers writes them
 PROMPT = "a drawing of embedding:{} with red hair"
 
 
@@ -63,13 +64,13 @@ def checkpoint(preset: str) -> tuple[Any, Any]:
     return model, clip
 
 
-def folder() -> None:
-    """Load the diffusers folder, which has the word in its table, as the node for such folders does."""
-    with TRIAL.row("diffusers/") as row:
-        model, clip, _ = load_diffusers(str(TRIAL.root / "out" / "plain" / "diffusers"))
-        row["kind"] = type(model.model.model_config).__name__
-        context, _ = encode(clip, PROMPT.format("mascot"))
-        row["context"] = TRIAL.ratio("plain.context", context)
+def folders() -> None:
+    """Load diffusers folders, with a word in the table and without, as the node for such folders does."""
+    for preset in ("bare", "plain"):
+        with TRIAL.row(f"{preset}/diffusers/") as row:
+            model, *_ = load_diffusers(str(TRIAL.root / "out" / preset / "diffusers"))
+            row["kind"] = type(model.model.model_config).__name__
+            row["noise"] = TRIAL.ratio("plain.noise", noise(model, TRIAL.reference["plain.context"]))
 
 
 def embeddings() -> None:
@@ -101,13 +102,22 @@ def weights(model: Any, clip: Any) -> Any:
     return theirs
 
 
+def diffusers_lora() -> None:
+    """Load the LoRA as diffusers writes it."""
+    model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint("plain.safetensors")
+    name = f"whole{DIFFUSERS}.safetensors"
+    with TRIAL.row(f"loras/{name}") as row:
+        model, clip = nodes.LoraLoader().load_lora(model, clip, name, 0.8, 0.8)
+        row |= TRIAL.change("whole", TRIAL.loras["whole"], weights(model, clip))
+
+
 def loras(preset: str, strength: float) -> None:
     """Load all LoRAs of a preset one after the other, and compare the weights with what was baked."""
     model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint("plain.safetensors")
     found = []
     own = {path.stem for path in (TRIAL.root / "loras" / preset).glob("*.safetensors")}
     for name in folder_paths.get_filename_list("loras"):
-        if Path(name).stem not in own or name.endswith(".diffusers.safetensors"):
+        if Path(name).stem not in own or DIFFUSERS in name:
             continue
         with TRIAL.row(f"loras/{name}") as row:
             model, clip = nodes.LoraLoader().load_lora(model, clip, name, strength, strength)
@@ -119,26 +129,33 @@ def loras(preset: str, strength: float) -> None:
         print(row, flush=True)
 
 
-def hypernetworks(model: Any) -> None:
+def hypernetworks(model: Any, context: torch.Tensor) -> None:
+    """Load hypernetworks; what all of them make of latents is compared where each is read as it is."""
     for name in folder_paths.get_filename_list("hypernetworks"):
         with TRIAL.row(f"hypernetworks/{name}") as row:
-            (changed,) = HypernetworkLoader().load_hypernetwork(model, name, 1.0)
-            patch = changed.model_options["transformer_options"]["patches"]["attn2_patch"][0]
+            (model,) = HypernetworkLoader().load_hypernetwork(model, name, 1.0)
+            patch = model.model_options["transformer_options"]["patches"]["attn2_patch"][-1]
             row["layers"] = TRIAL.layers_apart(
-                {(width, side): pair[i] for width, pair in patch.hypernet.items() for i, side in enumerate("kv")}
+                Path(name).stem,
+                {(width, side): pair[i] for width, pair in patch.hypernet.items() for i, side in enumerate("kv")},
             )
+    with TRIAL.row("both hypernetworks") as row:
+        options = model.model_options["transformer_options"]
+        row["noise"] = TRIAL.ratio("moods.noise", noise(model, context, transformer_options=options))
 
 
 @torch.no_grad()
 def main() -> None:
-    model, _ = checkpoint("plain")
-    hypernetworks(model)
+    model, clip = checkpoint("plain")
+    if not TRIAL.sdxl:
+        hypernetworks(model, encode(clip, PROMPT.format("mascot"))[0])
     embeddings()
-    folder()
+    folders()
     for preset in ("forms", "whole"):
         checkpoint(preset)
     for preset, strength in (("whole", 0.8), ("forms", 1.0)):
         loras(preset, strength)
+    diffusers_lora()
     TRIAL.end()
 
 

@@ -28,7 +28,7 @@ from invokeai.backend.textual_inversion import TextualInversionModelRaw  # noqa:
 
 HOME = TRIAL.home / "autoimport"
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_", "text_encoder_2": "lora_te2_"}
-PARTS = [each for each in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")]
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 def recognised(path: Path) -> Any:
@@ -51,7 +51,7 @@ class Loader(StableDiffusionDiffusersModel):
 
 class Adapters(LoRALoader):
     def __init__(self, base: Any) -> None:
-        self._model_base = base
+        self._model_base, self._torch_dtype = base, torch.float32
 
 
 def folder_parts(config: Any) -> dict[str, Any]:

@@ -107,21 +107,19 @@ class Trial:
         ours = {("clip_l" if key == "emb_params" else key): rows for key, rows in ours.items()}
         return max(float((rows.float() - ours[key].float()).abs().max()) for key, rows in found.items())
 
-    def layers_apart(self, networks: dict[tuple[int, str], torch.nn.Module]) -> float:
-        """Return how far the hypernetwork's networks, by width and side, are from ours: on random vectors, at most."""
-        ours = load_file(self.root / "out" / "plain" / "sidecars" / "mood.safetensors")
-        worst = 0.0
+    def layers_apart(self, name: str, networks: dict[tuple[int, str], torch.nn.Module]) -> float:
+        """Return how far a hypernetwork's networks, by width and side, are from ours: on random vectors, at most."""
+        ours, worst = load_file(self.root / "out" / "plain" / "sidecars" / f"{name}.safetensors"), 0.0
         for (width, side), network in networks.items():
-            start = f"{width}.{side}"
             x = torch.randn(4, width, generator=torch.Generator().manual_seed(width))
             value = x
             for i in range(2):
-                linear, norm = f"{start}.linear.{i}", f"{start}.norm.{i}"
+                linear, norm = f"{width}.{side}.linear.{i}", f"{width}.{side}.norm.{i}"
                 value = torch.nn.functional.linear(value, ours[f"{linear}.weight"], ours[f"{linear}.bias"])
                 value = value.relu() if i == 0 else value
-                value = torch.nn.functional.layer_norm(
-                    value, value.shape[-1:], ours[f"{norm}.weight"], ours[f"{norm}.bias"]
-                )
+                if f"{norm}.weight" in ours:
+                    weight, bias = ours[f"{norm}.weight"], ours[f"{norm}.bias"]
+                    value = torch.nn.functional.layer_norm(value, value.shape[-1:], weight, bias)
             worst = max(worst, float((network(x) - value).abs().max() / value.abs().max()))
         return worst
 

@@ -45,7 +45,7 @@ def noise(unet: Any) -> torch.Tensor:
 @torch.no_grad()
 def main() -> None:
     with TRIAL.row("plain.safetensors") as row:
-        texts, unet, vae = load("plain")
+        _, unet, vae = load("plain")
         row["noise"] = TRIAL.ratio("plain.noise", noise(unet))
         row["picture"] = TRIAL.ratio("picture", vae.decode(TRIAL.reference["latents"]).sample)
 

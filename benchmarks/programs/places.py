@@ -11,7 +11,10 @@ from sdforge.formats.lora import parts_of
 
 
 def write_places(root: Path, kind: Family) -> None:
-    """Write `places.json`: canonical tensor → (name in a single file, part, of how many, turned); LoRA → its tensors."""
+    """Write `places.json`: LoRA → the tensors that it changes; canonical tensor → where a single file has it.
+
+    There it is part so and so of so many of a tensor, perhaps turned.
+    """
     single = {f"{n.component}.{n.canonical}": [n.single, *n.share, n.turned] for n in kind.names()}
     loras = {path.stem: changed(path) for path in sorted((root / "loras").glob("*/*.safetensors"))}
     found = {"family": kind.name, "single": single, "loras": loras}

@@ -1,8 +1,8 @@
 """Presets of full size that hold one of everything.
 
-`plain` is a merge with a word inserted; `forms` has a LoRA of each form baked into it, each on modules of its own;
-`whole` one plain LoRA on every module of the family. What another program makes of `plain` and those LoRAs must be the
-weights of `forms` and `whole`.
+`plain` is a merge with a word inserted, `bare` the same without it; `forms` has a LoRA of each form baked into it, each
+on modules of its own; `whole` one plain LoRA on every module of the family. What another program makes of `plain` and
+those LoRAs must be the weights of `forms` and `whole`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,22 @@ from sdforge.formats.single_file import single_pieces
 from tests.families.forms import CASES, WIDE, Case
 
 FORGE = Path(sys.executable).with_name("forge")
-PRESETS = ("plain", "forms", "whole")
+PRESETS = ("plain", "forms", "whole", "bare")
+HYPERNETWORKS = ("mood", "normed")
 WORD, VECTORS = "<mascot>", 3
 STRENGTHS = {"forms": 1.0, "whole": 0.8}  # of the LoRAs of a preset
 UNSAID = ("oft of inputs", "oft of inputs, a series")  # no such file can say them
 # a form's numbers are drawn so far that it changes a weight by some hundredths
-SPREAD = {"loha": 0.15, "dora of a loha": 0.15, "loha with cores": 0.3, "lokr, none whole": 0.15, "a difference": 0.003}
+SPREAD = {
+    "loha": 0.2,
+    "dora of a loha": 0.2,
+    "loha with cores": 0.4,
+    "lokr, the first whole": 0.15,
+    "lokr, the second whole": 0.15,
+    "lokr, none whole": 0.25,
+    "lokr with a core": 0.3,
+    "a difference": 0.003,
+}
 Shape = tuple[int, ...]
 
 
@@ -89,6 +99,8 @@ def factors_of(form: str, module: str, shape: Shape) -> dict[str, Tensor]:
     """Return the factors of one form for one module; magnitudes of DoRA are of the size of what they rescale."""
     case: Case = (CASES | WIDE)[form]
     factors = case.factors(shape, drawer(module, SPREAD.get(form, 0.06)))
+    if form == "oft":
+        del factors["rescale"]  # which its trainers leave out, unlike those that limit the turn
     if "dora_scale" in factors:
         rows = factors["dora_scale"].shape[1] == 1
         length = 0.6 if rows else 0.6 * sqrt(shape[0] / shape[1])
@@ -105,15 +117,22 @@ def fits(form: str, shape: Shape) -> bool:
     return shape[0] % 4 == 0 and shape[1] % 2 == 0
 
 
-def dealt(kind: Family) -> dict[str, dict[str, Shape]]:
-    """Return form → its modules: every module of the family belongs to one form."""
+def dealt(kind: Family) -> dict[str, dict[str, tuple[str, Shape]]]:
+    """Return file → module → the form of its change, and its weight's shape: every module is in one file.
+
+    Files of forms for kernels have a kin of theirs on matrices, as such files do. Each file has a matrix that turns
+    the text into keys or values, since some programs tell the family by one.
+    """
+    kin = {"a core": "lora", "loha with cores": "loha", "lokr with a core": "lokr, the first whole"}
     forms = [form for form in (*WIDE, *CASES) if form not in UNSAID]
-    found: dict[str, dict[str, Shape]] = {form: {} for form in forms}
-    turn = {2: 0, 4: 0}
+    found: dict[str, dict[str, tuple[str, Shape]]] = {form: {} for form in forms}
+    turns: dict[tuple[int, bool], int] = {}
     for module, shape in modules(kind).items():
-        able = [form for form in forms if fits(form, shape)]
-        found[able[turn[len(shape)] % len(able)]][module] = shape
-        turn[len(shape)] += 1
+        group = len(shape), module.endswith(("attn2.to_k", "attn2.to_v"))
+        turn = turns[group] = turns.get(group, -1) + 1
+        able = [form for form in forms if fits(kin.get(form, form) if len(shape) == 2 else form, shape)]
+        form = able[turn % len(able)]
+        found[form][module] = (kin.get(form, form) if len(shape) == 2 else form), shape
     return found
 
 
@@ -148,8 +167,8 @@ def write_loras(folder: Path, kind: Family) -> list[str]:
     for form, own in dealt(kind).items():
         tensors = {
             f"{module}.{factor}": tensor
-            for module, shape in own.items()
-            for factor, tensor in factors_of(form, module, shape).items()
+            for module, (each, shape) in own.items()
+            for factor, tensor in factors_of(each, module, shape).items()
         }
         write_lora(folder / f"{slug(form)}.safetensors", kind, tensors, (CASES | WIDE)[form].alpha or None)
         names.append(slug(form))
@@ -173,9 +192,9 @@ def write_word(path: Path, kind: Family) -> None:
     save_file(named, path)
 
 
-def write_hypernetwork(path: Path) -> None:
+def write_hypernetwork(path: Path, *, layer_norm: bool) -> None:
     """Write a hypernetwork as A1111 does, for every width of SD1's attention."""
-    facts = stated([1.0, 2.0, 1.0], activation="relu", layer_norm=True)
+    facts = stated([1.0, 2.0, 1.0], activation="relu", layer_norm=layer_norm)
     tensors = {
         f"{width}.{side}.{name}": drawer(f"{width} {side} {name}", 0.02)(*shape) + float("norm" in name)
         for width in (320, 640, 768, 1280)
@@ -186,7 +205,7 @@ def write_hypernetwork(path: Path) -> None:
     def pickled(tensor: Tensor) -> Pickled:
         return Pickled("F32", tuple(tensor.shape), lambda: [tensor.numpy().tobytes()])
 
-    write_pickle(path, pickled_form("mood", {name: pickled(tensor) for name, tensor in tensors.items()}, facts))
+    write_pickle(path, pickled_form(path.stem, {name: pickled(tensor) for name, tensor in tensors.items()}, facts))
 
 
 def sources(root: Path, kind: Family) -> list[str]:
@@ -200,8 +219,9 @@ def sources(root: Path, kind: Family) -> list[str]:
     lines = [f'[source.{name}]\nfrom = "sources/{name}.safetensors"\n' for name in ("one", "two", "whole", *loras)]
     lines.append(f'[source.mascot]\nfrom = "sources/mascot.safetensors"\nembedding = "{WORD}"\n')
     if kind.name == "sd15":
-        write_hypernetwork(folder / "mood.pt")
-        lines.append('[source.mood]\nfrom = "sources/mood.pt"\npickle = "allow"\n')
+        for name in HYPERNETWORKS:
+            write_hypernetwork(folder / f"{name}.pt", layer_norm=name == "normed")
+            lines.append(f'[source.{name}]\nfrom = "sources/{name}.pt"\npickle = "allow"\n')
     (root / "forge.toml").write_text("\n".join(lines))
     return loras
 
@@ -228,15 +248,17 @@ def recipes(root: Path, kind: Family, loras: list[str]) -> None:
     small = kind.name == "sd15"
     words = ["embeddings", "embeddings-diffusers", "embeddings-pt"]
     more = ["hypernetworks-pt"] if small else []
-    sidecar = 'sidecars = ["mood"]\n' if small else ""
+    sidecar = f"sidecars = {json.dumps(HYPERNETWORKS)}\n" if small else ""
     baked = ", ".join(f"{name} = {STRENGTHS['forms']}" for name in loras)
     texts = {
         "plain": f"{sidecar}export = {json.dumps(['checkpoint', 'diffusers', *words, *more])}\n",
-        "forms": f'bake = {{ {baked} }}\nexport = ["checkpoint"]\n',
-        "whole": f'bake = {{ whole = {STRENGTHS["whole"]} }}\nexport = ["checkpoint", "loras", "loras-diffusers"]\n',
+        "forms": f'bake = {{ {baked} }}\nexport = ["checkpoint", "embeddings"]\n',
+        "whole": f'bake = {{ whole = {STRENGTHS["whole"]} }}\nexport = ["checkpoint", "embeddings"]\n',
     }
     for name, text in texts.items():
         (root / "recipes" / f"{name}.toml").write_text(start + text)
+    bare = "\n".join(line for line in start.splitlines() if not line.startswith("insert"))
+    (root / "recipes" / "bare.toml").write_text(f'{bare}\nexport = ["diffusers"]\n')
 
 
 def make(root: Path, name: str) -> None:
@@ -249,9 +271,14 @@ def make(root: Path, name: str) -> None:
     for preset, names in loras.items():
         (root / "loras" / preset).mkdir(parents=True)
         for lora in names:
-            forge(root, "convert", f"sources/{lora}.safetensors", f"loras/{preset}/{lora}.safetensors")
-    diffusers = "loras/whole/whole.diffusers.safetensors"
-    forge(root, "convert", "sources/whole.safetensors", diffusers, "--to", "loras-diffusers")
+            convert(root, lora, f"{preset}/{lora}", "loras", name)
+    convert(root, "whole", "whole/whole.diffusers", "loras-diffusers", name)
+
+
+def convert(root: Path, lora: str, out: str, form: str, name: str) -> None:
+    """Write a LoRA in one of our forms; the family is named since not every form tells it."""
+    files = f"sources/{lora}.safetensors", f"loras/{out}.safetensors"
+    forge(root, "convert", *files, "--to", form, "--family", name)
 
 
 def forge(root: Path, *arguments: str) -> None:

@@ -39,13 +39,16 @@ def write_reference(root: Path) -> None:
     """Write `reference.safetensors` into a project whose presets are built."""
     found = {"latents": latents(), "timestep": torch.tensor(float(TIMESTEP))}
     for preset, form in (("plain", "diffusers"), ("forms", "checkpoint"), ("whole", "checkpoint")):
+        # a preset's own words are written out by the pipeline: `<mascot>` → `<mascot> <mascot>_1 …`
         pipeline = sdforge.load_preset(root / "out" / preset, form=form)
-        word = pipeline.preset["words"][0]
-        spoken = " ".join([word["word"], *(f"{word['word']}_{i}" for i in range(1, word["vectors"]))])
-        found |= {f"{preset}.{name}": t for name, t in measured(pipeline, PROMPT.format(word=spoken)).items()}
+        prompt = PROMPT.format(word=pipeline.preset["words"][0]["word"])
         if preset == "plain":
+            found["moods.noise"] = measured(pipeline, prompt)["noise"]  # its hypernetworks are attached
             found["sigma"] = sigma(pipeline.scheduler)
             found["picture"] = pipeline.vae.decode(latents()).sample
+            folder = root / "out" / preset / "diffusers" / "unet"
+            pipeline.unet = type(pipeline.unet).from_pretrained(folder, torch_dtype=torch.float32)
+        found |= {f"{preset}.{name}": t for name, t in measured(pipeline, prompt).items()}
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, root / "reference.safetensors")
 
 

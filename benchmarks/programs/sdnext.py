@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -23,11 +24,16 @@ sys.argv[1:] = [
     str(TRIAL.home / "models"),
     "--use-cpu",
     "all",
+    "--backend",
+    "diffusers",
     "--no-hashing",
 ]
 
 import installer  # noqa: E402, F401
 import modules.loader  # noqa: E402, F401
+
+for first in ("modules.shared", "modules.sd_models"):  # since they import each other in a circle
+    importlib.import_module(first)
 from modules import devices, sd_checkpoint, sd_models, shared  # noqa: E402
 from modules.lora import networks  # noqa: E402
 

@@ -29,9 +29,10 @@ from sdforge.store.files import Lock, flush_folder, resources, sha256_of, share
 BESIDE = (".json", ".png", ".jpg", ".jpeg", ".webp", ".txt", ".info")  # how files end that say something of another one
 PRESET = r"[a-z][a-z0-9_-]*(@[a-z0-9_-]+)?"
 
-State = Literal["put", "updated", "kept", "theirs", "removed", "left"]
+State = Literal["put", "updated", "kept", "told", "theirs", "removed", "left"]
 WORDS = {
     "kept": "is there already",
+    "told": "stays as another preset has it: its model is there already, and is the same",
     "theirs": "is there already, not from forge: it stays when this is undone",
     "removed": "removed",
     "left": "changed since it was put there: it stays",
@@ -122,8 +123,9 @@ def _fits(layout: Layout, folder: Path) -> bool:
 def _choose(session: Session, task: Task) -> None:
     """Choose the files that the program reads, and verify them. Raises UsageError, BrokenPromise."""
     root = session.project.out / task.preset
-    rows = {row["path"]: row for row in _described(session, root, task.preset)["files"]}
-    placed = dict(_models(task, rows))
+    described = _described(session, root, task.preset)
+    rows = {row["path"]: row for row in described["files"]}
+    placed = dict(_models(task, rows, grown=bool(described.get("words"))))
     if task.layout.sidecars:
         placed |= _beside(placed, rows)
     for path, target in placed.items():
@@ -165,17 +167,18 @@ def _of_sweep(described: dict[str, Any]) -> str:
     return f"its presets are {cells[0]} … {cells[-1]}" if len(cells) > 1 else f"its preset is {cells[0]}"
 
 
-def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _models(task: Task, rows: dict[str, dict[str, Any]], *, grown: bool) -> Iterator[tuple[str, str]]:
     """Yield the models that the program reads: path in the preset → path in its folder; note the others as passed.
 
     Of the forms of one artifact it gets the best that it reads, and the diffusers folder where there is no single file.
+    grown: whether words were appended to the folder's table.
     """
     chosen: dict[tuple[str, str], tuple[int, str]] = {}
-    single = any(row["kind"] == "checkpoint" for row in rows.values())
+    refused = _against_folder(task.layout, rows, grown=grown)
     for path, row in rows.items():
         kind = row["kind"]
         if kind == "diffusers":
-            if task.layout.whole and not single:
+            if not refused:
                 yield path, f"{task.layout.whole}/{task.preset}/{path.partition('/')[2]}"
             continue
         if path.endswith(BESIDE):
@@ -188,11 +191,21 @@ def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
         best = chosen.get((kind, _stem(path)))
         if best is None or reads.index(form) < best[0]:
             chosen[kind, _stem(path)] = (reads.index(form), path)
-    if "diffusers/model_index.json" in rows and (single or not task.layout.whole):
-        reason = "the single file holds the same" if single else f"{task.layout.title} reads no such folders"
-        task.passed.append(("diffusers/", reason))
+    if "diffusers/model_index.json" in rows and refused:
+        task.passed.append(("diffusers/", refused))
     for (kind, _), (_, path) in chosen.items():
         yield path, f"{task.layout.folders[kind]}/{Path(path).name}"
+
+
+def _against_folder(layout: Layout, rows: dict[str, dict[str, Any]], *, grown: bool) -> str:
+    """Say why the diffusers folder is not put there, or nothing."""
+    if any(row["kind"] == "checkpoint" for row in rows.values()):
+        return "the single file holds the same"
+    if not layout.whole:
+        return f"{layout.title} reads no such folders"
+    if grown and not layout.grown:
+        return f'{layout.title} reads none to which words were appended: export = ["checkpoint", "embeddings"]'
+    return ""
 
 
 def _stem(path: str) -> str:
@@ -222,6 +235,8 @@ def _decide(task: Task, record: Record) -> None:
             task.states[path] = "kept" if row else "theirs"
         elif row is None:
             refused.append(f"{target}: forge did not write it")
+        elif _is_told(task, record, path):
+            task.states[path] = "told"
         elif not _is(target, row.digests):
             refused.append(f"{target}: it was changed since forge put it there")
         elif others := [name for name in row.presets if name != task.preset]:
@@ -240,6 +255,15 @@ def _decide(task: Task, record: Record) -> None:
     for path, row in record.rows.items():
         if path not in task.files and task.preset in row.presets:
             task.states[path] = _without(task, path, row)
+
+
+def _is_told(task: Task, record: Record, path: str) -> bool:
+    """Say whether this is a picture or text of another preset, beside a model that both have and that is there."""
+    if not path.endswith(BESIDE) or task.preset in record.rows[path].presets:
+        return False
+    models = {name: file for name, file in task.files.items() if not name.endswith(BESIDE)}
+    own = [name for name in models if path.startswith(f"{name.rpartition('.')[0]}.")]
+    return any(_is(task.into / name, [models[name].sha256], models[name].source) for name in own)
 
 
 def _without(task: Task, path: str, row: Put) -> State:
@@ -268,7 +292,7 @@ def _is(target: Path, digests: list[str], source: Path | None = None) -> bool:
 def _carry_out(task: Task, record: Record, *, copy: bool) -> None:
     """Put, replace and remove. The record names every file before it is there, and lets go of it after it is gone."""
     for path, wanted in task.files.items():
-        if task.states[path] == "theirs":
+        if task.states[path] in ("theirs", "told"):
             continue
         row = record.rows.setdefault(path, Put([], []))
         row.digests = [wanted.sha256, *(d for d in row.digests if d != wanted.sha256)]
@@ -397,7 +421,9 @@ def _tell(task: Task, program: str, wishes: argparse.Namespace) -> None:
     signs = glyphs(sys.stdout)
     wide = max(map(len, task.states))
     for path, state in sorted(task.states.items()):
-        sign = signs["warning"] if state == "left" else signs["reuse" if state in ("kept", "theirs") else "build"]
+        sign = (
+            signs["warning"] if state == "left" else signs["reuse" if state in ("kept", "told", "theirs") else "build"]
+        )
         say(f"  {sign} {path:<{wide}}  {_words(task, path, state, dry_run=wishes.dry_run)}")
     for path, reason in task.passed:
         say(f"  {signs['unneeded']} {path:<{wide}}  not put there: {reason}")
