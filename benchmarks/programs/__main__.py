@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.programs.places import write_places
 from benchmarks.programs.preset import PRESETS, forge, make
-from benchmarks.programs.reference import write_reference
 from sdforge.families import family
 from sdforge.install.layouts import LAYOUTS
 
@@ -46,7 +46,8 @@ def project(work: Path, kind: str) -> Path:
         make(root, kind)
     if not (root / "reference.safetensors").is_file():
         write_places(root, family(kind))
-        write_reference(root)
+        # in a process of its own, whose memory a program needs after it
+        subprocess.run([sys.executable, "-m", "benchmarks.programs.reference", str(root)], check=True)
     return root
 
 

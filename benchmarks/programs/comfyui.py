@@ -122,10 +122,14 @@ def loras(preset: str, strength: float) -> None:
         with TRIAL.row(f"loras/{name}") as row:
             model, clip = nodes.LoraLoader().load_lora(model, clip, name, strength, strength)
             found.append(row)
+    before = len(TRIAL.said.lines)
     theirs = weights(model, clip)
+    late = TRIAL.said.lines[before:]  # of what fails only where it is added to a weight
     for row in found:
-        lora = Path(row["what"]).stem
-        row |= TRIAL.change(preset, TRIAL.loras[lora], theirs)
+        names = TRIAL.loras[Path(row["what"]).stem]
+        row |= TRIAL.change(preset, names, theirs)
+        places = [TRIAL.single[name][0].removeprefix("model.") for name in names]
+        row["said"] += [line for line in late if any(place in line for place in places)]
         print(row, flush=True)
 
 

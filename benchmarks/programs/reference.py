@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,7 @@ def sigma(scheduler: Any) -> Tensor:
     """Return the noise's deviation at the timestep, where the picture's is 1."""
     kept = scheduler.alphas_cumprod[TIMESTEP]
     return ((1 - kept) / kept) ** 0.5
+
+
+if __name__ == "__main__":
+    write_reference(Path(sys.argv[1]))

@@ -66,7 +66,7 @@ LAYOUTS = {
             "embedding": "models/embeddings",
             "hypernetwork": "models/hypernetworks",
         },
-        endings=READS | {"lora": (PLAIN, DIFFUSERS)},
+        endings=READS,
         whole="models/diffusers",
         grown=False,
         sidecars=True,

@@ -262,7 +262,8 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
 @pytest.mark.parametrize(
     ("program", "path", "kind", "read"),
     [  # what the programs' own code was seen to make of such files: see docs/programs.md
-        ("comfyui", "loras/chalk.diffusers.safetensors", "lora", True),
+        ("comfyui", "loras/chalk.diffusers.safetensors", "lora", False),
+        ("comfyui", "embeddings/cat.pt", "embedding", True),
         ("a1111", "loras/chalk.diffusers.safetensors", "lora", False),
         ("sdnext", "loras/chalk.diffusers.safetensors", "lora", False),
         ("invokeai", "loras/chalk.diffusers.safetensors", "lora", False),
