@@ -59,7 +59,7 @@ def home_of(root: Path, name: str) -> Path:
             place = home / mark
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch() if place.suffix else place.mkdir()
-        for preset in PRESETS:
+        for preset in PRESETS if LAYOUTS[name].whole else PRESETS[:-1]:  # the last one is a folder alone
             forge(root, "install", preset, "--into", f"{name}:{home}")
         # they lie in no preset, since nobody has made them
         folder = home / LAYOUTS[name].folders["lora"]
