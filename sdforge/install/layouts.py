@@ -3,7 +3,7 @@
 Read in ComfyUI's `folder_paths.py` and its example of paths for A1111, A1111's page of extra networks, Forge's options
 (`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which has no hypernetworks any more, and InvokeAI's
 documentation: before version 4 it looked through its folder `autoimport` by itself, since then "Scan Folder" does.
-What each reads was seen by running its own code (`benchmarks.programs`; docs/programs.md has the table).
+What each reads stands in its own code, which was run of ComfyUI and InvokeAI (`benchmarks.programs`, docs/programs.md).
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
 
 @pytest.mark.parametrize(
     ("program", "path", "kind", "read"),
-    [  # what the programs' own code was seen to make of such files: see docs/programs.md
+    [  # what the programs' own code makes of such files: see docs/programs.md
         ("comfyui", "loras/chalk.diffusers.safetensors", "lora", False),
         ("comfyui", "embeddings/cat.pt", "embedding", True),
         ("a1111", "loras/chalk.diffusers.safetensors", "lora", False),
@@ -275,7 +275,7 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
         ("sdnext", "hypernetworks/mood.pt", "hypernetwork", False),
     ],
 )
-def test_a_program_gets_the_forms_that_it_was_seen_to_read(
+def test_a_program_gets_the_forms_that_its_own_code_reads(
     house: House, program: str, path: str, kind: str, read: bool
 ) -> None:
     house.preset("ink", {"ink.safetensors": "checkpoint", path: kind})
