@@ -129,8 +129,9 @@ def _fits(layout: Layout, folder: Path) -> bool:
 def _choose(session: Session, task: Task) -> None:
     """Choose the files that the program reads, and verify them. Raises UsageError, BrokenPromise."""
     root = session.project.out / task.preset
-    rows = {row["path"]: row for row in _described(session, root, task.preset)["files"]}
-    placed = dict(_models(task, rows))
+    described = _described(session, root, task.preset)
+    rows = {row["path"]: row for row in described["files"]}
+    placed = dict(_models(task, rows, grown=bool(described.get("words"))))
     if task.layout.sidecars:
         placed |= _beside(placed, rows)
     for path, target in placed.items():
@@ -173,17 +174,18 @@ def _of_sweep(described: dict[str, Any]) -> str:
     return f"its presets are {cells[0]} … {cells[-1]}" if len(cells) > 1 else f"its preset is {cells[0]}"
 
 
-def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _models(task: Task, rows: dict[str, dict[str, Any]], *, grown: bool) -> Iterator[tuple[str, str]]:
     """Yield the models that the program reads: path in the preset → path in its folder; note the others as passed.
 
     Of the forms of one artifact it gets the best that it reads, and the diffusers folder where there is no single file.
+    grown: whether words were appended to the folder's table.
     """
     chosen: dict[tuple[str, str], tuple[int, str]] = {}
-    single = any(row["kind"] == "checkpoint" for row in rows.values())
+    refused = _against_folder(task.layout, rows, grown=grown)
     for path, row in rows.items():
         kind = row["kind"]
         if kind == "diffusers":
-            if task.layout.whole and not single:
+            if not refused:
                 yield path, f"{task.layout.whole}/{task.preset}/{path.partition('/')[2]}"
             continue
         if path.endswith(BESIDE):
@@ -196,11 +198,21 @@ def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
         best = chosen.get((kind, _stem(path)))
         if best is None or reads.index(form) < best[0]:
             chosen[kind, _stem(path)] = (reads.index(form), path)
-    if "diffusers/model_index.json" in rows and (single or not task.layout.whole):
-        reason = "the single file holds the same" if single else f"{task.layout.title} reads no such folders"
-        task.passed.append(("diffusers/", reason))
+    if "diffusers/model_index.json" in rows and refused:
+        task.passed.append(("diffusers/", refused))
     for (kind, _), (_, path) in chosen.items():
         yield path, f"{task.layout.folders[kind]}/{Path(path).name}"
+
+
+def _against_folder(layout: Layout, rows: dict[str, dict[str, Any]], *, grown: bool) -> str:
+    """Say why the diffusers folder is not put there, or nothing."""
+    if any(row["kind"] == "checkpoint" for row in rows.values()):
+        return "the single file holds the same"
+    if not layout.whole:
+        return f"{layout.title} reads no such folders"
+    if grown and not layout.grown:
+        return f'{layout.title} reads none to which words were appended: export = ["checkpoint", "embeddings"]'
+    return ""
 
 
 def _stem(path: str) -> str:
