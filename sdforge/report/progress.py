@@ -76,8 +76,6 @@ class Plain:
             self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {short(step)}: {self.caches(event)}")
-        if "again" in event:
-            self.line(f"    {short(step)}: {event['again']}")
         if "fits" in event:
             self.line(f"    {short(step)}: {event['note']}")
         if "remark" in event:
