@@ -59,15 +59,19 @@ class SpoolHandle(Beside):
             say({"event": "failed", "code": 4, "message": f"the cluster does not run it: {first}", "hint": hint})
 
     def _end(self, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        for left in reversed(range(RETRIES + 1)):
+        end = self._attempt(say)
+        for _ in range(RETRIES):
+            if not isinstance(end, Ended) or end.code:
+                break
+            gone = f"its job is gone ({end.word}); begun again from the last kept state"
+            say({"event": "progress", "remark": gone})
             end = self._attempt(say)
-            if not isinstance(end, Ended):
-                return end
-            if end.code:
-                return {"event": "failed", "code": end.code, "message": f"its job ended: {end.word}", "hint": end.hint}
-            if left:
-                gone = f"its job is gone ({end.word}); begun again from the last kept state"
-                say({"event": "progress", "remark": gone})
+        return end if not isinstance(end, Ended) else self._given_up(end)
+
+    def _given_up(self, end: Ended) -> dict[str, Any]:
+        """Return what is said of a job that is not begun again."""
+        if end.code:
+            return {"event": "failed", "code": end.code, "message": f"its job ended: {end.word}", "hint": end.hint}
         log = f": {self.job.log}" if self.job and self.job.log else ""
         message = f"its job ended {RETRIES + 1} times without a word ({end.word})"
         return {"event": "failed", "code": 1, "message": message, "hint": f"the engine's log may say why{log}"}
