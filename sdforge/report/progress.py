@@ -91,8 +91,6 @@ class Plain:
             self.line(f"    {self.name(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {self.name(step)}: {self.caches(event)}")
-        if "again" in event:
-            self.line(f"    {self.name(step)}: {event['again']}")
         if "fits" in event:
             self.line(f"    {self.name(step)}: {event['note']}")
         if "remark" in event:
