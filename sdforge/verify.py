@@ -20,6 +20,7 @@ from typing import Any
 from sdforge.errors import ForgeError, ResourceError
 from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
+from sdforge.run.states import described_in
 from sdforge.session import Session
 from sdforge.store.entries import Result, alias_in, load_result, preimage_in
 from sdforge.store.files import CHUNK, damaged, open_regular, read_entry
@@ -120,10 +121,7 @@ class Verifier:
         described: dict[str, Any] = {}
 
         def read(found: Path) -> None:
-            value = json.loads(read_entry(found))
-            if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
-                raise ValueError("it describes no state")
-            described.update(value)
+            described.update(described_in(read_entry(found)))
 
         def compare(found: Path) -> None:
             if self._digest(found) != described["sha256"]:

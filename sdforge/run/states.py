@@ -17,9 +17,11 @@ from typing import Any
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
+from sdforge.store.entries import sum_of
 from sdforge.store.files import publish, publish_bytes, read_entry, resources
 
 KEPT = 2
+VERSION = 2  # of a description; one of another version is passed over, as if it were damaged
 Table = dict[str, tuple[str, tuple[int, ...], bytes | memoryview]]  # name → dtype, shape, bytes
 
 
@@ -47,7 +49,8 @@ def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -
                 lambda name: [tensors[name][2]],
             )
             publish(Path(place) / "state", folder / f"{step}.safetensors")
-            text = json.dumps({"v": 1, "step": step, "sha256": written.sha256, "notes": notes})
+            described = json.loads(json.dumps({"v": VERSION, "step": step, "sha256": written.sha256, "notes": notes}))
+            text = json.dumps(described | {"sum": sum_of(described)})
             publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
     for old in sorted(_steps(folder))[:-KEPT]:
         (folder / f"{old}.json").unlink(missing_ok=True)
@@ -58,6 +61,22 @@ def sweep(folder: Path) -> None:
     """Remove what a killed process left half written; whoever calls this has the training's lock."""
     for left in folder.glob(".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def described_in(data: bytes) -> dict[str, Any]:
+    """Return a state's description: `step`, `sha256` of the tensors' file, `notes`.
+
+    Raises ValueError for a damaged one, and for one of another version.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it describes no state") from None
+    if not isinstance(value, dict) or value.get("v") != VERSION:
+        raise ValueError(f"it describes no state of version {VERSION}")
+    if value.pop("sum", "") != sum_of(value):
+        raise ValueError("its bytes are not what they were")
+    return value
 
 
 def load_state(folder: Path, most: int) -> State | None:
@@ -71,11 +90,11 @@ def load_state(folder: Path, most: int) -> State | None:
             continue
         path = folder / f"{step}.safetensors"
         try:
-            described, data = json.loads(read_entry(folder / f"{step}.json")), read_entry(path)
-            if described["v"] != 1 or hashlib.sha256(data).hexdigest() != described["sha256"]:
+            described, data = described_in(read_entry(folder / f"{step}.json")), read_entry(path)
+            if hashlib.sha256(data).hexdigest() != described["sha256"]:
                 continue
             header = read_header(path)
-        except (OSError, ValueError, KeyError, TypeError, UsageError):
+        except (OSError, ValueError, UsageError):
             continue
         tensors = {
             name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdforge.run.states import load_state, save_state
+from sdforge.run.states import described_in, load_state, save_state
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -44,7 +44,7 @@ def test_a_state_beyond_the_end_is_no_help(most: int, step: int | None, tmp_path
         ("4.json", b"{"),
         ("4.json", b"[]"),
         ("4.json", b"{}"),
-        ("4.json", json.dumps({"v": 2, "step": 4, "sha256": "", "notes": {}}).encode()),
+        ("4.json", json.dumps({"v": 1, "step": 4, "sha256": "", "notes": {}}).encode()),
         ("4.json", b"\xff"),
         ("4.json", None),
     ],
@@ -73,3 +73,15 @@ def test_one_flipped_bit_is_noticed(tmp_path: Path) -> None:
 
 def test_where_nothing_was_kept_there_is_none(tmp_path: Path) -> None:
     assert load_state(tmp_path / "nothing", 10) is None
+
+
+def test_every_changed_bit_of_a_description_is_seen(tmp_path: Path) -> None:
+    """Losses and fingerprint stand in it too: a run would go on with wrong ones."""
+    save(tmp_path, 4)
+    data = (tmp_path / "4.json").read_bytes()
+    assert described_in(data)["notes"] == {"losses": [0.5] * 4}
+    for bit in range(8 * len(data)):
+        spoilt = bytearray(data)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r".+"):
+            described_in(bytes(spoilt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,16 @@ import pytest
 from sdforge.artifact import Component, Spot, Tensor, artifact_identity
 from sdforge.identity import component_identity, tensor_identity
 from sdforge.store import Store
-from sdforge.store.entries import Result
+from sdforge.store.entries import Result, sum_of
 
 
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def manifest_of(key: str) -> str:
+    """Return what stands for a manifest under a key that is no hash of it."""
+    return json.dumps({"of": key, "sum": sum_of({"of": key, "sum": key})})
 
 
 def make_result(
@@ -38,7 +44,7 @@ def make_result(
         "samples": [[10, "a cat", store.put_bytes(b"a picture drawn during " + data)]],
     }
     result = Result(key, digest, kind, "sd15", components, packs=(pack,), grade=grade, made=made, record=record)
-    store.keep(result, f'{{"of":"{key}"}}')
+    store.keep(result, manifest_of(key))
     return result
 
 

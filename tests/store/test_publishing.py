@@ -14,10 +14,11 @@ import pytest
 
 from sdforge.artifact import Component
 from sdforge.errors import BrokenPromise, ResourceError, UsageError
+from sdforge.identity import digest_of_text
 from sdforge.store import Store, files
-from sdforge.store.entries import Known
+from sdforge.store.entries import Known, preimage_in
 from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, sha256_of, within
-from tests.store.conftest import digest_of, make_result
+from tests.store.conftest import digest_of, make_result, manifest_of
 
 ROOT = Path(__file__).parents[2]
 KEY = "ab" * 32
@@ -265,14 +266,14 @@ def test_a_result_comes_back_as_it_was_kept(store: Store) -> None:
     (found,) = Store(store.root.parent).fresh(KEY).results
     assert found == result
     assert store.record(found) == result.record
-    assert store.preimage(KEY) == {"of": KEY}
+    assert store.preimage(KEY) == json.loads(manifest_of(KEY))
 
 
 def test_under_no_key_nothing_is_kept_and_nothing_is_lost(store: Store) -> None:
-    store.note_preimage(KEY, json.dumps({"of": KEY}))
+    store.note_preimage(KEY, manifest_of(KEY))
     assert store.preimage("") is None
     assert not store.known("").results
-    assert store.preimage(KEY) == {"of": KEY}
+    assert store.preimage(KEY) == json.loads(manifest_of(KEY))
 
 
 def test_what_is_known_survives_the_index(store: Store) -> None:
@@ -285,9 +286,20 @@ def test_what_is_known_survives_the_index(store: Store) -> None:
 
 def test_an_alias_leads_to_another_key(store: Store) -> None:
     make_result(store, KEY, b"some bytes")
-    store.add_alias("cd" * 32, KEY, '{"other":1}')
+    store.add_alias("cd" * 32, KEY, manifest_of("cd" * 32))
     assert Store(store.root.parent).known("cd" * 32).alias == KEY
-    assert store.preimage("cd" * 32) == {"other": 1}
+    assert store.preimage("cd" * 32) == json.loads(manifest_of("cd" * 32))
+
+
+def test_every_changed_bit_of_a_manifest_is_seen() -> None:
+    data = b'{"method":"x","settings":{}}'
+    key = digest_of_text("action", data.decode())
+    assert preimage_in(key, data) == {"method": "x", "settings": {}}
+    for bit in range(8 * len(data)):
+        spoilt = bytearray(data)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match=r".+"):
+            preimage_in(key, bytes(spoilt))
 
 
 def test_a_dropped_result_is_set_aside(store: Store) -> None:
