@@ -6,8 +6,7 @@ import sys
 
 import sd_mecha
 import torch
-
-LORA = {"sd1-ldm": "sd1-kohya_kohya_lora", "sdxl-sgm": "sdxl-kohya_kohya_lora"}
+from sd_mecha.extensions.builtin.merge_methods import linear
 
 
 def main() -> None:
@@ -19,7 +18,8 @@ def main() -> None:
         recipe = sd_mecha.add_difference(*models, alpha=float(share))
     else:
         base, lora = models
-        recipe = sd_mecha.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share))
+        # not `sd_mecha.add_difference`, which compares the merge space of what `convert` returns before it has one
+        recipe = linear.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share)) | base
     sd_mecha.merge(
         recipe, output=out, merge_device="cpu", merge_dtype=torch.float32, output_dtype=torch.float16, threads=2
     )
