@@ -72,7 +72,7 @@ def run(folder: Path, method: str, inputs: dict[str, list[Given]], **settings: A
     (folder / "order.json").write_text(json.dumps(order.to_json()))
     began = time.perf_counter()
     command = [sys.executable, __file__, "--order", str(folder / "order.json")]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     measured, outcome = json.loads(said)
     return measured | {"wall": time.perf_counter() - began}, outcome
 
@@ -82,10 +82,16 @@ def run_here(path: Path) -> None:
     from sdforge.run.__main__ import run as run_order
 
     order = Order.from_json(json.loads(path.read_bytes()))
-    outcome = run_order(order, lambda **_: None, lambda: False)
+    outcome = run_order(order, _tell, lambda: False)
     used = resource.getrusage(resource.RUSAGE_SELF)
     measured = {"cpu": used.ru_utime + used.ru_stime, "gb": used.ru_maxrss / 2**20}
     print(json.dumps([measured, outcome.__dict__]))
+
+
+def _tell(step: int = 0, steps: int = 0, **_: Any) -> None:
+    """Say how far a job is: it takes minutes."""
+    if step % 20 == 0 and steps:
+        print(f"{step} of {steps} modules", file=sys.stderr, flush=True)
 
 
 def jobs(work: Path) -> None:

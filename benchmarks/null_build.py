@@ -55,7 +55,7 @@ def pretend(root: Path) -> None:
     """Give every target a result, as if it had been trained: 10,000 real builds would take hours."""
     from sdforge.artifact import Component
     from sdforge.session import open_session
-    from sdforge.store import Result
+    from sdforge.store.entries import Result
 
     session = open_session(root)
     names = session.project.default
@@ -75,8 +75,9 @@ def pretend(root: Path) -> None:
 
 def settle(session: Session, wanted: list[str]) -> None:
     """Do what a build does at its end."""
-    from sdforge.build import Build, Options
+    from sdforge.build import Build
     from sdforge.lockfile import LockFile
+    from sdforge.under_way import Options
 
     plan = session.plan(wanted)
     assert not plan.to_do

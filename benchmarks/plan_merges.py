@@ -68,7 +68,7 @@ def pretend(root: Path) -> None:
     from sdforge.formula import common_dtype
     from sdforge.identity import component_identity
     from sdforge.session import open_session
-    from sdforge.store import Result
+    from sdforge.store.entries import Result
 
     session = open_session(root)
     wanted = session.resolve(session.project.default)

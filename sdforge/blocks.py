@@ -70,7 +70,23 @@ Preset = Literal[
     "ALL_A",
     "ALL_B",
 ]
-LoraPreset = Literal["", "NONE", "ALL", "ALL0.5", "INS", "IND", "INALL", "MIDALL", "MIDD", "OUTD", "OUTS", "OUTALL"]
+LoraPreset = Literal[
+    "",
+    "NONE",
+    "ALL",
+    "ALL0.5",
+    "INS",
+    "IND",
+    "INALL",
+    "MIDALL",
+    "MIDD",
+    "MIDD0.2",
+    "MIDD0.8",
+    "OUTD",
+    "OUTS",
+    "OUTALL",
+    "MOUT",
+]
 DIGITS = 10  # to which presets are published
 
 
@@ -113,13 +129,11 @@ def preset(name: str, family: Family) -> dict[Place, float]:
 
 
 def lora_preset(name: str, family: Family) -> dict[Place, float]:
-    """Return a LoRA's preset, block by block: 1 in the text encoders and the blocks it names, else 0."""
-    if name in ("NONE", "ALL", "ALL0.5"):
-        value, chosen = {"NONE": 0.0, "ALL": 1.0, "ALL0.5": 0.5}[name], _blocks(family)
-    else:
-        value, chosen = 1.0, LORA_BLOCKS[name].split()
-    found: dict[Place, float] = {("unet", b): value if b in chosen else 0.0 for b in _blocks(family)}
-    return found | {(encoder, ""): value for encoder in _encoders(family)}
+    """Return a LoRA's preset, block by block: where it names blocks, text encoders have 1 and other blocks 0."""
+    base = LORA_WHOLE.get(name, 1.0)
+    chosen = dict.fromkeys(_blocks(family), base) if name in LORA_WHOLE else LORA_BLOCKS[name]
+    found: dict[Place, float] = {("unet", block): chosen.get(block, 0.0) for block in _blocks(family)}
+    return found | {(encoder, ""): base for encoder in _encoders(family)}
 
 
 def _names(levels: int) -> list[str]:
@@ -240,13 +254,23 @@ CURVES: dict[str, Curve] = {
     "ALL_A": _flat(0.0),
     "ALL_B": _flat(1.0),
 }
-LORA_BLOCKS = {
-    "INS": "in01 in02 in04",
-    "IND": "in05 in07 in08",
-    "INALL": _run("in00", "in11"),
-    "MIDALL": "mid",
-    "MIDD": f"in05 in07 in08 mid {_run('out03', 'out06')}",
-    "OUTD": _run("out03", "out06"),
-    "OUTS": _run("out07", "out11"),
-    "OUTALL": _run("out00", "out11"),
+
+
+def _ones(blocks: str) -> dict[str, float]:
+    return dict.fromkeys(blocks.split(), 1.0)
+
+
+LORA_WHOLE = {"NONE": 0.0, "ALL": 1.0, "ALL0.5": 0.5}
+LORA_BLOCKS = {  # of sd-webui-lora-block-weight; what is partly on, and MOUT, are of ComfyUI's Inspire-Pack
+    "INS": _ones("in01 in02 in04"),
+    "IND": _ones("in05 in07 in08"),
+    "INALL": _ones(_run("in00", "in11")),
+    "MIDALL": _ones("mid"),
+    "MIDD": _ones(f"in05 in07 in08 mid {_run('out03', 'out06')}"),
+    "MIDD0.2": {"in08": 0.2, "mid": 0.4, "out03": 0.4, "out04": 0.2},
+    "MIDD0.8": {"in07": 0.5, "in08": 0.8, "mid": 0.8, "out03": 0.4},
+    "OUTD": _ones(_run("out03", "out06")),
+    "OUTS": _ones(_run("out07", "out11")),
+    "OUTALL": _ones(_run("out00", "out11")),
+    "MOUT": _ones(f"in08 mid {_run('out03', 'out08')}") | {"out09": 0.5},
 }

@@ -27,7 +27,8 @@ from sdforge.orders import state_key
 from sdforge.places import LOCK
 from sdforge.report.words import safe, size
 from sdforge.session import Session
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 
 DAY = 86_400.0  # seconds for which an unfinished training's states are left alone
 NOT_COUNTED = ("locks", "index.db")

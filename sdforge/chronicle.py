@@ -1,26 +1,31 @@
-"""The last two builds of every preset: what was made in them and why, so that the next one can be compared.
+"""What is remembered of a project's builds: one record a recipe, in the cache's index.
 
-It lies in the cache's index: if that is lost, so is what was before, and nothing else. A build that made the same as
-the last one is the same build.
+    {"v": 1,
+     "keys":   {"RECIPE:TARGET": KEY, …}      plan keys of all that it takes, as it was last made
+     "before": {"RECIPE:TARGET": KEY, …}      the same before the last build that changed one of them
+     "builds": [CHAPTER, CHAPTER]             of its preset, the last one first, as far as they came out differently
+     "passed": [[KEY, DIGEST, COLUMN], …]}    previews of the last builds that passed the checks, the last one first
+
+    CHAPTER: {"made": SECONDS, "recipe": TEXT, "pictures": [KEY, DIGEST, COLUMN] or null,
+              "steps": {"RECIPE:TARGET": {"key": KEY, "digest": DIGEST, "state": STATE, "why": TEXT}, …}}
+
+None of it decides a result but a check's that compares with the build before. It is lost with the index, and what
+another version wrote counts as lost: then there is nothing to compare with, and everything else goes on.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from sdforge.explain import Explainer, in_short
-from sdforge.looks import Pictures, own_column
-from sdforge.plan import Plan, Step
-from sdforge.project import read_small
-from sdforge.report.progress import shown_digest
-from sdforge.session import Session
+from sdforge.drawn import Pictures
+from sdforge.index import Index
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-EXPORT, PREVIEWS = "preset.export", "preset.previews"
+VERSION = 1  # of the record's format: raised, what is there is forgotten
+MOST = 2  # builds that are remembered, and previews that passed
 
 
 @dataclass(frozen=True)
@@ -54,73 +59,81 @@ class Chapter:
         return {identifier: (did.key, did.digest) for identifier, did in self.steps.items()}
 
 
-def presets(plan: Plan) -> list[str]:
-    """Return the recipes whose preset a plan makes, and of which nothing is left to do."""
-    ends = {name: f"{name}:{EXPORT}" for name in dict.fromkeys(step.node.recipe.name for step in plan.steps.values())}
-    return [name for name, end in ends.items() if end in plan.wanted and all(_is_done(s) for s in _ends(plan, name))]
+@dataclass(frozen=True)
+class Past:
+    """What is remembered of one recipe: see above."""
 
+    keys: dict[str, str] = field(default_factory=dict)
+    before: dict[str, str] = field(default_factory=dict)
+    builds: tuple[Chapter, ...] = ()
+    passed: tuple[Pictures, ...] = ()
 
-def _ends(plan: Plan, recipe: str) -> list[Step]:
-    found = (plan.steps.get(f"{recipe}:{name}") for name in (EXPORT, PREVIEWS))
-    return [step for step in found if step is not None]
+    def with_keys(self, keys: dict[str, str]) -> Past:
+        """Return this after a build that made, or reused, targets with these plan keys."""
+        now = self.keys | keys
+        return self if now == self.keys else replace(self, keys=now, before=self.keys)
 
+    def with_build(self, chapter: Chapter) -> Past:
+        """Return this after a build of the preset; one that made the same as the last one is no other build."""
+        if self.builds and chapter.same_as(self.builds[0]):
+            return self
+        return replace(self, builds=(chapter, *self.builds[: MOST - 1]))
 
-def _is_done(step: Step) -> bool:
-    return step.result is not None and not step.to_do and all(check.passed for check in step.checks)
+    def with_passed(self, pictures: Pictures, *, unchecked: bool) -> Past:
+        """Return this after a build whose previews passed the checks.
 
+        unchecked: they were asked for without them. Somebody wants those as they are: nothing before counts any more.
+        """
+        rest = () if unchecked else tuple(each for each in self.passed if each != pictures)[: MOST - 1]
+        if pictures in self.passed[:1] and not unchecked:
+            return self
+        return replace(self, passed=(pictures, *rest))
 
-def behind(session: Session, plan: Plan, recipe: str) -> list[Step]:
-    """Return the steps of a plan from which a preset is made, inputs first, itself last."""
-    nodes = session.graph.behind([step.id for step in _ends(plan, recipe)])
-    return [plan.steps[node.id] for node in nodes if node.id in plan.steps]
+    def dump(self) -> str:
+        """Return the record."""
+        return json.dumps({"v": VERSION, **asdict(self)}, separators=(",", ":"))
 
-
-def reasons(session: Session, plan: Plan) -> dict[str, str]:
-    """Return why what has to be done has to be done: id → reason. Asked before a build, which makes the reasons go."""
-    explainer = Explainer(session, plan)
-    return {step.id: in_short(explainer.causes(step)) for step in plan.to_do}
-
-
-def enter(session: Session, plan: Plan, done: Mapping[str, Iterable[str]], why: dict[str, str]) -> None:
-    """Enter a build of every preset in a plan that is done. done: `built`, `fetched`, `restored` → ids."""
-    states = {identifier: state for state, identifiers in done.items() for identifier in identifiers}
-    for name in presets(plan):
-        now, before = chapter(session, plan, name, states, why), chapters(session, name)
-        if not before or not now.same_as(before[0]):
-            told = [asdict(each) for each in (now, *before[:1])]
-            session.store.note_run(_row(session, name), told)
-
-
-def chapter(session: Session, plan: Plan, recipe: str, states: dict[str, str], why: dict[str, str]) -> Chapter:
-    """Return a preset as the plan has it, as a build of it."""
-    steps = {
-        step.id: Did(
-            step.content_key or step.key,
-            shown_digest(step, step.result),
-            states.get(step.id, "reused"),
-            why.get(step.id, "") if step.id in states else "",
-        )
-        for step in behind(session, plan, recipe)
-        if not step.idle
-    }
-    file = plan.steps[f"{recipe}:{EXPORT}"].node.recipe.file
-    text = read_small(session.project.root / file, "").decode(errors="replace")
-    drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
-    if drawn is None or drawn.result is None:
-        return Chapter(time.time(), text, steps)
-    return Chapter(time.time(), text, steps, Pictures(drawn.result.key, drawn.result.digest, own_column(drawn)))
-
-
-def chapters(session: Session, recipe: str) -> list[Chapter]:
-    """Return the last build of a preset and the one before it, as far as there were any."""
-    rows: list[dict[str, Any]] = session.store.run_noted(_row(session, recipe)) or []
-    return [_chapter(row) for row in rows]
+    @staticmethod
+    def load(text: str) -> Past:
+        """Return what `dump` wrote; nothing of what another version wrote."""
+        value = json.loads(text)
+        if not isinstance(value, dict) or value.get("v") != VERSION:
+            return Past()
+        builds = tuple(_chapter(row) for row in value["builds"])
+        return Past(value["keys"], value["before"], builds, tuple(Pictures(*row) for row in value["passed"]))
 
 
 def _chapter(row: dict[str, Any]) -> Chapter:
     steps = {identifier: Did(**did) for identifier, did in row["steps"].items()}
-    return Chapter(row["made"], row["recipe"], steps, row["pictures"] and Pictures(*row["pictures"]))
+    return Chapter(row["made"], row["recipe"], steps, Pictures(*row["pictures"]) if row["pictures"] else None)
 
 
-def _row(session: Session, recipe: str) -> str:
-    return f"builds:{session.project.root}:{recipe}"
+class Chronicle:
+    """The records of one project's recipes."""
+
+    def __init__(self, index: Index, root: Path) -> None:
+        self.index, self.root = index, root
+        self._read: dict[str, Past] = {}
+
+    def past(self, recipe: str) -> Past:
+        """Return what is remembered of a recipe."""
+        if recipe not in self._read:
+            row = self.index.read_keyed("builds", [self._row(recipe)]).get(self._row(recipe))
+            self._read[recipe] = Past.load(row) if row else Past()
+        return self._read[recipe]
+
+    def change(self, recipe: str, change: Callable[[Past], Past]) -> None:
+        """Change what is remembered of a recipe, whatever another build has entered since it was read."""
+        self._read.pop(recipe, None)
+        before = self.past(recipe)
+        now = change(before)
+        if now != before:
+            self.index.put("builds", {self._row(recipe): now.dump()})
+            self._read[recipe] = now
+
+    def last_key(self, identifier: str) -> str:
+        """Return the plan key with which a target was last made here, or ""."""
+        return self.past(identifier.partition(":")[0]).keys.get(identifier, "")
+
+    def _row(self, recipe: str) -> str:
+        return f"{self.root}:{recipe}"

@@ -10,7 +10,8 @@ import sys
 import time
 from typing import Any
 
-from sdforge.build import Build, Options, Summary
+from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
+from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
@@ -21,11 +22,13 @@ from sdforge.lockfile import LockFile, distance
 from sdforge.places import LOCAL, LOCK, VRAM, amount
 from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
-from sdforge.report.cost import estimate, total
-from sdforge.report.progress import name_width, reporter, short
+from sdforge.report.cost import begun, estimate, total
+from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import glyphs, say, seconds, size
-from sdforge.session import Session, assumed
+from sdforge.room import refuse_lack, room
+from sdforge.session import Session
+from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
@@ -49,7 +52,9 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
     if made.to_do:
-        session.refuse_mistakes(made)
+        refuse_mistakes(session, made)
+        for warning in warnings(session, made):
+            view.note(f"{warning.place}: {warning.message}")
     build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
@@ -109,9 +114,10 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
             print(json.dumps({"v": 1, "event": "pin", **found}))
         print(json.dumps({"v": 1, "event": "result", **counts, "seconds": round(spent, 3)}))
         return
-    skipped = [plan.steps[identifier] for identifier in summary.skipped]
-    for step in skipped:
-        say(f"  – {short(step):<{name_width(skipped)}} not built: needs what failed")
+    called = names(plan)
+    width = width_of(called[identifier] for identifier in summary.skipped)
+    for identifier in summary.skipped:
+        say(f"  – {called[identifier]:<{width}} not built: needs what failed")
     for text in barred(plan):
         say(f"  {text}")
     for found in filter(None, strange):
@@ -148,7 +154,7 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
 def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
     explainer = Explainer(session, plan)
-    needed, free = session.room(plan)
+    needed, free = room(session, plan)
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
@@ -165,30 +171,32 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
                 "seconds": estimate(session, step) if step.to_do else 0,
             }
             | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
+            | ({"resumes": since} if step.state == "build" and (since := begun(session, step)) else {})
             | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
             for step, causes in rows
         ]
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
-        session.refuse_lack(plan)
+        refuse_lack(session, plan)
         return
-    width = name_width(step for step, _ in rows)
+    called = names(plan)
+    width = width_of(called[step.id] for step, _ in rows)
     for step, causes in rows:
-        say(row(step, plan_text(session, step, causes), width=width))
+        say(row(step, called[step.id], plan_text(session, step, causes), width=width))
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
-    for identifier in plan.wanted:
-        for text in weights_off(plan, identifier):
+    for step in plan.steps.values():
+        if text := weights_off(step, called[step.id]):
             say(f"  note: {text}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
-    said = {link.id: words for step in plan.steps.values() for link, words in assumed(step)}
+    said = {(code, link.id): words for step in plan.steps.values() for link, code, words in doubts(plan, step)}
     for text, hint in said.values():
         say(f"  note: {text}; {hint}")
     for step in plan.steps.values():
         if step.id in plan.wanted and step.node.target.signature.makes == "files":
-            for text in session.against_licence(plan, step):
+            for text in against_licence(session, plan, step):
                 say(f"  note: {text}")
     counts = [
         f"{sum(s.state == state for s, _ in rows)} {word}"
@@ -206,7 +214,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         cost = f" · {known if complete or spent else 'how long is not known yet'}"
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
-    session.refuse_lack(plan)
+    refuse_lack(session, plan)
 
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
@@ -223,13 +231,16 @@ def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
         clock = f"0 or {clock or 'as long as it takes'}"
     verb = "train: " if step.reason and step.node.target.signature.group == "trainings" else ""
     reason = f"{verb}{in_short(causes)}"
+    if since := begun(session, step):
+        reason += f"; goes on from step {since}"
     return f"{clock:<10} {reason}" if clock else reason
 
 
 def barred(plan: Plan) -> list[str]:
     """Say which checks are not made here, and how they would be."""
+    called = names(plan)
     return [
-        f"{short(step)} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
+        f"{called[step.id]} is not run: a recipe may be a stranger's. To let it run here, read its command, and put "
         f"{json.dumps(step.node.target.raw['command'])} under [checks] commands in {LOCAL}, or build with "
         "--allow-commands"
         for step in plan.steps.values()
@@ -241,22 +252,6 @@ def other_name(step: Step, identifier: str) -> str:
     """Return how another step is called where this one is spoken of: its recipe is left out where it is the same."""
     recipe, _, name = identifier.partition(":")
     return name if recipe == step.node.recipe.name else identifier
-
-
-def weights_off(plan: Plan, wanted: str) -> list[str]:
-    """Say which weighted sums have weights that do not sum to 1; other merges' weights are no shares, or made so."""
-    from sdforge.identity import decimal
-
-    found: list[str] = []
-    if wanted != plan.wanted[0]:
-        return found
-    for step in plan.steps.values():
-        if step.node.target.signature.name != "weighted_sum":
-            continue
-        weights = json.loads(step.node.target.settings)["weights"]
-        if sum(map(decimal, weights)) != 1:
-            found.append(f"the weights of {short(step)} sum to {float(sum(map(decimal, weights))):g}, not to 1")
-    return found
 
 
 def why(session: Session, names: list[str], *, as_json: bool) -> int:
@@ -306,7 +301,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"{name} is restored: what it is made from has not changed, its files in out/ are not whole")
     else:
         say(
-            f"{name} would be made{' again' if session.last_key(step) else ''} because"
+            f"{name} would be made{' again' if session.chronicle.last_key(step.id) else ''} because"
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )
@@ -335,14 +330,14 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     """`forge check`: find every mistake that headers and texts can show; nothing is hashed and nothing runs."""
     session.sources.quick = True
     recipes = names or session.project.recipe_names()
-    problems: list[Problem] = []
+    problems: list[Problem] = [] if names else session.project.misnamed()
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)
             session.open_recipes(meant)
             plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in meant])
-            advice = dict.fromkeys(session.advice(plan))  # variants say the same at the same place
-            problems += [problem for problem in advice if problem not in problems]
+            said = dict.fromkeys(advice(session, plan))  # variants say the same at the same place
+            problems += [problem for problem in said if problem not in problems]
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdforge.artifact import DIFFUSERS
 from sdforge.describe import made_by
 from sdforge.dtypes import ITEM_SIZE, NOT_FLOAT, SAFETENSORS
-from sdforge.edits.export import DIFFUSERS, FORMS, run
+from sdforge.edits.export import FORMS, run
 from sdforge.errors import UsageError
 from sdforge.families import Family, family, family_names
 from sdforge.formats.embedding import read_named

@@ -9,10 +9,14 @@ from typing import Any
 
 from sdforge.artifact import dataset_identity
 from sdforge.errors import UsageError
+from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_by_header
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
+VERSION = 3  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
 DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
+# what is told of a data set beside what it is: pictures without a caption; sizes, sha256 → width and height in pixels;
+# what is wrong with pictures that cannot be read; pictures that lie there and are passed over
+TOLD = ("without", "sizes", "broken", "passed_over")
 
 Row = list[Any]  # [sha256 of the picture, caption, repeats], and where masks are used the mask's sha256 or `alpha`
 
@@ -38,6 +42,9 @@ def read_dataset(
         "rows": reading.rows,
         "names": {sha256: sorted(found) for sha256, found in reading.names.items()},
         "without": reading.without,
+        "sizes": reading.sizes,
+        "broken": reading.broken,
+        "passed_over": reading.passed_over,
     }
     return value, reading.places
 
@@ -71,20 +78,33 @@ class _Reading:
         self.places = [path]
         self.without: list[str] = []  # names of pictures without a caption
         self.pictures: set[str] = set()
+        self.sizes: dict[str, list[int]] = {}
+        self.broken: list[str] = []
+        self.passed_over: list[str] = []
 
     def read(self, folder: Path, repeats: int, words: str) -> None:
         """Take in the pictures of one folder."""
         if folder != self.path:
             self.places.append(folder)
+        self.passed_over += [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in OTHERS]
         for picture in sorted(p for p in folder.iterdir() if self._is_picture(p)):
             captions = self._captions(picture, words)
             mask = self._mask(picture)
             sha256 = self._named(picture)
             self.pictures.add(sha256)
+            self._measure(picture, sha256)
             self.rows += [[sha256, caption, repeats, *mask] for caption in captions]
 
     def _is_picture(self, path: Path) -> bool:
         return path.suffix.lower() in PICTURES and not path.name.endswith(MASK) and path.is_file()
+
+    def _measure(self, picture: Path, sha256: str) -> None:
+        """Note a picture's size, or what is wrong with it, as far as its header shows."""
+        try:
+            with opened(picture) as image:
+                self.sizes[sha256] = list(size_by_header(image))
+        except UnreadablePicture as error:
+            self.broken.append(str(error))
 
     def _named(self, path: Path) -> str:
         self.check(path)
@@ -102,9 +122,9 @@ class _Reading:
             self.check(text)
             self.places.append(text)
             try:
-                found = [text.read_text(encoding="utf-8").strip()]
+                found = [text.read_text(encoding="utf-8-sig").strip()]  # some editors put a mark in front
             except UnicodeDecodeError:
-                raise UsageError(f"{self.name}: {text} is not UTF-8") from None
+                raise UsageError(f"{self.name}: {text} is not UTF-8", hint="save it as UTF-8") from None
         elif found == [""]:
             self.without.append(picture.name)
         if any("{trigger}" in caption for caption in found) and not table["trigger"]:
@@ -126,13 +146,21 @@ class _Reading:
     def refuse_nothing(self) -> None:
         """Refuse a data set of which nothing is learned."""
         if not self.rows:
-            if self.table["layout"] == "kohya":
-                hint = 'its folders are called as in "10_ohwx woman"; layout = "flat" takes the pictures of the folder'
-            else:
-                hint = f"they end in {', '.join(PICTURES)}"
-            raise UsageError(f"{self.name}: {self.path} holds no pictures", hint=hint)
+            raise UsageError(f"{self.name}: {self.path} holds no pictures", hint=self._elsewhere())
         held_out = self.table["validation"]
         if held_out >= len(self.pictures):
             raise UsageError(
                 f"{self.name}: {held_out} of {len(self.pictures)} pictures are held out, so none is learned from"
             )
+
+    def _elsewhere(self) -> str:
+        """Return where pictures could be, for a folder that holds none."""
+        if self.table["layout"] == "kohya":
+            return 'its folders are called as in "10_ohwx woman"; layout = "flat" takes the pictures of the folder'
+        within = [folder for folder, _, _ in folders("kohya", self.path, 1)]
+        if any(self._is_picture(path) for folder in within for path in folder.iterdir()):
+            return 'folders in it do, called as kohya\'s scripts have them: layout = "kohya"'
+        deeper = next((p for p in sorted(self.path.glob("*/*")) if self._is_picture(p)), None)
+        if deeper is not None:
+            return f"{deeper.parent.relative_to(self.path)} in it does: name that folder, or put them together"
+        return f"they end in {', '.join(PICTURES)}"

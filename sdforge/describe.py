@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
+from sdforge.formats.finite import Finite
 from sdforge.formats.layout import Layout, read_layout
 from sdforge.formats.own import MANIFEST
 from sdforge.formats.pickled import is_pickle
-from sdforge.formats.safetensors import Header, read_header
+from sdforge.formats.safetensors import Header, read_header, read_range
 from sdforge.report.words import safe, size
 from sdforge.store.files import open_regular, sha256_of
 
 MOST_TENSORS = 12  # of a file of no known kind, that are named
 MOST_LETTERS = 100  # of a metadata entry
-CHUNK = 1 << 20
 
 
 def show_file(path: Path, *, as_json: bool) -> None:
@@ -35,8 +35,20 @@ def show_file(path: Path, *, as_json: bool) -> None:
             print(safe(line, sys.stdout))
 
 
+def _model_in(path: Path) -> Path:
+    """Return the model that a preset's folder in `out/` holds; of anything else the path itself."""
+    if not (path / "preset.json").is_file():
+        return path
+    single = path / f"{path.resolve().name}.safetensors"
+    return next((model for model in (single, path / "diffusers") if model.exists()), path)
+
+
 def describe(path: Path) -> dict[str, Any]:
-    """Return what is known of a file or folder: kind, dialect, family, facts, hashes, metadata, how it was made."""
+    """Return what is known of a file or folder: kind, dialect, family, facts, hashes, metadata, how it was made.
+
+    broken: its tensors that hold NaN or Inf.
+    """
+    path = _model_in(path)
     described: dict[str, Any] = {"path": str(path)}
     if not path.is_dir() and is_pickle(path):
         return described | _pickle(path)
@@ -71,13 +83,17 @@ def _dtypes(names: Iterator[str]) -> dict[str, int]:
 
 
 def _of_file(path: Path, header: Header) -> dict[str, Any]:
-    """Return size and hashes (Civitai's AutoV2 and AutoV3 too), and what stands beside the tensors."""
-    whole, body = hashlib.sha256(), hashlib.sha256()
+    """Return size and hashes (Civitai's AutoV2 and AutoV3 too), what stands beside the tensors, which hold NaN, Inf."""
+    whole, body, broken = hashlib.sha256(), hashlib.sha256(), []
     with path.open("rb") as file:
         whole.update(file.read(header.data))
-        while chunk := file.read(CHUNK):
-            whole.update(chunk)
-            body.update(chunk)
+        for name, entry in sorted(header.tensors.items(), key=lambda item: (item[1].offset, item[1].size)):
+            finite = Finite(entry.dtype)
+            for chunk in read_range(file.fileno(), entry.offset, entry.size):
+                whole.update(chunk)
+                body.update(chunk)
+                finite.update(chunk)
+            broken += [name] if finite.broken else []
     found: dict[str, Any] = {
         "bytes": header.size,
         "sha256": whole.hexdigest(),
@@ -86,6 +102,7 @@ def _of_file(path: Path, header: Header) -> dict[str, Any]:
         "dtypes": _dtypes(entry.dtype for entry in header.tensors.values()),
         "metadata": header.metadata,
     }
+    found |= {"broken": broken} if broken else {}
     return found | ({"made": made} if (made := made_by(header.metadata)) else {})
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sdforge.store.files import Lock
+
 
 def devices(wish: str) -> list[str]:
     """Return the devices that a wish (`auto`, `cpu`, `cuda`, `cuda:N`) means here."""
@@ -16,3 +18,9 @@ def devices(wish: str) -> list[str]:
     if wish == "cuda":
         return [f"cuda:{i}" for i in range(max(1, count))]
     return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+
+
+def device_lock(name: str) -> Lock:
+    """Return the lock of a device (not yet held): outside any cache, since a device is the machine's."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/sdforge-{os.getuid()}"
+    return Lock(Path(base) / "sdforge" / f"{name.replace(':', '-')}.lock")

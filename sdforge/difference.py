@@ -15,16 +15,19 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component
 from sdforge.describe import made_by
+from sdforge.drawn import preset_pictures, previews_in
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.explain import shown
 from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
-from sdforge.looks import preset_pictures, previews_in
+from sdforge.looking import unbuilt
+from sdforge.manifest import changes
 from sdforge.orders import closure
-from sdforge.plan import Plan, Step, changes
+from sdforge.places import RECIPES
+from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 
 DIFFERENT = 10  # the exit code with --exit-code
 BEFORE = "before: "  # ahead of what a manifest had of a source that was another one
@@ -106,7 +109,7 @@ def _side(session: Session, at: Path, name: str) -> Side:
     wanted, step, plan = _end(session, name)
     artifact = _checkpoint(step)
     if artifact is None or not all(c.content for c in artifact.components.values()):
-        raise UsageError(f"{name} is not built as its recipe has it", hint=f"forge build {name}")
+        raise unbuilt(session, step.id, name)
     side = Side(name, _actions(plan, _manifests(plan)), _sources(plan))
     side.unnamed = [each for each in map(_of_manifest, closure(session, step)) if each]
     _list(session, side, artifact.components)
@@ -219,7 +222,9 @@ def of_path(path: Path, label: str) -> Side:
         if single.is_file():
             _read_manifest(side, made_by(read_header(single).metadata))
     elif path.suffix == ".toml":
-        raise UsageError(f"{label} is a recipe's text", hint=f"name the recipe: forge diff {path.stem}")
+        recipe = path.parent.name == RECIPES
+        hint = f"name the recipe: forge diff {path.stem}" if recipe else "name a recipe, a target or a model"
+        raise UsageError(f"{label} is {'the text of a recipe' if recipe else 'no model'}", hint)
     layout = read_layout(model)
     lies = importlib.import_module("sdforge.run.difference").Lies
     for found in layout.tensors:
@@ -258,7 +263,7 @@ def _of_manifest(action: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | No
 def before(session: Session, name: str) -> Side:
     """Return what a preset was before the last build that changed it. Raises UsageError where that is not known."""
     wanted, step, plan = _end(session, name)
-    keys, now = session.keys_before(step.node.recipe.name), _manifests(plan)
+    keys, now = session.chronicle.past(step.node.recipe.name).before, _manifests(plan)
     manifests = {i: session.store.preimage(keys.get(i, "")) or {} for i in plan.steps}
     if not manifests[step.id]:
         raise UsageError(f"no earlier build of {name} is known here", hint="`forge diff A B` compares any two")

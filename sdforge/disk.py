@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdforge.errors import BrokenPromise, ForgeError
+from sdforge.errors import ForgeError
 from sdforge.graph import Node
 from sdforge.orders import state_folder
 from sdforge.plan import Step
+from sdforge.repack import packs_of, unneeded
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 
 KINDS = {
     "packs": "tensors that were merged, baked or trained",
@@ -122,32 +124,8 @@ def _kinds_of_objects(store: Store) -> dict[str, str]:
 
 
 def _unlisted(store: Store) -> int:
-    """Return the bytes of tensors that lie in packs of the store, and in the table of no result.
-
-    A pack that is a file of an export too, byte for byte, is needed whole: what passes lies there for the file.
-    """
-    packs: dict[str, set[tuple[int, int]]] = {}
-    results = [result for _, result in store.results()]
-    files = {row[0] for result in results for row in result.files.values()}
-    for table in {c.table: c for result in results for c in result.components.values() if c.dtype}.values():
-        try:
-            rows = store.table(table)
-        except BrokenPromise:
-            continue
-        for tensor in rows:
-            if tensor.spot:
-                packs.setdefault(tensor.spot.file, set()).add((tensor.spot.offset, tensor.size))
-    unlisted = 0
-    for pack, spots in packs.items():
-        path = store.object(pack)
-        if path.is_file() and pack not in files:  # other places are sources
-            unlisted += path.stat().st_size - _header_size(path) - sum(count for _, count in spots)
-    return unlisted
-
-
-def _header_size(path: Path) -> int:
-    with path.open("rb") as file:
-        return 8 + int.from_bytes(file.read(8), "little")
+    """Return the bytes of tensors that lie in packs of the store, and in the table of no result."""
+    return sum(map(unneeded, packs_of(store, [result for _, result in store.results()])))
 
 
 def _kept_for(session: Session) -> Iterator[tuple[Owner, str, set[Path]]]:
@@ -200,7 +178,7 @@ def show_usage(session: Session, *, as_json: bool) -> None:
             say(f"  {name:<11} {size(each):>8}  {count:>6} files  {KINDS[name]}")
     say(f"  {'all':<11} {size(total):>8}  {files:>6} files  {total} bytes in {session.store.root}")
     if usage.unlisted:
-        say(f"  of the packs {size(usage.unlisted)} are tensors that no result needs; a pack goes when none is needed")
+        say(f"  of the packs {size(usage.unlisted)} no result needs; `forge clean` frees it where it is most of a pack")
     for (project,), own in sorted(shares[1].items()):
         say("")
         say(f"{project if len(shares[1]) > 1 else 'for':<38} {'total':>9} {'shared':>9} {'alone':>9}")

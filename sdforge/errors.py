@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
-
-if TYPE_CHECKING:
-    from sdforge.recipe import Recipe
+from typing import ClassVar, NamedTuple
 
 
 class Place(NamedTuple):
@@ -75,11 +72,11 @@ class SettingErrors(UsageError):
 
 
 class RecipeError(UsageError):
-    """All that is wrong in recipes and `forge.toml`, together. rest: what could be read of a recipe all the same."""
+    """All that is wrong in recipes and `forge.toml`, together."""
 
-    def __init__(self, problems: list[Problem], rest: Recipe | None = None) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
-        self.problems, self.rest = problems, rest
+        self.problems = problems
 
 
 class BrokenPromise(ForgeError):

@@ -9,9 +9,10 @@ from typing import Any
 
 from sdforge.artifact import Artifact
 from sdforge.errors import Place
-from sdforge.graph import Link, recipe_place
+from sdforge.graph import Link, recipe_place, use_place
 from sdforge.identity import number
-from sdforge.plan import Change, Plan, Step, changes
+from sdforge.manifest import Change, changes
+from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
 
@@ -45,7 +46,7 @@ class Explainer:
             return [Cause(step.reason)]
         if failed := [check for check in step.checks if check.state == "reuse" and not check.passed]:
             return [Cause(f"`{check.node.target.name}` failed", None, self.causes(check)) for check in failed]
-        if not step.to_do and self.session.last_key(step) in ("", step.key):
+        if not step.to_do and self.session.chronicle.last_key(step.id) in ("", step.key):
             return []
         unknown = [link for link, artifact in step.inputs if artifact is None]
         if unknown:
@@ -61,7 +62,7 @@ class Explainer:
 
     def _before(self, step: Step) -> dict[str, Any] | None:
         """The manifest with which a target was last made, as far as store or lock remember it."""
-        last = self.session.last_key(step)
+        last = self.session.chronicle.last_key(step.id)
         if last and (manifest := self.session.store.preimage(last)):
             return manifest
         row = self.session.lock.targets.get(step.id, {})
@@ -120,15 +121,16 @@ class Explainer:
             named = json.loads(artifact.named(spec.reads, spec.facts))
             item = {"artifact": named, "use": link.use.use or {}} if spec.many == "table" else named
             if json.dumps(item, sort_keys=True) not in before:
-                found.append(self._input(link, artifact, old, item))
+                found.append(self._input(step, link, artifact, (old, item)))
         if not found:
             count_old, count_new = len(before), len(links)
             text = "their order" if count_old == count_new else f"their number, {count_old} → {count_new}"
             found.append(Cause(f"{role}: {text}"))
         return found
 
-    def _input(self, link: Link, artifact: Artifact, old: Any, new: Any) -> Cause:
-        name = link.use.reference
+    def _input(self, step: Step, link: Link, artifact: Artifact, rows: tuple[Any, Any]) -> Cause:
+        """Return how an input differs. rows: what the manifests have of its role before, and of it now."""
+        (old, new), name = rows, link.use.reference
         if artifact.kind == "pictures":
             return self._behind(link, "changed")
         if artifact.whole:
@@ -136,21 +138,26 @@ class Explainer:
             return Cause(f"{what} `{name}` changed", None, self._pictures(artifact, old))
         candidates = old if isinstance(old, list) else [old]
         parts: list[str] = []
+        place: Place | None = None
         if len(candidates) == 1 and isinstance(candidates[0], dict):
             inner_old = candidates[0].get("artifact", candidates[0])
             inner_new = new.get("artifact", new)
             for change in changes(inner_old, inner_new):
                 kind, what = change.path[0], ".".join(change.path[1:])
                 parts.append(what if kind == "components" else f"{what} {shown(change.old)} → {shown(change.new)}")
-            used = changes(candidates[0].get("use", {}), new.get("use", {}))
+            used = list(changes(candidates[0].get("use", {}), new.get("use", {})))
             parts += [f"{'.'.join(change.path)} {shown(change.old)} → {shown(change.new)}" for change in used]
-        return self._behind(link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}")
+            if used:
+                place = use_place(self.session.project, step.node.recipe, step.node.target, link.use)
+        return self._behind(link, f"changed{': ' + ', '.join(dict.fromkeys(parts)) if parts else ''}", place)
 
-    def _behind(self, link: Link, text: str) -> Cause:
-        if link.id in self.session.graph.sources:
-            return Cause(f"source `{link.use.reference}` {text}")
-        other = self.plan.steps[link.id]
-        return Cause(f"`{link.use.reference}` {text}", None, self.causes(other))
+    def _behind(self, link: Link, text: str, place: Place | None = None) -> Cause:
+        """Return what is said of an input. What passes through a step that changes nothing is called by its maker."""
+        while (other := self.plan.steps.get(link.id)) is not None and other.idle:
+            link = other.inputs[0][0]
+        if other is None:
+            return Cause(f"source `{link.use.reference}` {text}", place)
+        return Cause(f"`{link.use.reference}` {text}", place, self.causes(other))
 
     def _pictures(self, artifact: Artifact, old: Any) -> list[Cause]:
         """Which pictures and captions of a data set changed."""

@@ -15,7 +15,7 @@ from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.dtypes import NOT_FLOAT, SAFETENSORS
 from sdforge.errors import UsageError
 from sdforge.families import Family
-from sdforge.identity import H, Json, component_identity
+from sdforge.identity import Json, canonical, component_identity, digest_of_text
 
 
 class Made(NamedTuple):
@@ -96,15 +96,12 @@ def computed(
 
     dtype: as safetensors writes it; parameters: the settings that concern this tensor, as JSON.
     """
-    identity = H(
+    # canonical JSON of a table with these keys: written out, as it is made for every tensor of a checkpoint
+    sources = ",".join(f'"{tensor.identity}"' for tensor in inputs)
+    identity = digest_of_text(
         "formula",
-        {
-            "dtype": dtype,
-            "inputs": [tensor.identity for tensor in inputs],
-            "method": method,
-            "settings": parameters,
-            "version": version,
-        },
+        f'{{"dtype":"{dtype}","inputs":[{sources}],"method":"{method}","settings":{canonical(parameters)},'
+        f'"version":{version}}}',
     )
     return Made(Tensor(name, dtype, shape, identity), tuple(inputs), method, parameters)
 

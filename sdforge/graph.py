@@ -10,8 +10,9 @@ from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.method import Role
 from sdforge.places import FILE
 from sdforge.project import Project, read_small
-from sdforge.recipe import Recipe, Target, Use, place_in
+from sdforge.recipe import FaultyRecipe, Recipe, place_in
 from sdforge.syntax import read_toml
+from sdforge.target import Target, Use
 
 
 class Taken(NamedTuple):
@@ -89,7 +90,8 @@ class _Linking:
                 recipe = self.project.recipe(name)
             except RecipeError as error:
                 self.problems += [problem for problem in error.problems if problem not in self.problems]
-                recipe = error.rest or Recipe(name, "", "", "", {}, {}, {})
+                nothing = Recipe(name, "", "", "", {}, {}, {})
+                recipe = error.rest if isinstance(error, FaultyRecipe) else nothing
             self.added[name] = recipe
             queue += dict.fromkeys(recipe.shared.values())
             checks = tuple(f"{recipe.name}:{t.name}" for t in recipe.targets.values() if t.signature.group == "checks")
@@ -239,20 +241,25 @@ def problem_at(
     warning: bool = False,
 ) -> Problem:
     """Return a problem at the place where a target's table stands, a name in it, or a key of it."""
-    path: tuple[str | int, ...] = target.path
-    value = True
     if key or use is None:
-        path, value = (*target.path, *_path_to(key, target.raw)), False
-    elif target.implicit:
+        place = recipe_place(project, recipe, *target.path, *_path_to(key, target.raw))
+    else:
+        place = use_place(project, recipe, target, use)
+    return Problem(code, message, place, hint, warning)
+
+
+def use_place(project: Project, recipe: Recipe, target: Target, use: Use) -> Place:
+    """Return where a target's table, or `[preset]` for it, names an artifact."""
+    path: tuple[str | int, ...] = (*target.path, use.role)
+    value = True
+    if target.implicit:
         path, value = _preset_path(use, recipe.preset or {})
     elif target.signature.roles[use.role].many == "table":
         path, value = (*target.path, use.role, use.reference), False
     elif target.signature.roles[use.role].many == "list":
         position = [u.reference for u in target.uses if u.role == use.role].index(use.reference)
         path = (*target.path, use.role, position)
-    else:
-        path = (*target.path, use.role)
-    return Problem(code, message, recipe_place(project, recipe, *path, value=value), hint, warning)
+    return recipe_place(project, recipe, *path, value=value)
 
 
 def recipe_place(project: Project, recipe: Recipe, *path: str | int, value: bool = False) -> Place:

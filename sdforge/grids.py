@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdforge.looks import own_column, preset_pictures
-from sdforge.outputs import MANIFEST, Outputs
+from sdforge.drawn import own_column, preset_pictures
+from sdforge.outputs import COMPOSED, MANIFEST, Outputs
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
 from sdforge.session import Session
+from sdforge.target import PREVIEWS
 from sdforge.toml import dotted, value
 from sdforge.variants import MARK, Axis, cells
 
@@ -62,12 +63,12 @@ class Grid:
         assert all(step.result for step in self.cells)
         files = [sorted(step.result.files.items()) for step in self.cells if step.result]
         axes = [[axis.path, axis.values] for axis in self.axes]
-        return "made from " + json.dumps([MANIFEST, self.name, axes, self.settings, self.plain, files], sort_keys=True)
+        return COMPOSED + json.dumps([MANIFEST, self.name, axes, self.settings, self.plain, files], sort_keys=True)
 
 
 def grids_of(session: Session, plan: Plan) -> Iterator[Grid]:
     """Yield the grids whose cells are all wanted."""
-    previews = (plan.steps[name] for name in plan.wanted if name.endswith(":preset.previews"))
+    previews = (plan.steps[name] for name in plan.wanted if name.endswith(f":{PREVIEWS}"))
     wanted = {step.node.recipe.name: step for step in previews}
     homes = dict.fromkeys(step.node.recipe.home for step in wanted.values())
     for home in homes:

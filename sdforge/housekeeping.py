@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import UNPINNED
-from sdforge.chronicle import chapters
 from sdforge.errors import BusyError, ForgeError, UsageError
 from sdforge.graph import Taken
 from sdforge.method import is_target, method, method_groups
 from sdforge.names import NAME
 from sdforge.nearby import welcome
 from sdforge.places import FILE, RECIPES
+from sdforge.repack import repack, saved, worn_packs
 from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
-from sdforge.store import Store, alias_in
+from sdforge.store import Store
+from sdforge.store.entries import Result, alias_in
 from sdforge.store.files import publish_bytes, read_entry
 
 DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack
@@ -30,7 +31,10 @@ DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go:
 
 
 def clean(session: Session, wishes: argparse.Namespace) -> None:
-    """`forge clean`: remove what no recipe of any project reaches. Trained results and states only with --trained."""
+    """`forge clean`: remove what no recipe of any project reaches. Trained results and states only with --trained.
+
+    Packs of which less than half is still needed are written anew with that.
+    """
     store = session.store
     store.prepare()
     guard = store.guard()
@@ -38,19 +42,25 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
         raise BusyError("a build is using the cache", hint="clean when it is done")
     try:
         keep, fetched = _reached(session)
-        doomed = _doomed(store, keep, trained=wishes.trained) + _unfetched(store, fetched)
+        staying, doomed = _divided(store, keep, trained=wishes.trained)
+        doomed += _unfetched(store, fetched)
+        packs = worn_packs(store, staying)
         freed = sum(_size(path) for path in doomed)
         if not wishes.dry_run:
             for path in doomed:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            packs = repack(store, staying, packs)
             store.forget(keep)
+        freed += saved(store, staying, packs)  # from tables that the store has read before
     finally:
         guard.release()
     if wishes.json:
-        print(json.dumps({"v": 1, "event": "clean", "files": len(doomed), "bytes": freed, "dry_run": wishes.dry_run}))
+        said = {"files": len(doomed), "packs": len(packs), "bytes": freed, "dry_run": wishes.dry_run}
+        print(json.dumps({"v": 1, "event": "clean", **said}))
         return
     verb = "would be freed" if wishes.dry_run else "freed"
-    say(f"  {len(doomed)} files, {size(freed)} ({freed} bytes) {verb}")
+    anew = f"; {len(packs)} packs shrink to what of them is needed" if packs else ""
+    say(f"  {len(doomed)} files, {size(freed)} ({freed} bytes) {verb}{anew}")
 
 
 def _reached(session: Session) -> tuple[set[str], set[Path]]:
@@ -67,15 +77,17 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
         except ForgeError as error:
+            here = root == session.project.root
             raise UsageError(
                 f"the recipes of {root} cannot be planned, so what they need is not known: {error.message}",
-                hint="mend them first, or delete the project's folder",
+                hint=f"mend them first{': `forge check` shows where' if here else ', or delete that project'}",
             ) from None
         for step in plan.steps.values():
             keys |= {step.key, step.content_key}
         keys |= set(other.lock.results)
-        # reports compare with what the build before drew
-        keys |= {c.pictures.key for name in names for c in chapters(other, name) if c.pictures}
+        for past in map(other.chronicle.past, names):  # with what builds before drew reports and checks compare
+            drawn = (*(build.pictures for build in past.builds), *past.passed)
+            keys |= {pictures.key for pictures in drawn if pictures}
         declared = [Taken(name, "source", table) for name, table in other.project.sources.items()]
         sources = [*declared, *other.graph.sources.values()]
         fetched |= {path for taken in sources if (path := other.sources.fetched_folder(taken))}
@@ -89,16 +101,15 @@ def _unfetched(store: Store, used: set[Path]) -> list[Path]:
     return folders + sorted(p for p in (store.root / "fetched" / "parts").glob("*") if p.stat().st_mtime < old)
 
 
-def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
-    """The files of the store that may go: unreached results with the packs that only they use, and leftovers.
-
-    A pack stays whole while any result that stays has a tensor in it; `forge du` says what of packs no result lists.
-    """
+def _divided(store: Store, keep: set[str], *, trained: bool) -> tuple[list[Result], list[Path]]:
+    """Return the results that stay, and the files that may go: other results with what only they use, and leftovers."""
+    staying: list[Result] = []
     doomed: list[Path] = []
     objects: set[str] = set()
     for path, result in store.results():
         pinned_kind = result.grade != "A" and result.kind not in UNPINNED
         if result.key in keep or (pinned_kind and not trained):
+            staying.append(result)
             objects |= result.objects()
         else:
             doomed.append(path)
@@ -110,7 +121,7 @@ def _doomed(store: Store, keep: set[str], *, trained: bool) -> list[Path]:
     if trained:
         doomed += sorted((store.root / "states").glob("*/*"))
     doomed += sorted((store.root / "quarantine").glob("*"))
-    return doomed
+    return staying, doomed
 
 
 def _leads_nowhere(path: Path, keep: set[str]) -> bool:
@@ -281,9 +292,11 @@ def init(folder: Path) -> None:
 
 BASH = """_forge() {
   local word="${COMP_WORDS[COMP_CWORD]}" command="" at="." i
-  # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone
+  # bash takes RECIPE@VARIANT and RECIPE:NAME for several words: `name` is all of it, `before` what bash leaves alone;
+  # behind a colon it shows the colon as the word, and completes an empty one
   local name="${COMP_LINE:0:COMP_POINT}" before
   name="${name##* }"
+  [[ "$word" == ":" ]] && word=""
   before="${name%%"$word"}"
   for ((i = 1; i < COMP_CWORD; i++)); do
     case "${COMP_WORDS[i]}" in

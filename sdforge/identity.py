@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import lru_cache
 from json.encoder import encode_basestring
 from math import isfinite
 from typing import TypeAlias
@@ -58,6 +59,7 @@ def _utf16(text: str) -> bytes:
     return text.encode("utf-16-be")
 
 
+@lru_cache(1 << 12)  # the same weights are asked for with every tensor
 def number(value: float) -> str:
     """Return a finite double as ECMAScript prints it (RFC 8785 §3.2.2.3): 1, 0.5, 1e-7, 1e+21; −0 is 0."""
     if not isfinite(value):

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from sdforge.datasets import PICTURES
 from sdforge.errors import ResourceError, UsageError
 from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import read_header
 from sdforge.formats.single_file import is_scaled
+from sdforge.pictures import PICTURES
 from sdforge.store.files import open_regular
 
 VERSION = 1  # raised when a file is converted to other tensors, names or metadata

@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS known (key TEXT PRIMARY KEY, value TEXT, sum TEXT) WI
 CREATE TABLE IF NOT EXISTS expected (recipe TEXT PRIMARY KEY, keys TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tensors (identity TEXT PRIMARY KEY, listed TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS verdicts (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS builds (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS history (id TEXT PRIMARY KEY, value TEXT, sum TEXT) WITHOUT ROWID;
 """
 KEYS = {"known": "key", "expected": "recipe", "tensors": "identity"}  # of the others: id
@@ -70,12 +71,21 @@ class Index:
             connection.executescript(SCHEMA)
             connection.execute(f"PRAGMA user_version={VERSION}")
         except sqlite3.DatabaseError as error:
-            return self._open_to_write() if self._is_removed(error) else None
+            if self._is_removed(error):
+                return self._open_to_write()
+            self._read_on()
+            return None
         except OSError:
+            self._read_on()
             return None
         connection.text_factory = _text
         self._connection, self._writable = connection, True
         return connection
+
+    def _read_on(self) -> None:
+        """Go on with what can be read, where nothing can be written."""
+        if self.path.is_file():
+            self._open_to_read()
 
     def _is_removed(self, error: sqlite3.DatabaseError) -> bool:
         """Remove the file if an error says that it is no index; say whether that could be done."""

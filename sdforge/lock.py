@@ -22,7 +22,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table

@@ -13,7 +13,7 @@ from sdforge.errors import BrokenPromise
 from sdforge.lock import Lock, Pin, pin_of, read_lock, update_lock
 from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes
 from sdforge.variants import split
@@ -88,6 +88,15 @@ class LockFile:
                 hint="one of the two machines computes wrongly, or a method changed without its version; "
                 "nothing was kept",
             )
+
+    def is_settled(self, plan: Plan) -> bool:
+        """Say whether there is nothing to note beside the plan: no alias, no row of the lock.
+
+        Raises BrokenPromise as `check` does.
+        """
+        self.check(plan)
+        changes = self.changes(plan)
+        return not (plan.aliases or plan.notes or changes.sources or changes.targets or changes.results)
 
     # -- pinning ---------------------------------------------------------------------------------------------------
 

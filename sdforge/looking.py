@@ -15,18 +15,19 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Tensor
+from sdforge.drawn import previews_in
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.embedding import negative_word, words_of
-from sdforge.looks import previews_in
 from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
-from sdforge.report.progress import name_width, short, shown_digest
+from sdforge.report.progress import names, short, shown_digest, width_of
 from sdforge.report.table import row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
+from sdforge.target import EXPORT
 from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one
@@ -118,14 +119,17 @@ def _list_sources(session: Session, *, as_json: bool) -> None:
 
 
 def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = [
+        {"recipe": str(problem.place), "mistake": problem.message, "shown_by": "forge check"}
+        for problem in session.project.misnamed()
+    ]
     for name in session.project.recipe_names():
         try:
             names = session.project.with_variants(name)
             session.open_recipes(names)
             plan = session.plan([i for i, node in session.graph.nodes.items() if node.recipe.name in names])
         except (RecipeError, UsageError) as error:
-            found.append({"recipe": name, "mistake": error.message})
+            found.append({"recipe": name, "mistake": error.message, "shown_by": f"forge check {name}"})
             continue
         steps = [step for step in plan.steps.values() if step.node.recipe.name == name and not step.idle]
         about = session.project.recipe(name)
@@ -151,8 +155,9 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
         )
         if not as_json:
             say(f"{name}  {family(about.family).title}{'  ' + about.description if about.description else ''}")
+            width = width_of(map(short, steps))
             for step in steps:
-                say(row(step, width=name_width(steps)))
+                say(row(step, short(step), width=width))
             for each in _varied(session, about, plan):
                 state = f"{each.to_do} to do" if each.to_do else "made"
                 say(f"    {each.preset:<{PRESETS}} {state:<9} {'; '.join(each.settings)}")
@@ -165,7 +170,7 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
         say("there are no recipes yet: write recipes/NAME.toml, or `forge init DIR` makes a project with some")
     for entry in found:
         if "mistake" in entry:
-            say(f"{entry['recipe']}  has mistakes; `forge check {entry['recipe']}` shows them")
+            say(f"{entry['recipe']}  has mistakes; `{entry['shown_by']}` shows them")
 
 
 class _Varied(NamedTuple):
@@ -286,7 +291,7 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
     plan = session.plan(wanted)
     steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
     steps = steps or [step for step in plan.steps.values() if step.result]
-    width = name_width(steps)
+    width = width_of(map(short, steps))
     for step in steps:
         result = step.result or _last_result(session, step)
         if result is None or (not step.result and _unfinished(session, step)):
@@ -332,11 +337,13 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
 def _watched(step: Step, record: dict[str, Any]) -> Iterator[str]:
     """Yield what was seen of a training: the loss on held-out pictures, what it remarks on its result, and samples."""
     if found := record.get("validation"):
-        values, best = [loss for _, loss in found], record["recommended"]
+        values, best = [loss for _, loss in found], record.get("recommended")
         yield f"held-out pictures: loss {values[0]:.4f} → {values[-1]:.4f}  {curve(values, 48)}"
         least = f"least after step {best}: {min(values):.4f}"
-        later = best < max(at for at, _ in found)
-        yield f"{least}; steps = {best} is recommended" if later and best else least
+        if not best:
+            yield "no step did better on them than the checkpoint itself: a smaller learning_rate, or more pictures"
+        else:
+            yield f"{least}; steps = {best} is recommended" if best < max(at for at, _ in found) else least
     if remark := record.get("remark"):
         yield remark
     if drawn := record.get("samples"):
@@ -366,7 +373,7 @@ def _write_samples(session: Session, name: str, path: Path) -> None:
 
 def _last_result(session: Session, step: Step) -> Result | None:
     """Return what a target came out as when it was last built here, with whatever settings."""
-    known = session.store.known(session.last_key(step))
+    known = session.store.known(session.chronicle.last_key(step.id))
     results = known.results or (session.store.known(known.alias).results if known.alias else [])
     return results[0] if results else None
 
@@ -436,11 +443,12 @@ def graph(session: Session, names: list[str], form: str) -> None:
 
 def _mermaid(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
     number = {name: f"n{i}" for i, name in enumerate([*sources, *plan.steps])}
+    called = names(plan)
     print("flowchart LR")
     for name in sources:
         print(f'  {number[name]}(["{name}"])')
     for step in plan.steps.values():
-        print(f'  {number[step.id]}["{short(step)}<br/><i>{step.node.target.signature.name}</i>"]:::{step.state}')
+        print(f'  {number[step.id]}["{called[step.id]}<br/><i>{step.node.target.signature.name}</i>"]:::{step.state}')
     for a, b in edges:
         print(f"  {number[a]} --> {number[b]}")
     print("  classDef build fill:#fde2c8,stroke:#b35900\n  classDef maybe fill:#fff4cc,stroke:#a08000")
@@ -448,12 +456,13 @@ def _mermaid(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> No
 
 
 def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
+    called = names(plan)
     print("digraph forge {\n  rankdir=LR; node [shape=box, fontname=sans];")
     for name in sources:
         print(f'  "{name}" [shape=ellipse];')
     for step in plan.steps.values():
         style = ', style=filled, fillcolor="#fde2c8"' if step.to_do else ""
-        print(f'  "{step.id}" [label="{short(step)}\\n{step.node.target.signature.name}"{style}];')
+        print(f'  "{step.id}" [label="{called[step.id]}\\n{step.node.target.signature.name}"{style}];')
     for a, b in edges:
         print(f'  "{a}" -> "{b}";')
     print("}")
@@ -462,12 +471,18 @@ def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
 # -- report ------------------------------------------------------------------------------------------------------------
 
 
+def unbuilt(session: Session, identifier: str, name: str) -> UsageError:
+    """Return what is said of a target that is to be looked at, and is not here; name: as the command calls it."""
+    past = "is not built as its recipe has it" if session.chronicle.last_key(identifier) else "has not been built yet"
+    return UsageError(f"{name} {past}", hint=f"forge build {name}")
+
+
 def report(session: Session, name: str, *, as_json: bool) -> None:
     """`forge report`: write what is told of a preset anew, and print where its report lies.
 
     Raises UsageError for what is no preset, or is not built.
     """
-    from sdforge.chronicle import presets
+    from sdforge.chapters import presets
     from sdforge.telling import REPORT, tell
 
     wanted = session.resolve([name] if name else [])
@@ -480,7 +495,7 @@ def report(session: Session, name: str, *, as_json: bool) -> None:
         if failed is not None:
             words = str(failed.result.facts["says"]) if failed.result else ""
             raise UsageError(f"{recipe} does not pass its checks: {words}", hint=f"forge build {recipe} --no-checks")
-        raise UsageError(f"{recipe} is not built as its recipe has it", hint=f"forge build {recipe}")
+        raise unbuilt(session, f"{recipe}:{EXPORT}", recipe)
     session.store.prepare()
     for place in tell(session, plan, recipe):
         say(f"  what lay in the way was not ours: it is in {place} now")

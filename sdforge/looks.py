@@ -5,28 +5,16 @@ It enters the check's manifest, so that a verdict is found again as long as all 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import DIGITS, WITH
+from sdforge.drawn import Pictures, pictures_of
 from sdforge.errors import UsageError
-from sdforge.store import Result
 from sdforge.store.files import within
 
 if TYPE_CHECKING:
     from sdforge.plan import Step
     from sdforge.session import Session
-
-PREVIEW = re.compile(r"(\d{1,2})-(\d+)-(.+)\.png")  # prompt, seed, of what it is
-
-
-class Pictures(NamedTuple):
-    """Previews that a build drew: key and digest of the result, and which checkpoint's pictures are the preset's."""
-
-    key: str
-    digest: str
-    column: str
 
 
 def looks(session: Session, step: Step) -> dict[str, Any]:
@@ -47,69 +35,10 @@ def previous_pictures(session: Session, step: Step) -> Pictures | None:
     """
     pictures = next((a for _, a in step.inputs if a is not None and a.kind == "pictures"), step.artifact)
     now = pictures.notes["digest"] if pictures is not None else ""
-    for row in passed(session, step.node.recipe.name):
-        found = Pictures(*row)
-        if found.digest != now and (result := pictures_of(session, found)) and session.holds(result):
+    for found in session.chronicle.past(step.node.recipe.name).passed:
+        if found.digest != now and (result := pictures_of(session.store, found)) and session.holds(result):
             return found
     return None
-
-
-def passed(session: Session, recipe: str) -> list[list[str]]:
-    """Return what the last builds of a preset that passed drew, the last one first; at most two that differ."""
-    found: list[list[str]] = session.store.run_noted(_noted(session, recipe)) or []
-    return found
-
-
-def note_passed(session: Session, step: Step) -> None:
-    """Remember that the previews of a preset passed its checks. step: the previews.
-
-    What was written unchecked somebody wants as it is: nothing before it counts any more.
-    """
-    assert step.artifact is not None
-    now = [step.artifact.notes[name] for name in Pictures._fields]
-    before = passed(session, step.node.recipe.name)
-    rest = [] if step.unchecked else [row for row in before if row != now][:1]
-    if now not in before[:1] or (step.unchecked and before[1:]):
-        session.store.note_run(_noted(session, step.node.recipe.name), [now, *rest])
-
-
-def _noted(session: Session, recipe: str) -> str:
-    return f"passed:{session.project.root}:{recipe}"
-
-
-def own_column(drawn: Step) -> str:
-    """Return the folder of the pictures of the preset itself, among those that its previews drew."""
-    return next(a.called for link, a in drawn.inputs if link.use.role == "checkpoint" and a is not None)
-
-
-def pictures_of(session: Session, pictures: Pictures) -> Result | None:
-    """Return the result that holds pictures, if the store still has it."""
-    return next((r for r in session.store.known(pictures.key).results if r.digest == pictures.digest), None)
-
-
-def preset_pictures(result: Result, column: str) -> dict[tuple[int, int], str]:
-    """Return (prompt, seed) → sha256 of the pictures of the preset as people get it: with its sidecars, if it has some.
-
-    Prompts count from 1.
-    """
-    found: dict[tuple[int, int], str] = {}
-    for folder in (column[:DIGITS], column[:DIGITS] + WITH):
-        for file, row in result.files.items():
-            place, _, name = file.removesuffix(".png").partition("/")
-            number, _, seed = name.partition("-")
-            if place == folder and len(number) < DIGITS:  # else it is named by a sidecar, whose picture it is
-                found[int(number), int(seed)] = row[0]
-    return found
-
-
-def previews_in(folder: Path, preset: str) -> dict[tuple[int, int], Path]:
-    """Return (prompt, seed) → file of the previews in a preset's folder that show the preset; prompts count from 1."""
-    found = {}
-    for path in sorted((folder / "previews").glob("*.png")):
-        match = PREVIEW.fullmatch(path.name)
-        if match and match[3] == preset:
-            found[int(match[1]), int(match[2])] = path
-    return found
 
 
 def _files(session: Session, command: list[str]) -> dict[str, str]:
@@ -121,6 +50,6 @@ def _files(session: Session, command: list[str]) -> dict[str, str]:
         except UsageError:
             continue
         if Path(path).is_file():
-            found[word] = session.store.digest(path)
+            found[word] = session.store.seen.digest(path)
             session.rely_on(path)
     return found

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sdforge.build import Build, Options
+from sdforge.build import Build
 from sdforge.errors import BrokenPromise, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
 from sdforge.lock import Pin
@@ -25,6 +25,7 @@ from sdforge.report.words import glyphs, safe
 from sdforge.session import Session
 from sdforge.sources import Sources
 from sdforge.store import Store
+from sdforge.under_way import Options
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ Names are known without importing anything; a module is imported when a recipe t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_origin, get_type_hints
 
 from sdforge.errors import SettingErrors, UsageError, nearest
 from sdforge.places import code_folders
@@ -36,6 +37,7 @@ ELSEWHERE = {  # what merge programs call blocks besides IN04, M00 and OUT03 →
     "OUT": "unet.out",
     "VAE": "vae",
 }
+ELEMENTS = ":"  # in a pattern: behind it stands what is in the names of the block's tensors that are meant
 LISTS = ("blocks", "mbw", "mbw_preset")  # the settings by which a merge differs from block to block
 WHOLE = ("dtype", "prediction")  # those that concern its result as a whole
 
@@ -78,6 +80,14 @@ class Signature:
     pinned: bool
     code: dict[str, int]
     roles: dict[str, Role]
+
+
+class Unmatched(NamedTuple):
+    """A pattern that matches nothing, as SettingErrors has it."""
+
+    key: str
+    message: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -231,7 +241,9 @@ def _block_fields(hint: Any, mark: PerBlock) -> dict[str, Any]:
     from sdforge.blocks import Preset
     from sdforge.settings import Block, Since, Weight
 
-    note = "component or component.block (patterns allowed) → the same setting there"
+    note = (
+        f"component or component.block (patterns allowed; `{ELEMENTS}attn1.to_k` for some tensors) → the setting there"
+    )
     found: dict[str, Any] = {"blocks": (dict[Block, hint], Field({}, description=note))}
     scalar = get_origin(hint) is not list and get_origin(getattr(hint, "__origin__", None)) is not list
     if scalar or mark.shares:
@@ -265,7 +277,7 @@ def block_parameters(
     settings |= {SEED: table.seed or 0} if SEED in asked else {}
     settings |= {LATENTS: family.latents} if LATENTS in asked else {}
     patterns = getattr(table, "blocks", {})
-    places = resolve_blocks(patterns, family)
+    places, elements = resolve_blocks(patterns, family), resolve_elements(patterns, family)
     listed = _listed(table, family)
     chosen = {component for component, _ in places}
 
@@ -273,7 +285,7 @@ def block_parameters(
         if component in family.kept and component not in chosen:
             return None
         found = settings | ({TENSOR: f"{component}.{tensor}"} if TENSOR in asked else {})
-        if pattern := places.get((component, block)):
+        if pattern := elements.get((component, tensor)) or places.get((component, block)):
             return found | {varies: patterns[pattern]}
         return found | {varies: listed[component, block]} if (component, block) in listed else found
 
@@ -303,26 +315,72 @@ def _listed(table: Any, family: Family) -> dict[Place, Any]:
     return {place: [complement(weight), weight] for place, weight in weights.items()}
 
 
-def resolve_blocks(patterns: Any, family: Family) -> dict[tuple[str, str], str]:
-    """Return (component, block) → the pattern that decides there.
+def resolve_blocks(patterns: Iterable[str], family: Family) -> dict[Place, str]:
+    """Return (component, block) → the pattern that decides there; patterns with elements decide nothing here.
 
     The pattern with the longest literal prefix wins. Raises SettingErrors for a pattern that matches nothing, and for
     two of equal length that match one block, since tables have no order.
     """
     places = block_places(family)
-    found: dict[tuple[str, str], str] = {}
+
+    def matched(pattern: str) -> list[Place]:
+        return [place for place in places if block_matches(pattern, *place)]
+
+    whole = [pattern for pattern in patterns if ELEMENTS not in pattern]
+    return _decided(whole, matched, literal, lambda pattern: _unmatched(pattern, places, family))
+
+
+def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str]:
+    """Return (component, tensor) → the pattern with elements that decides there, as in `OUT04:attn1.to_k`.
+
+    Before the colon stands a block's pattern, behind it what stands somewhere in tensors' names (`*` and `?` allowed).
+    The longest literal prefix wins, then the most elements. What a merge keeps from its first checkpoint has no
+    elements. Raises SettingErrors as `resolve_blocks` does.
+    """
+    names = [name for name in family.names() if name.component not in family.kept]
+
+    def matched(pattern: str) -> list[Place]:
+        block, _, elements = pattern.partition(ELEMENTS)
+        inside = [name for name in names if elements and fnmatchcase(name.canonical, f"*{elements}*")]
+        return [(name.component, name.canonical) for name in inside if block_matches(block, name.component, name.block)]
+
+    def unmatched(pattern: str) -> Unmatched:
+        block, _, elements = pattern.partition(ELEMENTS)
+        there = next((name.canonical for name in names if block_matches(block, name.component, name.block)), "")
+        if not there and any(block_matches(block, component, "") for component in family.kept):
+            return Unmatched(pattern, f"{block} is merged whole, or stays", f"name it without {ELEMENTS}{elements}")
+        if not there:
+            return _unmatched(block, block_places(family), family)._replace(key=pattern)
+        message = f"no tensor of {block} has {elements!r} in its name"
+        return Unmatched(pattern, message, f"names are diffusers': {there}, …")
+
+    def rank(pattern: str) -> tuple[int, int]:
+        block, _, elements = pattern.partition(ELEMENTS)
+        return literal(block), len(elements)
+
+    return _decided([pattern for pattern in patterns if ELEMENTS in pattern], matched, rank, unmatched)
+
+
+def _decided(
+    patterns: list[str],
+    matched: Callable[[str], list[Place]],
+    rank: Callable[[str], Any],
+    unmatched: Callable[[str], Unmatched],
+) -> dict[Place, str]:
+    """Return place → the pattern of the highest rank that matches there. Raises SettingErrors for none, and for two."""
+    found: dict[Place, str] = {}
     wrong: dict[str, tuple[str, str, str]] = {}
     for pattern in patterns:
-        matched = [place for place in places if block_matches(pattern, *place)]
-        if not matched:
-            wrong[pattern] = _unmatched(pattern, places, family)
-        for place in matched:
+        places = matched(pattern)
+        if not places:
+            wrong[pattern] = unmatched(pattern)
+        for place in places:
             other = found.get(place)
-            if other is not None and literal(other) == literal(pattern):
+            if other is not None and rank(other) == rank(pattern):
                 first, second = sorted((other, pattern))
                 message = f"the block patterns {first!r} and {second!r} both match {'.'.join(filter(None, place))}"
                 wrong.setdefault(second, (second, message, "make one of them more exact"))
-            if other is None or literal(pattern) > literal(other):
+            if other is None or rank(pattern) > rank(other):
                 found[place] = pattern
     if wrong:
         raise SettingErrors(list(wrong.values()))
@@ -338,13 +396,13 @@ def places_of(pattern: str, family: Family) -> list[tuple[str, str]]:
     return matched
 
 
-def _unmatched(pattern: str, places: list[tuple[str, str]], family: Family) -> tuple[str, str, str]:
+def _unmatched(pattern: str, places: list[Place], family: Family) -> Unmatched:
     blocks = sorted(f"{component}.{block}" for component, block in places if block)
     words = sorted({component for component, _ in places})
     meant = {each.partition(".")[2]: each for each in blocks} | {each: each for each in (*blocks, *words)} | ELSEWHERE
     guess = meant.get(nearest(pattern, list(meant)), "")
     hint = f"did you mean {guess!r}?" if guess else f"blocks are {', '.join([*words, *blocks][:4])}, …"
-    return pattern, f"the block pattern {pattern!r} matches nothing in {family.title}", hint
+    return Unmatched(pattern, f"the block pattern {pattern!r} matches nothing in {family.title}", hint)
 
 
 def block_places(family: Family) -> list[tuple[str, str]]:
@@ -354,8 +412,6 @@ def block_places(family: Family) -> list[tuple[str, str]]:
 
 def block_matches(pattern: str, component: str, block: str) -> bool:
     """Say whether a pattern over `component` or `component.block` matches a block; `IN04`, `M00`, `OUT03` serve too."""
-    from fnmatch import fnmatchcase
-
     pattern = spelled(pattern)
     return fnmatchcase(component, pattern) or (bool(block) and fnmatchcase(f"{component}.{block}", pattern))
 

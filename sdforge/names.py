@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 NAME = r"^[a-z][a-z0-9_-]{0,63}$"
 # NAME, RECIPE:NAME, RECIPE@VARIANT:NAME, preset.STEP, check.CHECK.without.STEP
 REFERENCE = (
@@ -23,6 +25,14 @@ def is_name(text: str) -> bool:
         and text[0].islower()
         and all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in text)
     )
+
+
+def hint_at_name(text: str) -> str:
+    """Return what to do about a text that is no name: the name that was meant, where that is clear."""
+    stem = text.rpartition("/")[2].removesuffix(".toml")
+    meant = re.sub(r"[^a-z0-9_-]+", "-", stem.lower()).strip("-")
+    rule = "small letters, digits, - and _, at most 64, a letter first"
+    return f"{rule}: as in {meant!r}" if is_name(meant) and meant != text else rule
 
 
 def is_reference(text: str) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdforge.build import Build, Options, Summary
+from sdforge.advice import refuse_mistakes
+from sdforge.build import Build
 from sdforge.commands import executor, how_to_run
 from sdforge.errors import ForgeError, LostObject, exit_code
 from sdforge.explain import Explainer, in_short
@@ -19,8 +20,10 @@ from sdforge.plan import Plan, Step
 from sdforge.report.cells import plan_html, preset_html
 from sdforge.report.cost import total
 from sdforge.report.progress import shown_digest
+from sdforge.room import room
 from sdforge.session import Session, open_session
-from sdforge.store import Result
+from sdforge.store.entries import Result
+from sdforge.under_way import Options, Summary
 
 
 class Target(NamedTuple):
@@ -101,8 +104,8 @@ def plan(recipe: str | Sequence[str], project: str | Path, *, locked: bool, chec
         session.locked, session.checked = locked, checks
         session.share()
         made = session.plan(session.resolve(_names(recipe)))
-        session.refuse_mistakes(made)
-        needed, _ = session.room(made)
+        refuse_mistakes(session, made)
+        needed, _ = room(session, made)
         spent, complete = total(session, made)
         return Planned(_targets(session, made), needed, spent, complete)
     finally:
@@ -142,7 +145,7 @@ def _build(session: Session, names: list[str], telling: _Telling, wishes: dict[s
     )
     wanted = session.resolve(names)
     session.want_again(list(wishes["retrain"]))
-    session.refuse_mistakes(session.plan(wanted))
+    refuse_mistakes(session, session.plan(wanted))
     summary = Build(session, executor(session, "", options), telling, options).run(wanted)
     if summary.failed:
         raise _worst(summary)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from sdforge.artifact import Tensor
 from sdforge.formula import Made
-from sdforge.plan import Planner, Step
+from sdforge.plan import Step
+from sdforge.planner import Planner
 
 Look = Callable[[Iterable[str]], dict[str, Tensor]]  # identities → those whose bytes are there
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
+from sdforge.drawn import Pictures, pictures_in, pictures_of, preset_pictures
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.file_layout import FileLayout, Laid, pays
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
-from sdforge.looks import Pictures, pictures_of, preset_pictures
 from sdforge.one_pass import Computed, Pass
 from sdforge.order import Computation, Given, Order, Ref
 from sdforge.plan import Step
-from sdforge.recipe import Target
+from sdforge.target import Target
 
 if TYPE_CHECKING:
     from sdforge.session import Session
@@ -202,7 +202,7 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
         ]
         return Given(artifact.kind, artifact.identity, pictures=pictures, held_out=artifact.notes.get("validation", 0))
     if artifact.kind == "pictures":
-        noted = Pictures(*(artifact.notes[name] for name in Pictures._fields))
+        noted = pictures_in(artifact)
         return _drawn(session, session.planner().steps[link.id].node.target, noted)
     reads = step.node.target.role(link.use.role).reads
     components: dict[str, list[Ref]] = {}
@@ -234,7 +234,7 @@ def _drawn(session: Session, target: Target, pictures: Pictures) -> Given:
 
     target: that drew them, or draws the same prompts. Raises BrokenPromise for one that is not there any more.
     """
-    prompts, rows, result = json.loads(target.settings)["prompts"], [], pictures_of(session, pictures)
+    prompts, rows, result = json.loads(target.settings)["prompts"], [], pictures_of(session.store, pictures)
     found = preset_pictures(result, pictures.column) if result else {}
     for (number, seed), sha256 in sorted(found.items()):
         path = session.find(sha256)

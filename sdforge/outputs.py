@@ -1,7 +1,8 @@
 """What lies in `out/`: which files a preset has there, whether they are whole, and how they get there.
 
-What lies at an output path and is not what was written there last is moved to `out/.replaced/` and named, never
-overwritten.
+What lies at an output path and is not what a build wrote there last is moved to `out/.replaced/` and named, never
+overwritten. Builds that go on at the same time know each other's files by the cache's index: a build notes there what
+it is about to write, and only one at a time writes.
 """
 
 from __future__ import annotations
@@ -13,15 +14,29 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import DIGITS, WITH
+from sdforge.graph import Link
+from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import is_settled, publish, resources, sha256_of, stat_of
+from sdforge.store.files import Lock, is_settled, publish, resources, sha256_of, stat_of
+from sdforge.variants import split
 
 REPLACED = ".replaced"
 FAILED = ".failed"  # where pictures lie that did not pass the checks of their preset
 MANIFEST = 2  # version of `preset.json`
+COMPOSED = "made from "  # how the expectation of a file begins that is put together from results and names
 ADVISED = ("steps", "guidance", "resolution")  # of the previews: what a preset advises to draw with
+
+
+def own_name(link: Link) -> str:
+    """Return how the file of an artifact is called: NAME, or NAME-VARIANT of what a variant has for itself.
+
+    Other programs keep the files of all presets in one folder, and call embeddings and LoRAs by their files' names.
+    """
+    name, (recipe, made, _) = link.use.reference.rpartition(":")[2], link.id.partition(":")
+    variant = split(recipe)[1] if made else ""  # a source has no recipe that made it
+    return f"{name}-{variant}" if variant else name
 
 
 class Outputs:
@@ -54,14 +69,14 @@ class Outputs:
     def _called(self, step: Step) -> dict[tuple[str, str], str]:
         """Return (role, digest) → role/name of what becomes a file as it is; equal names of two recipes stay apart."""
         named = [
-            (link.use.role, artifact.digest[:DIGITS], link.use.reference)
+            (link.use.role, artifact.digest[:DIGITS], link)
             for link, artifact in step.inputs
             if artifact is not None and link.use.role != "checkpoint"
         ]
-        last = [(role, reference.rpartition(":")[2]) for role, _, reference in named]
+        last = [(role, own_name(link)) for role, _, link in named]
         return {
-            (role, digest): f"{role}/{name if last.count((role, name)) == 1 else reference.replace(':', '.')}"
-            for (role, digest, reference), (_, name) in zip(named, last, strict=True)
+            (role, digest): f"{role}/{name if last.count((role, name)) == 1 else link.use.reference.replace(':', '.')}"
+            for (role, digest, link), (_, name) in zip(named, last, strict=True)
         }
 
     def _picture_names(self, step: Step) -> Iterator[tuple[str, str]]:
@@ -103,20 +118,22 @@ class Outputs:
         return all(found)
 
     def composed(self, step: Step) -> Iterator[tuple[str, str]]:
-        """What is put together from results and names when it is written: the file, and what it was made from."""
+        """Yield what is put together from results and names when it is written: the file, and what it is made from."""
         if step.node.target.signature.makes == "pictures":
-            yield "previews/sheet.png", "made from " + self.sheet_source(step)
+            yield "previews/sheet.png", COMPOSED + self.sheet_source(step)
         else:
             previews = (step.node.recipe.preset or {}).get("previews", {})
             advised = [MANIFEST, *(previews.get(name) for name in ADVISED)]
             checked = verdicts(step)
             told = json.dumps(advised) + (json.dumps(checked) if step.checks or step.unchecked else "")
-            yield "preset.json", "made from " + self.sheet_source(step) + told
+            yield "preset.json", COMPOSED + self.sheet_source(step) + told
 
     def sheet_source(self, step: Step) -> str:
         """Name what a composed file is made from: the files, and the names that are written on it."""
         assert step.result is not None
         labels = [link.use.reference for link, _ in step.inputs]
+        if step.node.target.signature.makes == "files":
+            labels += [name for link, _ in step.inputs if (name := own_name(link)) != link.use.reference]
         return json.dumps([step.node.recipe.name, labels, sorted(step.result.files.items())], sort_keys=True)
 
     def _is(self, path: Path, expected: str) -> bool:
@@ -129,11 +146,11 @@ class Outputs:
         if row and row[1] and tuple(json.loads(row[0])) == stat:
             return str(row[2]) == expected or str(row[2]).startswith(f"{expected}\n")
         looked, sha256 = time.time_ns(), sha256_of(path)
-        if expected.startswith("made from "):
-            fits = bool(row) and row[2] == f"{expected}\n{sha256}"
-            value = f"{expected}\n{sha256}"
-        else:
-            fits, value = sha256 == expected, expected
+        value = _value(expected, sha256)
+        fits = sha256 == expected
+        if expected.startswith(COMPOSED):
+            written = self._rows(path).get(f"out:{path}")  # another build may have done so since the memo
+            fits = written is not None and written[2] == value
         if fits:
             self.store.index.put("seen", {f"out:{path}": (json.dumps(stat), int(is_settled(stat, looked)), value)})
         return fits
@@ -145,25 +162,39 @@ class Outputs:
             self._memo[identifier] = found.get(identifier, ())
         return self._memo[identifier]
 
+    def _rows(self, path: Path) -> dict[str, Any]:
+        """Return what builds say now that they have written to a path, and are about to."""
+        return self.store.index.read_keyed("seen", [f"out:{path}", f"coming:{path}"])
+
     def lies(self, path: Path, expected: str) -> bool:
         """Say whether a file lies at its place already."""
         return self._is(path, expected)
 
+    def lock(self) -> Lock:
+        """Return the lock of who writes to `out/` (not yet held)."""
+        return self.store.lock(digest_of_text("out", str(self.project.out)))
+
     def place(self, path: Path, made: Path, expected: str) -> str:
-        """Move a written file to its place in `out/`; return where what was there before has been moved, if it was."""
+        """Move a written file to its place in `out/`; return where what was there before has been moved, if it was.
+
+        Raises ResourceError.
+        """
         moved = ""
-        with resources(f"{path} cannot be written"):
+        with resources(f"{path} cannot be written"), self.lock() as lock:
+            lock.acquire(wait=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             # who wrote the file has just hashed what it wrote
-            sha256 = sha256_of(made) if expected.startswith("made from ") else expected
+            sha256 = sha256_of(made) if expected.startswith(COMPOSED) else expected
             if path.exists() or path.is_symlink():
                 moved = self._clear(path, sha256)
+            value = _value(expected, sha256)
+            # first: who finds the file in its way must know whose it is, also if this build dies here
+            self.store.index.put("seen", {f"coming:{path}": ("", 0, value)})
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)
             linked = beside.stat().st_nlink > 1  # it is the store's own file too, so nobody may write into it
             publish(beside, path, 0o444 if linked else 0o644)
-        value = f"{expected}\n{sha256}" if expected.startswith("made from ") else sha256
-        self._note(path, value)
+            self._note(path, value)
         return moved
 
     def _note(self, path: Path, value: str) -> None:
@@ -175,10 +206,11 @@ class Outputs:
         self.store.index.put("seen", {f"out:{path}": row})
 
     def _clear(self, path: Path, coming: str) -> str:
-        """Make room for a file: what we wrote there last or what is the same may go, anything else is moved aside."""
-        row = self._row(path)
-        ours = {coming, row[2].rpartition("\n")[2] if row else ""}
-        untouched = bool(row) and bool(row[1]) and tuple(json.loads(row[0])) == stat_of(path)
+        """Make room for a file: what a build wrote there or what is the same may go, anything else is moved aside."""
+        rows = self._rows(path)
+        ours = {coming, *(str(row[2]).rpartition("\n")[2] for row in rows.values())}
+        stat, settled, _ = rows.get(f"out:{path}", ("", 0, ""))
+        untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""
         aside = self.project.out / REPLACED / path.relative_to(self.project.out)
@@ -188,6 +220,11 @@ class Outputs:
         place.parent.mkdir(parents=True, exist_ok=True)
         path.replace(place)
         return str(place.relative_to(self.project.root))
+
+
+def _value(expected: str, sha256: str) -> str:
+    """Return what the index says of a file: of what is put together, what it was made from and its bytes."""
+    return f"{expected}\n{sha256}" if expected.startswith(COMPOSED) else sha256
 
 
 def verdicts(step: Step) -> dict[str, Any]:

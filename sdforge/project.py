@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdforge.errors import Problem, RecipeError, UsageError, nearest
-from sdforge.names import is_name
+from sdforge.complaints import explain
+from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
+from sdforge.names import hint_at_name, is_name
 from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerprint
-from sdforge.recipe import Recipe, check_name, explain, read_recipe
+from sdforge.recipe import Recipe, check_name, read_recipe
 from sdforge.store.files import open_regular, within
 from sdforge.syntax import MOST_BYTES, read_toml
 from sdforge.variants import MARK, cells, split
@@ -61,7 +62,18 @@ class Project:
         return (self.made or self.root) / LOCK
 
     def recipe_names(self) -> list[str]:
-        """Return the names of all recipes."""
+        """Return the names of all recipes; files that no command line could name are in `misnamed`."""
+        return [name for name in self._stems() if is_name(name)]
+
+    def misnamed(self) -> list[Problem]:
+        """Return a problem for each file in `recipes/` that is no recipe since its name is none."""
+        return [
+            Problem("name", f"{name!r} is no name for a recipe", Place(f"{RECIPES}/{name}.toml"), hint_at_name(name))
+            for name in self._stems()
+            if not is_name(name)
+        ]
+
+    def _stems(self) -> list[str]:
         folder = self.root / RECIPES
         return sorted(p.stem for p in folder.glob("*.toml")) if folder.is_dir() else []
 
@@ -213,9 +225,8 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
         for each in found.get(key, {}):
             if not is_name(each) or each in seen:
                 reason = f"`{each}` is already a {seen[each]}" if each in seen else f"`{each}` is no name"
-                problems.append(
-                    Problem("name", reason, document.place(key, each), "small letters, digits, - and _, at most 64")
-                )
+                hint = "sources and data sets have different names" if each in seen else hint_at_name(each)
+                problems.append(Problem("name", reason, document.place(key, each), hint))
             seen[each] = key
     if problems:
         raise RecipeError(problems)

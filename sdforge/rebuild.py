@@ -74,7 +74,10 @@ def show_recipe(session: Session, path: Path, *, as_json: bool) -> None:
 
 
 def write_recipe(session: Session, path: Path) -> str:
-    """Write the recipe of a preset's file into the project, under its name or the next free one; return the name."""
+    """Write the recipe of a preset's file into the project, under its name or the next free one; return the name.
+
+    Raises UsageError for a file that no recipe can make, and where no name is free.
+    """
     text = recipe_text(session, path).encode()
     stem = re.sub(r"[^a-z0-9_-]", "-", path.stem.lower())
     stem = (stem if stem[:1].isalpha() else f"preset-{stem}")[:50]

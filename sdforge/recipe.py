@@ -1,76 +1,30 @@
 """A recipe file → `Recipe`: typed, complete, with every mistake found at its place.
 
 What is read here depends on the file alone, so it is kept in a cache by the file's digest and the fingerprint of our
-code. Names are linked across files in `graph`. A `[preset]` becomes targets of its own: `preset.insert`,
-`preset.bake`, `preset.steer`, `preset.cast`, `preset.export`, `preset.previews`; a `[checks.KIND.NAME]` becomes
-`check.NAME`, with what is drawn for it alone.
+code. Names are linked across files in `graph`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from sdforge.complaints import explain
 from sdforge.errors import Place, Problem, RecipeError, UsageError, counted, nearest
 from sdforge.identity import canonical
+from sdforge.implicit import Implicit
 from sdforge.method import BY_PRESET, Role, Signature, called_elsewhere, is_target, method, method_groups
-from sdforge.names import REFERENCE, is_name, is_reference
+from sdforge.names import hint_at_name, is_name, is_reference
 from sdforge.syntax import Document, read_toml
+from sdforge.target import EXPORT, PREVIEWS, Target, Use, alike
 from sdforge.variants import Axis, Variants, edges, read_variants, split, varied
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel
 
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "checks", "variant", "sweep")
-LAST = ("aesthetic",)  # kinds that are baked after the others
-GIVEN = ("pictures", "without", "at_zero")  # inputs of checks that no recipe states: they follow from [preset]
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A name in a target's table. use: how it is used, for roles that say so of each name."""
-
-    role: str
-    reference: str
-    use: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A table of a recipe: something to have.
-
-    settings: canonical JSON of what enters the manifest. raw: the table as it was written. seed: None where none
-    is needed. path: where it stands in the file.
-    """
-
-    name: str
-    signature: Signature
-    settings: str
-    uses: tuple[Use, ...]
-    seed: int | None
-    raw: dict[str, Any]
-    path: tuple[str, ...]
-
-    def role(self, name: str) -> Role:
-        """Return a role of the method as it is here: what is given for another one may make more of it matter."""
-        found = self.signature.roles[name]
-        for other, role in self.signature.roles.items():
-            if name in role.widens and any(use.role == other for use in self.uses):
-                reads, facts = role.widens[name]
-                found = replace(found, reads=(*found.reads, *reads), facts=(*found.facts, *facts))
-        return found
-
-    @property
-    def implicit(self) -> bool:
-        """Whether `[preset]` made it."""
-        return self.path == ("preset",)
-
-    @property
-    def placed(self) -> bool:
-        """Whether what it makes lies in `out/`: a preset's files, and its previews."""
-        return self.name in ("preset.export", "preset.previews")
 
 
 @dataclass(frozen=True)
@@ -155,6 +109,14 @@ class Recipe:
         )
 
 
+class FaultyRecipe(RecipeError):
+    """All that is wrong in one recipe. rest: what could be read of it all the same."""
+
+    def __init__(self, problems: list[Problem], rest: Recipe) -> None:
+        super().__init__(problems)
+        self.rest = rest
+
+
 def _signature(value: dict[str, Any]) -> Signature:
     def pair(widened: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
         reads, facts = widened
@@ -192,7 +154,7 @@ def _guessed(signature: Signature, raw: dict[str, Any]) -> tuple[Use, ...]:
 def read_recipe(source: bytes, name: str, file: str) -> Recipe:
     """Read a recipe, or (`RECIPE@NAME`) a variant of it.
 
-    Raises RecipeError with all that is wrong in the file, in its variants too, warnings included.
+    Raises RecipeError (FaultyRecipe, where the text is TOML) with all that is wrong, also in variants, warnings too.
     """
     document = read_toml(source, file)
     home, variant = split(name)
@@ -205,7 +167,7 @@ def read_recipe(source: bytes, name: str, file: str) -> Recipe:
         other.recipe()
         plain.problems += [problem for problem in other.problems if problem not in plain.problems]
     if plain.problems:
-        raise RecipeError(plain.problems, plain.rest(recipe))
+        raise FaultyRecipe(plain.problems, plain.rest(recipe))
     told = {each: {change.path: change.value for change in changes} for each, changes in found.changes.items()}
     return replace(recipe, variants=told, sweeps=found.sweeps)
 
@@ -221,16 +183,16 @@ def _vary(plain: Recipe, document: Document, variant: str, found: Variants) -> R
     shared: dict[str, str] = {}
     for other in (plain, *(_vary(plain, document, cell, found) for cell in edges(variant, found.sweeps))):
         own = {name for name, target in recipe.targets.items() if target.signature.group == "checks"}
-        for name in _same(recipe, other) - own - {"preset.export", "preset.previews"}:
+        for name in _same(recipe, other) - own - {EXPORT, PREVIEWS}:
             shared.setdefault(name, other.shared.get(name, other.name))
-    equal = all(_alike(target, plain.targets.get(name)) for name, target in recipe.targets.items())
+    equal = all(alike(target, plain.targets.get(name)) for name, target in recipe.targets.items())
     return replace(recipe, shared=shared, equal=equal)
 
 
 def _same(recipe: Recipe, other: Recipe) -> set[str]:
     """Return the targets that are alike in two recipes, and so is all behind them."""
     targets = recipe.targets
-    differ = {name for name, target in targets.items() if not _alike(target, other.targets.get(name))}
+    differ = {name for name, target in targets.items() if not alike(target, other.targets.get(name))}
     while behind := {
         name
         for name, target in targets.items()
@@ -238,23 +200,6 @@ def _same(recipe: Recipe, other: Recipe) -> set[str]:
     }:
         differ |= behind
     return targets.keys() - differ
-
-
-def _alike(a: Target, b: Target | None) -> bool:
-    """Say whether two targets are made by the same method with the same settings from inputs of the same names."""
-    if b is None or (a.signature.name, _made_from(a), a.seed) != (b.signature.name, _made_from(b), b.seed):
-        return False
-    return a.settings == b.settings or (a.name == "preset.export" and _untitled(a) == _untitled(b))
-
-
-def _made_from(target: Target) -> list[Use]:
-    """Return what a target takes, but for what is only drawn beside a preset."""
-    return [use for use in target.uses if target.name != "preset.previews" or use.role != "beside"]
-
-
-def _untitled(export: Target) -> dict[str, Any]:
-    """Return the settings of an export without the title, which is a variant's name where none is stated."""
-    return {name: value for name, value in json.loads(export.settings).items() if name != "title"}
 
 
 def place_in(source: bytes, name: str, file: str, *path: str | int, value: bool = False) -> Place:
@@ -292,8 +237,9 @@ class _Reading:
         if family is None:
             self.wrong("missing", "the recipe does not say its `family`", hint=f"one of {', '.join(family_names())}")
         elif family not in family_names():
-            guess = nearest(str(family), family_names()) or ", ".join(family_names())
-            self.wrong("family", f"there is no family {family!r}", "family", hint=f"known: {guess}", value=True)
+            guess = nearest(str(family), family_names())
+            hint = f"did you mean {guess!r}?" if guess else f"known: {', '.join(family_names())}"
+            self.wrong("family", f"there is no family {family!r}", "family", hint=hint, value=True)
         seed = values.get("seed", 0)
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**53:
             self.wrong("setting", "`seed` is a whole number from 0", "seed", value=True)
@@ -307,9 +253,9 @@ class _Reading:
         self._methods()
         preset = self._table(Preset, values["preset"], ("preset",)) if "preset" in values else None
         self._names()
-        if preset is not None:
-            self._expand(preset)
-        self._checks(preset)
+        implicit = Implicit(self.name, preset, dict(self.targets), self.wrong, compared=self.compared)
+        for each in chain(implicit.of_preset(), implicit.of_checks(values.get("checks", {}))):
+            self._target(*each)
         return Recipe(
             self.name,
             self.document.file,
@@ -431,7 +377,7 @@ class _Reading:
         for path in self.named:
             name = path[-1]
             if not is_name(name):
-                self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
+                self.wrong("name", f"`{name}` is no name", *path, hint=hint_at_name(name))
             elif name in RESERVED:
                 self.wrong("name", f"`{name}` is a reserved word", *path)
             elif name in seen:
@@ -439,291 +385,8 @@ class _Reading:
                 self.wrong("name", f"`{name}` is already the name of something in line {other.line}", *path)
             seen[name] = path
 
-    def _expand(self, preset: Any) -> None:
-        """Turn `[preset]` into targets."""
-        checkpoint, steps = self._chain(preset, "preset")
-        unbaked = "preset.insert" if preset.insert else preset.checkpoint
-        self._refuse_twice(preset)
-        artifacts, bases = self._behind(preset)
-        export = {
-            "checkpoint": checkpoint,
-            **{role: {name: {} for name in names} for role, names in artifacts.items()},
-            "sidecars": {name: {} for name in preset.sidecars},
-            "forms": sorted(set(preset.export)),
-            "title": preset.title or self.name,
-            "description": preset.description,
-            "licence": preset.licence,
-            "trigger": preset.trigger,
-            "negative_prompt": preset.negative_prompt,
-            "clip_skip": preset.clip_skip,
-        }
-        steps.append(("preset.export", "export", export))
-        if preset.previews.prompts:
-            before = [*bases, *([unbaked] if preset.bake else [])] if self.compared else []
-            beside: dict[str, Any] = {name: {} for name in before}
-            drawing = {"checkpoint": checkpoint, "beside": beside, **_drawing(preset)}
-            steps.append(("preset.previews", "previews", drawing))
-        for name, method_name, raw in steps:
-            self._target(name, method_name, raw, ("preset",))
-
-    def _chain(self, preset: Any, stem: str) -> tuple[str, list[tuple[str, str, dict[str, Any]]]]:
-        """Return the name of the checkpoint that a preset draws with, and (name, method, table) of what leads to it.
-
-        stem: how the names of those targets begin.
-        """
-        checkpoint = preset.checkpoint
-        steps: list[tuple[str, str, dict[str, Any]]] = []
-
-        def add(name: str, method_name: str, table: dict[str, Any]) -> str:
-            steps.append((f"{stem}.{name}", method_name, {"checkpoint": checkpoint, **table}))
-            return f"{stem}.{name}"
-
-        if preset.insert:
-            checkpoint = add("insert", "insert", {"embeddings": {name: {} for name in preset.insert}})
-        baked = self._routed("bake", list(preset.bake), "loras")
-        # what steers a text encoder was made for the words as they are in the end
-        roles = method("bake").signature.roles
-        last = {role: names for role, names in baked.items() if roles[role].kind in LAST}
-        for name, routed in (("bake", {role: n for role, n in baked.items() if role not in last}), ("steer", last)):
-            if routed:
-                strengths = {role: {n: {"strength": preset.bake[n]} for n in names} for role, names in routed.items()}
-                dtype = "" if name == "bake" and last else preset.dtype  # rounded once, at the end
-                checkpoint = add(name, "bake", {**strengths, "dtype": dtype})
-        if preset.dtype:
-            checkpoint = add("cast", "cast", {"dtype": preset.dtype})
-        return checkpoint, steps
-
-    def _checks(self, preset: Any) -> None:
-        """Turn `[checks.KIND.NAME]` into targets: what looks at the previews, and what is drawn for it besides."""
-        tables = self.document.values.get("checks", {})
-        kinds = sorted(name for name, group in method_groups().items() if group == "checks")
-        if not isinstance(tables, dict) or not all(isinstance(named, dict) for named in tables.values()):
-            self.wrong("setting", "a check is written as a table, [checks.KIND.NAME]", "checks")
-            return
-        if tables and (preset is None or not preset.previews.prompts):
-            hint = "[preset.previews] with `prompts` draws some"
-            self.wrong("checks", "checks look at previews, and nothing draws any", "checks", hint=hint)
-            return
-        for kind, named in tables.items():
-            if kind not in kinds:
-                guess = nearest(kind, kinds)
-                hint = f"did you mean `{guess}`?" if guess else f"there are {', '.join(kinds)}"
-                self.wrong("unknown-method", f"there is no check `{kind}`", "checks", kind, hint=hint)
-                continue
-            for name, table in named.items():
-                self._check(preset, kind, name, table)
-
-    def _check(self, preset: Any, kind: str, name: str, table: Any) -> None:
-        path, target = ("checks", kind, name), f"check.{name}"
-        if not is_name(name):
-            self.wrong("name", f"`{name}` is no name", *path, hint="small letters, digits, - and _, at most 64")
-        elif target in self.targets:
-            self.wrong("name", f"`{name}` is already the name of a check", *path)
-        elif not isinstance(table, dict):
-            self.wrong("setting", f"a check is written as a table, [checks.{kind}.NAME]", *path)
-        elif given := next((key for key in table if key in GIVEN), ""):
-            self.wrong("unknown-setting", f"`{given}` is no setting of {'.'.join(path)}", *path, given)
-        elif kind == "effect" and isinstance(table.get("of"), str):
-            self._effect(preset, target, table, path)
-        else:
-            self._target(target, kind, table, path)
-
-    def _effect(self, preset: Any, target: str, table: dict[str, Any], path: tuple[str, ...]) -> None:
-        """Add an effect's check, and what draws the preset without the artifact and with its strength at 0."""
-        name = table["of"]
-        if name not in [*preset.insert, *preset.bake, *preset.sidecars]:
-            guess = nearest(name, [*preset.insert, *preset.bake, *preset.sidecars])
-            hint = f"did you mean `{guess}`?" if guess else "what shows must be in `bake`, `insert` or `sidecars`"
-            self.wrong("unknown-name", f"[preset] does not take `{name}`", *path, "of", hint=hint, value=True)
-            return
-        self._draw(preset.model_copy(update=_left_out(preset, name)), f"{target}.without")
-        drawn = {"without": f"{target}.without.pictures"}
-        if name in preset.bake:
-            self._draw(preset.model_copy(update={"bake": preset.bake | {name: 0.0}}), f"{target}.zero")
-            drawn["at_zero"] = f"{target}.zero.pictures"
-        self._target(target, "effect", table | drawn, path)
-
-    def _draw(self, preset: Any, stem: str) -> None:
-        """Add the targets that draw another preset with the same prompts and seeds."""
-        checkpoint, steps = self._chain(preset, stem)
-        steps.append((f"{stem}.pictures", "previews", {"checkpoint": checkpoint, **_drawing(preset)}))
-        for name, method_name, raw in steps:
-            self._target(name, method_name, raw, ("preset",))
-
-    def _routed(self, method_name: str, names: list[str], otherwise: str) -> dict[str, list[str]]:
-        """Return role of a method → the names that belong there, by what this recipe's targets make.
-
-        otherwise: the role of names that are no targets of this recipe, or belong nowhere.
-        """
-        roles = method(method_name).signature.roles
-        by_kind = {role.kind: name for name, role in roles.items() if role.many == "table" and not role.also}
-        found: dict[str, list[str]] = {}
-        for name in names:
-            target = self.targets.get(name)
-            role = by_kind.get(target.signature.makes, otherwise) if target else otherwise
-            found.setdefault(role, []).append(name)
-        return found
-
-    def _refuse_twice(self, preset: Any) -> None:
-        for i, name in enumerate(preset.sidecars):
-            place, hint = ("preset", "sidecars", i), "it would act twice"
-            if name in preset.bake:
-                self.wrong("setting", f"`{name}` is baked and a sidecar", *place, hint=hint, value=True)
-            elif name in preset.sidecars[:i]:
-                self.wrong("setting", f"`{name}` is a sidecar twice", *place, hint=hint, value=True)
-
-    def _behind(self, preset: Any) -> tuple[dict[str, list[str]], list[str]]:
-        """What lies behind the preset in this recipe: export's roles → what targets made, and bases."""
-        kinds = {role.kind for role in method("bake").signature.roles.values()} - {"checkpoint"}
-        baked, embeddings, bases = list(preset.bake), list(preset.insert), []
-        queue, seen = [preset.checkpoint], set()
-        while queue:
-            name = queue.pop(0)
-            if name in seen:
-                continue
-            seen.add(name)
-            target = self.targets.get(name)
-            if target is None:
-                bases.append(name)
-                continue
-            for use in target.uses:
-                kind = target.signature.roles[use.role].kind
-                if kind == "checkpoint":
-                    queue.append(use.reference)
-                elif kind in kinds:
-                    baked.append(use.reference)
-                elif kind == "embedding" and not (use.use or {}).get("over"):
-                    embeddings.append(use.reference)
-        made = [name for name in dict.fromkeys(baked) if name in self.targets or ":" in name]
-        routed = {"embeddings": list(dict.fromkeys(embeddings))} | self._routed("export", made, "loras")
-        return routed, bases[:4]
-
-
-def _drawing(preset: Any) -> dict[str, Any]:
-    """Return how a preset's previews are drawn."""
-    drawing: dict[str, Any] = preset.previews.model_dump(exclude_unset=True)
-    drawing.setdefault("negative_prompt", preset.negative_prompt)
-    drawing.setdefault("clip_skip", preset.clip_skip)
-    return drawing | {"sidecars": {name: {} for name in preset.sidecars}}
-
-
-def _left_out(preset: Any, name: str) -> dict[str, Any]:
-    """Return what a preset takes, without one artifact."""
-    return {
-        "insert": [each for each in preset.insert if each != name],
-        "bake": {each: strength for each, strength in preset.bake.items() if each != name},
-        "sidecars": [each for each in preset.sidecars if each != name],
-    }
-
-
-def explain(
-    error: ValidationError, model: type[BaseModel], document: Document, path: tuple[str, ...]
-) -> Iterator[Problem]:
-    """Yield a problem for each complaint of pydantic, in the words of recipes."""
-    for fault in error.errors(include_url=False):
-        kind = fault["type"]
-        if kind == "none_required":  # the other half of an optional setting's complaint
-            continue
-        place = _walked(fault["loc"], document, path)
-        where = (*path, *place)
-        name = _spelled(place) or path[-1]
-        what = ".".join(path) or document.file
-        if kind == "extra_forbidden":
-            known = _known(model, place[:-1])
-            guess = nearest(str(place[-1]), known)
-            hint = f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
-            yield Problem("unknown-setting", f"`{name}` is no setting of {what}", document.place(*where), hint)
-        elif kind == "missing":
-            table = ".".join(map(str, where[:-1])) or document.file
-            yield Problem("missing", f"{table} needs `{place[-1]}`", document.place(*where[:-1]), "")
-        else:
-            guess = nearest(str(fault["input"]), _choices(fault)) if kind == "literal_error" else ""
-            hint = f"did you mean {guess!r}?" if guess else ""
-            yield Problem("setting", f"`{name}` {_sentence(fault)}", document.place(*where, value=True), hint)
-
-
-def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
-    """Return pydantic's location without what stands in no document: names of unions' members and `[key]`."""
-    value: Any = document.values
-    for table in path:
-        value = value.get(table, {}) if isinstance(value, dict) else {}
-    kept: list[int | str] = []
-    for i, part in enumerate(location):
-        inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)
-        if inside:
-            kept.append(part)
-            value = value[part]
-        elif i == len(location) - 1 and isinstance(value, dict) and part != "[key]":
-            kept.append(part)  # what is missing
-    return tuple(kept)
-
-
-def _spelled(place: tuple[int | str, ...]) -> str:
-    """Return a location as a person writes it: `blocks.unet.mid`, `weights[2]` (counted from 1)."""
-    text = ""
-    for part in place:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _known(model: Any, place: tuple[int | str, ...]) -> list[str]:
-    """Return the settings of the (sub-)table in which an unknown one stands."""
-    from typing import get_args
-
-    for part in place:
-        if isinstance(part, str) and hasattr(model, "model_fields") and part in model.model_fields:
-            annotation = model.model_fields[part].annotation
-            inner = [a for a in (annotation, *get_args(annotation)) if hasattr(a, "model_fields")]
-            model = inner[0] if inner else model
-    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
-
-
-MOST_CHOICES = 12  # that a sentence lists
-
-
-def _choices(fault: Any) -> list[str]:
-    """Return the words that a setting may have, without the empty one."""
-    return [word.strip("'") for word in fault["ctx"]["expected"].replace(" or ", ", ").split(", ") if word != "''"]
-
-
-def _sentence(fault: Any) -> str:
-    kind, context, given = fault["type"], fault.get("ctx", {}), fault.get("input")
-    shown = json.dumps(given, default=str, ensure_ascii=False)
-    shown = shown if len(shown) <= 60 else shown[:57] + "…"
-    if kind in ("int_type", "int_from_float"):
-        return f"is a whole number, not {shown}"
-    if kind in ("float_type", "finite_number"):
-        return f"is a number, not {shown}"
-    if kind == "bool_type":
-        return f"is true or false, not {shown}"
-    if kind == "string_type":
-        return f"is text, not {shown}"
-    if kind in ("list_type", "dict_type", "model_type"):
-        return f"is a {'list' if kind == 'list_type' else 'table'}, not {shown}"
-    if kind == "literal_error":
-        known = _choices(fault)
-        listed = ", ".join(map(repr, known[:MOST_CHOICES])) + (" …" if len(known) > MOST_CHOICES else "")
-        return f"is one of {listed}, not {shown}"
-    if kind == "string_pattern_mismatch":
-        return f"is no name: {shown}" if context["pattern"] == REFERENCE else f"cannot be {shown}"
-    bounds = {
-        "greater_than_equal": ("ge", "at least"),
-        "greater_than": ("gt", "more than"),
-        "less_than_equal": ("le", "at most"),
-        "less_than": ("lt", "less than"),
-        "multiple_of": ("multiple_of", "a multiple of"),
-    }
-    if kind in bounds:
-        key, words = bounds[kind]
-        return f"is {words} {context[key]:g}, not {shown}"
-    if kind in ("too_short", "string_too_short"):
-        return f"holds at least {context['min_length']}, not {len(given)}" if given else "is empty"
-    if kind in ("too_long", "string_too_long"):
-        return f"holds at most {context['max_length']}, not {len(given)}"
-    return f"does not fit: {fault['msg'].lower()}"
-
 
 def check_name(name: str) -> None:
     """Refuse a recipe's file name that no command line could name. Raises UsageError."""
     if not is_name(name):
-        raise UsageError(f"{name!r} is no name for a recipe", hint="small letters, digits, - and _, at most 64")
+        raise UsageError(f"{name!r} is no name for a recipe", hint=hint_at_name(name))

@@ -14,11 +14,12 @@ from sdforge.errors import BrokenPromise
 from sdforge.formula import common_dtype
 from sdforge.identity import component_identity, digest_of_text, tensor_identity
 from sdforge.lockfile import LockFile
+from sdforge.manifest import likeness
 from sdforge.one_pass import Computed, Pass
 from sdforge.order import Outcome
-from sdforge.plan import Step, likeness
+from sdforge.plan import Step
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.store.files import sha256_of
 
 

@@ -27,7 +27,8 @@ from sdforge.lock import Pin
 from sdforge.remotes import Remote
 from sdforge.remotes.action_result import MOST, File, decode, encode
 from sdforge.signing import sign, signer
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 from sdforge.store.files import open_regular, sha256_of
 
 RESULT, MANIFEST, OBJECT = "result.json", "manifest.json", "objects/"

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdforge import datasets
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
-from sdforge.datasets import DECIDE, PICTURES, read_dataset
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise, UsageError
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
+from sdforge.pictures import PICTURES
 from sdforge.project import Project
 from sdforge.references import is_folder, is_remote, parse
 from sdforge.store import COMPLETE, Store
@@ -39,7 +40,7 @@ STATED = ("prediction", "guidance_free")  # facts that a source can state of a c
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     pass
 
 
@@ -49,7 +50,7 @@ class Sources:
 
     project: Project
     store: Store
-    progress: Progress = _silent
+    progress: Progress = silent
     pinned: Callable[[str], dict[str, Any]] = lambda _: {}  # id → what the lock says of a source
     quick: bool = False  # read headers and texts only; what was never hashed gets a name for the moment
     glances: dict[str, Any] = field(default_factory=dict)  # what such names stand for
@@ -102,10 +103,11 @@ class Sources:
         name = taken.table["path" if taken.kind == "dataset" else "from"]
         if taken.kind == "source" and is_remote(name):
             return self._fetched(taken, name, search=search)
+        pictures = "pictures lie in the project: copy or move the folder there" if taken.kind == "dataset" else ""
         try:
             path = self._paths[taken.id] = within(self.project.root, name)
         except UsageError as error:
-            raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
+            raise UsageError(f"{taken.id}: {error.message}", pictures or error.hint) from None
         if path.exists() or not search:
             return path
         self._missing.add(str(path))
@@ -117,7 +119,7 @@ class Sources:
         where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
-            hint='put it there, or name its folder in forge.local.toml: folders = ["…"]',
+            hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
         )
 
     def fetched_folder(self, taken: Taken) -> Path | None:
@@ -158,19 +160,19 @@ class Sources:
             yield known
         for folder in self.project.folders:
             for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
-                if not sha256 or path.is_dir() or self.store.digest(path) == sha256:
+                if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
                     yield path
         if sha256:
             for folder in self.project.folders:
                 alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
-                yield from (p for p in alike if p.is_file() and self.store.digest(p) == sha256)
+                yield from (p for p in alike if p.is_file() and self.store.seen.digest(p) == sha256)
 
     # -- what it is ------------------------------------------------------------------------------------------------
 
     def _id(self, taken: Taken, path: Path) -> str:
         if taken.kind == "dataset":
-            text = json.dumps([taken.table[key] for key in DECIDE])
-            return f"dataset:{READER_VERSION}:{path}:{text}"
+            text = json.dumps([taken.table[key] for key in datasets.DECIDE])
+            return f"dataset:{datasets.VERSION}:{path}:{text}"
         table = taken.table
         said = [table.get("pickle") == "allow", table.get("embedding", ""), table.get("use_ema", False)]
         return f"source:{READER_VERSION}:{path}" + (f":{json.dumps(said)}" if any(said) else "")
@@ -250,7 +252,7 @@ class Sources:
 
         if not is_remote(taken.table["from"]):
             self._refuse_outside(taken, path)
-        key = f"imported:{VERSION}:{what}:{self.store.digest(path.absolute())}"
+        key = f"imported:{VERSION}:{what}:{self.store.seen.digest(path.absolute())}"
         sha256 = self.store.index.read_keyed("parsed", [key]).get(key)
         if not sha256 or not self.store.object(sha256).is_file():
             work = self.store.workplace()
@@ -272,7 +274,7 @@ class Sources:
         if not is_remote(taken.table["from"]):  # what was fetched may be a link to where it lay already
             for file in layout.files:
                 self._refuse_outside(taken, file)
-        digests, tensors = self._hash(taken, layout)
+        digests, tensors, broken = self._hash(taken, layout)
         homes = [self._imported_as[file].name if file in self._imported_as else "" for file in layout.files]
         components: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = {}
@@ -298,7 +300,7 @@ class Sources:
             "components": components,
             "facts": layout.facts,
             "digest": artifact_identity(layout.kind, {name: row[0] for name, row in components.items()}, layout.facts),
-            "notes": layout.notes,
+            "notes": layout.notes | ({"broken": broken} if broken else {}),
             "passed": dict(layout.passed),
             "files": {
                 str(file.relative_to(path)) if path.is_dir() else file.name: digest
@@ -343,15 +345,16 @@ class Sources:
     def _pictures(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         return self._read_dataset(taken, path) if taken.kind == "dataset" else self._read_picture(path)
 
-    def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]]]:
-        """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors."""
+    def _hash(self, taken: Taken, layout: Layout) -> tuple[list[str], dict[Found, tuple[str, str]], list[str]]:
+        """Read every file once: sha256 of the files, sha256 and xxh3 of the tensors, and which hold NaN or Inf."""
         import xxhash
 
+        from sdforge.formats.finite import Finite
         from sdforge.formats.layout import transposed
         from sdforge.formats.safetensors import Behind
 
         total = sum(file.stat().st_size for file in layout.files)
-        digests, tensors, done = [], {}, 0
+        digests, tensors, broken, done = [], {}, [], 0
         for i, file in enumerate(layout.files):
             mine = sorted((t for t in layout.tensors if t.file == i), key=lambda t: t.offset)
             stat, looked = stat_of(file), time.time_ns()
@@ -365,8 +368,10 @@ class Sources:
                         whole.update(chunk)
                         done += len(chunk)
                     one, fast, kept = hashlib.sha256(), xxhash.xxh3_128(), bytearray()
+                    finite = Finite(tensor.dtype)
                     for chunk in _chunks(fd, tensor.offset, tensor.offset + tensor.size):
                         whole.update(chunk)
+                        finite.update(chunk)
                         if tensor.turned:
                             kept += chunk
                         else:
@@ -380,23 +385,26 @@ class Sources:
                         fast.update(data)
                         self.store.put_bytes(data)
                     tensors[tensor] = (one.hexdigest(), fast.hexdigest())
+                    broken += [f"{tensor.component}.{tensor.name}"] if finite.broken else []
                     place = tensor.offset + tensor.size
                 for chunk in _chunks(fd, place, None):
                     whole.update(chunk)
                     done += len(chunk)
                 digests.append(whole.hexdigest())
             if file in self._imported_as:
-                digests[-1] = self.store.digest(file.absolute())
+                digests[-1] = self.store.seen.digest(file.absolute())
                 continue
             if stat is not None:
-                self.store.remember(file.absolute(), stat, digests[-1], looked)
-        return digests, tensors
+                self.store.seen.remember(file.absolute(), stat, digests[-1], looked)
+        return digests, tensors, broken
 
     def _read_dataset(self, taken: Taken, path: Path) -> tuple[dict[str, Any], list[Path]]:
         def digest(file: Path) -> str:
-            return file.name if self.quick else self.store.digest(file.absolute())
+            return file.name if self.quick else self.store.seen.digest(file.absolute())
 
-        return read_dataset(taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file))
+        return datasets.read_dataset(
+            taken.id, taken.table, path, digest, lambda file: self._refuse_outside(taken, file)
+        )
 
     def _refuse_outside(self, taken: Taken, file: Path) -> None:
         """Refuse a file that a link leads to where nobody declared anything."""
@@ -408,7 +416,7 @@ class Sources:
 
     def _read_picture(self, path: Path) -> tuple[dict[str, Any], list[Path]]:
         """Name a single picture."""
-        sha256 = path.name if self.quick else self.store.digest(path.absolute())
+        sha256 = path.name if self.quick else self.store.seen.digest(path.absolute())
         value = {
             "kind": "picture",
             "identity": H("picture", sha256),
@@ -465,7 +473,7 @@ def _stated(taken: Taken, value: dict[str, Any]) -> Artifact:
     """Turn what was read into an artifact, with what the recipe or forge.toml states of it."""
     table = taken.table
     if taken.kind == "dataset":
-        notes = {key: value[key] for key in ("rows", "names", "without")} | {
+        notes = {key: value[key] for key in ("rows", "names", *datasets.TOLD)} | {
             "trigger": [table["trigger"]] if table["trigger"] else [],
             "validation": table["validation"],
         }

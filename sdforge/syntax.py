@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sdforge.errors import Place, Problem, RecipeError
 from sdforge.identity import LARGEST_INTEGER
+from sdforge.slips import explain_slip
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Tree
@@ -24,6 +25,8 @@ MOST_PARTS = 16  # of a dotted key
 MOST_TABLES = 4096
 MOST_KEYS = 20_000
 MOST_ITEMS = 100_000  # of arrays
+
+NOT_YET = "inline tables stay on one line, without a comma at their end; times have seconds; no \\e or \\x"  # TOML 1.1
 
 Path: TypeAlias = tuple[str | int, ...]
 Span: TypeAlias = tuple[int, int, int]  # row and column from 0 (columns in bytes), length
@@ -97,10 +100,16 @@ def read_toml(source: bytes, file: str) -> Document:
     if complaint is not None:
         sentence, line, column = complaint
         lines = text.splitlines() or [""]
-        raise refuse(sentence, Place(file, line, column, 1, lines[min(line, len(lines)) - 1] if line else ""))
+        written = lines[min(line, len(lines)) - 1] if line else ""
+        slip = explain_slip(sentence, written, column)
+        raise refuse(slip.sentence, Place(file, line, slip.column, slip.length, written), slip.hint)
     if fault is not None or values is None:
         place = document._place(fault.start_point[0], fault.start_point[1], 1) if fault else None
-        raise refuse("is not TOML 1.0", place, "inline tables stay on one line; times have seconds; no \\e or \\x")
+        raise refuse(
+            "is not TOML 1.0",
+            place,
+            NOT_YET,
+        )
     return Document(file, source, values)
 
 

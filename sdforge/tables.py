@@ -66,7 +66,7 @@ class Dataset(Table):
     templates: list[Template] = Field(
         [], max_length=100, description="captions for pictures without one: each picture is shown with each of them"
     )
-    trigger: str = Field("", max_length=64, description="what {trigger} stands for; empty: the token that is trained")
+    trigger: str = Field("", max_length=64, description="what {trigger} in captions stands for")
     repeats: int = Field(1, ge=1, le=10_000, description="how often each picture is shown in a round")
     validation: int = Field(0, ge=0, le=10_000, description="pictures held out, chosen by content")
     licence: str = Field("", description="reaches the card of what is made from it")

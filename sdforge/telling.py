@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdforge.chronicle import EXPORT, PREVIEWS, behind, presets
+from sdforge.chapters import behind, presets
+from sdforge.outputs import COMPOSED
+from sdforge.placing import description, files_beside
 from sdforge.plan import Plan, Step
 from sdforge.report.beside import Beside
 from sdforge.report.progress import shown_digest
 from sdforge.session import Session
+from sdforge.target import EXPORT, PREVIEWS
 
 VERSION = 1  # of the report's and card's layout: raised, they are written anew
 REPORT, CARD = "report.html", "card.md"
@@ -33,7 +36,7 @@ def _is_told(session: Session, plan: Plan, recipe: str) -> bool:
     folder, made_from = session.outputs.folder(export), _made_from(session, plan, recipe)
     # every one is looked at, since a verdict rests on all of them
     found = [session.outputs.lies(folder / name, made_from) for name in TEXTS]
-    found += [session.outputs.lies(folder / each.path, each.sha256) for each in session.beside(export)]
+    found += [session.outputs.lies(folder / each.path, each.sha256) for each in files_beside(session, export)]
     return all(found)
 
 
@@ -53,22 +56,23 @@ def tell(session: Session, plan: Plan, recipe: str) -> list[str]:
         CARD: card(told),
         "civitai.html": civitai_description(told),
         "civitai.txt": civitai_fields(told),
-        REPORT: page(told, session.bytes_of, folder),
+        REPORT: page(told, session.store.bytes_of, folder),
     }
     (source,) = (source for name, source in session.outputs.composed(export) if name == "preset.json")
-    files = [
-        (each.path, each.data or _drawn(session, plan, recipe, each), each.sha256) for each in session.beside(export)
-    ]
-    files += [("preset.json", session.description(export), source)]
+    beside = files_beside(session, export)
+    files = [(each.path, each.data or _drawn(session, plan, recipe, each), each.sha256) for each in beside]
+    files += [("preset.json", description(session, export), source)]
     files += [(name, text.encode(), made_from) for name, text in texts.items()]
     staging, moved = session.store.workplace(), []
-    for name, data, expected in files:
-        if _is_there(session, folder / name, data, expected):  # so that one who is often stopped comes to an end
-            continue
-        made = staging / Path(name).name
-        made.write_bytes(data)
-        moved.append(session.outputs.place(folder / name, made, expected))
-    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        for name, data, expected in files:
+            if _is_there(session, folder / name, data, expected):  # so that one who is often stopped comes to an end
+                continue
+            made = staging / Path(name).name
+            made.write_bytes(data)
+            moved.append(session.outputs.place(folder / name, made, expected))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return [name for name in moved if name]
 
 
@@ -84,7 +88,7 @@ def _drawn(session: Session, plan: Plan, recipe: str, each: Beside) -> bytes:
 
 def _made_from(session: Session, plan: Plan, recipe: str) -> str:
     """Name what the texts are made from: results, and what is stated of sources."""
-    return "made from " + json.dumps([VERSION, list(_parts(session, behind(session, plan, recipe)))])
+    return COMPOSED + json.dumps([VERSION, list(_parts(session, behind(session, plan, recipe)))])
 
 
 def _parts(session: Session, steps: list[Step]) -> Iterator[list[Any]]:

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 
-from sdforge.build import Build, Options
+from sdforge.advice import refuse_mistakes
+from sdforge.build import Build
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
 from sdforge.grids import write_grids
@@ -28,6 +29,8 @@ from sdforge.recipe import Recipe
 from sdforge.report.progress import reporter
 from sdforge.report.words import say
 from sdforge.session import Session
+from sdforge.target import PREVIEWS
+from sdforge.under_way import Options
 from sdforge.variants import MARK, cells, leaves, lines, split
 
 TRIAL = "grid"  # the sweep's name
@@ -55,11 +58,11 @@ def grid(session: Session, wishes: argparse.Namespace) -> int:
         tried = project.recipe(name)
         if wishes.cell:
             return _tell_cell(tried, wishes.cell, as_json=wishes.json)
-        if "preset.previews" not in tried.targets:
+        if PREVIEWS not in tried.targets:
             raise UsageError(f"{name} draws no previews", hint='[preset.previews] prompts = ["…"] says what is drawn')
-        wanted = [f"{name}{MARK}{cell}:preset.previews" for cell in cells(TRIAL, tried.sweeps[TRIAL])]
+        wanted = [f"{name}{MARK}{cell}:{PREVIEWS}" for cell in cells(TRIAL, tried.sweeps[TRIAL])]
         session.resolve(wanted)
-        session.refuse_mistakes(session.plan(wanted))
+        refuse_mistakes(session, session.plan(wanted))
     if wishes.dry_run:
         from sdforge.commands import show_plan
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdforge.errors import Problem, nearest
-from sdforge.names import is_name
+from sdforge.names import hint_at_name, is_name
 from sdforge.syntax import Document, Path
 from sdforge.toml import dotted, value
 
@@ -136,7 +136,7 @@ class _Reading:
         """Say whether a name can be a variant's; variants and sweeps share one name space."""
         message, hint = "", ""
         if not is_name(name):
-            message, hint = f"`{name}` is no name", "small letters, digits, - and _, at most 64"
+            message, hint = f"`{name}` is no name", hint_at_name(name)
         elif name in self.reserved:
             message = f"`{name}` is a reserved word"
         elif COUNTED.match(name):

@@ -21,7 +21,7 @@ from sdforge.errors import ForgeError, ResourceError
 from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result, alias_in, load_result, preimage_in
+from sdforge.store.entries import Result, alias_in, load_result, preimage_in
 from sdforge.store.files import CHUNK, damaged, open_regular, read_entry
 
 
@@ -167,7 +167,7 @@ class Verifier:
                         self.seen.damages.append(Damage(path, "it is not what was written there"))
         for place in sorted(self.session.sources.looked_at()):
             path = Path(place)
-            expected = self.store.stat_cache(path.absolute()) if path.is_file() else ""
+            expected = self.store.seen.known_digest(path.absolute()) if path.is_file() else ""
             if expected and self._digest_or_none(path) != expected:
                 self.seen.damages.append(Damage(path, "its bytes have changed, and its times have not"))
 

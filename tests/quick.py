@@ -34,9 +34,9 @@ class Here:
         self.threads = threads
 
     def submit(self, order: Any, log: str, lock: int) -> Any:  # noqa: ARG002 -- the executor's seam
-        from sdforge.build import _Inline
+        from sdforge.executors.inline import Inline
 
-        return _Inline(order)
+        return Inline(order)
 
     def close(self) -> None:
         """There is nobody to send home."""

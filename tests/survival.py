@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -69,6 +70,19 @@ def leftovers(root: Path, cache: Path | None = None) -> list[str]:
         found += (path for path in folder.rglob(".*-*-*") if OWN_NAME.fullmatch(path.name))
     found += cache.glob("index.db-*")
     return sorted({str(p) for p in found})
+
+
+def _holds(path: Path) -> tuple[str, str]:
+    """Say what an entry holds, in words that no run changes; of those that hold alike the name decides."""
+    data = path.read_bytes()
+    if path.stem.isdigit():
+        return f"state {path.name}", ""
+    if data[8:9] == b"{":
+        return "pack", path.name
+    if data[:1] not in (b"{", b"["):
+        return "alias", path.name
+    value, _ = json.JSONDecoder().raw_decode(data.decode())  # of losses, which are a line each, the first
+    return str(value.get("kind") or sorted(value)) if isinstance(value, dict) else value[0][0], path.name
 
 
 # -- damages -----------------------------------------------------------------------------------------------------------
@@ -159,9 +173,12 @@ def damages() -> dict[str, Damage]:
 
 
 def entries(cache: Path) -> Iterator[tuple[str, Path, Path]]:
-    """Yield every entry of a cache: its kind, its file, another file of its kind."""
+    """Yield every entry of a cache: its kind, its file, another file of its kind.
+
+    They come in the order of what they hold, since their names are digests, which differ between machines.
+    """
     for kind in ("objects", "results", "aliases", "preimages", "states"):
-        files = sorted(p for p in (cache / "v1" / kind).rglob("*") if p.is_file())
+        files = sorted((p for p in (cache / "v1" / kind).rglob("*") if p.is_file()), key=_holds)
         for i, path in enumerate(files):
             yield kind, path, files[i - 1]
     index = cache / "v1" / "index.db"

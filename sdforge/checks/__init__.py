@@ -14,9 +14,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.order import Outcome
 from sdforge.settings import NotNegative, Reference, Similarity, Table, Takes
+from sdforge.target import PREVIEWS
 
 Drawn = Annotated[SkipJsonSchema[Reference], Takes("pictures"), Field(description="what is looked at")]
-PREVIEWS = "preset.previews"  # the target that draws them
 
 
 class Near(Table):

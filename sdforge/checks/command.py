@@ -13,10 +13,11 @@ from typing import Annotated, final
 
 from pydantic import Field
 
-from sdforge.checks import PREVIEWS, Drawn, verdict
+from sdforge.checks import Drawn, verdict
 from sdforge.errors import ActionFailed
 from sdforge.order import Order, Outcome
 from sdforge.settings import Positive, Table
+from sdforge.target import PREVIEWS
 
 VERSION = 1
 MAKES = "verdict"

@@ -10,9 +10,10 @@ from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
 from sdforge.artifact import SIDECARS
-from sdforge.checks import PREVIEWS, Drawn
+from sdforge.checks import Drawn
 from sdforge.order import Order, Outcome
 from sdforge.settings import Reference, Share, Table, Takes
+from sdforge.target import PREVIEWS
 
 VERSION = 1
 MAKES = "verdict"

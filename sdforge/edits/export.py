@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, final
 
 from pydantic import Field
 
-from sdforge.artifact import SIDECARS, Artifact
+from sdforge.artifact import DIFFUSERS, SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
@@ -43,12 +43,11 @@ from sdforge.order import Order, Outcome, Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
-VERSION = 2
+VERSION = 3
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
-DIFFUSERS = ".diffusers"  # behind the name of the file of a LoRA or embedding as diffusers writes them
 STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 

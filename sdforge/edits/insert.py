@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, final
 
 from pydantic import Field
 
-from sdforge.artifact import Tensor
+from sdforge.artifact import Artifact, Tensor
 from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.formats.embedding import words_of
@@ -45,6 +45,20 @@ class Insert(Target):
 
 
 TABLE = Insert
+
+
+def advise_words(
+    table: Insert, inputs: dict[str, list[Artifact | None]], tokenizer: dict[str, Any]
+) -> list[tuple[str, str, str, str, bool]]:
+    """Refuse what would hide a word of the checkpoint before it is trained; (role, code, sentence, hint, False)."""
+    named = zip(table.embeddings.items(), inputs.get("embeddings", []), strict=True)
+    appended = {name: words_of(each.facts).values() for (name, place), each in named if each and not place.over}
+    return [
+        (f"embeddings.{name}", "token", *_hiding(word), False)
+        for name, words in appended.items()
+        for word in words
+        if is_ordinary(word, tokenizer)
+    ]
 
 
 class Word(NamedTuple):
@@ -120,10 +134,14 @@ def _refuse_twice(words: list[str]) -> None:
 
 def _refuse_word(word: str, checkpoint: Input) -> None:
     if is_ordinary(word, checkpoint.tokenizer()):
-        raise UsageError(
-            f"{word!r} is an ordinary word of the checkpoint's tokenizer; as a token it would hide that word",
-            hint=f"call it <{word}>, or overwrite the word with over = [{word!r}]",
-        )
+        sentence, hint = _hiding(word)
+        raise UsageError(sentence, hint)
+
+
+def _hiding(word: str) -> tuple[str, str]:
+    """Return what is wrong with a word that the checkpoint has already, and the ways out."""
+    sentence = f"{word!r} is an ordinary word of the checkpoint's tokenizer; as a token it would hide that word"
+    return sentence, f"call it <{word}>, or overwrite the word with over = [{word!r}]"
 
 
 def _inserted(dtype: str, checkpoint: Input, encoder: str, tensor: Tensor, words: list[Word]) -> Made:

@@ -91,7 +91,7 @@ class Fetcher:
             for file in behind.files:
                 how, place = self._bring(taken, behind, file)
                 hows.add(how)
-                digests[file.name] = self.store.digest(place)
+                digests[file.name] = self.store.seen.digest(place)
             if behind.whole:
                 (folder / COMPLETE).touch()
         path = folder if behind.whole else place
@@ -109,7 +109,7 @@ class Fetcher:
         """Put a file at its place; return how it came, and where it lies."""
         place = self.store.fetched(behind.pinned, "" if behind.whole else file.sha256) / file.name
         named = behind.whole or file.sha256  # else nobody knows yet under what digest it will lie
-        if named and place.exists() and file.sha256 in ("", self.store.digest(place)):
+        if named and place.exists() and file.sha256 in ("", self.store.seen.digest(place)):
             return "here", place
         if file.sha256 and (found := self._here(behind, file)):
             with resources(f"{file.name} cannot be linked"):
@@ -137,7 +137,7 @@ class Fetcher:
             return Path(os.path.realpath(known))
         for path in self._candidates(behind, file):
             real = Path(os.path.realpath(path))
-            if real.is_file() and self.store.digest(real) == file.sha256:
+            if real.is_file() and self.store.seen.digest(real) == file.sha256:
                 return real
         return None
 

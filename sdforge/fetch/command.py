@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from sdforge import toml
-from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, exit_code, nearest
+from sdforge.datasets import folders
+from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, counted, exit_code, nearest
 from sdforge.exchange import look_for_pinned
 from sdforge.fetch import Fetcher, Got
 from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
-from sdforge.names import is_name
+from sdforge.names import hint_at_name, is_name
+from sdforge.pictures import PICTURES
 from sdforge.places import FILE
 from sdforge.references import is_remote
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
 from sdforge.store.files import publish_bytes, within
-from sdforge.tables import Source
+from sdforge.tables import Dataset, Source
 
 
 def remote_sources(session: Session, names: list[str]) -> list[Taken]:
@@ -161,10 +163,12 @@ def resolve_all(session: Session, sources: list[Taken], *, update: bool, as_json
 
 
 def add(wishes: argparse.Namespace) -> int:
-    """`forge add NAME REF`: write a source into forge.toml, and say what it is."""
+    """`forge add NAME REF`: write a source, or a folder of pictures as a data set, into forge.toml; say what it is."""
     session = open_session(Path(wishes.at))
     name, reference = wishes.name, wishes.reference
     _refuse_name(session, name)
+    if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
+        return _add_pictures(session, wishes, layout)
     if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
         raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
     table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
@@ -174,7 +178,7 @@ def add(wishes: argparse.Namespace) -> int:
         table = _stated(table, behind)
     elif not is_remote(reference):
         where = _found(session, name, table)
-    _append(session.project.root / FILE, name, {key: value for key, value in table.items() if value})
+    _append(session.project.root / FILE, f"source.{name}", table)
     session = open_session(Path(wishes.at))
     if behind is not None:
         taken = Taken(name, "source", session.project.sources[name])
@@ -190,7 +194,7 @@ def add(wishes: argparse.Namespace) -> int:
 
 def _refuse_name(session: Session, name: str) -> None:
     if not is_name(name):
-        raise UsageError(f"{name!r} is no name", hint="small letters, digits, - and _, at most 64, a letter first")
+        raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
     if name in session.project.sources or name in session.project.datasets:
         raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
 
@@ -216,10 +220,36 @@ def _found(session: Session, name: str, table: dict[str, Any]) -> str:
     return str(path if path.exists() else table["from"])
 
 
-def _append(path: Path, name: str, table: dict[str, Any]) -> None:
-    """Add a table at the end of forge.toml; what stands there stays as it is, comments and all."""
+def _layout_of_pictures(path: Path) -> str:
+    """Return how a folder of pictures is laid out, `flat` or `kohya`; "" for what is none."""
+    for layout in ("flat", "kohya") if path.is_dir() else ():
+        if any(p.suffix.lower() in PICTURES for folder, _, _ in folders(layout, path, 1) for p in folder.iterdir()):
+            return layout
+    return ""
+
+
+def _add_pictures(session: Session, wishes: argparse.Namespace, layout: str) -> int:
+    """Write a data set into forge.toml. Raises UsageError for pictures that cannot be learned from."""
+    if wishes.sha256:
+        raise UsageError(f"{wishes.reference} is a folder of pictures", hint="--sha256 is of a single file")
+    table = {"path": wishes.reference, "layout": "" if layout == "flat" else layout, "licence": wishes.licence}
+    stated = Dataset.model_validate({key: value for key, value in table.items() if value})
+    notes = session.sources.artifact(Taken(wishes.name, "dataset", stated.model_dump())).notes
+    _append(session.project.root / FILE, f"dataset.{wishes.name}", table)
+    pictures, without = len(notes["names"]), notes["without"]
+    if wishes.json:
+        about = {"dataset": wishes.name, "pictures": pictures, "without": without}
+        print(json.dumps({"v": 1, "event": "add", **about}))
+        return 0
+    say(f"  + {FILE}: [dataset.{wishes.name}]")
+    say(f"    {counted(pictures, 'picture')}{f', {len(without)} of them without a caption' if without else ''}")
+    return 0
+
+
+def _append(path: Path, header: str, table: dict[str, Any]) -> None:
+    """Add a table at the end of forge.toml, without its empty values; what stands there stays, comments and all."""
     before = path.read_bytes()
-    lines = [f"[source.{name}]", *(f"{key} = {toml.value(value)}" for key, value in table.items())]
+    lines = [f"[{header}]", *(f"{key} = {toml.value(value)}" for key, value in table.items() if value)]
     gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
     publish_bytes(before + gap + "\n".join(lines).encode() + b"\n", path, path.parent, 0o644)
 

@@ -79,9 +79,9 @@ def _hub(reference: Hub) -> Behind:
             hint=f"https://huggingface.co/{reference.repository}; a token in HF_TOKEN opens what it may see",
         ) from None
     except (HfHubHTTPError, OSError) as error:  # its client's errors of the line are OSErrors
-        raise ResourceError(f"the Hub could not be asked for {reference.repository}: {_short(error)}") from None
+        raise _unreachable(reference, error) from None
     except Exception as error:  # of the HTTP library underneath, which is not ours to name
-        raise ResourceError(f"the Hub could not be asked for {reference.repository}: {_short(error)}") from None
+        raise _unreachable(reference, error) from None
     siblings = {each.rfilename: each for each in found.siblings or ()}
     names = [reference.file] if reference.file else checkpoint_files(sorted(siblings))
     if reference.file and reference.file not in siblings:
@@ -104,6 +104,13 @@ def _hub(reference: Hub) -> Behind:
     pinned = f"hf://{reference.repository}@{found.sha}{'/' if reference.file else ''}{reference.file}"
     about = {"licence": licence} if licence else {}
     return Behind(pinned, tuple(files), token, is_folder(reference), about)
+
+
+def _unreachable(reference: Hub, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"the Hub could not be asked for {reference.repository}: {_short(error)}",
+        hint="is this machine online? HF_ENDPOINT names a mirror; `--offline` does without what is not here",
+    )
 
 
 def checkpoint_files(names: list[str]) -> list[str]:

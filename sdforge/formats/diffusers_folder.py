@@ -130,7 +130,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout, h
     for file in weight_files(path / component, component):
         layout.files.append(file)
         for raw, entry in header_of(file).tensors.items():
-            name = _canonical(component, raw)
+            name = canonical_name(component, raw)
             if raw.endswith("position_ids"):
                 layout.passed["position ids, which are 0 … 76"] += 1
             elif name in known and name not in here:
@@ -147,7 +147,8 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout, h
         raise UsageError(f"{path / component} lacks {len(gaps)} tensors: {', '.join(gaps[:3])}")
 
 
-def _canonical(component: str, raw: str) -> str:
+def canonical_name(component: str, raw: str) -> str:
+    """Return how a tensor is called here that a folder of whatever age calls `raw`."""
     if component.startswith("text_encoder") and not raw.startswith(("text_model.", "text_projection.")):
         return f"text_model.{raw}"  # transformers 5.6 and later leave it out
     if component == "vae" and ".attentions.0." in raw:

@@ -251,27 +251,47 @@ def kohya_metadata(
 ) -> dict[str, str]:
     """Return the least that other programs want to know of a LoRA (`ss_*`), from what decided its result.
 
+    Rank and alpha of convolutions larger than 1×1 are arguments of their own, `conv_dim` and `conv_alpha`.
     version: `ss_base_model_version`; facts: the LoRA's.
     """
     changes = _changes(factors)
-    rank = max((change.rank for _, change in changes.values()), default=0)
-    matrices = {change.rank for part, change in changes.values() if not part.weight.endswith(KERNELS)}
-    alpha = facts.get("alpha", float(rank))
+    kernels = {module: each for module, each in changes.items() if each[0].weight.endswith(KERNELS)}
+    matrices = {module: each for module, each in changes.items() if module not in kernels} or kernels
+    ranks = _ranks(matrices)
+    rank, alphas = max(ranks, default=0), _alphas(matrices, facts)
     module, arguments, whole = _network(changes)
-    varied = "alpha" not in facts and len(matrices - {0}) > 1  # as resizing and extracting leave them
+    if conv_dim := max(_ranks(kernels), default=0):
+        arguments["conv_dim"] = str(conv_dim)
+        if len(conv_alpha := _alphas(kernels, facts)) == 1:
+            arguments["conv_alpha"] = str(conv_alpha.pop())
+    varied = "alpha" not in facts and len(ranks) > 1  # as resizing and extracting leave them
+    alpha = str(alphas.pop() if alphas else float(rank)) if len(alphas) < 2 else DYNAMIC
     return {
         "ss_v2": str(version.startswith("sd_v2")),
         "ss_base_model_version": version,
         "ss_network_module": module,
         "ss_network_dim": WHOLE_DIM if whole else DYNAMIC if varied else str(rank),
-        "ss_network_alpha": str(alpha) if isinstance(alpha, int | float) and not varied else DYNAMIC,
+        "ss_network_alpha": alpha,
         "ss_network_args": json.dumps(arguments) if arguments else "null",
         **{f"ss_{key}": json.dumps(value) for key, value in sorted(settings.items())},
     }
 
 
+def _ranks(changes: dict[str, tuple[Part, Change]]) -> set[int]:
+    return {change.rank for _, change in changes.values()} - {0}
+
+
+def _alphas(changes: dict[str, tuple[Part, Change]], facts: dict[str, Json]) -> set[float]:
+    """Return every alpha that one of these has."""
+    ranked = {module: change for module, (part, change) in changes.items() if has_alpha(part.form, change)}
+    return {alpha_of(facts, module, change.rank) for module, change in ranked.items()}
+
+
 def _network(changes: dict[str, tuple[Part, Change]]) -> tuple[str, dict[str, str], bool]:
-    """Return the module of kohya's scripts that makes such a network, its arguments, and whether factors are whole."""
+    """Return the module of kohya's scripts that makes such a network, its arguments, and whether factors are whole.
+
+    What it is told of convolutions larger than 1×1 is not among the arguments.
+    """
     forms = {part.form for part, _ in changes.values()}
     dora = [part for part, _ in changes.values() if "dora_scale" in part.factors]
     if forms == {"lora"} and not dora and not any("lora_mid" in part.factors for part, _ in changes.values()):
@@ -280,9 +300,7 @@ def _network(changes: dict[str, tuple[Part, Change]]) -> tuple[str, dict[str, st
     arguments = {"algo": {"lora": "locon", "oft": "diag-oft", "w_norm": "full", "diff": "full"}.get(algo, algo)}
     if dora:
         arguments["dora_wd"] = "True"
-    if conv_dim := max((change.rank for part, change in changes.values() if part.weight.endswith(KERNELS)), default=0):
-        arguments["conv_dim"] = str(conv_dim)
-    return "lycoris.kohya", arguments, algo == "lokr" and all(change.rank == 0 for _, change in changes.values())
+    return "lycoris.kohya", arguments, algo == "lokr" and not _ranks(changes)
 
 
 def hashes(

@@ -27,6 +27,7 @@ READERS = (
     "custom_diffusion",
     "tokenizer",
     "single_file",
+    "network_file",
     "kohya",
     "diffusers_lora",
     "cloneofsimo",

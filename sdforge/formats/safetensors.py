@@ -61,6 +61,18 @@ class Header:
     file: Path
 
 
+# how files begin that are often met under the name of a safetensors file → what they are, and the way out
+OTHER_FILES = {
+    b"version ": ("is a pointer of Git LFS, not the file itself", "`git lfs pull` where it was cloned gets the file"),
+    b"<": ("is a web page, not the file itself", "take the address behind the download button"),
+    b"GGUF": ("is a GGUF file", "only safetensors can be read: get that form of it"),
+    b"PK\x03\x04": (
+        "is a pickle of torch.save under another name",
+        'get a safetensors file; or call it .ckpt, and state `pickle = "allow"` where its source is declared',
+    ),
+}
+
+
 def read_header(path: Path) -> Header:
     """Read and check a file's header. Raises UsageError with one sentence for every file that is not sound."""
     fd = open_regular(path)
@@ -71,6 +83,7 @@ def read_header(path: Path) -> Header:
             raise _unsound(path, "is too short to be a safetensors file")
         (length,) = struct.unpack("<Q", start)
         if length > MOST_HEADER:
+            _refuse_other_files(path, start)
             raise _unsound(path, f"claims a header of {length:,} bytes; the most is {MOST_HEADER:,}")
         if 8 + length > size:
             raise _unsound(path, "is cut off within its header")
@@ -78,6 +91,25 @@ def read_header(path: Path) -> Header:
     finally:
         os.close(fd)
     return _checked(path, _parsed(path, text), 8 + length, size)
+
+
+def autov3_of(path: Path) -> str:
+    """Return by what Civitai knows a file's weights: 12 digits of the sha256 of all behind its header."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(read_header(path).data)
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()[:12].upper()
+
+
+def _refuse_other_files(path: Path, start: bytes) -> None:
+    """Raise UsageError for what is known to be another kind of file by its first bytes."""
+    for beginning, (sentence, hint) in OTHER_FILES.items():
+        if start.startswith(beginning):
+            raise UsageError(f"{path} {sentence}", hint=hint)
+    if start.isascii() and all(chr(letter).isprintable() or letter in b"\t\r\n" for letter in start):
+        raise UsageError(f"{path} is a text, and no safetensors file", hint="name a model's file or folder")
 
 
 def _unsound(path: Path, sentence: str) -> UsageError:

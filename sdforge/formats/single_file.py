@@ -82,9 +82,7 @@ def read(path: Path, header: Header) -> Layout:
     _refuse_gaps(path, family, layout)
     layout.facts = family.facts_of_shapes(layout.shapes()) | layout.facts
     _state(path, header.metadata, layout)
-    if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in header.metadata]:
-        stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
-        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise"
+    note_unsaid(layout, family, header.metadata)
     layout.facts = family.stated(layout.facts)
     shapes_of = layout.shapes()
     layout.notes["widths"] = family.widths(shapes_of)
@@ -146,6 +144,13 @@ def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
     for key, note in (("modelspec.title", "title"), ("modelspec.license", "licence")):
         if key in metadata:
             layout.notes[note] = metadata[key]
+
+
+def note_unsaid(layout: Layout, family: Family, metadata: dict[str, str]) -> None:
+    """Note what is assumed of a file that does not say it."""
+    if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in metadata]:
+        stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
+        layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise"
 
 
 def with_ema(path: Path, header: Header) -> Header:

@@ -13,7 +13,7 @@ from sdforge.families import family_names
 from sdforge.graph import Taken
 from sdforge.imports import block_weights, kohya, mecha, mergekit
 from sdforge.imports.draft import Draft, Wishes, plain_name
-from sdforge.names import is_name
+from sdforge.names import hint_at_name, is_name
 from sdforge.places import RECIPES
 from sdforge.report.words import say
 from sdforge.session import Session, open_session
@@ -95,7 +95,7 @@ def _uses(draft: Draft, name: str) -> bool:
 def _name(session: Session, wish: str) -> str:
     """Return the recipe's name. Raises UsageError for what is none, or is there already."""
     if not is_name(wish):
-        raise UsageError(f"{wish!r} is no name", hint="small letters, digits, - and _, at most 64, a letter first")
+        raise UsageError(f"{wish!r} is no name", hint=hint_at_name(wish))
     if session.project.recipe_path(wish).exists():
         raise UsageError(f"{RECIPES}/{wish}.toml is there already", hint="--name NAME gives the recipe another name")
     return wish

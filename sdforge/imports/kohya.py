@@ -13,9 +13,10 @@ import shlex
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from sdforge.datasets import PICTURES, folders
+from sdforge.datasets import folders
 from sdforge.errors import UsageError, counted
 from sdforge.imports.draft import Draft, Wishes, listed
+from sdforge.pictures import PICTURES
 
 SCRIPTS = {  # script → family, and the training where no option tells it
     "train_network": ("sd15", "lora"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdforge.errors import BrokenPromise, UsageError, counted, nearest
+from sdforge.formats.safetensors import autov3_of
 from sdforge.install.layouts import DIFFUSERS, LAYOUTS, Layout
 from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
@@ -29,9 +30,11 @@ from sdforge.store.files import Lock, flush_folder, resources, sha256_of, share
 BESIDE = (".json", ".png", ".jpg", ".jpeg", ".webp", ".txt", ".info")  # how files end that say something of another one
 PRESET = r"[a-z][a-z0-9_-]*(@[a-z0-9_-]+)?"
 
-State = Literal["put", "updated", "kept", "theirs", "removed", "left"]
+State = Literal["put", "updated", "kept", "shared", "theirs", "removed", "left"]
+STAYS = ("kept", "shared", "theirs")
 WORDS = {
     "kept": "is there already",
+    "shared": "is there already, with the same weights",
     "theirs": "is there already, not from forge: it stays when this is undone",
     "removed": "removed",
     "left": "changed since it was put there: it stays",
@@ -40,11 +43,15 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file of a preset that a program reads. sha256: of its bytes; small: it is copied, as programs change it."""
+    """A file of a preset that a program reads.
+
+    sha256: of its bytes; small: it is copied, as programs change it; autov3: of what is behind a model's header.
+    """
 
     source: Path
     sha256: str
     small: bool
+    autov3: str = ""
 
 
 @dataclass
@@ -122,8 +129,9 @@ def _fits(layout: Layout, folder: Path) -> bool:
 def _choose(session: Session, task: Task) -> None:
     """Choose the files that the program reads, and verify them. Raises UsageError, BrokenPromise."""
     root = session.project.out / task.preset
-    rows = {row["path"]: row for row in _described(session, root, task.preset)["files"]}
-    placed = dict(_models(task, rows))
+    described = _described(session, root, task.preset)
+    rows = {row["path"]: row for row in described["files"]}
+    placed = dict(_models(task, rows, grown=bool(described.get("words"))))
     if task.layout.sidecars:
         placed |= _beside(placed, rows)
     for path, target in placed.items():
@@ -132,7 +140,8 @@ def _choose(session: Session, task: Task) -> None:
                 f"{root / path} is not the file that was written there",
                 hint=f"forge build {task.preset} writes it anew",
             )
-        task.files[target] = Wanted(root / path, rows[path]["sha256"], path.endswith(BESIDE))
+        small, autov3 = path.endswith(BESIDE), rows[path].get("autov3", "")
+        task.files[target] = Wanted(root / path, rows[path]["sha256"], small, autov3)
     if not task.files:
         raise UsageError(
             f"{task.preset} has no file that {task.layout.title} reads",
@@ -165,17 +174,18 @@ def _of_sweep(described: dict[str, Any]) -> str:
     return f"its presets are {cells[0]} … {cells[-1]}" if len(cells) > 1 else f"its preset is {cells[0]}"
 
 
-def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _models(task: Task, rows: dict[str, dict[str, Any]], *, grown: bool) -> Iterator[tuple[str, str]]:
     """Yield the models that the program reads: path in the preset → path in its folder; note the others as passed.
 
     Of the forms of one artifact it gets the best that it reads, and the diffusers folder where there is no single file.
+    grown: whether words were appended to the folder's table.
     """
     chosen: dict[tuple[str, str], tuple[int, str]] = {}
-    single = any(row["kind"] == "checkpoint" for row in rows.values())
+    refused = _against_folder(task.layout, rows, grown=grown)
     for path, row in rows.items():
         kind = row["kind"]
         if kind == "diffusers":
-            if task.layout.whole and not single:
+            if not refused:
                 yield path, f"{task.layout.whole}/{task.preset}/{path.partition('/')[2]}"
             continue
         if path.endswith(BESIDE):
@@ -188,11 +198,21 @@ def _models(task: Task, rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, 
         best = chosen.get((kind, _stem(path)))
         if best is None or reads.index(form) < best[0]:
             chosen[kind, _stem(path)] = (reads.index(form), path)
-    if "diffusers/model_index.json" in rows and (single or not task.layout.whole):
-        reason = "the single file holds the same" if single else f"{task.layout.title} reads no such folders"
-        task.passed.append(("diffusers/", reason))
+    if "diffusers/model_index.json" in rows and refused:
+        task.passed.append(("diffusers/", refused))
     for (kind, _), (_, path) in chosen.items():
         yield path, f"{task.layout.folders[kind]}/{Path(path).name}"
+
+
+def _against_folder(layout: Layout, rows: dict[str, dict[str, Any]], *, grown: bool) -> str:
+    """Say why the diffusers folder is not put there, or nothing."""
+    if any(row["kind"] == "checkpoint" for row in rows.values()):
+        return "the single file holds the same"
+    if not layout.whole:
+        return f"{layout.title} reads no such folders"
+    if grown and not layout.grown:
+        return f'{layout.title} reads none to which words were appended: export = ["checkpoint", "embeddings"]'
+    return ""
 
 
 def _stem(path: str) -> str:
@@ -214,8 +234,10 @@ def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str
 def _decide(task: Task, record: Record) -> None:
     """Say for each file what becomes of it. Raises UsageError where one would have to be overwritten."""
     refused, owners = [], set()
-    for path, wanted in task.files.items():
+    there: tuple[str, ...] = ()  # how the paths of what lies beside models begin that stay
+    for path, wanted in sorted(task.files.items(), key=lambda found: found[1].small):  # what lies beside models last
         target, row = task.into / path, record.rows.get(path)
+        others = [name for name in row.presets if name != task.preset] if row else []
         if not os.path.lexists(target):
             task.states[path] = "put"
         elif _is(target, [wanted.sha256], wanted.source):
@@ -224,11 +246,15 @@ def _decide(task: Task, record: Record) -> None:
             refused.append(f"{target}: forge did not write it")
         elif not _is(target, row.digests):
             refused.append(f"{target}: it was changed since forge put it there")
-        elif others := [name for name in row.presets if name != task.preset]:
+        elif not others:
+            task.states[path] = "updated"
+        elif _has(target, wanted.autov3) or (wanted.small and path.startswith(there)):
+            task.states[path] = "shared"
+        else:
             refused.append(f"{target}: it is another one, of {', '.join(others)}")
             owners |= {*others}
-        else:
-            task.states[path] = "updated"
+        if task.states.get(path) in STAYS:
+            there = (*there, f"{path.rpartition('.')[0]}.")
     if refused:
         raise UsageError(
             f"{counted(len(refused), 'file')} would have to be overwritten, so nothing was done:\n  "
@@ -262,6 +288,11 @@ def _is(target: Path, digests: list[str], source: Path | None = None) -> bool:
     return sha256_of(target) in digests
 
 
+def _has(target: Path, autov3: str) -> bool:
+    """Say whether a model's file has these weights, whatever its header says of it."""
+    return bool(autov3) and autov3_of(target) == autov3
+
+
 # -- doing it ------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +302,8 @@ def _carry_out(task: Task, record: Record, *, copy: bool) -> None:
         if task.states[path] == "theirs":
             continue
         row = record.rows.setdefault(path, Put([], []))
-        row.digests = [wanted.sha256, *(d for d in row.digests if d != wanted.sha256)]
+        if task.states[path] != "shared":
+            row.digests = [wanted.sha256, *(d for d in row.digests if d != wanted.sha256)]
         row.presets = sorted({*row.presets, task.preset})
         record.made += [folder for folder in _missing(task.into, path) if folder not in record.made]
     record.write()
@@ -397,7 +429,7 @@ def _tell(task: Task, program: str, wishes: argparse.Namespace) -> None:
     signs = glyphs(sys.stdout)
     wide = max(map(len, task.states))
     for path, state in sorted(task.states.items()):
-        sign = signs["warning"] if state == "left" else signs["reuse" if state in ("kept", "theirs") else "build"]
+        sign = signs["warning"] if state == "left" else signs["reuse" if state in STAYS else "build"]
         say(f"  {sign} {path:<{wide}}  {_words(task, path, state, dry_run=wishes.dry_run)}")
     for path, reason in task.passed:
         say(f"  {signs['unneeded']} {path:<{wide}}  not put there: {reason}")
@@ -419,4 +451,4 @@ def _words(task: Task, path: str, state: State, *, dry_run: bool) -> str:
     amount = size(task.files[path].source.stat().st_size)
     if dry_run:
         return f"would be {state}  {amount}"
-    return f"{task.how[path]}  {amount}{'  in place of the former one' if state == 'updated' else ''}"
+    return f"{task.how[path]:<9}  {amount}{'  in place of the former one' if state == 'updated' else ''}"

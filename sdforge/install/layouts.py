@@ -3,6 +3,7 @@
 Read in ComfyUI's `folder_paths.py` and its example of paths for A1111, A1111's page of extra networks, Forge's options
 (`modules/cmd_args.py`), SD.Next's `modules/paths.py`, which has no hypernetworks any more, and InvokeAI's
 documentation: before version 4 it looked through its folder `autoimport` by itself, since then "Scan Folder" does.
+What each reads stands in its own code, which was run of ComfyUI and InvokeAI (`benchmarks.programs`, docs/programs.md).
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ class Layout:
 
     title: as its authors write it. marks: what an installation has below PATH. folders: kind of artifact → the folder
     below PATH in which it is looked for. endings: kind → how the names of files end that it reads, the best first.
-    whole: the folder for diffusers folders; empty: it reads none. sidecars: whether it shows pictures and texts that
-    lie beside a file. word: what calls an embedding in a prompt; {name} is the file's name without its ending. after:
-    what is left to do there.
+    whole: the folder for diffusers folders; empty: it reads none. grown: whether it reads one whose table of words was
+    appended to. sidecars: whether it shows pictures and texts that lie beside a file. word: what calls an embedding in
+    a prompt; {name} is the file's name without its ending. after: what is left to do there.
     """
 
     title: str
@@ -26,6 +27,7 @@ class Layout:
     folders: dict[str, str]
     endings: dict[str, tuple[str, ...]]
     whole: str
+    grown: bool
     sidecars: bool
     word: str
     after: str
@@ -49,6 +51,7 @@ A1111 = Layout(
     },
     endings=READS,
     whole="",
+    grown=False,
     sidecars=True,
     word="{name}",
     after="press the refresh button beside the list of checkpoints",
@@ -63,14 +66,23 @@ LAYOUTS = {
             "embedding": "models/embeddings",
             "hypernetwork": "models/hypernetworks",
         },
-        endings=READS | {"lora": (PLAIN, DIFFUSERS)},
+        endings=READS,
         whole="models/diffusers",
+        grown=False,
         sidecars=True,
         word="embedding:{name}",
         after="press R there, and its lists are read anew",
     ),
     "a1111": A1111,
-    "forge": Layout(**vars(A1111) | {"title": "Stable Diffusion WebUI Forge"}),
+    "forge": Layout(
+        **vars(A1111)
+        | {
+            "title": "Stable Diffusion WebUI Forge",
+            # it lists hypernetworks, and nothing in it uses one any more
+            "folders": {kind: folder for kind, folder in A1111.folders.items() if kind != "hypernetwork"},
+            "endings": {kind: endings for kind, endings in READS.items() if kind != "hypernetwork"},
+        }
+    ),
     "sdnext": Layout(
         title="SD.Next",
         marks=("models/Stable-diffusion", "models/embeddings"),
@@ -79,8 +91,9 @@ LAYOUTS = {
             "lora": "models/Lora",
             "embedding": "models/embeddings",
         },
-        endings={"checkpoint": (PLAIN,), "lora": (PLAIN, DIFFUSERS), "embedding": (PLAIN, PICKLE)},
+        endings={"checkpoint": (PLAIN,), "lora": (PLAIN,), "embedding": (PLAIN, PICKLE)},
         whole="models/Diffusers",
+        grown=True,
         sidecars=True,
         word="{name}",
         after="press the refresh button beside the list of models",
@@ -93,8 +106,9 @@ LAYOUTS = {
             "lora": "autoimport/lora",
             "embedding": "autoimport/embedding",
         },
-        endings={"checkpoint": (PLAIN,), "lora": (PLAIN, DIFFUSERS), "embedding": (PLAIN, PICKLE, DIFFUSERS)},
+        endings={"checkpoint": (PLAIN,), "lora": (PLAIN,), "embedding": (PLAIN, PICKLE)},
         whole="autoimport/main",
+        grown=True,
         sidecars=False,
         word="<{name}>",
         after="in its model manager choose Scan Folder, name the folder autoimport, and install what it finds in place",

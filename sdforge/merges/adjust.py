@@ -25,9 +25,8 @@ SHIFTED = "unet.conv_out.bias"
 STEP = Fraction(2, 100)  # what one of a colour adds to a channel of the latent
 COLORS = ("brightness", "cyan_red", "magenta_green", "yellow_blue")
 THIRD = Fraction(1, 3)
-CHANNELS: dict[
-    str, tuple[tuple[Fraction | int, ...], ...]
-] = {  # latent space → what each colour is in the second to fourth channel; the first is contrast
+# latent space → what each colour is in the second to fourth channel; the first is contrast
+CHANNELS: dict[str, tuple[tuple[Fraction | int, ...], ...]] = {
     "sd": ((-1, THIRD, 2 * THIRD), (1, 1, 0), (0, -1, -1), (1, 0, 1)),
     "sdxl": ((0, 0, 1), (1, 0, 0), (-1, -1, 0), (-1, 1, 0)),
 }

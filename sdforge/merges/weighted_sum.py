@@ -41,7 +41,7 @@ def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[
     """Leave out what has weight 0; a single weight of 1, or equal inputs whose weights sum to 1, passes through."""
     used = [(tensor, weight) for tensor, weight in zip(inputs, parameters["weights"], strict=True) if weight != 0]
     weights = [weight for _, weight in used]
-    if used and sum(map(decimal, weights)) == 1 and all(tensor == used[0][0] for tensor, _ in used):
+    if used and all(tensor == used[0][0] for tensor, _ in used) and sum(map(decimal, weights)) == 1:
         return used[0][0]
     if not used:
         return inputs[:1], {"weights": [0.0]}

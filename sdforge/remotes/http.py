@@ -1,10 +1,12 @@
 """A server with `/cas/SHA256` and `/ac/SHA256`: GET, HEAD, PUT, as Bazel's HTTP caches have them.
 
-FORGE_REMOTE_TOKEN is sent to this host alone, over https (or to this machine).
+FORGE_REMOTE_TOKEN is sent to this host alone, over https (or to this machine): as a bearer token, or, if it is
+`NAME:PASSWORD`, as nginx, bazel-remote and their like ask for it (RFC 7617; no bearer token has a colon, RFC 6750).
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import urllib.error
 import urllib.request
@@ -31,6 +33,10 @@ class _Nowhere(urllib.request.HTTPRedirectHandler):
         return None
 
 
+def _credentials(token: str) -> str:
+    return f"Basic {base64.b64encode(token.encode()).decode()}" if ":" in token else f"Bearer {token}"
+
+
 class HttpRemote:
     """The cache behind an address."""
 
@@ -42,7 +48,7 @@ class HttpRemote:
         self.host = parts.hostname
         token = os.environ.get(TOKEN, "")
         safe = parts.scheme == "https" or parts.hostname in SECURE_OR_HERE
-        self.headers = {"Authorization": f"Bearer {token}"} if token and safe else {}
+        self.headers = {"Authorization": _credentials(token)} if token and safe else {}
         self.opener = urllib.request.build_opener(_Nowhere)
 
     def has(self, space: str, name: str) -> bool:

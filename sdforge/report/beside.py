@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sdforge.artifact import WITH
-from sdforge.looks import own_column
+from sdforge.drawn import own_column
 from sdforge.plan import Step
 
 MODELS = ("checkpoint", "lora", "embedding", "hypernetwork")  # kinds of files that those programs list

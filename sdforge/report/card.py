@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 
-from sdforge.chronicle import PREVIEWS
 from sdforge.references import Hub, is_remote, parse
 from sdforge.report.markup import Markup, element, joined
 from sdforge.report.story import Made, Story
 from sdforge.report.words import size
+from sdforge.target import PREVIEWS
 
 WIDGETS = 6  # pictures of a card
 HUB_LICENCES = (  # that the hub knows by name; all others are `other` there
@@ -185,7 +185,7 @@ def _hashes(told: Story) -> str:
 def plain(words: str) -> str:
     """Return a text so that Markdown shows it as it is, in one line."""
     words = re.sub(r"\s+", " ", words)
-    words = re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", words)
+    words = re.sub(r"([\\`*_{}\[\]()|~]|^\s*[#+!-]|!(?=\[))", r"\\\1", words)
     return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -241,7 +241,10 @@ def civitai_fields(told: Story) -> str:
         "Trigger words": ", ".join(told.settings["trigger"]),
         "Clip skip": str(told.settings["clip_skip"] + 1) if told.settings["clip_skip"] else "",
         "Licence": told.settings["licence"],
-        "Licences of what it is made from": "; ".join(f"{each.id}: {each.licence}" for each in told.sources),
+        "Licences of what it is made from": "; ".join(
+            f"{each.id}: {each.licence or 'not stated'}" for each in told.sources
+        ),
     }
-    rows |= {f"AutoV2 of {row['path']}": row["autov2"] for row in told.preset["files"] if "autov2" in row}
+    single = [row for row in told.preset["files"] if "autov2" in row and not row["path"].startswith("diffusers/")]
+    rows |= {f"AutoV2 of {row['path']}": row["autov2"] for row in single}
     return "".join(f"{name}: {' '.join(value.split())}\n" for name, value in rows.items() if value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
+from sdforge.orders import state_folder
 from sdforge.plan import Plan, Step
+from sdforge.run.states import newest
 from sdforge.session import Session
 
 
@@ -24,8 +27,17 @@ def estimate(session: Session, step: Step) -> float | None:
     elif step.node.target.signature.makes == "dataset":
         units = settings["count"]
     else:
-        units = settings.get("steps", 1)
+        units = max(0, settings.get("steps", 1) - begun(session, step))
     return float(fixed + each * units)
+
+
+def begun(session: Session, step: Step) -> int:
+    """Return after how many steps a training will go on from a state that was kept; 0: it begins, or is none."""
+    manifest = step.content_manifest or step.manifest
+    if step.node.target.signature.group != "trainings" or step.state != "build" or not manifest:
+        return 0
+    most = json.loads(step.node.target.settings).get("steps", sys.maxsize)
+    return newest(state_folder(session, step, manifest), most)
 
 
 def total(session: Session, plan: Plan) -> tuple[float, bool]:

@@ -220,9 +220,11 @@ class _Page:
     def _training(self, each: Training) -> Markup:
         title = f"{each.method}, {each.steps} steps in {seconds(each.seconds)}"
         said = [each.remark] if each.remark else []
-        if each.validation and each.recommended is not None:
+        if each.validation and each.recommended:
             least = min(loss for _, loss in each.validation)
             said.append(f"On held-out pictures the loss is least at step {each.recommended}: {least:.4f}.")
+        elif each.validation:
+            said.append("On held-out pictures no step did better than the checkpoint itself.")
         elif each.losses:
             said.append("No pictures were held out, so nothing recommends a step.")
         parts = [element("h3", each.name, element("small", title))]

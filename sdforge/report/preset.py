@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sdforge import sampler
-from sdforge.artifact import DIGITS, SIDECARS, Artifact
-from sdforge.edits.export import DIFFUSERS
+from sdforge.artifact import DIFFUSERS, DIGITS, SIDECARS, Artifact
 from sdforge.families import family
 from sdforge.formats.custom_diffusion import endings as custom_endings
 from sdforge.formats.custom_diffusion import words_of as custom_words

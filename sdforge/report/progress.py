@@ -12,7 +12,7 @@ from sdforge.explain import Explainer
 from sdforge.plan import Plan, Step
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from sdforge.variants import MARK, split
 
 EVERY = 2.0  # seconds between plain progress lines
@@ -28,9 +28,18 @@ def short(step: Step) -> str:
     return f"{MARK}{variant}:{name}" if variant else name
 
 
-def name_width(steps: Iterable[Step]) -> int:
-    """Return how wide a column is that holds the names of these steps."""
-    return max(NAMES, *(len(short(step)) for step in steps), 0)
+def names(plan: Plan) -> dict[str, str]:
+    """Return id → how the steps of a plan are called in what is said of it.
+
+    The recipe is left out where it is clear: of what belongs to the only one that is wanted.
+    """
+    homes = {split(identifier.partition(":")[0])[0] for identifier in plan.wanted}
+    return {i: short(step) if {step.node.recipe.home} == homes else i for i, step in plan.steps.items()}
+
+
+def width_of(called: Iterable[str]) -> int:
+    """Return how wide a column is that holds these names."""
+    return max(NAMES, *(len(name) for name in called), 0)
 
 
 def shown_digest(step: Step, result: Result | None) -> str:
@@ -48,16 +57,22 @@ class Plain:
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.signs = glyphs(stream)
-        self.names = NAMES
+        self.names: dict[str, str] = {}
+        self.width = NAMES
         self._last: dict[str, float] = {}
         self._began: dict[str, tuple[float, int]] = {}
         self._seen: set[str] = set()
+
+    def name(self, step: Step) -> str:
+        """Return how a step is called here."""
+        return self.names.get(step.id, step.id)
 
     def line(self, text: str) -> None:
         print(safe(text, self.stream), file=self.stream, flush=True)
 
     def planned(self, plan: Plan) -> None:
-        self.names = name_width(step for step in plan.steps.values() if not step.idle)
+        self.names = names(plan)
+        self.width = width_of(self.names[step.id] for step in plan.steps.values() if not step.idle)
         for step in plan.steps.values():
             if step.state == "reuse" and not step.restore and not step.idle:
                 self.line(f"  {self.signs['reuse']} {self.head(step)} reused")
@@ -73,17 +88,15 @@ class Plain:
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         if "resumed" in event:
             same = "" if event["same"] else ", begun on another machine or version"
-            self.line(f"    {short(step)}: going on from step {event['resumed']}{same}")
+            self.line(f"    {self.name(step)}: going on from step {event['resumed']}{same}")
         if "derived" in event:
-            self.line(f"    {short(step)}: {self.caches(event)}")
-        if "again" in event:
-            self.line(f"    {short(step)}: {event['again']}")
+            self.line(f"    {self.name(step)}: {self.caches(event)}")
         if "fits" in event:
-            self.line(f"    {short(step)}: {event['note']}")
+            self.line(f"    {self.name(step)}: {event['note']}")
         if "remark" in event:
-            self.line(f"    {short(step)}: {event['remark']}")
+            self.line(f"    {self.name(step)}: {event['remark']}")
         if "validation" in event:
-            self.line(f"    {short(step)}: validation loss {event['validation']:.4f} at step {event['at']}")
+            self.line(f"    {self.name(step)}: validation loss {event['validation']:.4f} at step {event['at']}")
         if "step" not in event:
             return
         now = time.monotonic()
@@ -92,7 +105,7 @@ class Plain:
         if event["step"] < event["steps"] and now - self._last.get(step.id, 0) < EVERY:
             return
         self._last[step.id] = now
-        self.line(f"    {short(step)}: {self.pace(step, event)}")
+        self.line(f"    {self.name(step)}: {self.pace(step, event)}")
 
     @staticmethod
     def caches(event: dict[str, Any]) -> str:
@@ -117,9 +130,9 @@ class Plain:
 
     def waiting(self, step: Step, holder: str) -> None:
         self.line(
-            f"    {short(step)}: waiting for process {holder}"
+            f"    {self.name(step)}: waiting for process {holder}"
             if holder.isdigit()
-            else f"    {short(step)}: waiting for {holder}"
+            else f"    {self.name(step)}: waiting for {holder}"
         )
 
     def finished(self, step: Step, result: Result | None, spent: float) -> None:
@@ -139,7 +152,7 @@ class Plain:
 
     def head(self, step: Step) -> str:
         """Return a target and its method, in columns."""
-        return f"{short(step):<{self.names}} {step.node.target.signature.name:<18}"
+        return f"{self.name(step):<{self.width}} {step.node.target.signature.name:<18}"
 
     def failed(self, step: Step, error: ForgeError) -> None:
         self.line(f"  {self.signs['failed']} {self.head(step)} {error.message}")
@@ -155,7 +168,8 @@ class Plain:
             self.line(f"    out/{step.node.recipe.name}/: {', '.join(_folded(paths))}")
             for file in files:
                 if "autov2" in file and "/" not in file["path"].removeprefix("loras/"):
-                    self.line(f"    {file['path']}: SHA256 {file['sha256']}")
+                    self.line(f"    {file['path']}")
+                    self.line(f"      SHA256 {file['sha256']}")
                     self.line(f"      AutoV2 {file['autov2']}  AutoV3 {file['autov3']}")
         else:
             self.line(f"    out/{step.node.recipe.name}/previews/sheet.png and {len(paths) - 1} pictures")
@@ -208,7 +222,8 @@ class Live(Plain):
 
     def started(self, step: Step, device: str) -> None:
         text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
-        self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=short(step), text=text)
+        name = self.name(step)
+        self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=name, text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         task = self._tasks.get(step.id)

@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdforge.advice import against_licence, licences
 from sdforge.artifact import Artifact
-from sdforge.chronicle import EXPORT, PREVIEWS, Chapter, Did, behind, chapter, chapters
+from sdforge.chapters import behind, chapter
+from sdforge.chronicle import Chapter, Did
+from sdforge.drawn import own_column, pictures_of, preset_pictures
 from sdforge.dtypes import SAFETENSORS
 from sdforge.families import family
 from sdforge.graph import Link
 from sdforge.licences import combined
-from sdforge.looks import own_column, pictures_of, preset_pictures
+from sdforge.placing import description
 from sdforge.plan import Plan, Step
 from sdforge.report.progress import short, shown_digest
 from sdforge.report.sheet import columns
 from sdforge.session import Session
-from sdforge.store import Result
+from sdforge.store.entries import Result
+from sdforge.target import EXPORT, PREVIEWS
 
 
 @dataclass(frozen=True)
@@ -122,15 +126,15 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
     export = plan.steps[f"{recipe}:{EXPORT}"]
     assert export.result is not None
     # the chronicle is lost with the index; what is there is told all the same
-    last, *earlier = chapters(session, recipe) or [chapter(session, plan, recipe, {}, {})]
+    last, *earlier = session.chronicle.past(recipe).builds or [chapter(session, plan, recipe, {}, {})]
     before = earlier[0] if earlier else None
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
-    old = pictures_of(session, before.pictures) if before and before.pictures else None
-    preset = json.loads(session.description(export))
+    old = pictures_of(session.store, before.pictures) if before and before.pictures else None
+    preset = json.loads(description(session, export))
     checkpoint = export.inputs[0][1]
     assert checkpoint is not None
     records = {step.id: _record(session, step) for step in steps}
-    given = session.licences(plan, export.id)
+    given = licences(session, plan, export.id)
     sources = list(_sources(session, steps, given))
     kind, settings = family(export.node.recipe.family), json.loads(export.node.target.settings)
     return Story(
@@ -152,7 +156,7 @@ def story(session: Session, plan: Plan, recipe: str) -> Story:
         rows=list(_rows(session, drawn, before, old)),
         drawn_with=json.loads(drawn.node.target.settings) if drawn else {},
         asked=combined(list(given.values())),
-        against=session.against_licence(plan, export),
+        against=against_licence(session, plan, export),
         seconds=sum(record.get("seconds", 0.0) for record in records.values()),
         disk=_disk(session, steps),
         machine=next((s.result.fingerprint for s in steps if s.result and s.result.fingerprint), {}),
@@ -246,7 +250,7 @@ def _disk(session: Session, steps: list[Step]) -> tuple[int, int]:
 
 
 def _training(session: Session, step: Step, record: dict[str, Any]) -> Training:
-    lines = session.bytes_of(record["losses"]).decode(errors="replace").splitlines()
+    lines = session.store.bytes_of(record["losses"]).decode(errors="replace").splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     found = [(int(at), float(loss)) for at, loss in record.get("validation", [])]
     samples = [(at, prompt, sha256) for at, prompt, sha256 in record.get("samples", []) if _is_kept(session, sha256)]
@@ -257,7 +261,7 @@ def _training(session: Session, step: Step, record: dict[str, Any]) -> Training:
         record.get("seconds", 0.0),
         losses,
         found,
-        record.get("recommended") if found else None,
+        record.get("recommended") or None,
         str(record.get("remark", "")),
         samples,
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from sdforge.plan import Plan, Step
-from sdforge.report.progress import NAMES, name_width, short, shown_digest
-from sdforge.report.words import glyphs
+from sdforge.report.progress import NAMES, names, shown_digest, width_of
+from sdforge.report.words import glyphs, hung, screen_width
 
 MOST_ROWS = 60
 
@@ -14,8 +15,9 @@ MOST_ROWS = 60
 def nothing_to_do(plan: Plan) -> list[str]:
     """Return the lines that say that everything is reused."""
     steps = [step for step in plan.steps.values() if not step.idle]
-    width = name_width(steps)
-    rows = [row(step, step.reason if step.barred else "", width=width) for step in steps]
+    called = names(plan)
+    width = width_of(called[step.id] for step in steps)
+    rows = [row(step, called[step.id], step.reason if step.barred else "", width=width) for step in steps]
     rows = rows if len(steps) <= MOST_ROWS else []
     recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
     rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
@@ -40,11 +42,12 @@ def nothing_as_json(plan: Plan) -> None:
     print(json.dumps({"v": 1, "event": "result", **counts}))
 
 
-def row(step: Step, text: str = "", *, width: int = NAMES) -> str:
-    """Return one line of a plan; width: of the column of names."""
+def row(step: Step, name: str, text: str = "", *, width: int = NAMES) -> str:
+    """Return one line of a plan, or more where a terminal is too narrow for it; width: of the column of names."""
     sign = glyphs()["failed" if step.failed else step.state if step.state in glyphs() else "build"]
     state = "failed" if step.failed else "restore" if step.restore else step.state
     if step.differs:
         text = "differs from the pin" + (f"; {text}" if text else "")
     key = (shown_digest(step, step.result) or step.key)[:8]
-    return f"  {sign} {short(step):<{width}} {step.node.target.signature.name:<18} {state:<9} {key:<9} {text}".rstrip()
+    head = f"  {sign} {name:<{width}} {step.node.target.signature.name:<18} {state:<9} {key:<9}"
+    return hung(head, text, screen_width(sys.stdout))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from typing import TextIO
 
 GLYPHS = {"reuse": "✓", "build": "●", "maybe": "○", "fetch": "↓", "unneeded": "·", "failed": "✗", "warning": "▲"}
 ASCII = {"reuse": "ok", "build": "*", "maybe": "?", "fetch": "get", "unneeded": "-", "failed": "FAIL", "warning": "!"}
+INSET = 6  # letters before what is said of a line above
 
 
 def glyphs(stream: TextIO | None = None) -> dict[str, str]:
@@ -31,6 +34,23 @@ def safe(text: str, stream: TextIO) -> str:
             text = text.replace(sign, plain)
         text = text.encode(encoding, "replace").decode(encoding)
     return text
+
+
+def screen_width(stream: TextIO) -> int:
+    """Return how many letters a line of a terminal holds; 0 for what is no terminal, where lines end nowhere."""
+    return shutil.get_terminal_size().columns if stream.isatty() else 0
+
+
+def hung(head: str, text: str, width: int) -> str:
+    """Return head and text on one line, or the text on lines of its own where a line holds `width` letters."""
+    line = f"{head} {text}".rstrip()
+    if not width or len(line) <= width or not text:
+        return line
+    inset = " " * INSET
+    broken = textwrap.wrap(
+        text, width, initial_indent=inset, subsequent_indent=inset, break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join([head.rstrip(), *broken])
 
 
 def say(text: str) -> None:

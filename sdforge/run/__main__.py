@@ -82,13 +82,17 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
     except ForgeError as error:
         return {"event": "failed", "code": error.exit_code, "message": error.message, "hint": error.hint}
     except MemoryError:
-        return {"event": "failed", "code": 4, "message": "there is not enough memory", "hint": "a smaller batch"}
+        return _too_little(order, "this machine")
     except Stopped:
         return {"event": "stopped"}
     except OSError as error:
         return _refused(error)
     except Exception as error:
         traceback.print_exc()
+        if isinstance(error, RuntimeError) and "t allocate memory" in str(error):  # what torch says of the CPU's
+            return _too_little(order, "this machine")
+        if "OutOfMemory" in type(error).__name__ or "out of memory" in str(error):
+            return _too_little(order, "the device")
         return _unforeseen(error)
     return {"event": "done", "outcome": outcome.__dict__}
 
@@ -98,11 +102,16 @@ def _refused(error: OSError) -> dict[str, Any]:
     return {"event": "failed", "code": 4, "message": f"{error.strerror} ({error.filename or ''})", "hint": ""}
 
 
+def _too_little(order: Order, what: str) -> dict[str, Any]:
+    """Say that there is too little memory, and how a training in batches does with less and learns the same."""
+    hint = "a smaller resolution, or a device with more" if "resolution" in order.settings else ""
+    if "batch" in order.settings:
+        less = "a smaller --vram" if order.how.get("vram") else "--vram 8GB (or what there is)"
+        hint = f"{less} computes the same in smaller parts, from the last kept state on"
+    return {"event": "failed", "code": 4, "message": f"{what} is out of memory", "hint": hint}
+
+
 def _unforeseen(error: Exception) -> dict[str, Any]:
-    memory = "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
-    if memory:
-        hint = "a smaller batch or resolution"
-        return {"event": "failed", "code": 4, "message": "the device is out of memory", "hint": hint}
     first = str(error).splitlines()[0] if str(error) else ""
     return {"event": "failed", "code": 1, "message": f"{type(error).__name__}: {first}", "hint": ""}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sdforge.order import Order
@@ -20,14 +21,12 @@ class Batch:
     """What a step (or a part of it) learns from. Shapes: B pictures, C channels, H W of latents.
 
     masks_B1HW: how much every place counts, 0 … 1, or None for all alike. pictures: what the latents are of.
-    clean_BCHW: the latents without noise.
     """
 
     noisy_BCHW: Tensor
     target_BCHW: Tensor
     timesteps_B: Tensor
     captions: list[str]
-    clean_BCHW: Tensor | None = None
     masks_B1HW: Tensor | None = None
     pictures: list[Picture] = field(default_factory=list)
 
@@ -48,14 +47,20 @@ class Batch:
             self.target_BCHW[start:end],
             self.timesteps_B[start:end],
             self.captions[start:end],
-            None if self.clean_BCHW is None else self.clean_BCHW[start:end],
             None if self.masks_B1HW is None else self.masks_B1HW[start:end],
             self.pictures[start:end],
         )
 
-    def saying(self, captions: list[str]) -> Batch:
-        """Return the same pictures with other captions."""
-        return replace(self, captions=captions)
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches of one shape as one, for one pass through the networks; masks are left out."""
+    return Batch(
+        torch.cat([b.noisy_BCHW for b in batches]),
+        torch.cat([b.target_BCHW for b in batches]),
+        torch.cat([b.timesteps_B for b in batches]),
+        [caption for b in batches for caption in b.captions],
+        pictures=[picture for b in batches for picture in b.pictures],
+    )
 
 
 @dataclass

@@ -12,7 +12,6 @@ states, O of outputs.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +25,7 @@ from sdforge.errors import ActionFailed
 from sdforge.formats.custom_diffusion import row_name, words_of
 from sdforge.formats.tokenizer import END
 from sdforge.order import Given, Order, Outcome
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
 from sdforge.run.tensors import DTYPES, load_component, rounded, write_pack
@@ -80,8 +79,7 @@ def merge(order: Order, report: Callable[..., None]) -> Outcome:
     """Merge the concepts of an order. Raises ActionFailed for concepts that are not of one kind."""
     device = torch.device(order.how.get("device", "cpu"))
     report(note="loading the checkpoint")
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    diffusion: Diffusion = load(order.the("checkpoint"), device, torch.float32)
+    diffusion = load_diffusion(order, order.the("checkpoint"))
     concepts = sorted(order.inputs["custom"], key=lambda each: words_of(each.facts))
     matrices = [load_component(each.components["custom"]) for each in concepts]
     rows = [load_component(each.components.get("embedding", [])) for each in concepts]

@@ -6,6 +6,7 @@ H W of latents, L tokens, D width of the text's hidden states.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +19,11 @@ from torch.nn import functional
 
 from sdforge.errors import UsageError
 from sdforge.families import Family
+from sdforge.order import Given, Order
 from sdforge.run.noise import Schedule
 from sdforge.run.tokens import Words
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # of frozen networks' arithmetic
 Size = tuple[int, int]
 Framing = tuple[Size, Size, Size]  # of a picture: its original (w, h), the crop's corner (x, y), the target (w, h)
 
@@ -220,6 +223,13 @@ class Diffusion(ABC):
         """Return pictures in −1 … 1 for scaled latents."""
         pixels: Tensor = self.vae.decode(latents_BCHW / self.latent_scaling, return_dict=False)[0]  # type: ignore[operator]
         return pixels.float()
+
+
+def load_diffusion(order: Order, given: Given, precision: str = "fp32") -> Diffusion:
+    """Return one of an order's checkpoints, ready on the order's device; precision: of `PRECISIONS`."""
+    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
+    found: Diffusion = load(given, torch.device(order.how.get("device", "cpu")), PRECISIONS[precision])
+    return found
 
 
 def text_model(encoder: Any) -> Any:

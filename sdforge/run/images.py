@@ -16,12 +16,12 @@ from torch import Tensor
 from sdforge.errors import ActionFailed
 from sdforge.identity import H, Json
 from sdforge.order import Given
+from sdforge.pictures import UnreadablePicture, opened, size_of
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.seeds import generator
 
 STEP = 64  # pixels: what three halvings of the latents divide
-Image.MAX_IMAGE_PIXELS = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ def plan_pictures(rows: list[list[Any]], resolution: int, *, buckets: bool) -> l
     pictures = []
     for path, sha256, caption, repeats, *mask in sorted(rows, key=lambda row: (row[1], row[2])):
         with _opened(path) as image:
-            size = image.size
-            if image.getexif().get(0x0112, 1) >= 5:  # EXIF: turned by a quarter
-                size = (size[1], size[0])
+            size = size_of(image)
         pictures += [Picture(path, sha256, caption, assign(size, sizes), size, *mask)] * repeats
     return pictures
 
@@ -99,10 +97,10 @@ def plan_pictures(rows: list[list[Any]], resolution: int, *, buckets: bool) -> l
 def _opened(path: str) -> Iterator[Image.Image]:
     """Open a picture. Raises ActionFailed if it cannot be read, also where that shows only later, at its pixels."""
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ActionFailed(f"{path} is no picture that can be read: {error}") from None
+    except UnreadablePicture as error:
+        raise ActionFailed(str(error)) from None
 
 
 def read_pixels(picture: Picture, *, flip: bool) -> Tensor:

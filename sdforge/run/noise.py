@@ -61,15 +61,6 @@ class Schedule:
         snr_B = self.snr(timesteps_B).clamp_min(1e-8)
         return snr_B.clamp_max(gamma) / (snr_B if self.prediction == "epsilon" else snr_B + 1)
 
-    def clean(self, noisy_BCHW: Tensor, predicted_BCHW: Tensor, timesteps_B: Tensor) -> Tensor:
-        """Return the picture z₀ that a prediction means."""
-        signal, noise = self._signal_and_noise(timesteps_B)
-        if self.prediction == "epsilon":
-            return (noisy_BCHW - noise * predicted_BCHW) / signal
-        if self.prediction == "flow":
-            return noisy_BCHW - noise * predicted_BCHW
-        return signal * noisy_BCHW - noise * predicted_BCHW
-
 
 def scaled_linear(beta_start: float, beta_end: float, prediction: str, *, zero_terminal_snr: bool = False) -> Schedule:
     """Return Stable Diffusion's schedule: √β linear from √beta_start to √beta_end over 1000 steps.

@@ -110,7 +110,7 @@ def progress_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 class Average:
     """An exponential moving average of parameters (EMA), which is what is saved.
 
-    Its decay rises to `decay` by (1 + step) / (10 + step), as diffusers' EMAModel has it.
+    Its decay rises to `decay` by (1 + step) / (10 + step), as in diffusers' EMAModel, whose first value is the weights.
     """
 
     def __init__(self, decay: float, parameters: dict[str, nn.Parameter]) -> None:
@@ -119,7 +119,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the parameters in after `step` updates."""
+        """Take the parameters in; step: the number of the update that was just made, from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in self.values.items():
             value.lerp_(self.parameters[name].detach(), 1 - decay)

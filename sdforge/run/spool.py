@@ -2,8 +2,11 @@
 
     order.json     what to do                events.jsonl   what has happened, a line each; the last one is the end
     stop           asks to stop              builder        touched by the builder while it waits
+    runner         a name of whoever runs it
 
-There is no socket between the two, so what lies between them need not let connections through.
+There is no socket between the two, so what lies between them need not let connections through. An engine that has lost
+sight of a node runs its jobs elsewhere, while they may go on there: whoever came before the runner that is named says
+nothing more, and stops.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from typing import Any
 from sdforge.devices import devices
 from sdforge.order import Order
 from sdforge.run.__main__ import run_reporting
+from sdforge.store.files import own_name, publish_bytes
 
-ORDER, EVENTS, STOP, BUILDER = "order.json", "events.jsonl", "stop", "builder"
+ORDER, EVENTS, STOP, BUILDER, RUNNER = "order.json", "events.jsonl", "stop", "builder", "runner"
 GONE = 120.0  # seconds without a touch after which the builder counts as gone
 
 
@@ -26,11 +30,21 @@ class Spool:
     """The runner's side of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.name = folder, own_name()
         self.touched, self.seen = 0, time.monotonic()
+        publish_bytes(self.name.encode(), folder / RUNNER, folder, 0o644)
+
+    def replaced(self) -> bool:
+        """Say whether the order was given to somebody else meanwhile, or the folder is gone."""
+        try:
+            return (self.folder / RUNNER).read_text() != self.name
+        except OSError:
+            return True
 
     def say(self, event: dict[str, Any]) -> None:
-        """Append an event, whole."""
+        """Append an event, whole; nothing where another one runs the order."""
+        if self.replaced():
+            return
         line = (json.dumps(event, separators=(",", ":")) + "\n").encode()
         fd = os.open(self.folder / EVENTS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
@@ -40,8 +54,8 @@ class Spool:
             os.close(fd)
 
     def stopped(self) -> bool:
-        """Say whether to stop: asked to, or the builder is gone. Clocks of two machines are not compared."""
-        if (self.folder / STOP).exists():
+        """Say whether to stop: asked to, replaced, or the builder is gone. Clocks of two machines are not compared."""
+        if (self.folder / STOP).exists() or self.replaced():
             return True
         try:
             touched = (self.folder / BUILDER).stat().st_mtime_ns

@@ -85,5 +85,10 @@ def load_state(folder: Path, most: int) -> State | None:
     return None
 
 
+def newest(folder: Path, most: int) -> int:
+    """Return after how many steps, at most `most`, the newest state was kept; 0 if there is none. It is not read."""
+    return max((step for step in _steps(folder) if step <= most), default=0)
+
+
 def _steps(folder: Path) -> list[int]:
     return [int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()] if folder.is_dir() else []

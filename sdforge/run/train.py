@@ -6,12 +6,11 @@ on ends with the same bits as one that does not, on the same fingerprint.
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,49 +21,37 @@ from sdforge.identity import H
 from sdforge.method import module_of
 from sdforge.order import Given, Outcome
 from sdforge.order import Order as WorkOrder
-from sdforge.run.adapter import Adapter, Batch
+from sdforge.run.adapter import Adapter, Batch, joined
 from sdforge.run.derived import Derived
-from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.diffusion import Conditioning, Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
-from sdforge.run.images import Latents, Order, Picture, describe, plan_pictures, read_mask, read_pixels, split
+from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_pixels, split
 from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
-from sdforge.run.noise import STEPS
-from sdforge.run.optimizers import Average, make_optimizer, progress_of, set_training
-from sdforge.run.seeds import generator
+from sdforge.run.optimizers import Average, make_optimizer, set_training
+from sdforge.run.resume import put_back, taken_down
+from sdforge.run.shown import Batches, Shown, in_order
 from sdforge.run.sketch import sketch
 from sdforge.run.speed import begin_step, tune
-from sdforge.run.states import State, Stopped, load_state, save_state
-from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
-from sdforge.run.views import View, mask_of, pixels_of
+from sdforge.run.states import Stopped, load_state, save_state
+from sdforge.run.tensors import DTYPES, rounded, write_pack
+from sdforge.run.texts import Texts
 from sdforge.run.watch import Metrics, Samples, Validation
 from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) -> Outcome:
     """Run a training to its end. Raises Stopped (the state is kept) or ActionFailed (NaN, unusable pictures)."""
-    device = torch.device(order.how.get("device", "cpu"))
     adapter_module = module_of(order.group, f"{order.method}.adapter")
     table: type[Training] = module_of(order.group, order.method).TABLE
     settings = table.model_construct(**order.settings)
     on = order.the("on")
     report(note="loading the checkpoint")
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    diffusion: Diffusion = load(on, device, PRECISIONS[settings.precision])
+    diffusion = load_diffusion(order, on, settings.precision)
     adapter: Adapter = adapter_module.begin(settings, diffusion)
     return _Training(order, settings, diffusion, adapter, on).run(report, stopped)
-
-
-class _Shown(NamedTuple):
-    """A data set as the loop shows it: which pictures at which step, under which name its random numbers are drawn."""
-
-    batches: Order
-    pictures: list[Picture]
-    noise: str
-    weight: float
 
 
 class _Training:
@@ -73,16 +60,17 @@ class _Training:
         self.seed = int(order.settings["seed"])
         self.derived = Derived(order.derived)
         learned, held_out = ([_saying(row, adapter) for row in rows] for rows in split(order.the("dataset")))
-        self.shown = [self._show(learned, self.seed, "noise", 1.0)]
+        subject = self._plan(learned)
+        self.shown = [Shown(in_order(subject, settings, self.seed), subject, varies=adapter.varies)]
         if order.inputs.get("prior"):
             # its own stream of numbers: what is learned from does not change by what is kept beside it
-            seed = int(H("prior", self.seed)[:12], 16)
-            self.shown.append(self._show(order.the("prior").pictures, seed, "prior noise", settings.prior_weight))
+            seed, kept = int(H("prior", self.seed)[:12], 16), self._plan(order.the("prior").pictures)
+            self.shown.append(Shown(in_order(kept, settings, seed), kept, "prior noise", settings.prior_weight))
         self.pictures = [picture for shown in self.shown for picture in shown.pictures]
         self.latents = Latents(diffusion, on, self.derived)
-        self.masks: dict[tuple[str, str, tuple[int, int]], Tensor] = {}
+        self.batches = Batches(settings, self.seed, adapter, diffusion, self.latents)
         cached = adapter.text_is_frozen and adapter.reads_captions and not settings.shuffle
-        self.texts = _Texts(diffusion, on, self.derived) if cached and diffusion.text_encoders else None
+        self.texts = Texts(diffusion, on, self.derived) if cached and diffusion.text_encoders else None
         adapter.prepare(order, self.shown[0].pictures)
         self.groups = adapter.groups()
         self.parameters = dict(self._named())
@@ -109,19 +97,6 @@ class _Training:
     def _plan(self, rows: list[list[Any]]) -> list[Picture]:
         resolution = self.settings.resolution or self.diffusion.resolution
         return plan_pictures(rows, resolution, buckets=self.settings.buckets)
-
-    def _show(self, rows: list[list[Any]], seed: int, noise: str, weight: float) -> _Shown:
-        pictures, settings = self._plan(rows), self.settings
-        batches = Order(
-            pictures,
-            settings.batch,
-            seed,
-            flip=settings.flip,
-            dropout=settings.caption_dropout,
-            shuffle=settings.shuffle,
-            keep=settings.keep_tokens,
-        )
-        return _Shown(batches, pictures, noise, weight)
 
     def run(self, report: Report, stopped: Callable[[], bool]) -> Outcome:
         began = time.monotonic()
@@ -171,7 +146,7 @@ class _Training:
                 for flip in (False, True) if self.settings.flip else (False,):
                     self.latents.of(picture, flip=flip)
                 if picture.mask:
-                    self._mask(picture)
+                    self.batches.mask(picture)
                 report(note=f"encoding pictures {i + 1}/{len(distinct)}")
             if self.texts:
                 captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
@@ -189,7 +164,7 @@ class _Training:
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own.learning_rate * pace(self.settings, step)
         self.adapter.begins(step)
-        batches = self.ahead.pop(step, None) or [self._batch(shown, step) for shown in self.shown]
+        batches = self.ahead.pop(step, None) or [self.batches.make(shown, step) for shown in self.shown]
         self.optimizer.zero_grad(set_to_none=True)
         begin_step(self.tuned)
         losses: list[Tensor] = []
@@ -209,17 +184,15 @@ class _Training:
             self.average.update(step)
         if step + 1 < self.settings.steps and not self.adapter.varies:
             # a device still computes what was asked of it, and is waited for only where the loss is read
-            self.ahead = {step + 1: [self._batch(shown, step + 1) for shown in self.shown]}
+            self.ahead = {step + 1: [self.batches.make(shown, step + 1) for shown in self.shown]}
         return self._read(losses, step)
 
-    @staticmethod
-    def _read(losses: list[Tensor], step: int) -> float:
+    def _read(self, losses: list[Tensor], step: int) -> float:
         """Return the loss of a step. Raises ActionFailed if it is no number: then nothing of the step is kept."""
         value = sum(float(loss.detach()) for loss in losses)
         if not math.isfinite(value):
-            raise ActionFailed(
-                f"the loss became {value} at step {step + 1}", hint='a smaller learning_rate, or precision = "fp32"'
-            )
+            other = "" if self.settings.precision == "fp32" else ', or precision = "fp32"'
+            raise ActionFailed(f"the loss became {value} at step {step + 1}", hint=f"a smaller learning_rate{other}")
         return value
 
     def _loss(self, batches: list[Batch]) -> Tensor:
@@ -230,7 +203,7 @@ class _Training:
         if len(batches) == 1 or batches[0].noisy_BCHW.shape != batches[1].noisy_BCHW.shape:
             predictions = [self._predict(batch) for batch in batches]
         else:
-            predictions = list(self._predict(_joined(batches)).chunk(len(batches)))
+            predictions = list(self._predict(joined(batches)).chunk(len(batches)))
         total_B = None
         for shown, batch, predicted in zip(self.shown, batches, predictions, strict=True):
             loss_B = _mean_square(predicted, batch)
@@ -253,61 +226,6 @@ class _Training:
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.adapter.text_is_frozen):
             return self.diffusion.encode_text(captions)
-
-    def _batch(self, shown: _Shown, step: int) -> Batch:
-        chosen, device = shown.batches.at(step), self.diffusion.device
-        pairs = list(zip(chosen.pictures, chosen.flips, strict=True))
-        captions = chosen.captions
-        masks: Tensor | None
-        if self.adapter.varies and shown is self.shown[0]:
-            views = [self.adapter.view(picture, step) for picture in chosen.pictures]
-            captions = [view.caption(caption) for view, caption in zip(views, captions, strict=True)]
-            latents, masks = self._viewed(pairs, views)
-        else:
-            latents = torch.cat([self.latents.of(picture, flip=flip) for picture, flip in pairs])
-            masks = self._masks(pairs)
-        draw = generator(self.seed, shown.noise, step)
-        noise = torch.randn(latents.shape, generator=draw)
-        timesteps = torch.randint(self.settings.noise_from, STEPS, (len(chosen.captions),), generator=draw)
-        if self.settings.noise_offset:
-            level_BC11 = torch.randn(*latents.shape[:2], 1, 1, generator=draw)
-            noise = noise + self.settings.noise_offset * level_BC11
-        latents, noise, timesteps = (_moved(tensor, device) for tensor in (latents, noise, timesteps))
-        schedule = self.diffusion.schedule
-        return Batch(
-            schedule.add_noise(latents, noise, timesteps),
-            schedule.target(latents, noise, timesteps),
-            timesteps,
-            captions,
-            latents,
-            masks,
-            chosen.pictures,
-        )
-
-    def _viewed(self, pairs: list[tuple[Picture, bool]], views: list[View]) -> tuple[Tensor, Tensor]:
-        """Return latents and masks of pictures as they are shown at one step."""
-        shown = [(picture, view, flip) for (picture, flip), view in zip(pairs, views, strict=True)]
-        with torch.no_grad():
-            pixels = torch.cat([pixels_of(picture, view, flip=flip) for picture, view, flip in shown])
-            latents = self.diffusion.encode_picture(pixels)
-        masks = torch.cat([mask_of(picture, view, flip=flip) for picture, view, flip in shown])
-        return latents.cpu(), masks.to(self.diffusion.device)
-
-    def _mask(self, picture: Picture) -> Tensor:
-        place = (picture.sha256, picture.mask, picture.size)
-        if place not in self.masks:
-            self.masks[place] = read_mask(picture)
-        return self.masks[place]
-
-    def _masks(self, pairs: list[tuple[Picture, bool]]) -> Tensor | None:
-        if not any(picture.mask for picture, _ in pairs):
-            return None
-        masks = []
-        for picture, flip in pairs:
-            width, height = picture.size
-            mask = self._mask(picture) if picture.mask else torch.ones(1, 1, height // 8, width // 8)
-            masks.append(mask.flip(3) if flip else mask)
-        return torch.cat(masks).to(self.diffusion.device)
 
     # -- watching --------------------------------------------------------------------------------------------------
 
@@ -336,7 +254,7 @@ class _Training:
         networks = [self.diffusion.unet, *self.diffusion.text_encoders.values()]
         idle = ([] if self.adapter.varies else [self.diffusion.vae]) + (networks[1:] if self.texts else [])
         weights = [t for network in networks for t in network.state_dict(keep_vars=True).values()]
-        once = [self._batch(shown, 0).part(0, 1) for shown in self.shown]
+        once = [self.batches.make(shown, 0).part(0, 1) for shown in self.shown]
         plain = kept_bytes(lambda: self._loss(once).sum(), weights)
         set_checkpointing(networks, on=True)
         twice = kept_bytes(lambda: self._loss(once).sum(), weights)
@@ -367,25 +285,13 @@ class _Training:
         return fingerprint(self.diffusion.device) | parts
 
     def _save(self, step: int) -> None:
-        tensors: dict[str, tuple[str, tuple[int, ...], bytes | memoryview]] = {}
-        plain: dict[str, dict[str, Any]] = {}
-        for name, parameter in self.parameters.items():
-            rows: dict[str, Any] = {"value": parameter, **self.optimizer.state.get(parameter, {})}
-            if self.average:
-                rows["average"] = self.average.values[name]
-            for part, value in rows.items():
-                if not isinstance(value, Tensor):
-                    plain.setdefault(name, {})[part] = value
-                    continue
-                if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                    raise ActionFailed(f"{name} became NaN or Inf before step {step}", hint="a smaller learning_rate")
-                tensors[f"{name}.{part}"] = (NAMES[value.dtype], tuple(value.shape), raw(value))
+        tensors, optimizer = taken_down(step, self.parameters, self.optimizer, self.average)
         notes = {
             "losses": self.losses,
             "fingerprint": self._fingerprint(),
             "resumed": self.resumed,
             "validation": self.validation.found,
-            "optimizer": {"groups": progress_of(self.optimizer), "values": plain},
+            "optimizer": optimizer,
         }
         save_state(Path(self.order.states), step, tensors, notes)
 
@@ -393,12 +299,7 @@ class _Training:
         state = load_state(Path(self.order.states), self.settings.steps) if self.order.states else None
         if state is None:
             return 0
-        kept = state.notes.get("optimizer", {"groups": [], "values": {}})
-        for group, values in zip(self.optimizer.param_groups, kept["groups"], strict=False):
-            group |= values
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                self._restore(name, parameter, state, kept["values"].get(name, {}))
+        put_back(state, self.parameters, self.optimizer, self.average)
         self.losses = list(state.notes["losses"])
         self.validation.found = list(state.notes.get("validation", []))
         here, there = self._fingerprint(), state.notes["fingerprint"]
@@ -408,18 +309,6 @@ class _Training:
         ]
         report(resumed=state.step, same=here == there)
         return state.step
-
-    def _restore(self, name: str, parameter: nn.Parameter, state: State, plain: dict[str, Any]) -> None:
-        rows: dict[str, Any] = {}
-        for full, (dtype, shape, data) in state.tensors.items():
-            if full.rpartition(".")[0] == name:
-                tensor = torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)
-                rows[full.rpartition(".")[2]] = tensor.to(parameter.device)
-        parameter.copy_(rows.pop("value"))
-        if self.average:
-            self.average.values[name].copy_(rows.pop("average"))
-        if rows or plain:
-            self.optimizer.state[parameter] = rows | plain
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -461,24 +350,6 @@ def _saying(row: list[Any], adapter: Adapter) -> list[Any]:
     return [path, sha256, adapter.caption(caption), *rest]
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, without waiting for what a CUDA device still has to do."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def _joined(batches: list[Batch]) -> Batch:
-    """Return batches of one shape as one, for one pass through the networks."""
-    return Batch(
-        torch.cat([b.noisy_BCHW for b in batches]),
-        torch.cat([b.target_BCHW for b in batches]),
-        torch.cat([b.timesteps_B for b in batches]),
-        [caption for b in batches for caption in b.captions],
-        torch.cat([b.clean_BCHW for b in batches if b.clean_BCHW is not None]),
-        None,
-        [picture for b in batches for picture in b.pictures],
-    )
-
-
 def _mean_square(predicted_BCHW: Tensor, batch: Batch) -> Tensor:
     """Return every picture's mean square error; with a mask, the mean over what counts."""
     square_BCHW = (predicted_BCHW - batch.target_BCHW).square()
@@ -500,29 +371,3 @@ def pace(settings: Training, step: int) -> float:
         return 1.0
     share = (step - start) / max(1, settings.steps - start)
     return 0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2
-
-
-class _Texts:
-    """What captions say, encoded once each and kept in the store."""
-
-    def __init__(self, diffusion: Diffusion, given: Given, derived: Derived) -> None:
-        self.diffusion, self.derived = diffusion, derived
-        owners = diffusion.family.owners
-        parts = {name: i for name, i in given.identities.items() if name.startswith(("text_encoder", "tokenizer"))}
-        facts = {name: value for name, value in given.facts.items() if owners.get(name) == "text_encoder"}
-        self._from = {"components": parts, "facts": facts, "precision": str(diffusion.precision)}
-        self._kept: dict[str, Conditioning] = {}
-
-    def of(self, captions: list[str]) -> Conditioning:
-        for caption in captions:
-            if caption not in self._kept:
-                name = H("text", {**self._from, "caption": caption})  # type: ignore[dict-item]
-                tensors = self.derived.get("texts", name, lambda caption=caption: self._encode(caption))  # type: ignore[misc]
-                added = {key: value for key, value in tensors.items() if key != "hidden"}
-                self._kept[caption] = Conditioning(tensors["hidden"], added)
-        return Conditioning.stack([self._kept[caption] for caption in captions])
-
-    @torch.no_grad()
-    def _encode(self, caption: str) -> dict[str, Tensor]:
-        condition = self.diffusion.encode_text([caption])
-        return {"hidden": condition.hidden_BLD.float(), **condition.added}

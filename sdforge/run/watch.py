@@ -57,7 +57,6 @@ class Validation:
                 schedule.target(latents, noise, timesteps),
                 timesteps,
                 [picture.caption] * len(TIMESTEPS),
-                latents,
                 pictures=[picture] * len(TIMESTEPS),
             )
             total += float((predict(batch) - batch.target_BCHW).square().mean())
@@ -67,8 +66,9 @@ class Validation:
 
     @property
     def recommended(self) -> int | None:
-        """The step with the least loss."""
-        return int(min(self.found, key=lambda row: row[1])[0]) if self.found else None
+        """The step with the least loss; None where none has less than there was before the first."""
+        best = min(self.found, key=lambda row: row[1], default=[0])[0]
+        return int(best) or None
 
 
 class Samples:

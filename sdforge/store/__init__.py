@@ -20,32 +20,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdforge.artifact import Artifact, Component, Spot, Tensor, made_artifact
+from sdforge.artifact import Component, Spot, Tensor
 from sdforge.errors import BrokenPromise, LostObject
 from sdforge.identity import digest_of_text
 from sdforge.index import Index
+from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of, table_bytes
 from sdforge.store.files import (
     Lock,
-    Stat,
     damaged,
     is_abandoned,
-    is_settled,
     own_name,
     publish,
     publish_bytes,
     read_entry,
     resources,
-    sha256_of,
-    stat_of,
     sweep_parts,
 )
+from sdforge.store.seen import Seen
 
 LAYOUT = "v1"
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
@@ -54,133 +50,15 @@ COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is the
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What an action made.
-
-    components: those that the action made (others pass from its first input). files: path → [sha256, bytes] for
-    exports and pictures. packs: files in which its bytes lie, by sha256. record: what happened: device, versions, …
-    """
-
-    key: str
-    digest: str
-    kind: str
-    family: str = ""
-    components: dict[str, Component] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, list[Any]] = field(default_factory=dict)
-    packs: tuple[str, ...] = ()
-    grade: str = "A"
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    made: float = 0.0  # seconds since 1970
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self, *, record: bool = True) -> dict[str, Any]:
-        found = {name: getattr(self, name) for name in self.__dataclass_fields__ if record or name != "record"}
-        return found | {"components": {name: list(c) for name, c in self.components.items()}, "packs": list(self.packs)}
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> Result:
-        components = {name: Component(*row) for name, row in value["components"].items()}
-        return Result(**(value | {"components": components, "packs": tuple(value["packs"])}))
-
-    def dump(self) -> bytes:
-        """Return the file in which the store keeps this; `sum` tells damage."""
-        value = self.to_json()
-        return json.dumps(value | {"sum": _sum(value)}, indent=1, sort_keys=True).encode()
-
-    @staticmethod
-    def load(data: bytes) -> Result:
-        """Return the result that `dump` wrote. Raises ValueError, KeyError, TypeError for anything else."""
-        value = json.loads(data)
-        if value.pop("sum") != _sum(value):
-            raise ValueError("its bytes are not what they were")
-        return Result.from_json(value)
-
-    def needs(self) -> set[str]:
-        """Return the objects (or source files) without which the result is of no use."""
-        return set(self.packs) | {component.table for component in self.components.values()}
-
-    def objects(self) -> set[str]:
-        """Return all objects that belong to the result: what it needs, and what is kept of its run."""
-        kept = {str(self.record[name]) for name in ("losses", "log") if name in self.record}
-        return self.needs() | kept | {sha256 for _, _, sha256 in self.record.get("samples", [])}
-
-    def artifact(self) -> Artifact:
-        """Return the artifact, as far as the action made it."""
-        return made_artifact(self.kind, self.family, self.components, self.facts)
-
-
-def _sum(value: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def load_result(path: Path) -> Result:
-    """Return a result from its file. Raises FileNotFoundError, and ValueError for a damaged one."""
-    try:
-        result = Result.load(read_entry(path))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it is no result ({type(error).__name__})") from None
-    if (result.key, result.digest) != (path.parent.name, path.stem):
-        raise ValueError("it stands under another name")
-    return result
-
-
-def alias_text(key: str, content_key: str) -> str:
-    """Return an alias's content: where it leads, and a sum over both keys, so that an exchanged one is known."""
-    return f"{content_key} {hashlib.sha256(f'alias {key} {content_key}'.encode()).hexdigest()[:16]}"
-
-
-def alias_in(key: str, data: bytes) -> str:
-    """Return the key that an alias leads to. Raises ValueError for a damaged one."""
-    content_key = data[:64].decode(errors="replace")
-    if data.decode(errors="replace") != alias_text(key, content_key):
-        raise ValueError("it is not the alias that its name says")
-    return content_key
-
-
-def preimage_in(key: str, data: bytes) -> dict[str, Any]:
-    """Return a manifest, or what a data set is named by. Raises ValueError for one that is not that of its key."""
-    try:
-        value = json.loads(data)
-    except RecursionError:
-        raise ValueError("it is no manifest") from None
-    if not isinstance(value, dict):
-        raise ValueError("it is no manifest")
-    right = value.get("sum") == _sum(value | {"sum": key}) if "sum" in value else True
-    if not right or ("method" in value and digest_of_text("action", data.decode()) != key):
-        raise ValueError("it is not the manifest of its key")
-    return value
-
-
-@dataclass
-class Known:
-    """What the store knows under one key: results, where an alias leads, and what a formula would make."""
-
-    results: list[Result] = field(default_factory=list)
-    alias: str = ""
-    formula: dict[str, Any] | None = None  # {"components": name → [identity, dtype], "facts": …}
-
-    def dump(self) -> str:
-        results = [result.to_json(record=False) for result in self.results]
-        return json.dumps([results, self.alias, self.formula], separators=(",", ":"))
-
-    @staticmethod
-    def load(text: str) -> Known:
-        results, alias, formula = json.loads(text)
-        return Known([Result.from_json(value) for value in results], alias, formula)
-
-
 class Store:
     """One cache folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root / LAYOUT
         self.index = Index(self.root / "index.db")
+        self.seen = Seen(self.index)
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
-        self._looked: dict[Path, tuple[Stat, str]] = {}  # by this process
-        self._places: dict[str, Path] = {}  # sha256 → a file that had it, looked at by this process
         self._ready = False
 
     # -- folders ---------------------------------------------------------------------------------------------------
@@ -273,8 +151,7 @@ class Store:
             path.unlink()
         else:
             publish(path, self.object(sha256))
-            if stat := stat_of(self.object(sha256)):
-                self._looked[self.object(sha256)] = stat, sha256
+            self.seen.note_written(self.object(sha256), sha256)
 
     def note_laid(self, sha256: str, key: str, data_sha256: str) -> None:
         """Note that a pack is laid out as a file (see `FileLayout.key`)."""
@@ -289,7 +166,7 @@ class Store:
         for sha256 in packs:
             noted = self.run_noted(f"laid:{sha256}")
             path = self.object(sha256)
-            if noted and path.is_file() and self.digest(path) == sha256:
+            if noted and path.is_file() and self.seen.digest(path) == sha256:
                 found[noted[0]] = str(path), sha256, noted[1]
         return found
 
@@ -306,10 +183,16 @@ class Store:
             raise LostObject(damaged(path, self.root / "quarantine", str(error)).message, sha256) from None
         return data
 
+    def bytes_of(self, sha256: str) -> bytes:
+        """Return an object's bytes; nothing where it is lost, for what can go on without it."""
+        try:
+            return self.read_object(sha256)
+        except LostObject:
+            return b""
+
     def put_table(self, tensors: Iterable[Tensor]) -> str:
         """Keep a table of tensors; return how `Component.table` names it."""
-        rows = [[*t[:6], list(t.spot) if t.spot else None] for t in sorted(tensors)]
-        return self.put_bytes(json.dumps(rows, separators=(",", ":")).encode())
+        return self.put_bytes(table_bytes(tensors))
 
     def table(self, component: Component) -> list[Tensor]:
         """Return the tensors of a component whose bytes have been seen."""
@@ -356,56 +239,12 @@ class Store:
     def find(self, sha256: str) -> Path | None:
         """Return a file with these bytes: an object, or a source that has not changed since it was looked at."""
         path = self.object(sha256)
-        if path.exists():
-            return path
-        places = [str(self._places[sha256])] if sha256 in self._places else []
-        places += [place for _, place in self.index.read("digests", "sha256 = ?", [sha256])]
-        for place in places:
-            if stat_of(place) and self.digest(Path(place)) == sha256:
-                return Path(place)
-        return None
+        return path if path.exists() else self.seen.find(sha256)
 
     def holds(self, result: Result) -> bool:
         """Say whether all files in which a result's bytes lie are there, and the tables that list its tensors."""
         tables = (self.object(component.table).exists() for component in result.components.values())
         return all(self.find(pack) for pack in result.packs) and all(tables)
-
-    # -- files that are not ours -----------------------------------------------------------------------------------
-
-    def stat_cache(self, path: Path) -> str:
-        """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else "".
-
-        A look so soon after a change that it cannot be trusted counts for this process alone: whoever reads the bytes
-        verifies them.
-        """
-        stat = stat_of(path)
-        if path in self._looked and self._looked[path][0] == stat:
-            return self._looked[path][1]
-        row = self.index.read_keyed("seen", [f"file:{path}"]).get(f"file:{path}")
-        if row and stat and row[1] and tuple(json.loads(row[0])) == stat:
-            return str(row[2])
-        return ""
-
-    def digest(self, path: Path) -> str:
-        """Return a file's sha256, from the stat cache if it can be trusted."""
-        known = self.stat_cache(path)
-        return known or self.look(path)
-
-    def look(self, path: Path) -> str:
-        """Hash a file now, and remember it."""
-        while True:
-            before, looked = stat_of(path), time.time_ns()
-            sha256 = sha256_of(path)
-            if before is not None and stat_of(path) == before:
-                self.remember(path, before, sha256, looked)
-                return sha256
-
-    def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
-        """Note what a file's bytes were at a look."""
-        self._looked[path], self._places[sha256] = (stat, sha256), path
-        row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
-        self.index.put("seen", {f"file:{path}": row})
-        self.index.insert("digests", [(sha256, str(path))])
 
     # -- results ---------------------------------------------------------------------------------------------------
 
@@ -499,6 +338,11 @@ class Store:
         self.fresh(result.key)
         self._dirty(result.key)
 
+    def rewrite(self, result: Result) -> None:
+        """Publish a result once more, whose bytes lie elsewhere now."""
+        self._publish(result.dump(), self.keyed("results", result.key) / f"{result.digest}.json")
+        self.reread(result.key)
+
     def add_alias(self, key: str, content_key: str, manifest: str = "") -> None:
         """Let a key lead to another one: same input bytes, or (without manifest) something alike."""
         if manifest:
@@ -530,7 +374,7 @@ class Store:
 
     def note_whole(self, key: str, value: dict[str, Any]) -> None:
         """Keep what a data set is named by, with a sum, since its name is not the hash of it."""
-        self.note_preimage(key, json.dumps(value | {"sum": _sum(value | {"sum": key})}))
+        self.note_preimage(key, json.dumps(value | {"sum": sum_of(value | {"sum": key})}))
 
     def preimage(self, key: str) -> dict[str, Any] | None:
         """Return the manifest behind a key, if it was ever kept here; a damaged one is set aside."""
@@ -562,7 +406,7 @@ class Store:
         return self.root / "derived"
 
     def note_run(self, what: str, value: Any) -> None:
-        """Remember how long something took, for estimates."""
+        """Remember something of a run: how long it took, for estimates, or how a pack is laid out."""
         self.index.put("history", {what: json.dumps(value)})
 
     def run_noted(self, what: str) -> Any:

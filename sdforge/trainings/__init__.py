@@ -4,8 +4,10 @@
 which returns what is trained: see `sdforge.run.adapter.Adapter`. One loop (`sdforge/run/train.py`) serves them all; a
 method that learns from no data set has a `run(order, report, stopped)` of its own instead. No training names a family;
 what it needs to know of one it asks the loaded `Diffusion`. A module may have `advise(table, inputs)`, which says
-before anything runs what cannot work, and `facts(table)`, the facts of its result that are known by then. Its settings
-say how much is trained, `learns(family, shapes)`, so that a plan knows what train states take.
+before anything runs what cannot work, `advise_words(table, inputs, tokenizer)`, which says it of new words, and
+`facts(table)`, the facts of its result that are known by then; `CAPTIONS = False` where captions are not read, and
+`UNCAPTIONED`, roles whose pictures need none. Its settings say how much is trained, `learns(family, shapes)`, so that a
+plan knows what train states take.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE, SAFETENSORS
 from sdforge.edits.insert import ROWS
 from sdforge.families import Family, family
+from sdforge.formats.tokenizer import is_ordinary
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -174,10 +177,10 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]], *, captions: bo
         found += without("text_encoders", "what learns from captions", str(table.on), inputs)
     if table.warmup >= table.steps:
         sentence = f"the warm-up of {table.warmup} steps is as long as the training, {table.steps}"
-        found.append(("on", "warmup", sentence, f"warmup = {table.steps // 20}", True))
+        found.append(("warmup", "warmup", sentence, f"warmup = {table.steps // 20}", True))
     if table.optimizer == "schedule_free" and table.schedule != "constant":
         sentence = f'schedule_free has no use for a schedule = "{table.schedule}"'
-        found.append(("on", "schedule", sentence, 'schedule = "constant"', True))
+        found.append(("schedule", "schedule", sentence, 'schedule = "constant"', True))
     return found
 
 
@@ -190,6 +193,14 @@ def never_named(token: str, dataset: str, inputs: dict[str, list[Artifact | None
     sentence = f"no caption of `{dataset}` names the token {token!r}"
     hint = f'write {{trigger}} in the captions, and trigger = "{token}" in the data set'
     return [("dataset", "token", sentence, hint, False)]
+
+
+def hides_a_word(token: str, on: str, tokenizer: dict[str, Any], *, warning: bool) -> list[Advice]:
+    """Say that a token is a word of the checkpoint already; warning: where it may be meant."""
+    if not is_ordinary(token, tokenizer):
+        return []
+    sentence = f"{token!r} is an ordinary word of `{on}`; as a token it would hide that word"
+    return [("token", "token", sentence, f'token = "<{token}>"', warning)]
 
 
 def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:

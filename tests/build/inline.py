@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdforge.build import Build, Options, Summary, _Inline
+from sdforge.build import Build
 from sdforge.errors import ForgeError
 from sdforge.executors import Handle
+from sdforge.executors.inline import Inline
 from sdforge.order import Computation, Order, Ref
 from sdforge.plan import Plan
 from sdforge.session import Session, open_session
+from sdforge.under_way import Options, Summary
 
 
 class Silent:
@@ -105,7 +107,7 @@ class Bench:
     # an executor
     def submit(self, order: Order, log: str, lock: int) -> Handle:  # noqa: ARG002
         self.orders[order.target] = order
-        return _Inline(Order.from_json(json.loads(json.dumps(order.to_json()))))
+        return Inline(Order.from_json(json.loads(json.dumps(order.to_json()))))
 
     def close(self) -> None:
         pass

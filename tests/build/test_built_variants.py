@@ -111,6 +111,27 @@ def test_a_variant_has_a_folder_of_its_own(bench: Bench) -> None:
     assert not (bench.root / "out" / "r").exists()
 
 
+def test_variants_that_trained_otherwise_are_in_one_program_side_by_side(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a variant has for itself is called so; what it shares with its recipe is the same file."""
+    other = '[lora.shared]\non = "base"\ndataset = "drawings"\nrank = 1\nsteps = 1\nprecision = "fp32"\n'
+    preset = '[preset]\ncheckpoint = "base"\nbake = { style = 0.5, shared = 0.5 }\nexport = ["checkpoint", "loras"]\n'
+    bench.recipe(TRAINED.partition("[bake")[0] + other + preset + "[variant.longer]\nstyle.steps = 2\n")
+    bench.build("r", "r@longer")
+    files = {p.name for p in (bench.root / "out" / "r@longer" / "loras").glob("*.safetensors")}
+    assert files == {"style-longer.safetensors", "shared.safetensors"}
+    comfy = bench.root / "comfy"
+    (comfy / "models" / "checkpoints").mkdir(parents=True)
+    for preset in ("r", "r@longer"):
+        assert run(bench, "install", preset, "--into", f"comfyui:{comfy}") == 0, capsys.readouterr().err
+    found = {p.name for p in (comfy / "models").rglob("*.safetensors")}
+    assert found == {*files, "style.safetensors", "r.safetensors", "r@longer.safetensors"}
+    assert run(bench, "install", "r@longer", "--into", f"comfyui:{comfy}", "--undo") == 0
+    left = {p.name for p in (comfy / "models").rglob("*.safetensors")}
+    assert left == {"style.safetensors", "shared.safetensors", "r.safetensors"}
+
+
 def test_another_recipe_may_take_from_a_variant(bench: Bench) -> None:
     bench.recipe(TAKEN)
     bench.recipe('[cast.half]\ncheckpoint = "r@ten-3:inked"\ndtype = "fp16"\n', "s")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from sdforge.cli import parser
+from sdforge.arguments import parser
 from sdforge.formats.safetensors import read_header
 from tests.conftest import FORGE, Project, new_project
 
@@ -453,13 +453,14 @@ def test_completion_names_every_command(tmp_path: Path, shell: str) -> None:
         (["why", "pres"], ["preset.export"]),
         (["build", "to"], ["toy", "toy:a", "toy:b", "toy:c", "toy:preset.export"]),
         (["build", "toy", ":", "pre"], ["preset.export"]),  # bash takes toy:pre for three words
+        (["build", "toy", ":"], ["a", "b", "c", "preset.export"]),
         (["-C", ".", "pl"], ["plan"]),
     ],
 )
 def test_bash_completes_commands_options_and_targets(typed: list[str], offered: list[str], project: Project) -> None:
     script = project.forge("completion", "bash").out
     words = " ".join(f"'{word}'" for word in ["forge", *typed])
-    line = " ".join(["forge", *typed]).replace(" : ", ":")
+    line = " ".join(["forge", *typed]).replace(" : ", ":").replace(" :", ":")
     script += f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}\n"
     script += '_forge; printf "%s\\n" "${COMPREPLY[@]}"\n'
     environment = os.environ | {"PATH": f"{FORGE.parent}:{os.environ['PATH']}", "FORGE_METHODS": _methods()}
@@ -582,6 +583,30 @@ def test_a_recipe_behind_a_link_that_leads_out_is_not_read(project: Project, tmp
     said = project.forge("plan", "z", code=2).err
     assert "leads out of the project" in said
     assert "password" not in said
+
+
+@pytest.mark.parametrize(
+    ("training", "needed"), [("dreambooth.d]\nprompt = 'a sks cat'", False), ("fine_tune.d]", True)]
+)
+def test_pictures_without_captions_are_named_where_captions_are_read(
+    training: str, needed: bool, project: Project
+) -> None:
+    for text in (project.root / "drawings").glob("*.txt"):
+        text.unlink()
+    project.recipe.write_text(
+        f'family = "sd15"\n[{training}\non = "base"\ndataset = "drawings"\n[preset]\ncheckpoint = "d"\n'
+    )
+    assert ("pictures of `drawings` have no caption" in project.forge("check").err) == needed
+
+
+def test_a_build_says_beforehand_what_may_be_a_mistake_of_what_it_trains(project: Project) -> None:
+    (project.root / "drawings" / "wave.gif").write_bytes(b"GIF89a")
+    said = [event["text"] for event in project.build().of("note")]
+    (text,) = (text for text in said if "wave.gif" in text)  # once, though three trainings take the data set
+    assert text == "recipes/toy.toml:5:11: 1 picture in `drawings` is passed over: wave.gif"
+    project.edit("rank = 5", "rank = 4")
+    said = [event["text"] for event in project.build().of("note")]
+    assert [text.partition(": ")[0] for text in said if "wave.gif" in text] == ["recipes/toy.toml:15:11"]
 
 
 @pytest.mark.parametrize("place", ["drawings/zz.png", "drawings/0.txt", "base/unet/config.json"])

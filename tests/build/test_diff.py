@@ -88,7 +88,7 @@ def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture
         assert picture.width > 3 * 128
     bench.recipe(PRESET.replace("0.5, 0.5", "0.25, 0.75"), "other")
     found = diff(bench, capsys, "r", "other", code=2)
-    assert (found["message"], found["hint"]) == ("other is not built as its recipe has it", "forge build other")
+    assert (found["message"], found["hint"]) == ("other has not been built yet", "forge build other")
     assert "no recipe and no target" in diff(bench, capsys, "r", "nothing", code=2)["message"]
     bench.recipe(PRESET + "[sweep.two]\nsoft.weights = [[0.0, 1.0], [0.5, 0.5]]\n", "swept")
     found = diff(bench, capsys, "swept@two", code=2)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sdforge.cli import main
+from sdforge.store import files
 from tests.build.inline import Bench
 from tests.build.test_single_tensors import MID, SOFT, variants
 
@@ -110,3 +111,79 @@ def test_recipes_with_mistakes_are_named_and_the_kinds_are_told(bench: Bench, du
     bench.recipe("nonsense = 1\n", "wrong")
     said = du()
     assert list(said["unread"]) == [str(bench.root)]
+
+
+SHIFTED = SOFT.replace("[0.6, 0.4]", "[0.5, 0.5]") + 'blocks = { "text_encoder" = [0.6, 0.4] }\n'
+
+
+@pytest.fixture
+def worn(bench: Bench) -> str:
+    """A pack of which the text encoder alone is needed, after the U-Net's weights have changed."""
+    bench.recipe(SOFT)
+    bench.build()
+    (pack,) = bench.packs()
+    bench.recipe(SHIFTED)
+    bench.build()
+    return pack
+
+
+@pytest.fixture
+def clean(bench: Bench, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["-C", str(bench.root), "clean", "--json", *arguments]) == 0
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return said
+
+    return run
+
+
+def test_a_pack_that_is_mostly_needed_by_nobody_shrinks_to_what_is(bench: Bench, worn: str, clean: Any) -> None:
+    before, size = bench.bytes_of("soft"), bench.packs()[worn]
+    needed = sum(len(data) for name, data in before.items() if name.startswith("text_encoder"))
+    assert clean()["packs"] == 1
+    assert worn not in bench.packs()
+    assert any(needed < own < needed + size / 4 for own in bench.packs().values())
+    assert bench.bytes_of("soft") == before
+    assert bench.plan().to_do == []
+    bench.recipe(SOFT)  # what is left of its pack is found in the new one
+    bench.build()
+    assert {name.partition(".")[0] for name in bench.computed("soft")} == {"unet"}
+
+
+@pytest.mark.usefixtures("worn")
+def test_what_shrinking_frees_is_said_before(clean: Any, du: Any) -> None:
+    kinds = ("packs", "tables", "results", "left over")
+    before, said = du()["kinds"], clean("--dry-run")
+    assert all(du()["kinds"][kind] == before[kind] for kind in kinds)
+    assert clean() == said | {"dry_run": False}
+    now = du()
+    assert said["bytes"] == sum(before[kind]["bytes"] - now["kinds"][kind]["bytes"] for kind in kinds)
+    assert now["unlisted"] == 0
+    assert clean() == said | {"dry_run": False, "files": 0, "packs": 0, "bytes": 0}
+
+
+def test_a_damaged_pack_is_left_to_those_who_read_it(bench: Bench, worn: str, clean: Any) -> None:
+    path = bench.root / "cache" / "v1" / "objects" / worn[:2] / worn
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1  # of the text encoder, whose names come first
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert clean()["packs"] == 0
+    assert worn in bench.packs()
+
+
+@pytest.mark.parametrize("publish", [1, 2, 3])
+def test_a_clean_that_the_disk_stops_loses_nothing(
+    bench: Bench, worn: str, clean: Any, publish: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops at the new pack, at the table that lists it, and at the result that has the table."""
+    before = bench.bytes_of("soft")
+    with monkeypatch.context() as patch:
+        patch.setenv(files.FAULT, f"ENOSPC:{publish}")
+        patch.setattr(files, "_published", 0)
+        assert main(["-C", str(bench.root), "clean"]) == 4
+    assert bench.bytes_of("soft") == before
+    assert clean()["packs"] == 1
+    assert worn not in bench.packs()
+    assert bench.bytes_of("soft") == before

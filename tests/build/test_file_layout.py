@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sdforge.file_layout import FileLayout
 from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.room import room
 from sdforge.run.formula import run_formula
 from tests.build.inline import Bench
 from tests.families.workbench import Taken, keep, reference
@@ -42,7 +43,7 @@ def test_one_writing_gives_the_file_that_two_give(bench: Bench, tmp_path: Path) 
 def test_the_plan_counts_what_is_written_once_once(bench: Bench) -> None:
     bench.recipe(PRESET)
     session = bench.session()
-    needed, _ = session.room(session.plan(session.resolve(["r"])))
+    needed, _ = room(session, session.plan(session.resolve(["r"])))
     bench.build()
     assert needed == sum(tensor.nbytes for tensor in load_file(exported(bench)).values())
 

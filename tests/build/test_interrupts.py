@@ -88,6 +88,7 @@ def test_an_interrupt_keeps_the_state(
     assert "the state of toy:a is kept" in err
     assert "Traceback" not in out + err
     wait_for(lambda: not is_alive(worker))
+    assert "it has never been made here; goes on from step 5" in fresh.forge("plan").out
     finish(fresh, uninterrupted, 5)
 
 

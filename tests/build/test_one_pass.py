@@ -9,7 +9,9 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.errors import ActionFailed
-from sdforge.plan import Planner, Step
+from sdforge.plan import Step
+from sdforge.planner import Planner
+from sdforge.room import room
 from tests.build.inline import Bench
 
 SOFT = '[weighted_sum.soft]\ncheckpoints = ["base", "ink"]\nweights = [0.6, 0.4]\n'
@@ -189,7 +191,7 @@ def test_every_link_of_a_long_chain_is_listed_once(bench: Bench, monkeypatch: py
         links += f'[weighted_sum.s{i}]\ncheckpoints = ["s{i - 1}", "ink"]\nweights = [0.{i + 10}, 0.5]\n'
     bench.recipe(links)
     session = bench.session()
-    session.room(session.plan(session.resolve(["r"])))
+    room(session, session.plan(session.resolve(["r"])))
     assert listed == [f"r:s{i}" for i in range(12)]
 
 

@@ -67,6 +67,17 @@ def test_strengths_of_what_is_baked_are_columns(bench: Bench, capsys: pytest.Cap
     assert found["rows"]["text_encoder"] == [0.5]
 
 
+def test_some_tensors_of_a_block_have_a_row_of_their_own(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    merge = SUM + 'blocks = { "M00:attn1" = [0.9, 0.1] }\n'
+    bake = '[bake.lit]\ncheckpoint = "base"\nloras.glow = { blocks = { "unet:to_q" = 0.3 } }\n'
+    found = tables(bench, capsys, merge + bake)
+    assert found["soft"]["rows"]["M00:attn1"] == [0.9, 0.1]
+    assert found["soft"]["rows"]["unet.mid"] == [0.6, 0.4]
+    assert found["lit"]["rows"]["unet:to_q"] == [0.3]
+    assert main(["-C", str(bench.root), "plan", "r", "--blocks"]) == 0
+    assert ["M00:attn1", "0.9", "0.1"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_a_person_reads_runs_of_equal_blocks_as_one_row(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     bench.recipe(SUM + 'blocks = { "unet.in*" = [0.9, 0.1] }\n')
     capsys.readouterr()

@@ -16,12 +16,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from sdforge.build import Build, Options, Summary
+from sdforge.build import Build
 from sdforge.cli import main
 from sdforge.errors import CheckFailed, RecipeError
 from sdforge.method import method, method_groups
 from sdforge.order import Order, Outcome
 from sdforge.run.likeness import psnr, rms, ssim
+from sdforge.under_way import Options, Summary
 from tests.build.inline import Bench, Silent
 
 PRESET = """

@@ -100,6 +100,14 @@ def test_an_embedding_tells_its_word_and_for_what_it_is(show: Show, tmp_path: Pa
     )
 
 
+def test_a_presets_folder_is_shown_by_the_model_in_it(show: Show, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "preset.json").write_text("{}")
+    save_file({"emb_params": torch.zeros(1, 768)}, folder / "mine.safetensors")
+    assert (show(folder)["path"], show(folder)["kind"]) == (str(folder / "mine.safetensors"), "embedding")
+
+
 def test_what_cannot_be_used_is_shown_with_the_reason(show: Show, tmp_path: Path) -> None:
     flux = "double_blocks.0.img_attn.qkv.weight"
     save_file({flux: torch.ones(3, 1)}, tmp_path / "x.safetensors")
@@ -167,3 +175,14 @@ def test_hostile_sources_end_a_build_in_one_sentence(project: Project) -> None:
             )  # the sentence, the line with its caret, the hint, and how many there are
         project.edit(f'from = "{name}"\npickle = "allow"', 'from = "base"', "forge.toml")
     assert not (project.root / "harm").exists()
+
+
+def test_tensors_that_hold_nan_or_inf_are_named(exported: Path, show: Show, tmp_path: Path) -> None:
+    whole = exported / "checkpoint.safetensors"
+    tensors = load_file(whole)
+    names = sorted(name for name, tensor in tensors.items() if tensor.ndim == 1)[:2]
+    for name, value in zip(names, (float("nan"), float("inf")), strict=True):
+        tensors[name][-1] = value
+    save_file(tensors, tmp_path / "broken.safetensors")
+    assert sorted(show(tmp_path / "broken.safetensors")["broken"]) == names
+    assert "broken" not in show(whole)

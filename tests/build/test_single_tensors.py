@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdforge.families import family
+from sdforge.room import bytes_needed, room
 from tests.build.inline import Bench
 from tests.toys import WIDTH
 
@@ -91,7 +92,7 @@ def test_the_plan_counts_the_bytes_that_are_written_alone(bench: Bench) -> None:
     bench.recipe(SOFT + MID)
     session = bench.session()
     plan = session.plan(session.resolve(["r"]))
-    needed, _ = session.room(plan)
+    needed, _ = room(session, plan)
     bench.build()
     after = bench.bytes_of("soft")
     assert needed == sum(len(after[name]) for name in bench.computed("soft"))
@@ -118,8 +119,8 @@ def test_the_plan_counts_the_states_of_trainings(bench: Bench) -> None:
         bench.recipe(TRAINED.format(rank=rank, ema=ema))
         session = bench.session()
         plan = session.plan(session.resolve(["r"]))
-        needed[rank, ema] = {step.node.target.name: session.bytes_needed(step) for step in plan.to_do}
-        assert session.room(plan)[0] == sum(needed[rank, ema].values())
+        needed[rank, ema] = {step.node.target.name: bytes_needed(session, step) for step in plan.to_do}
+        assert room(session, plan)[0] == sum(needed[rank, ema].values())
     first, wider, averaged = needed.values()
     assert wider["style"] == 2 * first["style"] > 0
     widths = [4, 4, 4, 4, 8, 8, 8, 8, 8, 8, 4, 4, 4, 4, 4, 4]  # of the cross-attentions, on the way down and up

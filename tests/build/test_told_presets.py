@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from sdforge.chronicle import chapters
 from sdforge.cli import main
 from sdforge.telling import TEXTS, is_told, tell
 from tests.build.inline import Bench
@@ -95,11 +94,11 @@ def test_what_is_shown_of_the_first_build_is_what_it_drew(twice: Bench) -> None:
 
 def test_a_build_that_makes_the_same_is_no_other_build(twice: Bench) -> None:
     session = twice.session()
-    before, text = chapters(session, "r"), page(twice)
+    before, text = session.chronicle.past("r").builds, page(twice)
     session.store.close()
     twice.build()
     session = twice.session()
-    assert chapters(session, "r") == before
+    assert session.chronicle.past("r").builds == before
     assert len(before) == 2
     assert page(twice) == text
     session.store.close()

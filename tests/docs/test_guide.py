@@ -18,7 +18,7 @@ from tests.quick import Quick
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("merging", "character", "looking", "sharing", "programs")  # they go on in the tutorial's workshop
+PAGES = ("merging", "character", "training", "looking", "sharing", "programs")  # they go on in the tutorial's workshop
 DEFINED = re.compile(r"^def (test_\w+)", re.MULTILINE)
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FAST = (

@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from sdforge.artifact import Artifact
 from sdforge.edits import insert
 from sdforge.edits.export import run as run_export
 from sdforge.edits.insert import ROWS
@@ -287,3 +288,22 @@ def test_rows_that_are_no_numbers_or_too_large_stop_with_the_tables_name(
     sick = keep(tmp_path / "e", {"embedding": {"text_encoder": rows}}, kind="embedding", facts={"token": "<sick>"})
     with pytest.raises(ActionFailed, match=r"text_encoder\.text_model\.embeddings\.token_embedding\.weight"):
         made(planned(toy, sick), toy, sick)
+
+
+def test_a_word_that_would_be_hidden_is_refused_before_it_is_trained(toy: Taken) -> None:
+    foretold = {"one": {"token": "<face>"}, "two": {"token": "Cat"}, "pair": {"token": "<ink>", "negative": "red"}}
+    inputs = [Artifact("embedding", facts=facts) for facts in foretold.values()]  # type: ignore[arg-type]
+
+    def said(**over: list[str]) -> list[tuple[str, str]]:
+        places = {name: {"over": over.get(name, [])} for name in foretold}
+        table = insert.Insert.model_validate({"checkpoint": "base", "embeddings": places})
+        found = insert.advise_words(table, {"embeddings": [*inputs]}, toy.vocabulary)
+        return [(role, sentence.partition(" ")[0]) for role, _, sentence, _, _ in found]
+
+    assert said() == [("embeddings.two", "'Cat'"), ("embeddings.pair", "'red'")]
+    assert said(two=["cat"], pair=["red", "cat"]) == []
+
+
+def test_what_an_embedding_that_is_not_there_is_called_is_not_talked_about(toy: Taken) -> None:
+    table = insert.Insert.model_validate({"checkpoint": "base", "embeddings": {"one": {}}})
+    assert insert.advise_words(table, {"embeddings": [None]}, toy.vocabulary) == []

@@ -23,7 +23,7 @@ from sdforge.plan import Step
 from sdforge.report.progress import JsonLines, Plain
 from sdforge.run.sample import Wish
 from sdforge.session import Session, open_session
-from sdforge.store import Result
+from sdforge.store.entries import Result
 from tests.families.workbench import Taken, keep
 
 SETTINGS: dict[str, Any] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sdforge.advice import advice
 from sdforge.cli import main
 from sdforge.errors import RecipeError
 from sdforge.housekeeping import clean
@@ -117,7 +118,7 @@ def test_words_to_a_base_that_is_shown_pictures_are_refused_in_the_plan(root: Pa
     (root / "recipes" / "r.toml").write_text(WORDLESS)
     session = open_session(root)
     session.open_recipes(["r"])
-    found = session.advice(session.plan(list(session.graph.nodes)))
+    found = advice(session, session.plan(list(session.graph.nodes)))
     said = [(p.place.line, p.message.partition("Stable")[0]) for p in found if p.place and not p.warning]
     assert said == [
         (4, "what learns from captions cannot be trained on `shown`: "),
@@ -129,7 +130,7 @@ def test_words_to_a_base_that_is_shown_pictures_are_refused_in_the_plan(root: Pa
     (root / "recipes" / "r.toml").write_text(f'family = "image_variations"\n{silent}')
     session = open_session(root)
     session.open_recipes(["r"])
-    assert session.advice(session.plan(list(session.graph.nodes))) == []
+    assert advice(session, session.plan(list(session.graph.nodes))) == []
 
 
 def test_a_lora_of_the_family_beneath_fits_a_base_that_is_shown_pictures(root: Path, toys: Path) -> None:

@@ -95,6 +95,22 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.file(value)
 
+    def lead(self, address: str, data: bytes) -> None:
+        """Answer as the Hub does of a file that it keeps with Xet: where its bytes lie, and what they are."""
+        says = {
+            "Location": address,
+            "Content-Length": "0",
+            "X-Repo-Commit": self.host.commit,
+            "X-Linked-Size": str(len(data)),
+            "X-Linked-ETag": f'"{hashlib.sha256(data).hexdigest()}"',
+            "X-Xet-Hash": hashlib.sha3_256(data).hexdigest(),  # another hash than its sha256
+            "Link": f'<{self.host.url}/api/models/a/b/xet-read-token/{self.host.commit}>; rel="xet-auth"',
+        }
+        self.send_response(302)
+        for name, value in says.items():
+            self.send_header(name, value)
+        self.end_headers()
+
     def file(self, data: bytes) -> None:
         fault = self.host.faults.pop(0) if self.host.faults else ""
         if fault in ("404", "503"):

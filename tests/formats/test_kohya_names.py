@@ -180,3 +180,29 @@ def test_ranks_that_differ_are_called_dynamic() -> None:
     found = kohya_metadata("sd_v1", {}, {}, factors)
     assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("Dynamic", "Dynamic")
     assert json.loads(found["ss_network_args"]) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "alpha", "conv_alpha"),
+    [
+        ({}, "8.0", "4.0"),
+        ({"alpha": 2.0}, "2.0", "2.0"),
+        ({"alpha": {"to_q": 4.0, "conv1": 1.0, "conv2": 1.0}}, "4.0", "1.0"),
+        ({"alpha": {"to_q": 4.0, "conv1": 1.0, "conv2": 2.0}}, "4.0", None),
+    ],
+)
+def test_convolutions_have_rank_and_alpha_of_their_own(facts: Any, alpha: str, conv_alpha: str | None) -> None:
+    """As `networks.lora` is told them: network_args `conv_dim=4`, `conv_alpha=1`. 1×1 ones count as matrices."""
+    attention, resnet = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.", "unet.mid_block.resnets.0."
+    modules = {"to_q": attention + "to_q", "conv1": resnet + "conv1", "conv2": resnet + "conv2"}
+    factors = {}
+    for name, module in modules.items():
+        rank, kernel = (8, ()) if name == "to_q" else (4, (3, 3))
+        factors |= {f"{module}.lora_down": ("F16", (rank, 16, *kernel)), f"{module}.lora_up": ("F16", (16, rank))}
+    if isinstance(facts.get("alpha"), dict):
+        facts = {"alpha": {modules[name]: value for name, value in facts["alpha"].items()}}
+    found = kohya_metadata("sd_v1", {}, facts, factors)
+    assert (found["ss_network_module"], found["ss_network_dim"]) == ("networks.lora", "8")
+    assert found["ss_network_alpha"] == alpha
+    arguments = {"conv_dim": "4"} | ({"conv_alpha": conv_alpha} if conv_alpha else {})
+    assert json.loads(found["ss_network_args"]) == arguments

@@ -25,6 +25,7 @@ from tests.formats.conftest import export
 
 KOHYA = {name: case for name, case in ALL.items() if not name.startswith("oft of inputs")}
 NAMES = kohya_names(SD15)
+OF_KERNELS = {"conv_dim": "3", "conv_alpha": "1.5"}
 
 
 def weights(toy: Taken) -> dict[str, Tensor]:
@@ -61,10 +62,10 @@ def test_every_form_is_written_and_read_again_as_the_same(name: str, toy: Taken,
 @pytest.mark.parametrize(
     ("name", "module", "arguments"),
     [
-        ("lora", "networks.lora", None),
-        ("loha", "lycoris.kohya", {"algo": "loha", "conv_dim": "3"}),
-        ("lokr, the first whole", "lycoris.kohya", {"algo": "lokr", "conv_dim": "3"}),
-        ("dora of rows", "lycoris.kohya", {"algo": "locon", "conv_dim": "3", "dora_wd": "True"}),
+        ("lora", "networks.lora", OF_KERNELS),
+        ("loha", "lycoris.kohya", {"algo": "loha"} | OF_KERNELS),
+        ("lokr, the first whole", "lycoris.kohya", {"algo": "lokr"} | OF_KERNELS),
+        ("dora of rows", "lycoris.kohya", {"algo": "locon", "dora_wd": "True"} | OF_KERNELS),
         ("boft", "lycoris.kohya", {"algo": "diag-oft"}),
     ],
 )

@@ -265,6 +265,28 @@ def test_a_hole_is_refused_even_where_an_empty_tensor_stands_in_it(tmp_path: Pat
         read_header(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git LFS"),
+        (b"<!DOCTYPE html><html><body>401</body></html>", "web page"),
+        (b"GGUF\3\0\0\0" + bytes(40), "GGUF"),
+        (b"PK\3\4" + bytes(range(40)), "pickle"),
+    ],
+)
+def test_what_is_often_met_instead_of_the_file_is_called_by_its_name(tmp_path: Path, start: bytes, said: str) -> None:
+    (tmp_path / "x.safetensors").write_bytes(start)
+    with pytest.raises(UsageError, match=said) as caught:
+        read_header(tmp_path / "x.safetensors")
+    assert caught.value.hint
+
+
+def test_a_header_as_long_as_a_letter_says_is_no_web_page(tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'.ljust(ord("<"))
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\1")
+    assert list(read_header(tmp_path / "x.safetensors").tensors) == ["a"]
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="no regular file"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from sdforge.cli import parser
+from sdforge.arguments import parser
 from sdforge.method import is_target, method_groups
 from tests.conftest import Project
 

@@ -17,7 +17,7 @@ from sdforge.families import family_names
 from sdforge.identity import H
 from sdforge.method import method, method_groups
 from sdforge.settings import Since, plain, takes
-from sdforge.store import Known, Result
+from sdforge.store.entries import Known, Result
 from tests.identity.conftest import fixed_world
 from tests.planner.conftest import World
 

@@ -132,6 +132,31 @@ def test_a_folder_without_pictures_is_refused(folder: Path) -> None:
         identity(folder)
 
 
+@pytest.mark.parametrize(
+    ("inner", "hint"),
+    [
+        ("10_ohwx", 'folders in it do, called as kohya\'s scripts have them: layout = "kohya"'),
+        ("best", "best in it does: name that folder, or put them together"),
+        ("", "they end in .png, .jpg, .jpeg, .webp, .avif"),
+    ],
+)
+def test_a_folder_without_pictures_says_where_they_may_be(folder: Path, inner: str, hint: str) -> None:
+    if inner:
+        (folder / inner).mkdir()
+        (folder / "a.png").rename(folder / inner / "a.png")
+    for path in folder.glob("*.*"):
+        path.unlink()
+    with pytest.raises(UsageError) as caught:
+        identity(folder)
+    assert caught.value.hint == hint
+
+
+def test_the_mark_that_some_editors_put_before_utf_8_is_no_part_of_a_caption(folder: Path) -> None:
+    before = identity(folder)
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfa dog")
+    assert identity(folder) == before
+
+
 def test_a_caption_that_is_no_utf_8_is_refused(folder: Path) -> None:
     (folder / "a.txt").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="is not UTF-8"):

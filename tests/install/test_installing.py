@@ -181,6 +181,27 @@ def test_what_two_presets_share_stays_until_the_last_is_taken_away(house: House)
     assert inside(comfy) == set()
 
 
+def test_two_presets_with_one_word_are_there_together_and_the_first_tells_of_it(house: House) -> None:
+    """What lies beside a model names its preset, so it differs where the model does not."""
+    comfy = house.program("comfyui")
+    model, text = "embeddings/cat.safetensors", "embeddings/cat.json"
+    for name in ("ink", "chalk"):
+        house.preset(name, {model: "embedding", text: "about"}, cat="rows")
+        (house.root / "out" / name / text).write_text(name)
+        rows = json.loads((house.root / "out" / name / "preset.json").read_text())
+        rows["files"][1]["sha256"] = hashlib.sha256(name.encode()).hexdigest()
+        (house.root / "out" / name / "preset.json").write_text(json.dumps(rows))
+    house.install(f"comfyui:{comfy}")
+    assert "with the same weights" in house.install(f"comfyui:{comfy}", preset="chalk")
+    assert (comfy / "models" / text).read_text() == "ink"
+    house.install(f"comfyui:{comfy}", "--undo")
+    assert inside(comfy) == {f"models/{model}", f"models/{text}"}
+    house.install(f"comfyui:{comfy}", preset="chalk")
+    assert (comfy / "models" / text).read_text() == "chalk"
+    house.install(f"comfyui:{comfy}", "--undo", preset="chalk")
+    assert inside(comfy) == set()
+
+
 def test_a_dry_run_says_the_same_and_does_nothing(house: House) -> None:
     comfy = house.program("comfyui")
     assert "would be put" in house.install(f"comfyui:{comfy}", "--dry-run")
@@ -236,6 +257,44 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
     (house.root / "out/ink/ink.safetensors").write_text("damaged")
     assert "is not the file that was written there" in house.install(f"comfyui:{comfy}", code=3)
     assert inside(comfy) == set()
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "kind", "read"),
+    [  # what the programs' own code makes of such files: see docs/programs.md
+        ("comfyui", "loras/chalk.diffusers.safetensors", "lora", False),
+        ("comfyui", "embeddings/cat.pt", "embedding", True),
+        ("a1111", "loras/chalk.diffusers.safetensors", "lora", False),
+        ("sdnext", "loras/chalk.diffusers.safetensors", "lora", False),
+        ("invokeai", "loras/chalk.diffusers.safetensors", "lora", False),
+        ("invokeai", "embeddings/cat.diffusers.safetensors", "embedding", False),
+        ("invokeai", "embeddings/cat.pt", "embedding", True),
+        ("comfyui", "hypernetworks/mood.pt", "hypernetwork", True),
+        ("a1111", "hypernetworks/mood.pt", "hypernetwork", True),
+        ("forge", "hypernetworks/mood.pt", "hypernetwork", False),
+        ("sdnext", "hypernetworks/mood.pt", "hypernetwork", False),
+    ],
+)
+def test_a_program_gets_the_forms_that_its_own_code_reads(
+    house: House, program: str, path: str, kind: str, read: bool
+) -> None:
+    house.preset("ink", {"ink.safetensors": "checkpoint", path: kind})
+    folder = house.program(program)
+    said = house.install(f"{program}:{folder}")
+    assert ("does not read it" not in said) == read
+    assert (Path(path).name in {Path(each).name for each in inside(folder)}) == read
+
+
+def test_a_folder_with_appended_words_goes_only_where_one_is_read(house: House) -> None:
+    """ComfyUI's text encoder has a table of 49408 rows, and refuses one that has more."""
+    house.preset("ink", {"diffusers/model_index.json": "diffusers", "embeddings/cat.safetensors": "embedding"})
+    manifest = house.root / "out" / "ink" / "preset.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"words": [{"word": "<cat>"}]}))
+    comfy, sdnext = house.program("comfyui"), house.program("sdnext")
+    assert "reads none to which words were appended" in house.install(f"comfyui:{comfy}")
+    assert "models/diffusers/ink/model_index.json" not in inside(comfy)
+    house.install(f"sdnext:{sdnext}")
+    assert "models/Diffusers/ink/model_index.json" in inside(sdnext)
 
 
 def test_where_there_is_no_single_file_the_diffusers_folder_is_put(house: House) -> None:

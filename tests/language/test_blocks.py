@@ -6,7 +6,7 @@ import pytest
 
 from sdforge.errors import UsageError
 from sdforge.families import family
-from sdforge.method import block_places, literal, resolve_blocks, spelled
+from sdforge.method import block_places, literal, resolve_blocks, resolve_elements, spelled
 from tests.planner.conftest import World
 
 SD15 = family("sd15")
@@ -101,3 +101,59 @@ def test_a_pattern_that_matches_nothing_is_refused(pattern: str, hint: str) -> N
 def test_a_pattern_that_matches_nothing_is_a_mistake_of_the_recipe(world: World, text: str) -> None:
     world.recipe(text)
     assert world.misfits() == ["the block pattern 'unet.midd' matches nothing in Stable Diffusion 1.x"]
+
+
+# -- elements: some tensors of a block ---------------------------------------------------------------------------------
+
+
+def elements(*patterns: str) -> dict[str, str]:
+    """Return tensor → the pattern with elements that decides there."""
+    return {".".join(place): found for place, found in resolve_elements(patterns, SD15).items()}
+
+
+def test_what_stands_behind_a_colon_is_a_part_of_tensors_names() -> None:
+    """SuperMerger's `OUT04:attn1.to_k:0.5`, and what it calls OUT02-OUT05."""
+    found = elements("OUT04:attn1.to_k")
+    assert list(found) == ["unet.up_blocks.1.attentions.1.transformer_blocks.0.attn1.to_k.weight"]
+    assert len(elements("unet.out0[2-5]:attn1.to_k")) == 3  # OUT02 has no attention
+    assert len(elements("unet:attn?.to_k")) == 2 * 16
+
+
+def test_patterns_without_elements_are_decided_apart() -> None:
+    assert elements("unet", "OUT04") == {}
+    assert set(decided("unet.mid", "unet.mid:attn1").values()) == {"unet.mid"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "winner"),
+    [
+        (("unet:attn1", "unet.mid:attn1"), "unet.mid:attn1"),
+        (("M00:attn1", "M00:attn1.to_q"), "M00:attn1.to_q"),
+        (("M00:to_q.weight", "unet.m*:attn1.to_q.weight"), "M00:to_q.weight"),
+    ],
+)
+def test_the_more_exact_block_wins_and_then_the_longer_part(patterns: tuple[str, ...], winner: str) -> None:
+    tensor = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+    assert elements(*patterns)[tensor] == elements(*reversed(patterns))[tensor] == winner
+
+
+def test_two_parts_of_equal_length_that_meet_are_refused() -> None:
+    with pytest.raises(UsageError) as caught:
+        elements("M00:attn1.t", "M00:attn?.t")
+    assert "'M00:attn1.t' and 'M00:attn?.t' both match unet.mid_block." in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message", "hint"),
+    [
+        ("M00:attn7", "no tensor of M00 has 'attn7' in its name", "names are diffusers': mid_block."),
+        ("M00:", "no tensor of M00 has '' in its name", "names are diffusers'"),
+        ("unet.mide:attn1", "the block pattern 'unet.mide' matches nothing", "did you mean 'unet.mid'?"),
+        ("vae:conv_in", "vae is merged whole, or stays", "name it without :conv_in"),
+    ],
+)
+def test_elements_that_are_nowhere_are_refused(pattern: str, message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        elements(pattern)
+    assert message in caught.value.message
+    assert hint in caught.value.hint

@@ -10,6 +10,7 @@ import pytest
 from sdforge.cli import main
 from tests.language.conftest import Said
 
+RULE = "small letters, digits, - and _, at most 64, a letter first"
 RECIPE = 'family = "sd15"\n[cast.{name}]\ncheckpoint = "flat"\ndtype = "fp16"\n'
 Forge = Callable[..., Said]
 
@@ -32,7 +33,7 @@ Forge = Callable[..., Said]
     |  ^^^^^^^^^^^
 forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forge.toml
   2 | path = "x"
-    | ^^^^ it has embedding, from, guidance_free, licence, pickle, prediction, sha256, trigger, use_ema
+    | ^^^^ here it is `from`
 2 errors
 """,
         ),
@@ -40,7 +41,7 @@ forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forg
             '[source.Flat]\nfrom = "x"\n',
             """forge.toml:1:2: error[name]: `Flat` is no name
   1 | [source.Flat]
-    |  ^^^^^^^^^^^ small letters, digits, - and _, at most 64
+    |  ^^^^^^^^^^^ small letters, digits, - and _, at most 64, a letter first: as in 'flat'
 1 error
 """,
         ),
@@ -48,7 +49,7 @@ forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forg
             '[source.flat]\nfrom = "x"\n[dataset.flat]\npath = "y"\n',
             """forge.toml:3:2: error[name]: `flat` is already a source
   3 | [dataset.flat]
-    |  ^^^^^^^^^^^^ small letters, digits, - and _, at most 64
+    |  ^^^^^^^^^^^^ sources and data sets have different names
 1 error
 """,
         ),
@@ -56,7 +57,7 @@ forge.toml:2:1: error[unknown-setting]: `source.flat.path` is no setting of forg
             '[run]\ndevice = "tpu"\n',
             """forge.toml:2:10: error[setting]: `run.device` cannot be "tpu"
   2 | device = "tpu"
-    |          ^^^^^
+    |          ^^^^^ one of auto, cpu, cuda, cuda:N
 1 error
 """,
         ),
@@ -120,6 +121,11 @@ def test_a_project_is_found_from_a_folder_within_it(root: Path, capsys: pytest.C
         ),
         (["plan", "sofd"], "error: there is no recipe and no target 'sofd'\nhint: did you mean 'soft'?\n"),
         (["plan", "zzzzzz"], "error: there is no recipe and no target 'zzzzzz'\nhint: there are: hard, soft\n"),
+        (["why", "onne"], "error: there is no recipe and no target 'onne'\nhint: did you mean 'one'?\n"),
+        (
+            ["build", "soft", "--retrain", "soft"],
+            "error: 'soft' is no target of what is built\nhint: there are: x, one\n",
+        ),
         (["plan", "soft:y"], "error: recipe 'soft' has no target 'y'\nhint: it has x, one\n"),
         (["plan", "soft:onne"], "error: recipe 'soft' has no target 'onne'\nhint: did you mean 'one'?\n"),
         (["plan", "sofd:x"], "error: there is no recipe 'sofd'\nhint: did you mean 'soft'?\n"),
@@ -127,11 +133,11 @@ def test_a_project_is_found_from_a_folder_within_it(root: Path, capsys: pytest.C
         (["plan", "../soft"], "error: there is no recipe and no target '../soft'\nhint: did you mean 'soft'?\n"),
         (
             ["plan", "../soft:x"],
-            "error: '../soft' is no name for a recipe\nhint: small letters, digits, - and _, at most 64\n",
+            f"error: '../soft' is no name for a recipe\nhint: {RULE}: as in 'soft'\n",
         ),
         (
             ["check", "Soft"],
-            "error: 'Soft' is no name for a recipe\nhint: small letters, digits, - and _, at most 64\n",
+            f"error: 'Soft' is no name for a recipe\nhint: {RULE}: as in 'soft'\n",
         ),
         (["check", "sofd"], "error: there is no recipe 'sofd'\nhint: did you mean 'soft'?\n"),
     ],
@@ -147,7 +153,7 @@ def test_usage_that_no_command_has_is_exit_2(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as caught:
         main(["frobnicate"])
     assert caught.value.code == 2
-    assert "invalid choice" in capsys.readouterr().err
+    assert "there is no command 'frobnicate'" in capsys.readouterr().err
 
 
 def test_a_recipe_that_is_no_regular_file_is_refused(root: Path, forge: Forge) -> None:

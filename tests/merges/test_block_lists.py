@@ -156,6 +156,9 @@ def test_a_preset_keeps_its_numbers_in_the_blocks_that_a_family_has() -> None:
         ("IND", "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0"),
         ("INALL", "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0"),
         ("MIDD", "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0"),
+        ("MIDD0.2", "1,0,0,0,0,0,.2,.4,.4,.2,0,0,0,0,0,0,0"),
+        ("MIDD0.8", "1,0,0,0,0,.5,.8,.8,.4,0,0,0,0,0,0,0,0"),
+        ("MOUT", "1,0,0,0,0,0,1,1,1,1,1,1,1,1,.5,0,0"),
         ("OUTD", "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0"),
         ("OUTS", "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1"),
         ("OUTALL", "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1"),
@@ -261,3 +264,10 @@ def test_a_components_strength_is_multiplied_and_a_blocks_is_not() -> None:
 
 def test_without_a_list_a_strength_is_the_number_that_was_written() -> None:
     assert strengths(strength=0.7) == dict.fromkeys(PLACES, 0.7)
+
+
+def test_a_part_of_weights_names_has_a_strength_of_its_own_within_its_block() -> None:
+    found = strengths(
+        strength=0.5, mbw_preset="ALL0.5", blocks={"unet.mid": 0.9, "M00:proj_in": 0.1, "unet:linear": 2.0}
+    )
+    assert found == {"text_encoder": 0.25, "in01": 0.25, "mid": 0.1, "time": 2.0}

@@ -62,6 +62,17 @@ def test_a_block_pattern_decides_in_its_blocks_alone(toy: Taken, other: Taken) -
     assert {row.parameters["weights"][1] for row in plan.components["text_encoder"]} == {0.1}
 
 
+def test_a_part_of_tensors_names_decides_in_those_alone(toy: Taken, other: Taken) -> None:
+    """The elemental merge of SuperMerger: `M00:attn1:0.75` over a block's own weight."""
+    blocks = {"M00": [0.9, 0.1], "M00:attn1": [0.25, 0.75], "text_encoder:mlp": [0.6, 0.4]}
+    plan = summed(toy, other, weights=[0.5, 0.5], blocks=blocks)
+    for row in plan.components["unet"]:
+        inside, name = BLOCK["unet", row.tensor.name] == "mid", row.tensor.name
+        assert share(plan, "unet", name) == (0.75 if inside and "attn1" in name else 0.1 if inside else 0.5)
+    for row in plan.components["text_encoder"]:
+        assert share(plan, "text_encoder", row.tensor.name) == (0.4 if "mlp" in row.tensor.name else 0.5)
+
+
 def test_the_most_exact_pattern_wins(toy: Taken, other: Taken) -> None:
     blocks = {"unet": [0.9, 0.1], "unet.in*": [0.8, 0.2], "unet.in0*": [0.7, 0.3], "unet.in04": [0.6, 0.4]}
     plan = summed(toy, other, weights=[0.5, 0.5], blocks=blocks)

@@ -17,9 +17,11 @@ from sdforge.formula import Plan as FormulaPlan
 from sdforge.graph import Graph, Taken, link_recipes
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.lock import Lock, Pin, pin_of
-from sdforge.plan import Plan, Planner, Step, Wishes, likeness
+from sdforge.manifest import likeness
+from sdforge.plan import Plan, Step, Wishes
+from sdforge.planner import Planner
 from sdforge.project import Project
-from sdforge.store import Known, Result
+from sdforge.store.entries import Known, Result
 
 MID = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 NAMES = {
@@ -184,7 +186,7 @@ class World:
             lock=self.lock,
             graph=self.graph,
             retrain=set(wishes.get("retrain", ())),
-            last_key=lambda step: self.last.get(step.id, ""),
+            chronicle=SimpleNamespace(last_key=lambda identifier: self.last.get(identifier, "")),
         )
         return Explainer(session, plan).causes(plan.steps[f"r:{target}"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdforge.errors import BrokenPromise
-from sdforge.plan import Misfits
+from sdforge.fitting import Misfits
 from tests.planner.conftest import World
 
 SOFT = """

@@ -114,7 +114,7 @@ def test_a_changed_strength_is_named_with_its_lora(world: World) -> None:
     world.recipe(text)
     world.build()
     world.recipe(text.replace("0.5", "0.7"))
-    assert lines(world.why("inked")) == ["source `glow` changed: strength 0.5 → 0.7"]
+    assert lines(world.why("inked")) == ["source `glow` changed: strength 0.5 → 0.7 @recipes/r.toml:4"]
 
 
 def test_the_order_of_inputs_is_a_reason(world: World) -> None:
@@ -142,6 +142,18 @@ def test_retrain_is_a_reason_of_its_own(world: World) -> None:
 def test_what_waits_for_another_target_says_for_which_and_why(world: World) -> None:
     world.recipe(LORA.replace("soft", "flat") + '[bake.inked]\ncheckpoint = "flat"\nloras.sketchy = {}\n')
     assert lines(world.why("inked")) == ["`sketchy` is made first", "  it has never been made here"]
+
+
+def test_a_changed_strength_is_named_where_it_stands(world: World) -> None:
+    baked = LORA.replace("soft", "flat") + '[bake.inked]\ncheckpoint = "flat"\nloras.sketchy = { strength = 0.5 }\n'
+    world.recipe(baked + '[preset]\ncheckpoint = "inked"\ndtype = "fp16"\n')
+    world.build()
+    world.recipe(baked.replace("0.5", "0.8") + '[preset]\ncheckpoint = "inked"\ndtype = "fp16"\n')
+    changed = "`sketchy` changed: strength 0.5 → 0.8 @recipes/r.toml:9"
+    assert lines(world.why("inked")) == [changed]
+    files = lines(world.why("preset.export"))
+    assert files[0].startswith("`inked` changed"), "not `preset.cast`, which changes nothing and stands in no plan"
+    assert files[1:] == [f"  {changed}"]
 
 
 def test_a_fresh_clone_explains_from_the_lock(world: World) -> None:

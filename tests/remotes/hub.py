@@ -99,6 +99,8 @@ class _Hub(Handler):
             return self._nothing(
                 404 if files is not None else 401, "RepoNotFound" if files is None else "EntryNotFound"
             )
+        if self.host.storage and len(files[file]) > SMALL:
+            return self.lead(f"{self.host.storage}/blobs/{hashlib.sha256(files[file]).hexdigest()}", files[file])
         self.send_response(200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{hashlib.sha1(files[file]).hexdigest()}"')
@@ -117,10 +119,7 @@ class _Hub(Handler):
             )
         if not self.host.storage:
             return self.file(files[file])
-        self.send_response(302)
-        self.send_header("Location", f"{self.host.storage}/blobs/{hashlib.sha256(files[file]).hexdigest()}")
-        self.send_header("Content-Length", "0")
-        return self.end_headers()
+        return self.lead(f"{self.host.storage}/blobs/{hashlib.sha256(files[file]).hexdigest()}", files[file])
 
 
 @contextmanager

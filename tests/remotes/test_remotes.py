@@ -85,6 +85,16 @@ def test_a_token_is_sent_and_named_where_it_is_missing(tmp_path: Path, monkeypat
     assert "other" not in said.value.message + said.value.hint
 
 
+def test_a_name_and_a_password_are_sent_as_servers_ask_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # RFC 7617's own example
+    monkeypatch.setenv(TOKEN, "Aladdin:open sesame")
+    remote = open_remote("http://127.0.0.1:1/cache", tmp_path)
+    assert isinstance(remote, http.HttpRemote)
+    assert remote.headers == {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
+
+
 @pytest.mark.parametrize("address", ["ftp://x/y", "https://user:secret@x/y", "https://", "../outside", "s4://b"])
 def test_what_is_no_remote_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError):

@@ -70,7 +70,7 @@ def test_every_input_of_the_graph_has_an_arrow(published: Story) -> None:
 
 
 def test_words_of_people_cannot_leave_their_place_in_markdown() -> None:
-    assert plain("a | b\n# <i> [x](y) `z`") == r"a \| b \# &lt;i&gt; \[x\]\(y\) \`z\`"
+    assert plain("a | b\n# <i> [x](y) `z`") == r"a \| b # &lt;i&gt; \[x\]\(y\) \`z\`"
     assert code("a`b") == "`` a`b ``"
     assert code("a|b") == r"`a\|b`"
     assert fenced("```\nx", "toml").startswith("````toml\n```")
@@ -96,6 +96,8 @@ def test_civitais_fields_are_one_a_line(published: Story) -> None:
     assert found["Trigger words"] == "toyword"
     assert found["Clip skip"] == "2"
     assert found["AutoV2 of toy.safetensors"] == "CDCDCDCDCD"
+    unsaid = [replace(source, licence="") for source in published.sources[:1]]
+    assert "flat: not stated\n" in civitai_fields(replace(published, sources=unsaid))
 
 
 def test_the_example_of_the_card_is_python(published: Story) -> None:

@@ -189,6 +189,13 @@ def test_the_recommended_step_is_marked_where_it_is() -> None:
     assert "on held-out pictures 0.5000 to 0.4000; step 60 is recommended" in drawn.all("desc")[0].text
 
 
+def test_no_step_is_recommended_where_none_did_better_than_the_checkpoint(story: Story) -> None:
+    worse = [replace(each, validation=[(0, 0.1), (5, 0.2)], recommended=None) for each in story.trainings]
+    for told in parsed(replace(story, trainings=worse)).all("article"):
+        assert "On held-out pictures no step did better than the checkpoint itself." in [p.text for p in told.all("p")]
+        assert not [each for each in told.all("line") if each.attributes.get("class") == "best"]
+
+
 def test_a_training_whose_losses_are_lost_is_told_without_them(story: Story) -> None:
     lost = [replace(each, losses=[], steps=0) for each in story.trainings]
     told = parsed(replace(story, trainings=lost)).all("article")

@@ -20,6 +20,7 @@ from sdforge.run.memory import Choice, choose
 from sdforge.run.optimizers import Average
 from sdforge.run.states import Stopped
 from sdforge.run.tensors import DTYPES
+from sdforge.run.watch import Validation
 from tests.families.workbench import Taken
 from tests.run.order import dataset, order, train
 
@@ -280,7 +281,16 @@ def test_held_out_pictures_are_judged_at_fixed_noises_and_change_nothing(
     assert "validation" not in a.record
     steps = [step for step, _ in b.record["validation"]]
     assert steps == list(range(11))
-    assert b.record["recommended"] == min(b.record["validation"], key=lambda row: row[1])[0]
+    assert b.record["recommended"] == (min(b.record["validation"], key=lambda row: row[1])[0] or None)
+
+
+@pytest.mark.parametrize(
+    ("losses", "step"), [([0.3, 0.2, 0.1], 20), ([0.3, 0.1, 0.2], 10), ([0.1, 0.2, 0.3], None), ([], None)]
+)
+def test_the_step_of_least_loss_is_recommended_if_it_is_better_than_none(losses: list[float], step: int | None) -> None:
+    validation = Validation([], None, None, 20)  # type: ignore[arg-type]  # nothing is judged here
+    validation.found = [[10 * i, loss] for i, loss in enumerate(losses)]
+    assert validation.recommended == step
 
 
 def _held_sha(given: Given) -> str:

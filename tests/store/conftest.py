@@ -9,7 +9,8 @@ import pytest
 
 from sdforge.artifact import Component, Spot, Tensor, artifact_identity
 from sdforge.identity import component_identity, tensor_identity
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 
 
 def digest_of(data: bytes) -> str:

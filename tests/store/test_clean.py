@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
+from sdforge.chronicle import Chronicle
 from sdforge.cli import main
+from sdforge.drawn import Pictures
 from sdforge.lock import Lock, Pin
-from sdforge.store import Result, Store
+from sdforge.store import Store
+from sdforge.store.entries import Result
 from tests.store.conftest import make_result
 
 Clean = Callable[..., dict[str, Any]]
@@ -125,6 +128,18 @@ def test_what_the_lock_pins_stays(root: Path, cache: Path, clean: Clean, store: 
     (root / "forge.lock").write_text(lock.dump())
     clean("--trained")
     assert kept(cache) == {PINNED}
+
+
+def test_what_a_check_compares_with_stays(root: Path, cache: Path, clean: Clean, store: Store) -> None:
+    """Previews that passed, also where the reports of later builds show them no more."""
+    make_result(store, MERGED, b"pictures", kind="pictures", grade="A")
+    (root / "recipes").mkdir(exist_ok=True)
+    (root / "recipes" / "r.toml").write_text('family = "sd15"\n')
+    passed = Pictures(MERGED, "digest", "column")
+    Chronicle(store.index, root).change("r", lambda past: past.with_passed(passed, unchecked=False))
+    store.close()
+    clean()
+    assert kept(cache) == {MERGED}
 
 
 def test_what_another_project_pins_stays(tmp_path: Path, cache: Path, clean: Clean, store: Store) -> None:

@@ -198,24 +198,24 @@ def settle(store: Store, path: Path) -> str:
     """Remember a file as if it had been looked at long after its last change; forget what this process knows."""
     stat, sha256 = stat_of(path), digest_of(path.read_bytes())
     assert stat is not None
-    store.remember(path, stat, sha256, stat.ctime_ns + SETTLED)
+    store.seen.remember(path, stat, sha256, stat.ctime_ns + SETTLED)
     store.close()
     return sha256
 
 
 def test_a_file_that_was_just_written_is_looked_at_once_more(store: Store, cache: Path, file: Path) -> None:
-    store.digest(file)
+    store.seen.digest(file)
     store.close()
-    assert Store(cache).stat_cache(file) == ""
+    assert Store(cache).seen.known_digest(file) == ""
 
 
 def test_a_settled_file_is_not_read_again(store: Store, cache: Path, file: Path) -> None:
     """What was remembered is believed: here it is made wrong on purpose."""
     stat = stat_of(file)
     assert stat is not None
-    store.remember(file, stat, "0" * 64, stat.ctime_ns + SETTLED)
+    store.seen.remember(file, stat, "0" * 64, stat.ctime_ns + SETTLED)
     store.close()
-    assert Store(cache).digest(file) == "0" * 64
+    assert Store(cache).seen.digest(file) == "0" * 64
 
 
 def test_an_edit_that_keeps_size_and_mtime_is_noticed_by_ctime(store: Store, cache: Path, file: Path) -> None:
@@ -226,7 +226,7 @@ def test_an_edit_that_keeps_size_and_mtime_is_noticed_by_ctime(store: Store, cac
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = file.stat()
     assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
-    assert Store(cache).digest(file) == digest_of(b"other")
+    assert Store(cache).seen.digest(file) == digest_of(b"other")
 
 
 def test_a_file_put_in_its_place_is_noticed_by_its_inode(store: Store, cache: Path, file: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_file_put_in_its_place_is_noticed_by_its_inode(store: Store, cache: Pa
     os.utime(twin, ns=(before.st_atime_ns, before.st_mtime_ns))
     twin.replace(file)
     assert file.stat().st_ino != before.st_ino
-    assert Store(cache).digest(file) == digest_of(b"other")
+    assert Store(cache).seen.digest(file) == digest_of(b"other")
 
 
 def test_a_file_is_found_by_its_bytes_while_it_is_unchanged(store: Store, cache: Path, file: Path) -> None:

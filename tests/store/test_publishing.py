@@ -14,7 +14,8 @@ import pytest
 
 from sdforge.artifact import Component
 from sdforge.errors import BrokenPromise, ResourceError, UsageError
-from sdforge.store import Known, Store, files
+from sdforge.store import Store, files
+from sdforge.store.entries import Known
 from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, sha256_of, within
 from tests.store.conftest import digest_of, make_result
 

@@ -198,13 +198,13 @@ def test_a_checkpoint_without_separate_keys_and_values_is_refused(toy: Taken, mo
 
 
 def test_a_word_that_is_there_already_and_a_start_that_is_no_word_are_refused(toy: Taken) -> None:
-    assert advise_words(table(init="cat red"), toy.vocabulary) == []
-    ((role, _, sentence, hint, _),) = advise_words(table(token="Cat", init="cat"), toy.vocabulary)
+    assert advise_words(table(init="cat red"), {}, toy.vocabulary) == []
+    ((role, _, sentence, hint, _),) = advise_words(table(token="Cat", init="cat"), {}, toy.vocabulary)
     assert role == "on"
     assert "'Cat' is an ordinary word" in sentence
     assert hint == 'token = "<Cat>"'
     for init, name in (("ktn", "ktn"), ("cat zebra", "zebra"), ("", "")):
-        ((_, _, sentence, _, _),) = advise_words(table(init=init), toy.vocabulary)
+        ((_, _, sentence, _, _),) = advise_words(table(init=init), {}, toy.vocabulary)
         assert f"{name!r} is not one token" in sentence
     with pytest.raises(UsageError, match="more than one token"):
         begun(toy, init="zebra")

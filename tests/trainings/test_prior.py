@@ -57,7 +57,7 @@ def test_the_loss_is_two_means_and_its_gradient_the_sum_of_two(
     name: str, toy: Taken, pictures: Given, prior: Given, tmp_path: Path
 ) -> None:
     training = begun(name, toy, pictures, tmp_path, prior=prior, batch=4)
-    batches = [training._batch(shown, 0) for shown in training.shown]
+    batches = [training.batches.make(shown, 0) for shown in training.shown]
     halves = [mean(training, batch) for batch in batches]
     parameters = list(training.parameters.values())
     each = [torch.autograd.grad(half, parameters, allow_unused=True, materialize_grads=True) for half in halves]
@@ -71,14 +71,13 @@ def test_the_loss_is_two_means_and_its_gradient_the_sum_of_two(
 def test_each_half_is_weighted_by_its_own_timesteps(toy: Taken, pictures: Given, prior: Given, tmp_path: Path) -> None:
     """Its pictures in another order are the same half; the other half's timesteps are another loss."""
     training = begun("dreambooth", toy, pictures, tmp_path, prior=prior, batch=4)
-    subject, kept = (training._batch(shown, 0) for shown in training.shown)
+    subject, kept = (training.batches.make(shown, 0) for shown in training.shown)
     order_B = [2, 0, 3, 1]
     mixed = Batch(
         kept.noisy_BCHW[order_B],
         kept.target_BCHW[order_B],
         kept.timesteps_B[order_B],
         [kept.captions[i] for i in order_B],
-        kept.clean_BCHW[order_B] if kept.clean_BCHW is not None else None,
         pictures=[kept.pictures[i] for i in order_B],
     )
     assert sorted(subject.timesteps_B.tolist()) != sorted(kept.timesteps_B.tolist())
@@ -118,6 +117,6 @@ def test_the_numbers_of_pictures_are_no_matter(toy: Taken, pictures: Given, prio
     """A class of one picture fills its half of every batch."""
     few = dataclasses.replace(prior, pictures=prior.pictures[:1])
     training = begun("lora", toy, pictures, tmp_path, prior=few, batch=4)
-    subject, kept = (training._batch(shown, 0) for shown in training.shown)
+    subject, kept = (training.batches.make(shown, 0) for shown in training.shown)
     assert len(kept.captions) == len(subject.captions) == 4
     assert len(set(kept.timesteps_B.tolist())) > 1

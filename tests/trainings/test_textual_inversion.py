@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from sdforge.artifact import Artifact
 from sdforge.families.sd15.load import load
+from sdforge.method import method
 from sdforge.order import Given
 from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion, TokenTable
@@ -113,6 +114,17 @@ def test_captions_that_never_name_the_word_are_noticed_before_hours_are_spent() 
     assert "<toy>" in sentence
     assert 'trigger = "<toy>"' in hint
     assert _advice("a cat", "a <toy>") == []
+
+
+@pytest.mark.parametrize("name", ["textual_inversion", "dreamartist"])
+def test_a_token_that_is_a_word_already_is_noticed(name: str, toy: Taken) -> None:
+    found, stated = method(name), {"on": "base", "dataset": "drawings"}
+    ((role, code, sentence, hint, warning),) = found.module.advise_words(
+        found.table.model_validate(stated | {"token": "cat"}), {}, toy.vocabulary
+    )
+    assert (role, code, hint, warning) == ("on", "token", 'token = "<cat>"', True)
+    assert sentence == "'cat' is an ordinary word of `base`; as a token it would hide that word"
+    assert not found.module.advise_words(found.table.model_validate(stated | {"token": "<cat>"}), {}, toy.vocabulary)
 
 
 def test_no_row_grows_beyond_the_longest(toy: Taken) -> None:

@@ -254,6 +254,7 @@ def test_a_loss_that_is_no_number_stops_the_training(name: str, on: Taken, pictu
     with pytest.raises(ActionFailed, match=r"(NaN|nan|inf|Inf)") as caught:
         train(wild)
     assert caught.value.exit_code == 1
+    assert 'precision = "fp32"' not in caught.value.hint  # which it has already
 
 
 @LOOPED

@@ -9,9 +9,10 @@ from typing import Annotated, final
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from sdforge.checks import PREVIEWS, Drawn
+from sdforge.checks import Drawn
 from sdforge.order import Order, Outcome
 from sdforge.settings import Reference, Similarity, Table, Takes
+from sdforge.target import PREVIEWS
 
 VERSION = 1
 MAKES = "verdict"

@@ -13,7 +13,7 @@ from sdforge.errors import SettingErrors
 from sdforge.families import Family
 from sdforge.formula import Input
 from sdforge.identity import decimal
-from sdforge.method import resolve_blocks
+from sdforge.method import resolve_blocks, resolve_elements
 from sdforge.settings import Block, Since, Table, Weight
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class Strength(Table):
     unet: Own = Field(None, description="default: strength")
     text_encoder: Own = Field(None, description="default: strength")
     text_encoder_2: Own = Field(None, description="default: strength")
-    blocks: dict[Block, Weight] = Field({}, description="component or component.block (patterns allowed) → strength")
+    blocks: dict[Block, Weight] = Field(
+        {}, description="component or component.block (patterns allowed; `:attn1.to_k` for some tensors) → strength"
+    )
     mbw: Annotated[list[Weight] | SkipJsonSchema[None], Since(2, None)] = Field(
         None, description="factors in BASE, IN00 … M00 … OUT11, or in BASE and the blocks with attention alone"
     )
@@ -93,7 +95,9 @@ class UNetStrength(Table):
     """How much of an artifact that changes the U-Net is baked. A block's number replaces `strength` there."""
 
     strength: Weight = Field(1.0, description="1: as trained; may be negative")
-    blocks: dict[Block, Weight] = Field({}, description="unet or unet.block (patterns allowed) → strength")
+    blocks: dict[Block, Weight] = Field(
+        {}, description="unet or unet.block (patterns allowed; `:attn1.to_k` for some tensors) → strength"
+    )
 
 
 class Strengths:
@@ -103,10 +107,13 @@ class Strengths:
         self.use = table.model_validate(use)
         self.blocks = {(name.component, name.canonical): name.block for name in family.names()}
         self.places = resolve_blocks(self.use.blocks, family)
+        self.elements = resolve_elements(self.use.blocks, family)
         self.factors = self._listed(family)
 
     def at(self, component: str, weight: str) -> float:
         """Return the strength at a weight that the family has."""
+        if pattern := self.elements.get((component, weight)):
+            return self.use.blocks[pattern]
         return self.in_block((component, self.blocks[component, weight]))
 
     def in_block(self, place: Place) -> float:

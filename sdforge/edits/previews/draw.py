@@ -18,7 +18,7 @@ from sdforge.artifact import SIDECARS, WITH
 from sdforge.formats.own import own_names
 from sdforge.formula import common_dtype
 from sdforge.order import Given, Order, Outcome
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.overflow import Peak, refuse_none, warning_of, watched
 from sdforge.run.sample import Wish, sample
@@ -42,8 +42,7 @@ def draw(order: Order, report: Report) -> Outcome:
 class _Drawing:
     def __init__(self, order: Order, report: Report) -> None:
         self.order, self.report, self.settings = order, report, order.settings
-        self.device = torch.device(order.how["device"])
-        self.outcome = Outcome(grade="B", fingerprint=fingerprint(self.device))
+        self.outcome = Outcome(grade="B", fingerprint=fingerprint(torch.device(order.how["device"])))
         self.cells = [(p, seed) for p in range(len(self.settings["prompts"])) for seed in self.settings["seeds"]]
         self.sidecars = [_Sidecar(given) for given in order.inputs.get("sidecars", [])]
         self.sidecars.sort(key=lambda sidecar: (SIDECARS.index(sidecar.given.kind), sidecar.given.identity))
@@ -51,7 +50,6 @@ class _Drawing:
         self.done = self.total = 0
 
     def run(self) -> Outcome:
-        load = importlib.import_module(f"sdforge.families.{self.order.family}.load").load
         preset = self.order.the("checkpoint")
         inputs = [preset, *self.order.inputs.get("beside", [])]
         columns = {given.identity: given for given in inputs}.values()  # a preset that changes nothing is its base
@@ -61,7 +59,7 @@ class _Drawing:
         self.total = len(self.cells) * (worded * len(columns) + attached)
         self.total += sum(2 * (1 + len(self.settings["prompts"])) for sidecar in self.sidecars if sidecar.replayed)
         for given in columns:
-            diffusion, column = load(given, self.device, torch.float32), given.identity[:16]
+            diffusion, column = load_diffusion(self.order, given), given.identity[:16]
             with watched(diffusion.vae) as self.peak:
                 if worded:
                     self._draw_cells(column, diffusion)

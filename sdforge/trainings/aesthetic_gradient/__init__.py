@@ -62,7 +62,7 @@ def advise(table: AestheticGradient, inputs: dict[str, list[Artifact | None]]) -
         found.append(("on", "text_encoder", sentence, "take a checkpoint with one text encoder", False))
     if len(table.prompts) > 1:
         sentence = f"steered by {len(table.prompts)} prompts together, it shifts every prompt, the empty one too"
-        found.append(("on", "generic", sentence, "with one prompt it is right for that one", True))
+        found.append(("prompts", "generic", sentence, "with one prompt it is right for that one", True))
     return found
 
 

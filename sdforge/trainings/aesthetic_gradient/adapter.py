@@ -36,7 +36,7 @@ MODEL = "text_model."  # which canonical names have, and transformers leaves out
 
 
 def steer_encoder(order: Order, report: Report, stopped: Callable[[], bool]) -> Outcome:
-    """Return the direction and the steered text encoder."""
+    """Return the direction and the steered text encoder. Raises Stopped, UsageError for a CLIP that does not fit."""
     began = time.monotonic()
     device = torch.device(order.how.get("device", "cpu"))
     settings = TABLE.model_construct(**order.settings)
@@ -44,53 +44,58 @@ def steer_encoder(order: Order, report: Report, stopped: Callable[[], bool]) -> 
     _refuse_misfit(on, clip)
     report(note="looking at the pictures")
     vector_D = mean_embedding(clip, order.the("dataset"), device)
+    (projection_DW,) = load_component(clip.components["text_projection"], torch.float32).values()
+    aesthetic = Aesthetic(vector_D, projection_DW.to(device), settings.steps, settings.learning_rate)
     encoder: Any = load_text_encoder(
         family.configs(on.facts, on.shapes())[ENCODER], on.components[ENCODER], device, projected=False
     )
     words = Words(on.vocabulary, on.facts.get("tokens", []))
-    (padding,) = family.tokenizers().values()
-
-    def ids(prompts: list[str]) -> Tensor:
-        encoded = [words.encode(prompt, str(family.fact(on.facts, padding))) for prompt in prompts]
-        return torch.tensor(encoded, device=device)
-
-    (projection_DW,) = load_component(clip.components["text_projection"], torch.float32).values()
-    aesthetic = Aesthetic(vector_D, projection_DW.to(device), settings.steps, settings.learning_rate)
+    empty_1L, prompts_BL = (_token_ids(order, words, prompts).to(device) for prompts in ([""], settings.prompts))
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     with torch.no_grad():
-        empty_BLW = encoder(input_ids=ids([""])).last_hidden_state
+        empty_1LW = encoder(input_ids=empty_1L).last_hidden_state
     found: list[float] = []
-    for cosine in steer(encoder, ids(settings.prompts), words.end, aesthetic):
+    for cosine in steer(encoder, prompts_BL, words.end, aesthetic):
         if stopped():
             raise Stopped
         found.append(cosine)
         report(step=len(found) - 1, steps=settings.steps, loss=-cosine)
     with torch.no_grad():
-        moved_BLW = encoder(input_ids=ids([""])).last_hidden_state - empty_BLW
-        each = cosines(encoder, ids(settings.prompts), words.end, aesthetic)
-    dtype, after = DTYPES[SAFETENSORS[settings.dtype]], encoder.state_dict()
-    exact = {"vector": vector_D, "text_projection": projection_DW}
+        moved_1LW = encoder(input_ids=empty_1L).last_hidden_state - empty_1LW
+        each_B = cosines(encoder, prompts_BL, words.end, aesthetic)
+    outcome = _outcome(order, aesthetic, before, encoder.state_dict())
+    outcome.facts["shift"] = round(float(moved_1LW.norm() / empty_1LW.norm()), 4)  # of the empty prompt, relative
+    outcome.fingerprint = fingerprint(device)
+    outcome.record |= {
+        "losses": [-cosine for cosine in found],
+        "cosines": [round(float(cosine), 4) for cosine in each_B],
+        "seconds": round(time.monotonic() - began, 3),
+    }
+    return outcome
+
+
+def _token_ids(order: Order, words: Words, prompts: list[str]) -> Tensor:
+    """Return the numbers (B, L) of prompts, filled up as the checkpoint's text encoder was told to be."""
+    family = order.architecture
+    (padding,) = family.tokenizers().values()
+    word = str(family.fact(order.the("on").facts, padding))
+    return torch.tensor([words.encode(prompt, word) for prompt in prompts])
+
+
+def _outcome(order: Order, aesthetic: Aesthetic, before: dict[str, Tensor], after: dict[str, Tensor]) -> Outcome:
+    """Write direction, projection and the steered text encoder; before, after: its tensors."""
+    settings = order.settings
+    exact = {"vector": aesthetic.vector_D, "text_projection": aesthetic.projection_DW}
     exact |= {f"{ENCODER}.{MODEL}{name}": tensor for name, tensor in after.items()}
+    dtype = DTYPES[SAFETENSORS[settings["dtype"]]]
     tensors = {name: rounded(name, tensor.detach().cpu(), dtype) for name, tensor in exact.items()}
     outcome = write_pack(Path(order.work), {"aesthetic": tensors})
-    update = [(name, (after[name] - tensor).reshape(tensor.shape[0], -1), None) for name, tensor in before.items()]
-    lines, norm = sketch(update)
-    outcome.facts = {
-        "steps": settings.steps,
-        "learning_rate": settings.learning_rate,
-        "prompts": settings.prompts,
-        "shift": round(float(moved_BLW.norm() / empty_BLW.norm()), 4),  # of the empty prompt, relative
-    }
+    lines, norm = sketch(
+        [(name, (after[name] - tensor).reshape(tensor.shape[0], -1), None) for name, tensor in before.items()]
+    )
+    outcome.facts = {name: settings[name] for name in ("steps", "learning_rate", "prompts")}
     outcome.grade = "B"
-    outcome.fingerprint = fingerprint(device)
-    outcome.record = {
-        "losses": [-cosine for cosine in found],
-        "cosines": [round(float(cosine), 4) for cosine in each],
-        "seconds": round(time.monotonic() - began, 3),
-        "steps": settings.steps,
-        "sketch": lines,
-        "norm": norm,
-    }
+    outcome.record = {"steps": settings["steps"], "sketch": lines, "norm": norm}
     return outcome
 
 

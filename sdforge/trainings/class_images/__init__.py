@@ -64,7 +64,7 @@ def advise(
     if bool(table.prompt) != bool(table.prompts):
         return found
     sentence = "what is drawn stands in `prompt`, or in `prompts`" + (", not in both" if table.prompt else "")
-    return [*found, ("on", "prompt", sentence, 'prompt = "a drawing of a girl"', False)]
+    return [*found, ("prompt", "prompt", sentence, 'prompt = "a drawing of a girl"', False)]
 
 
 def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Callable
 from itertools import chain
@@ -15,13 +14,12 @@ import torch
 
 from sdforge.edits.previews.draw import save_png
 from sdforge.order import Order, Outcome
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.memory import RESERVE, held_bytes, kept_bytes
 from sdforge.run.sample import Wish, sample
 from sdforge.run.seeds import generator
 from sdforge.run.states import Stopped, sweep
-from sdforge.run.train import PRECISIONS
 from sdforge.store.files import publish, sha256_of
 
 BATCH = 8  # pictures at a time: part of what they are, since sums of other batches round in other places
@@ -44,7 +42,8 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
         if stopped():
             raise Stopped
         if diffusion is None:
-            diffusion = _loaded(order, report)
+            report(note="loading the checkpoint")
+            diffusion = load_diffusion(order, order.the("on"), settings["precision"])
             at_once = _fitting(order, diffusion, report)
         done |= _draw_some(order, diffusion, numbers, kept, at_once)
         report(step=numbers[-1] + 1, steps=count)
@@ -60,14 +59,6 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
     outcome.facts = {"pictures": sorted(rows)}
     outcome.record = {"pictures": count, "seconds": round(time.monotonic() - began, 3)}
     return outcome
-
-
-def _loaded(order: Order, report: Callable[..., None]) -> Diffusion:
-    report(note="loading the checkpoint")
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    precision = PRECISIONS[order.settings["precision"]]
-    diffusion: Diffusion = load(order.the("on"), torch.device(order.how["device"]), precision)
-    return diffusion
 
 
 def _fitting(order: Order, diffusion: Diffusion, report: Callable[..., None]) -> int:

@@ -11,7 +11,7 @@ from sdforge.artifact import Artifact
 from sdforge.families import Family
 from sdforge.formats.tokenizer import is_ordinary
 from sdforge.settings import NotNegative, Positive
-from sdforge.trainings import Advice, Shapes, Token, Training, never_named, numbers_of_rows, without
+from sdforge.trainings import Advice, Shapes, Token, Training, hides_a_word, never_named, numbers_of_rows, without
 
 VERSION = 1
 MAKES = "custom"
@@ -77,15 +77,16 @@ def advise(table: CustomDiffusion, inputs: dict[str, list[Artifact | None]]) -> 
     ]
 
 
-def advise_words(table: CustomDiffusion, tokenizer: dict[str, Any]) -> list[Advice]:
+def advise_words(
+    table: CustomDiffusion,
+    inputs: dict[str, list[Artifact | None]],  # noqa: ARG001 -- one signature for all methods
+    tokenizer: dict[str, Any],
+) -> list[Advice]:
     """Refuse a token that is a word already, and to start from what is no word."""
-    found: list[Advice] = []
-    if is_ordinary(table.token, tokenizer):
-        sentence = f"{table.token!r} is an ordinary word of `{table.on}`; as a token it would hide that word"
-        found.append(("on", "token", sentence, f'token = "<{table.token}>"', False))
+    found = hides_a_word(table.token, str(table.on), tokenizer, warning=False)
     words = table.init.split()
     strange = [word for word in words if not is_ordinary(word, tokenizer)]
     if strange or not words:
         sentence = f"{strange[0] if strange else table.init!r} is not one token of `{table.on}` to start from"
-        found.append(("on", "init", sentence, 'init = "a word that it knows", rare or near to what is learned', False))
+        found.append(("init", "init", sentence, 'init = "a word that it knows", near to what is learned', False))
     return found

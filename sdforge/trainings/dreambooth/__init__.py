@@ -13,6 +13,7 @@ from sdforge.trainings.fine_tune import Weights, mistakes
 
 VERSION = 1
 MAKES = "checkpoint"
+UNCAPTIONED = ("dataset",)  # roles whose pictures need no captions of their own
 
 
 @final

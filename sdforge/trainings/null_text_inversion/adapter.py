@@ -5,7 +5,6 @@ Shapes in names: B is 1, C channels, H W of latents, T timesteps, L tokens, D wi
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable
@@ -21,13 +20,12 @@ from sdforge.errors import ActionFailed
 from sdforge.order import Order, Outcome
 from sdforge.run.ddim import DDIM, SPACING, guide, invert, predict_at
 from sdforge.run.derived import Derived
-from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.diffusion import Conditioning, Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.images import Latents, plan_pictures
 from sdforge.run.sketch import sketch
 from sdforge.run.states import Stopped, Table, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, raw, rounded, write_pack
-from sdforge.run.train import PRECISIONS
 from sdforge.trainings.null_text_inversion import TABLE
 
 if TYPE_CHECKING:
@@ -41,11 +39,9 @@ Report = Callable[..., None]
 
 def invert_picture(order: Order, report: Report, stopped: Callable[[], bool]) -> Outcome:
     """Return start latents and empty prompts of the order's picture."""
-    device = torch.device(order.how.get("device", "cpu"))
     settings = TABLE.model_construct(**order.settings)
     report(note="loading the checkpoint")
-    load = importlib.import_module(f"sdforge.families.{order.family}.load").load
-    diffusion: Diffusion = load(order.the("on"), device, PRECISIONS[settings.precision])
+    diffusion = load_diffusion(order, order.the("on"), settings.precision)
     return _Inversion(order, settings, diffusion).run(report, stopped)
 
 

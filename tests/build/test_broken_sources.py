@@ -1,0 +1,59 @@
+"""A source that holds NaN or Inf is told of by name before anything runs, whether it is computed with or passes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sdforge.advice import advice
+from sdforge.cli import main
+from tests.build.inline import Bench
+from tests.build.test_single_tensors import SOFT
+
+VAE, UNET = "vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"
+PASSES, COMPUTED = "decoder.conv_in.bias", "mid_block.resnets.0.conv1.bias"
+EXPORTED = SOFT + '[preset]\ncheckpoint = "soft"\nexport = ["checkpoint"]\n'
+
+
+def poison(bench: Bench, file: str, tensor: str, value: float = float("nan")) -> None:
+    path = bench.root / "base" / file
+    tensors = load_file(path)
+    tensors[tensor][0] = value
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_what_passes_is_named_before_anything_runs(
+    bench: Bench, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The VAE of a merge comes from its first checkpoint, and nothing is computed with it."""
+    poison(bench, VAE, PASSES, value)
+    bench.recipe(EXPORTED)
+    assert main(["-C", str(bench.root), "plan", "r"]) == 0
+    assert capsys.readouterr().out.count(f"`base` holds NaN or Inf in vae.{PASSES}") == 1
+
+
+def test_what_is_computed_with_stops_and_names_the_tensor(bench: Bench) -> None:
+    poison(bench, UNET, COMPUTED)
+    bench.recipe(EXPORTED)
+    assert COMPUTED in bench.failure("soft").message
+
+
+def test_the_source_is_named_once_and_not_what_is_made_from_it(bench: Bench) -> None:
+    """As `check` warns of it, once its bytes have been seen."""
+    poison(bench, VAE, PASSES)
+    bench.recipe('[swap.whole]\ncheckpoint = "base"\nvae = "ink"\n[cast.wide]\ncheckpoint = "whole"\ndtype = "fp32"\n')
+    session = bench.session()
+    problems = advice(session, session.plan(session.resolve(["r:wide"])))
+    assert [(problem.code, problem.warning) for problem in problems] == [("broken", True)]
+    assert "`base` holds NaN or Inf" in problems[0].message
+
+
+def test_sound_sources_have_nothing_noted(bench: Bench) -> None:
+    bench.recipe(SOFT)
+    plan = bench.plan()
+    inputs = [artifact for step in plan.steps.values() for _, artifact in step.inputs]
+    assert inputs
+    assert not [json.dumps(each.notes["broken"]) for each in inputs if each is not None and "broken" in each.notes]
