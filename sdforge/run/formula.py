@@ -9,7 +9,7 @@ processes, while this one hashes the file; only what needs a whole tensor holds 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from math import prod
@@ -127,7 +127,7 @@ def _processes(pack: Pack) -> int:
     return PROCESSES if several else 0
 
 
-def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Iterator[tuple[str, Written]]:
+def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Generator[tuple[str, Written]]:
     """Do all jobs, and yield the name of each that is done with what it wrote: the large ones after all others."""
 
     def quiet(job: Job) -> Written:

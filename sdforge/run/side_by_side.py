@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import TypeVar
@@ -21,7 +21,7 @@ CAN_FORK = sys.platform == "linux"  # elsewhere libraries do not survive it
 Answer = TypeVar("Answer")
 
 
-def each_done(jobs: Mapping[str, Callable[[], Answer]], processes: int) -> Iterator[tuple[str, Answer]]:
+def each_done(jobs: Mapping[str, Callable[[], Answer]], processes: int) -> Generator[tuple[str, Answer]]:
     """Do all jobs, and yield the name of each with what it returned (which can be pickled), as they end.
 
     processes: how many work beside this one, which meanwhile is its caller's; 0: this one works. Raises what a job

@@ -64,7 +64,7 @@ def test_a_process_that_was_killed_is_named() -> None:
 def test_who_leaves_early_leaves_no_process_behind() -> None:
     done = each_done({str(i): partial(by, "x") for i in range(1000)}, 2)
     _, (_, pid) = next(done)
-    done.close()  # type: ignore[attr-defined]
+    done.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
