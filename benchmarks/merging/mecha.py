@@ -6,7 +6,6 @@ import sys
 
 import sd_mecha
 import torch
-from sd_mecha.extensions.builtin.merge_methods import linear
 
 
 def main() -> None:
@@ -16,10 +15,8 @@ def main() -> None:
         recipe = sd_mecha.weighted_sum(*models, alpha=float(share))
     elif job == "add_difference":
         recipe = sd_mecha.add_difference(*models, alpha=float(share))
-    else:
-        base, lora = models
-        # not `sd_mecha.add_difference`, which compares the merge space of what `convert` returns before it has one
-        recipe = linear.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share)) | base
+    else:  # its converter of kohya's LoRAs ends in a TypeError of its own (1.1.8)
+        sys.exit(64)
     sd_mecha.merge(
         recipe, output=out, merge_device="cpu", merge_dtype=torch.float32, output_dtype=torch.float16, threads=2
     )
