@@ -31,7 +31,7 @@ from sdforge.formats.single_file import single_pieces
 
 ROOT = Path(__file__).parents[1]
 FORGE = Path(sys.executable).with_name("forge")
-TICK = 0.01  # seconds between looks at a process's memory
+TICK = 0.05  # seconds between looks at a process's memory, for which the system walks through its pages
 JOBS = {  # inputs, and the table of a recipe
     "weighted_sum": ("ab", 'weighted_sum.made]\ncheckpoints = ["a", "b"]\nweights = [{rest}, {share}]'),
     "add_difference": ("abc", 'add_difference.made]\na = "a"\nb = "b"\nbase = "c"\nweight = {share}'),
@@ -233,11 +233,12 @@ def _family(pid: int) -> list[int]:
 
 
 def _anonymous(pid: int) -> float:
+    """Return a process's anonymous memory, of pages that forked processes share its part."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        found = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1000 for line in status.splitlines() if line.startswith("RssAnon")), 0.0)
+    return next((int(line.split()[1]) / 1000 for line in found.splitlines() if line.startswith("Pss_Anon")), 0.0)
 
 
 def _file(path: Path) -> dict[str, tuple[Path, int, int]]:

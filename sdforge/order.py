@@ -76,7 +76,10 @@ class Damaged(BrokenPromise):
 
     def __init__(self, ref: Ref) -> None:
         super().__init__(f"{ref.path} does not hold the {ref.name} that was planned with")
-        self.path = ref.path
+        self.ref, self.path = ref, ref.path
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[Ref]]:
+        return Damaged, (self.ref,)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ import sys
 import sd_mecha
 import torch
 
-LORA = {"sd1-ldm": "sd1-kohya_kohya_lora", "sdxl-sgm": "sdxl-kohya_kohya_lora"}
-
 
 def main() -> None:
     job, share, out, *paths = sys.argv[1:]
@@ -17,9 +15,8 @@ def main() -> None:
         recipe = sd_mecha.weighted_sum(*models, alpha=float(share))
     elif job == "add_difference":
         recipe = sd_mecha.add_difference(*models, alpha=float(share))
-    else:
-        base, lora = models
-        recipe = sd_mecha.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share))
+    else:  # its converter of kohya's LoRAs ends in a TypeError of its own (1.1.8)
+        sys.exit(64)
     sd_mecha.merge(
         recipe, output=out, merge_device="cpu", merge_dtype=torch.float32, output_dtype=torch.float16, threads=2
     )

@@ -2,16 +2,15 @@
 
 Elementwise arithmetic is fp32 for inputs of at most 16 bits and fp64 otherwise; either gives the same bytes on every
 machine, since `+ − × ÷ sqrt` are separate operations.
-What is made element by element, or row by row, is read, computed and written in parts that stay in the caches, on two
-threads; only what needs a whole tensor holds one.
+What is made element by element, or row by row, is read, computed and written in parts that stay in the caches, by two
+processes, while this one hashes the file; only what needs a whole tensor holds one.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -29,12 +28,15 @@ from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Damaged, Order, Outcome, Ref
-from sdforge.run.tensors import DTYPES, PART, Pack, finite, load, raw, rounded
+from sdforge.run.side_by_side import each_done
+from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
-Job = Callable[[], None]
-THREADS = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
+Written = tuple[Digests | None, dict[str, Digests]]  # of what lies in the pack, and of what lies apart
+Job = Callable[[], Written]
+PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
+SMALL = 16 << 20  # bytes that one process has written before others have begun
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
@@ -45,8 +47,13 @@ def run_formula(order: Order, report: Report) -> Outcome:
         pack, apart = _packs(order, rows, stack)
         jobs = _jobs(order.layout, pack, apart, rows)
         alone = [name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])]
-        for done, _ in enumerate(_done(jobs, alone)):
-            report(step=done + 1, steps=len(jobs))
+        done = stack.enter_context(closing(_done(jobs, alone, _processes(pack))))
+        for number, (name, (digests, others)) in enumerate(done, 1):
+            pack.wrote(name, digests)
+            for part, own in others.items():
+                assert apart is not None
+                apart.wrote(part, own)
+            report(step=number, steps=len(jobs))
         return _outcome(order, pack, apart)
 
 
@@ -63,27 +70,30 @@ def _packs(order: Order, rows: dict[str, Computation], stack: ExitStack) -> tupl
 def _jobs(layout: FileLayout | None, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
     """Return what is written in one go → how it is made, in the order of the pack."""
 
-    def made(name: str) -> None:
-        pack.write(name, results(rows[name], name))
+    def made(name: str) -> Written:
+        return pack.write(name, results(rows[name], name)), {}
 
-    def passing(name: str) -> None:
+    def passing(name: str) -> Written:
         assert layout is not None
         pack.copy(name, layout.passing[name].chunks())
+        return None, {}
 
-    def odd(name: str) -> None:
+    def odd(name: str) -> Written:
         assert layout is not None
-        data = b"".join(whole(part) for part in layout.parts[name])
+        others: dict[str, Digests] = {}
+        data = b"".join(whole(part, others) for part in layout.parts[name])
         dtype, shape = layout.shapes[name]
         turned = layout.odd[name]
         pack.copy(name, [transposed(data, shape[0], ITEM_SIZE[dtype]) if turned else data[: layout.size(name)]])
+        return None, others
 
-    def whole(part: str) -> bytes | bytearray:
+    def whole(part: str, others: dict[str, Digests]) -> bytes | bytearray:
         assert layout is not None
         if part in layout.passing:
             return layout.passing[part].bytes()
         assert apart is not None
         parts = list(results(rows[part], part))
-        apart.write(part, parts)
+        others[part] = apart.write(part, parts)
         return b"".join(raw(each) for each in parts)
 
     strange = layout.odd if layout else {}
@@ -98,11 +108,11 @@ def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
         lies_apart = apart is not None and f"{c.component}.{c.name}" in apart.shapes
         (others if lies_apart else names).setdefault(c.component, []).append(c.name)
     outcome = pack.outcome(names)
-    fast = {name: xxh3 for name, (_, xxh3) in pack.digests.items()}
+    fast = {name: digests.xxh3 for name, digests in pack.digests.items()}
     if apart is not None:
         other = apart.outcome(others)
         outcome.apart = [other.pack, other.sha256]
-        fast |= {name: xxh3 for name, (_, xxh3) in apart.digests.items()}
+        fast |= {name: digests.xxh3 for name, digests in apart.digests.items()}
         for component, found in other.components.items():
             outcome.components.setdefault(component, []).extend([*row, True] for row in found)
     if order.layout is not None and pack.body is not None:
@@ -111,21 +121,25 @@ def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
     return outcome
 
 
-def _done(jobs: dict[str, Job], alone: list[str]) -> Iterator[str]:
-    """Do all jobs, and yield the name of each that is done: the large ones after all others, one by one."""
+def _processes(pack: Pack) -> int:
+    """Return how many processes compute beside this one, which hashes what they write; 0 where it does both."""
+    several = (os.cpu_count() or 1) > 1 and sum(pack.sizes.values()) > SMALL
+    return PROCESSES if several else 0
 
-    def do(name: str) -> str:
+
+def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Generator[tuple[str, Written]]:
+    """Do all jobs, and yield the name of each that is done with what it wrote: the large ones after all others."""
+
+    def quiet(job: Job) -> Written:
         with torch.inference_mode():
-            jobs[name]()
-        return name
+            return job()
 
-    cores, before = os.cpu_count() or 1, torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        with ThreadPoolExecutor(min(THREADS, cores)) as pool:
-            yield from pool.map(do, [name for name in jobs if name not in alone])
-        torch.set_num_threads(cores)
-        yield from map(do, alone)
+        yield from each_done({name: partial(quiet, job) for name, job in jobs.items() if name not in alone}, processes)
+        torch.set_num_threads(os.cpu_count() or 1)
+        yield from ((name, quiet(jobs[name])) for name in alone)
     finally:
         torch.set_num_threads(before)  # what computes next in this process has its own number
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import xxhash
@@ -42,7 +42,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLUSHED = 1 << 28  # bytes of a file after which the disk begins to write them, while others are computed
 READ = 1 << 18  # bytes that are read back at once, to be hashed twice from the caches
-PART = 1 << 18  # elements made at a time: of fewer, threads mostly hand the interpreter's lock to each other
+PART = 1 << 16  # elements made at a time: what an operation takes and makes of them stays in a core's cache
 
 
 def load(ref: Ref) -> Tensor:
@@ -113,11 +113,18 @@ def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:
     )
 
 
-class Pack:
-    """A file of tensors in the making: each is written at its place, in any order and by any thread, and hashed.
+class Digests(NamedTuple):
+    """What names a tensor's bytes, and what tells their damage fast."""
 
-    The file as a whole is hashed in its order by a thread that follows, as far as it has been written; another one
-    flushes it to the disk meanwhile, though not to its end.
+    sha256: str
+    xxh3: str
+
+
+class Pack:
+    """A file of tensors in the making: each is written at its place, in any order and by any process, and hashed.
+
+    Who writes says so to `wrote` in the process that began the pack. There the file as a whole is hashed in its order,
+    as far as it has been written; a thread flushes it to the disk meanwhile, though not to its end.
     Used as a context: what is left open is closed.
     """
 
@@ -133,7 +140,7 @@ class Pack:
             self.first, self.sizes = layout.first(), layout.spans()
             self.order = list(self.sizes)
         self.offsets: dict[str, int] = {}
-        self.digests: dict[str, tuple[str, str]] = {}
+        self.digests: dict[str, Digests] = {}
         place = len(self.first)
         for name in self.order:
             self.offsets[name] = place
@@ -144,8 +151,8 @@ class Pack:
         self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
         self.buffer = memoryview(bytearray(READ))
         self.written: set[str] = set()
-        self.follower, self.flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.following: list[Future[None]] = []
+        self.flusher = ThreadPoolExecutor(1)
+        self.flushes: list[Future[None]] = []
         self.unflushed = 0  # bytes
 
     def size(self, name: str) -> int:
@@ -153,7 +160,7 @@ class Pack:
         dtype, shape = self.shapes[name]
         return math.prod(shape) * ITEM_SIZE[dtype]
 
-    def write(self, name: str, parts: Iterable[Tensor]) -> None:
+    def write(self, name: str, parts: Iterable[Tensor]) -> Digests:
         """Write a tensor, given from front to back."""
         strong, fast = hashlib.sha256(), xxhash.xxh3_128()
 
@@ -167,7 +174,7 @@ class Pack:
                     yield piece
 
         self.copy(name, hashed())
-        self.digests[name] = strong.hexdigest(), fast.hexdigest()
+        return Digests(strong.hexdigest(), fast.hexdigest())
 
     def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
         """Write bytes that are no tensor of this pack, or whose digests are known."""
@@ -177,12 +184,17 @@ class Pack:
             place += len(chunk)
         if place - start != self.sizes[name]:
             raise ValueError(f"{name} was given {place - start} bytes")
+
+    def wrote(self, name: str, digests: Digests | None = None) -> None:
+        """Take note of what has been written, with the digests of a tensor that is computed; hash on."""
         self.written.add(name)
-        self.following.append(self.follower.submit(self._follow))
-        self.unflushed += place - start
+        if digests is not None:
+            self.digests[name] = digests
+        self.unflushed += self.sizes[name]
         if self.unflushed > FLUSHED:
             self.unflushed = 0
-            self.following.append(self.flusher.submit(os.fdatasync, self.fd))
+            self.flushes.append(self.flusher.submit(os.fdatasync, self.fd))
+        self._follow()
 
     def _follow(self) -> None:
         """Hash on, up to the first tensor that is not yet written."""
@@ -210,15 +222,14 @@ class Pack:
 
     def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
         """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
-        for each in self.following:
-            each.result()  # an error of reading, or of the disk, comes out here
+        for each in self.flushes:
+            each.result()  # an error of the disk comes out here
         return Outcome(components=self.rows(names), pack=self.path.name, sha256=self.whole.hexdigest())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.follower.shutdown(cancel_futures=True)
         self.flusher.shutdown(cancel_futures=True)
         os.close(self.fd)
 
@@ -235,5 +246,5 @@ def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:
     shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in flat.items()}
     with Pack(work / "pack.safetensors", shapes) as pack:
         for name in pack.order:
-            pack.write(name, [flat[name]])
+            pack.wrote(name, pack.write(name, [flat[name]]))
         return pack.outcome({component: sorted(table) for component, table in tensors.items()})

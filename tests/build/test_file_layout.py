@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdforge.file_layout import FileLayout
+from sdforge.file_layout import FileLayout, pays
 from sdforge.order import Computation, Damaged, Order, Ref
 from sdforge.room import room
 from sdforge.run.formula import run_formula
@@ -46,6 +46,12 @@ def test_the_plan_counts_what_is_written_once_once(bench: Bench) -> None:
     needed, _ = room(session, session.plan(session.resolve(["r"])))
     bench.build()
     assert needed == sum(tensor.nbytes for tensor in load_file(exported(bench)).values())
+
+
+def test_a_pack_is_the_file_from_a_quarter_of_its_bytes_on() -> None:
+    assert pays(703, 2132)  # a LoRA of rank 32 in Stable Diffusion 1.5, MB
+    assert pays(25, 100)
+    assert not pays(24, 100)
 
 
 def test_a_deleted_file_comes_back_without_being_written(bench: Bench) -> None:
