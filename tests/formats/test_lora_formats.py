@@ -233,7 +233,8 @@ def test_metadata_tells_other_programs_rank_and_alpha(lora: Lora, even: Lora, to
     for name, each, alpha in (("a", lora, "Dynamic"), ("b", even, "1.0")):
         with safe_open(exported_lora(tmp_path / name, toy, each), "pt") as file:
             found = file.metadata()
-        assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("4", alpha)
+        assert (found["ss_network_dim"], found["ss_network_alpha"]) == ("2", alpha)
+        assert json.loads(found["ss_network_args"])["conv_dim"] == "4"
         assert found["ss_network_module"] == "networks.lora"
         assert found["modelspec.architecture"] == "stable-diffusion-v1/lora"
 

@@ -200,7 +200,7 @@ def test_a_checkpoint_without_separate_keys_and_values_is_refused(toy: Taken, mo
 def test_a_word_that_is_there_already_and_a_start_that_is_no_word_are_refused(toy: Taken) -> None:
     assert advise_words(table(init="cat red"), {}, toy.vocabulary) == []
     ((role, _, sentence, hint, _),) = advise_words(table(token="Cat", init="cat"), {}, toy.vocabulary)
-    assert role == "on"
+    assert role == "token"
     assert "'Cat' is an ordinary word" in sentence
     assert hint == 'token = "<Cat>"'
     for init, name in (("ktn", "ktn"), ("cat zebra", "zebra"), ("", "")):

@@ -122,7 +122,7 @@ def test_a_token_that_is_a_word_already_is_noticed(name: str, toy: Taken) -> Non
     ((role, code, sentence, hint, warning),) = found.module.advise_words(
         found.table.model_validate(stated | {"token": "cat"}), {}, toy.vocabulary
     )
-    assert (role, code, hint, warning) == ("on", "token", 'token = "<cat>"', True)
+    assert (role, code, hint, warning) == ("token", "token", 'token = "<cat>"', True)
     assert sentence == "'cat' is an ordinary word of `base`; as a token it would hide that word"
     assert not found.module.advise_words(found.table.model_validate(stated | {"token": "<cat>"}), {}, toy.vocabulary)
 
