@@ -45,7 +45,7 @@ def advice(session: Session, plan: Plan, steps: Iterable[Step] | None = None) ->
             continue
         said = list(_of_method(session, plan, step))
         if step.node.target.signature.makes == "files":
-            said += _other_unet(plan, step)
+            said += [*_other_unet(plan, step), *_read_otherwise(plan, step)]
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
             said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
@@ -168,6 +168,19 @@ def _other_unet(plan: Plan, step: Step) -> Iterator[Said]:
             text = f"`{name}` was inverted with another U-Net than the preset has, and comes out less like its picture"
             hint = f'on = "{step.node.recipe.preset["checkpoint"] if step.node.recipe.preset else ""}", or no baking'
             yield Said(f"sidecars.{name}", "base", text, hint, True)
+
+
+def _read_otherwise(plan: Plan, step: Step) -> Iterator[Said]:
+    """Say of exported LoRAs which ones other programs read otherwise than they were learned (`docs/programs.md`)."""
+    written = "loras" in json.loads(step.node.target.settings)["forms"]
+    for link, _ in step.inputs if written else ():
+        maker = plan.steps.get(link.id)
+        if link.use.role == "loras" and maker is not None and maker.node.target.raw.get("dora"):
+            name = link.use.reference
+            text = f"`{name}` has `dora = true`: ComfyUI and InvokeAI draw otherwise with its file than it was learned"
+            yield Said(
+                f"loras.{name}", "dora", text, "bake it, or leave out `dora`; docs/programs.md has the figures", True
+            )
 
 
 def _unet_of(plan: Plan, identifier: str) -> str:
