@@ -79,6 +79,11 @@ class Slurm:
         """Return the id of a job of ours in a state; "" if there is none."""
         return self.ask("squeue", "--noheader", "--format=%i", "--name=forge", f"--states={state}")
 
+    def is_idle(self) -> bool:
+        """Say whether both nodes answer and have nothing to do, and no job waits."""
+        nodes = self.ask("sinfo", "--noheader", "--Node", "--partition=low", "--format=%t").split()
+        return nodes == ["idle", "idle"] and not self.ask("squeue", "--noheader")
+
     def begin(self, *command: str) -> subprocess.Popen[bytes]:
         log = (self.folder / f"{command[0]}-{command[-1].replace('/', '-')}.log").open("ab")
         with log:

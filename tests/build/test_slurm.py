@@ -37,8 +37,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Pro
 
 
 @pytest.fixture
-def fresh(whole: Project, cluster: Slurm, tmp_path: Path) -> Project:
-    """The same with a cache of its own, no pins, and a Slurm."""
+def fresh(whole: Project, cluster: Slurm, tmp_path: Path, wait_for: Wait) -> Project:
+    """The same with a cache of its own, no pins, and a Slurm that has nothing left to do."""
+    wait_for(cluster.is_idle)
     project = whole.clone(tmp_path / "project")
     (project.root / "forge.lock").unlink()
     project.environment = cluster.environment
