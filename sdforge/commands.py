@@ -158,23 +158,7 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
-        actions = [
-            {
-                "target": step.id,
-                "method": step.node.target.signature.name,
-                "key": step.content_key or step.key,
-                "state": step.state,
-                "restore": step.restore,
-                "differs": step.differs,
-                "within": step.within,
-                "reason": [cause.text for cause in causes],
-                "seconds": estimate(session, step) if step.to_do else 0,
-            }
-            | ({"passed": not step.failed} if step.result and step.result.kind == "verdict" else {})
-            | ({"resumes": since} if step.state == "build" and (since := begun(session, step)) else {})
-            | ({"blocks": table.to_json()} if blocks and (table := block_table(step)) else {})
-            for step, causes in rows
-        ]
+        actions = [_planned(session, step, causes, blocks=blocks) for step, causes in rows]
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
@@ -215,6 +199,28 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
         cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
     say(f"  {', '.join(counts)}{cost}. Nothing was done.")
     refuse_lack(session, plan)
+
+
+def _planned(session: Session, step: Step, causes: list[Cause], *, blocks: bool) -> dict[str, Any]:
+    """Return a step of a plan as `--json` has it."""
+    row: dict[str, Any] = {
+        "target": step.id,
+        "method": step.node.target.signature.name,
+        "key": step.content_key or step.key,
+        "state": step.state,
+        "restore": step.restore,
+        "differs": step.differs,
+        "within": step.within,
+        "reason": [cause.text for cause in causes],
+        "seconds": estimate(session, step) if step.to_do else 0,
+    }
+    if step.result and step.result.kind == "verdict":
+        row["passed"] = not step.failed
+    if step.state == "build" and (since := begun(session, step)):
+        row["resumes"] = since
+    if blocks and (table := block_table(step)):
+        row["blocks"] = table.to_json()
+    return row
 
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:

@@ -11,12 +11,12 @@ from sdforge.artifact import dataset_identity
 from sdforge.errors import UsageError
 from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_by_header
 
-VERSION = 3  # raised when the same folder is told of otherwise
+VERSION = 4  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
 DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
 # what is told of a data set beside what it is: pictures without a caption; sizes, sha256 → width and height in pixels;
 # what is wrong with pictures that cannot be read; pictures that lie there and are passed over
-TOLD = ("without", "sizes", "broken", "passed_over")
+TOLD = ("without", "sizes", "unreadable", "passed_over")
 
 Row = list[Any]  # [sha256 of the picture, caption, repeats], and where masks are used the mask's sha256 or `alpha`
 
@@ -43,7 +43,7 @@ def read_dataset(
         "names": {sha256: sorted(found) for sha256, found in reading.names.items()},
         "without": reading.without,
         "sizes": reading.sizes,
-        "broken": reading.broken,
+        "unreadable": reading.unreadable,
         "passed_over": reading.passed_over,
     }
     return value, reading.places
@@ -79,7 +79,7 @@ class _Reading:
         self.without: list[str] = []  # names of pictures without a caption
         self.pictures: set[str] = set()
         self.sizes: dict[str, list[int]] = {}
-        self.broken: list[str] = []
+        self.unreadable: list[str] = []
         self.passed_over: list[str] = []
 
     def read(self, folder: Path, repeats: int, words: str) -> None:
@@ -104,7 +104,7 @@ class _Reading:
             with opened(picture) as image:
                 self.sizes[sha256] = list(size_by_header(image))
         except UnreadablePicture as error:
-            self.broken.append(str(error))
+            self.unreadable.append(str(error))
 
     def _named(self, path: Path) -> str:
         self.check(path)

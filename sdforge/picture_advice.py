@@ -42,9 +42,9 @@ def advise_pictures(
 
 def _unread(name: str, notes: dict[str, Any]) -> Iterator[Said]:
     """Say which pictures are none, and which are passed over."""
-    if broken := notes.get("broken", ()):
-        more = f"; so it is with {len(broken) - 1} more" if len(broken) > 1 else ""
-        yield "pictures", f"{name}: {broken[0]}{more}", "take it away, or save it anew", False
+    if unreadable := notes.get("unreadable", ()):
+        more = f"; so it is with {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        yield "pictures", f"{name}: {unreadable[0]}{more}", "take it away, or save it anew", False
     if passed := notes.get("passed_over", ()):
         text = f"{counted(len(passed), 'picture')} in `{name}` {_are(passed)} passed over: {_some(passed)}"
         yield "pictures", text, f"what is read ends in {', '.join(PICTURES)}", True

@@ -203,6 +203,15 @@ def hides_a_word(token: str, on: str, tokenizer: dict[str, Any], *, warning: boo
     return [("token", "token", sentence, f'token = "<{token}>"', warning)]
 
 
+def advise_token(
+    table: Any,
+    inputs: dict[str, list[Artifact | None]],  # noqa: ARG001 -- one signature for all methods
+    tokenizer: dict[str, Any],
+) -> list[Advice]:
+    """Say that a token is a word already: `insert` takes it only over words that it names."""
+    return hides_a_word(table.token, str(table.on), tokenizer, warning=True)
+
+
 def unguided(what: str, on: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
     """Refuse a checkpoint on which classifier-free guidance does nothing."""
     (checkpoint,) = inputs["on"]

@@ -57,3 +57,16 @@ def test_sound_sources_have_nothing_noted(bench: Bench) -> None:
     inputs = [artifact for step in plan.steps.values() for _, artifact in step.inputs]
     assert inputs
     assert not [json.dumps(each.notes["broken"]) for each in inputs if each is not None and "broken" in each.notes]
+
+
+def test_a_picture_that_cannot_be_read_is_no_tensor(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are noted of sources."""
+    (bench.root / "drawings" / "none.png").write_bytes(b"no picture")
+    bench.recipe('[lora.style]\non = "base"\ndataset = "drawings"\nsteps = 2\nrank = 2\n')
+    session = bench.session()
+    problems = advice(session, session.plan(session.resolve(["r:style"])))
+    assert [problem.code for problem in problems if not problem.warning] == ["pictures"]
+    assert "broken" not in [problem.code for problem in problems]
+    main(["-C", str(bench.root), "plan", "r:style"])
+    said = capsys.readouterr()
+    assert "NaN" not in said.out + said.err

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sdforge.artifact import Artifact
 from sdforge.settings import NotNegative, Positive
-from sdforge.trainings import Advice, Shapes, Token, Training, hides_a_word, never_named, numbers_of_rows, unguided
+from sdforge.trainings import Advice, Shapes, Token, Training, advise_token, never_named, numbers_of_rows, unguided
 
 if TYPE_CHECKING:
     from sdforge.families import Family
@@ -59,10 +59,4 @@ def advise(table: DreamArtist, inputs: dict[str, list[Artifact | None]]) -> list
     return [*never_named(table.token, table.dataset, inputs), *unguided("DreamArtist", table.on, inputs)]
 
 
-def advise_words(
-    table: DreamArtist,
-    inputs: dict[str, list[Artifact | None]],  # noqa: ARG001 -- one signature for all methods
-    tokenizer: dict[str, Any],
-) -> list[Advice]:
-    """Say that a token is a word already: `insert` takes it only over words that it names."""
-    return hides_a_word(table.token, str(table.on), tokenizer, warning=True)
+advise_words = advise_token

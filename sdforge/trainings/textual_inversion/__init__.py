@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sdforge.artifact import Artifact
 from sdforge.settings import NotNegative, Positive, Since
-from sdforge.trainings import Advice, Shapes, Token, Training, hides_a_word, never_named, numbers_of_rows
+from sdforge.trainings import Advice, Shapes, Token, Training, advise_token, never_named, numbers_of_rows
 
 if TYPE_CHECKING:
     from sdforge.families import Family
@@ -54,10 +54,4 @@ def advise(table: TextualInversion, inputs: dict[str, list[Artifact | None]]) ->
     return never_named(table.token, table.dataset, inputs)
 
 
-def advise_words(
-    table: TextualInversion,
-    inputs: dict[str, list[Artifact | None]],  # noqa: ARG001 -- one signature for all methods
-    tokenizer: dict[str, Any],
-) -> list[Advice]:
-    """Say that a token is a word already: `insert` takes it only over words that it names."""
-    return hides_a_word(table.token, str(table.on), tokenizer, warning=True)
+advise_words = advise_token
