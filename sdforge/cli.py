@@ -205,7 +205,7 @@ def plan(wishes: argparse.Namespace) -> int:
         refuse_mistakes(session, made)
     from sdforge.commands import show_plan
 
-    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
+    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks, on=wishes.on)
     return SOMETHING_TO_DO if wishes.exit_code and (made.to_do or lacking_grids(session, made)) else 0
 
 
