@@ -194,8 +194,8 @@ def test_a_job_without_a_last_word_is_begun_again_some_times(tmp_path: Path, mon
             4,
             "its job ran out of memory (OUT_OF_MEMORY)",
             (
-                'it asked for 1 GPU, 4 CPUs, 8.0 GB, 2 h; `memory` in [cluster.targets."toy:a"] of forge.local.toml asks '
-                "for more"
+                'it asked for 1 GPU, 4 CPUs, 8.0 GB, 2 h; `memory` in [cluster.targets."toy:a"] of forge.local.toml '
+                "asks for more"
             ),
         ),
         (

@@ -34,10 +34,11 @@ def cluster(gate: Path) -> Iterator[Ray]:
 
 
 @pytest.fixture
-def fresh(fresh: Project, gate: Path) -> Project:
+def fresh(fresh: Project, gate: Path) -> Iterator[Project]:
     """The project, which knows where its training waits."""
     fresh.environment = {"REHEARSAL_GATE": str(gate)}
-    return fresh
+    yield fresh
+    shutil.rmtree(gate, ignore_errors=True)
 
 
 def taken(cluster: Ray) -> tuple[float, ...]:
@@ -63,7 +64,9 @@ def test_a_task_asks_for_what_the_project_says(
 def test_actions_with_unlike_resources_go_where_they_fit(
     fresh: Project, cluster: Ray, gate: Path, wait_for: Wait
 ) -> None:
-    fresh.recipe.write_text(RECIPE.replace("[preset]", '[rehearsal.b]\non = "base"\ndataset = "drawings"\n\n[preset]'))
+    fresh.recipe.write_text(
+        RECIPE.replace("[preset]", '[rehearsal.b]\non = "base"\ndataset = "drawings"\nrank = 4\n\n[preset]')
+    )
     with (fresh.root / "forge.local.toml").open("a") as file:
         file.write('[cluster.targets."toy:b"]\ngpus = 1\ncpus = 2\nmemory = "3GiB"\n')
     gate.mkdir()
