@@ -156,23 +156,30 @@ class Remote(Table):
     )
 
 
+Gpus = Annotated[int, Field(ge=0, le=64)]
+Cpus = Annotated[int, Field(ge=1, le=256)]
+Memory = Annotated[str, Field(pattern=VRAM)]
+Minutes = Annotated[int, Field(ge=1, le=100_000)]
+Partition = Annotated[str, Field(max_length=256)]
+
+
 class Asked(Table):
     """What a job asks for, where it is stated; else it follows from the action."""
 
-    gpus: int | SkipJsonSchema[None] = Field(
-        None, ge=0, le=64, description="default: 1 of what computes on a device, unless that is the CPU; 0 of all else"
+    gpus: Gpus | SkipJsonSchema[None] = Field(
+        None, description="default: 1 of what computes on a device, unless that is the CPU; 0 of all else"
     )
-    cpus: int | SkipJsonSchema[None] = Field(
-        None, ge=1, le=256, description="default: 4 beside a GPU, 3 of a formula, else as many as `threads` of [run]"
+    cpus: Cpus | SkipJsonSchema[None] = Field(
+        None, description="default: 4 beside a GPU, 3 of a formula, else as many as `threads` of [run]"
     )
-    memory: str | SkipJsonSchema[None] = Field(
-        None, pattern=VRAM, description='as "32GB"; empty: what the engine gives; default: by the size of what it reads'
+    memory: Memory | SkipJsonSchema[None] = Field(
+        None, description='as "32GB"; empty: what the engine gives; default: by the size of what it reads and learns'
     )
-    minutes: int | SkipJsonSchema[None] = Field(
-        None, ge=1, le=100_000, description="after which Slurm may end it; default: 1440"
+    minutes: Minutes | SkipJsonSchema[None] = Field(
+        None, description="after which Slurm may end it (Ray does not); default: 1440"
     )
-    partition: str | SkipJsonSchema[None] = Field(
-        None, max_length=256, description="of Slurm; default: the one behind `--on slurm:`, or Slurm's own"
+    partition: Partition | SkipJsonSchema[None] = Field(
+        None, description="of Slurm; default: the one of `--on slurm:PARTITION`, or Slurm's own"
     )
 
 
