@@ -245,8 +245,8 @@ class Build:
         order = make_order(self.session, step, key, manifest, work, how, formula)
         bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
         asked = self._resources(step) if self._goes(step) and not bytes_only else None
-        self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
         step.state = "running"
+        self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
             handle: Handle = Inline(None if bytes_only else order)
         elif self.options.cluster and asked:

@@ -65,6 +65,8 @@ class RayLauncher:
 
     def __init__(self, address: str) -> None:
         self.ray = library("ray", "cluster")
+        if "://" in address:
+            library("grpc", "cluster")  # by which Ray's client speaks
         try:
             self.ray.init(address=address, log_to_driver=False, logging_level="error", ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError) as error:

@@ -123,8 +123,13 @@ def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
 
 def _processes(pack: Pack) -> int:
     """Return how many processes compute beside this one, which hashes what they write; 0 where it does both."""
-    several = (os.cpu_count() or 1) > 1 and sum(pack.sizes.values()) > SMALL
+    several = _processors() > 1 and sum(pack.sizes.values()) > SMALL
     return PROCESSES if several else 0
+
+
+def _processors() -> int:
+    """Return how many processors this process may use: fewer than there are, where it is a job of a cluster."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Generator[tuple[str, Written]]:
@@ -138,7 +143,7 @@ def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Generator[t
     try:
         torch.set_num_threads(1)
         yield from each_done({name: partial(quiet, job) for name, job in jobs.items() if name not in alone}, processes)
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(_processors())
         yield from ((name, quiet(jobs[name])) for name in alone)
     finally:
         torch.set_num_threads(before)  # what computes next in this process has its own number
