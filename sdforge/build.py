@@ -154,7 +154,7 @@ class Build:
     def _free_places(self) -> dict[bool, int]:
         """Return how many more actions may run as jobs of a cluster (True), and here."""
         jobs = sum(running.resources is not None for running in self.running)
-        here = len(self.running) - jobs
+        here = len(self.running) - jobs  # one that turned out to only write an index may be among them
         return {
             True: self.options.jobs_elsewhere - jobs if self.options.cluster else 0,
             False: max(0, self.options.jobs - here),
@@ -256,6 +256,7 @@ class Build:
         self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula, asked))
 
     def _resources(self, step: Step) -> Resources:
+        """Return what a step asks for as a job."""
         return resources(self.session, step, self.options.device, self.options.threads)
 
     def _fetch(self, step: Step, lock: Lock, key: str, manifest: str) -> None:

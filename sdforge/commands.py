@@ -13,7 +13,7 @@ from typing import Any
 from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
-from sdforge.executors import Cluster
+from sdforge.executors import Cluster, Resources
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.grids import PICTURE, lacking
@@ -26,7 +26,7 @@ from sdforge.report.cost import begun, estimate, total
 from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
 from sdforge.report.words import INSET, glyphs, say, seconds, size
-from sdforge.resources import asked_there, refuse_strange_targets, strange_targets
+from sdforge.resources import refuse_strange_targets, strange_targets
 from sdforge.room import refuse_lack, room
 from sdforge.session import Session
 from sdforge.under_way import Options, Summary
@@ -155,21 +155,22 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
 
 
-def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False, on: str = "") -> None:
+def show_plan(
+    session: Session, plan: Plan, *, as_json: bool, blocks: bool = False, asked: dict[str, Resources] | None = None
+) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free.
 
-    blocks: also what each block gets; on: a cluster, and what each step would ask for there. Raises UsageError,
-    RecipeError for its settings, ResourceError where the disk is too small.
+    blocks: also what each block gets; asked: id → what a step would ask for as a job, to be shown beside it. Raises
+    ResourceError where the disk is too small.
     """
-    asked = asked_there(session, plan, on) if on else {}
+    asked = asked or {}
     explainer = Explainer(session, plan)
     needed, free = room(session, plan)
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
-        actions = [_planned(session, step, causes, blocks=blocks) for step, causes in rows]
-        for action in actions:
-            action |= {"resources": asked[action["target"]]._asdict()} if action["target"] in asked else {}
+        jobs = {name: {"resources": each._asdict()} for name, each in asked.items()}
+        actions = [_planned(session, step, causes, blocks=blocks) | jobs.get(step.id, {}) for step, causes in rows]
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )

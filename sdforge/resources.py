@@ -101,17 +101,18 @@ def memory_of(session: Session, step: Step) -> int:
     return ceil(needed / GIB) * GIB
 
 
-def asked_there(session: Session, plan: Plan, on: str) -> dict[str, Resources]:
+def asked_there(session: Session, plan: Plan, on: str, device: str | None) -> dict[str, Resources]:
     """Return the id of each step of a plan that would be a job of a cluster → what it would ask for.
 
-    Raises UsageError for what is no cluster, RecipeError for strange targets.
+    on: the cluster; device: the command line's, which goes before that of `[run]`. Raises UsageError for what is no
+    cluster, RecipeError for strange targets.
     """
     from sdforge.executors.cluster import engine
 
     engine(on)
     refuse_strange_targets(session.project)
     run = session.project.run
-    device, threads = run.get("device", "auto"), run.get("threads", 1)
+    device, threads = device or run.get("device", "auto"), run.get("threads", 1)
     jobs = [step for step in plan.to_do if step.state != "fetch" and is_job(session, step)]
     return {step.id: resources(session, step, device, threads) for step in jobs}
 

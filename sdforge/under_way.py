@@ -38,7 +38,7 @@ class Options:
 
     jobs: int = 1
     cluster: Cluster | None = None
-    jobs_elsewhere: int = 16
+    jobs_elsewhere: int = 1
     device: str = "auto"
     keep_going: bool = False
     wait: bool = True
