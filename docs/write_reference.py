@@ -84,14 +84,18 @@ def _checks(recipe: dict[str, Any]) -> Iterator[str]:
 def _inner(
     path: tuple[str, ...], table: dict[str, Any], whole: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yield the tables within a table: their dotted name, and what can be set there."""
+    """Yield the tables within a table: their dotted name, and what can be set there; those that are alike once."""
     whole = whole or table
+    alike: dict[str, list[str]] = {}
     for name, value in table["properties"].items():
         if "$ref" in value or "allOf" in value:
-            found = _resolved(value, whole)
-            if "properties" in found:
-                yield ".".join((*path, name)), f"{found.get('description', '')}\n\n{_rows(found, whole)}"
-                yield from _inner((*path, name), found, whole)
+            alike.setdefault(str(value.get("$ref", name)), []).append(name)
+    for first, *others in alike.values():
+        found = _resolved(table["properties"][first], whole)
+        if "properties" in found:
+            names = "], [".join(".".join((*path, name)) for name in (first, *others))
+            yield names, f"{found.get('description', '')}\n\n{_rows(found, whole)}"
+            yield from _inner((*path, first), found, whole)
 
 
 def _tables(key: str, recipe: dict[str, Any]) -> list[str]:

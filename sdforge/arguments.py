@@ -63,10 +63,10 @@ def _building(command: Command) -> None:
         metavar="TARGET",
         help="a recipe, RECIPE@VARIANT, RECIPE:NAME, a name that is unique, a file",
     )
-    build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side")
+    build.add_argument("-j", "--jobs", type=_count, default=0, help="actions side by side; with --on: jobs there")
     build.add_argument("--device", type=_device, default=None, help="auto, cpu, cuda or cuda:N")
     build.add_argument(
-        "--on", default="", metavar="CLUSTER", help="where trainings run: slurm, slurm:PARTITION, ray, ray://HOST:PORT"
+        "--on", default="", metavar="CLUSTER", help="where jobs run: slurm, slurm:PARTITION, ray, ray://HOST:PORT"
     )
     build.add_argument("--vram", default="", help="what a training may use of the device's memory, as 8GB")
     build.add_argument(
@@ -91,6 +91,7 @@ def _building(command: Command) -> None:
     plan.add_argument("targets", nargs="*", metavar="TARGET")
     plan.add_argument("--locked", action="store_true", help="refuse whatever the lock does not hold")
     plan.add_argument("--no-checks", action="store_true", help="as `build --no-checks` would")
+    plan.add_argument("--on", default="", metavar="CLUSTER", help="what each job would ask for there")
     plan.add_argument("--blocks", action="store_true", help="what weight each block gets of merges and bakes")
     plan.add_argument(
         "--exit-code", action="store_true", help=f"exit with {SOMETHING_TO_DO} if there is something to do"

@@ -9,7 +9,7 @@ import time
 from sdforge.chapters import presets, reasons, remember
 from sdforge.devices import device_lock, devices
 from sdforge.errors import BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted
-from sdforge.executors import Executor, Handle
+from sdforge.executors import Executor, Handle, Resources
 from sdforge.executors.inline import Inline
 from sdforge.grids import write_grids
 from sdforge.intake import Intake
@@ -22,6 +22,7 @@ from sdforge.places import OUT
 from sdforge.placing import show_failed
 from sdforge.plan import Plan, Step
 from sdforge.ready import is_ready
+from sdforge.resources import is_job, kind_of, resources
 from sdforge.room import refuse_lack
 from sdforge.session import Session
 from sdforge.store.files import Lock
@@ -133,9 +134,12 @@ class Build:
         busy = {running.step.id for running in self.running}
         keys = {running.key for running in self.running}
         for step in plan.to_do:
-            if len(self.running) >= self.options.jobs:
+            free = self._free_places()
+            if not any(free.values()):
                 return False
             if step.id in busy or step.id in self.summary.failed or not self._is_ready(plan, step, busy):
+                continue
+            if not free[self._goes(step)]:
                 continue
             if self._locking_key(step) in keys:  # a twin under another name is at work
                 continue
@@ -146,6 +150,19 @@ class Build:
     def _is_ready(self, plan: Plan, step: Step, busy: set[str]) -> bool:
         within = self.session.planner().within
         return is_ready(plan, step, busy, within, checked=self.session.checked)
+
+    def _free_places(self) -> dict[bool, int]:
+        """Return how many more actions may run as jobs of a cluster (True), and here."""
+        jobs = sum(running.resources is not None for running in self.running)
+        here = len(self.running) - jobs  # one that turned out to only write an index may be among them
+        return {
+            True: self.options.jobs_elsewhere - jobs if self.options.cluster else 0,
+            False: max(0, self.options.jobs - here),
+        }
+
+    def _goes(self, step: Step) -> bool:
+        """Say whether a step runs as a job of a cluster."""
+        return self.options.cluster is not None and step.state != "fetch" and is_job(self.session, step)
 
     def _locking_key(self, step: Step) -> str:
         return step.content_key or step.key
@@ -226,15 +243,21 @@ class Build:
         how = {"device": device, "threads": self.options.threads, **self.options.how}
         formula = self.session.one_pass(step) if step.kind == "formula" else None
         order = make_order(self.session, step, key, manifest, work, how, formula)
-        step.state = "running"
-        goes = step.kind == "content" and step.node.target.signature.makes not in ("files", "verdict")
-        self.reporter.started(step, (self.executor.elsewhere if goes else "") or device)
         bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
+        asked = self._resources(step) if self._goes(step) and not bytes_only else None
+        step.state = "running"
+        self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
             handle: Handle = Inline(None if bytes_only else order)
+        elif self.options.cluster and asked:
+            handle = self.options.cluster.submit(order, asked)
         else:
             handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
-        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula))
+        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula, asked))
+
+    def _resources(self, step: Step) -> Resources:
+        """Return what a step asks for as a job."""
+        return resources(self.session, step, self.options.device, self.options.threads)
 
     def _fetch(self, step: Step, lock: Lock, key: str, manifest: str) -> None:
         """Have a pinned result from the remote cache, beside whatever else runs."""
@@ -253,13 +276,10 @@ class Build:
 
         Formulas, what only moves bytes and what needs no torch need no device.
         """
-        signature = step.node.target.signature
-        module = method(signature.name).module
-        light = signature.makes == "verdict" and (getattr(module, "INLINE", False) or getattr(module, "BARE", False))
-        if signature.kind == "formula" or signature.makes == "files" or light:
+        if kind_of(step) in ("", "formulas"):
             return "cpu", None
-        if self.executor.elsewhere:  # there the engine says what is free
-            return self.options.device, None
+        if self._goes(step):  # there the engine says which one is free
+            return self.options.device.partition(":")[0] if self._resources(step).gpus else "cpu", None
         for name in devices(self.options.device):
             if name == "cpu":
                 return name, None

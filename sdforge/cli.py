@@ -204,8 +204,10 @@ def plan(wishes: argparse.Namespace) -> int:
 
         refuse_mistakes(session, made)
     from sdforge.commands import show_plan
+    from sdforge.resources import asked_there
 
-    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks)
+    asked = asked_there(session, made, wishes.on, getattr(wishes, "device", "")) if wishes.on else {}
+    show_plan(session, made, as_json=wishes.json, blocks=wishes.blocks, asked=asked)
     return SOMETHING_TO_DO if wishes.exit_code and (made.to_do or lacking_grids(session, made)) else 0
 
 

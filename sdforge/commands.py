@@ -13,7 +13,7 @@ from typing import Any
 from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
-from sdforge.executors import Executor
+from sdforge.executors import Cluster, Resources
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
 from sdforge.grids import PICTURE, lacking
@@ -25,7 +25,8 @@ from sdforge.report.blocks import block_table
 from sdforge.report.cost import begun, estimate, total
 from sdforge.report.progress import names, reporter, short, width_of
 from sdforge.report.table import row
-from sdforge.report.words import glyphs, say, seconds, size
+from sdforge.report.words import INSET, glyphs, say, seconds, size
+from sdforge.resources import refuse_strange_targets, strange_targets
 from sdforge.room import refuse_lack, room
 from sdforge.session import Session
 from sdforge.under_way import Options, Summary
@@ -42,12 +43,14 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     gc.enable()
     run = session.project.run
     options = Options(
-        jobs=wishes.jobs or (JOBS_ELSEWHERE if wishes.on else run.get("jobs", 1)),
+        jobs=(not wishes.on and wishes.jobs) or run.get("jobs", 1),
         device=wishes.device or run.get("device", "auto"),
         keep_going=wishes.keep_going,
         wait=not wishes.no_wait,
         threads=run.get("threads", 1),
         how=how_to_run(run, wishes.vram),
+        cluster=cluster_named(session, wishes.on),
+        jobs_elsewhere=wishes.jobs or JOBS_ELSEWHERE,
     )
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     made = session.plan(wanted)
@@ -55,7 +58,7 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         refuse_mistakes(session, made)
         for warning in warnings(session, made):
             view.note(f"{warning.place}: {warning.message}")
-    build = Build(session, executor(session, wishes.on, options), view, options)
+    build = Build(session, LocalExecutor(options.threads), view, options)
     began = time.monotonic()
     try:
         summary = build.run(wanted)
@@ -69,13 +72,14 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
     return exit_code(list(summary.failed.values()))
 
 
-def executor(session: Session, where: str, options: Options) -> Executor:
-    """Return where actions run: here, or on the cluster that `--on` names. Raises UsageError, ResourceError."""
+def cluster_named(session: Session, where: str) -> Cluster | None:
+    """Return the cluster that `--on` names. Raises UsageError, ResourceError, and RecipeError for its settings."""
     if not where:
-        return LocalExecutor(options.threads)
+        return None
     from sdforge.executors.cluster import cluster
 
-    return cluster(where, session.project.cluster, options.threads, session.store.root / "jobs")
+    refuse_strange_targets(session.project)
+    return cluster(where, session.store.root / "jobs")
 
 
 def how_to_run(run: dict[str, Any], vram: str) -> dict[str, Any]:
@@ -151,14 +155,22 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
     return {"target": step.id, "equal": False, "distance": far, "fingerprint": other, "text": text}
 
 
-def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
-    """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
+def show_plan(
+    session: Session, plan: Plan, *, as_json: bool, blocks: bool = False, asked: dict[str, Resources] | None = None
+) -> None:
+    """Print the plan: states, reasons, time from history, disk needed and free.
+
+    blocks: also what each block gets; asked: id → what a step would ask for as a job, to be shown beside it. Raises
+    ResourceError where the disk is too small.
+    """
+    asked = asked or {}
     explainer = Explainer(session, plan)
     needed, free = room(session, plan)
     spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
-        actions = [_planned(session, step, causes, blocks=blocks) for step, causes in rows]
+        jobs = {name: {"resources": each._asdict()} for name, each in asked.items()}
+        actions = [_planned(session, step, causes, blocks=blocks) | jobs.get(step.id, {}) for step, causes in rows]
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
@@ -168,6 +180,8 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     width = width_of(called[step.id] for step, _ in rows)
     for step, causes in rows:
         say(row(step, called[step.id], plan_text(session, step, causes), width=width))
+        if step.id in asked:
+            say(f"{' ' * INSET}a job: {asked[step.id]}")
         if blocks and (table := block_table(step)):
             say("\n".join(f"      {line}".rstrip() for line in table.lines()))
     for step in plan.steps.values():
@@ -336,7 +350,7 @@ def check(session: Session, names: list[str], *, as_json: bool) -> int:
     """`forge check`: find every mistake that headers and texts can show; nothing is hashed and nothing runs."""
     session.sources.quick = True
     recipes = names or session.project.recipe_names()
-    problems: list[Problem] = [] if names else session.project.misnamed()
+    problems: list[Problem] = [] if names else session.project.misnamed() + strange_targets(session.project)
     for name in recipes:  # each on its own, so that one recipe's mistakes do not hide another's
         try:
             meant = session.project.variants(name) if MARK in name else session.project.with_variants(name)

@@ -1,6 +1,7 @@
 """Words that other programs have for what recipes call otherwise: how a mistake is answered with ours.
 
-Of kohya's scripts, diffusers' examples, the usual web UIs and mergers. Nothing here is accepted in a recipe.
+Of kohya's scripts, diffusers' examples, the usual web UIs, mergers, and engines of clusters. Nothing here is accepted
+in a recipe.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ SETTINGS = {
     "cfg": ("guidance",),
     "cfg_scale": ("guidance",),
     "conv_dim": ("conv_rank",),
+    "cpus_per_task": ("cpus",),
     "data": ("dataset",),
     "dim": ("rank",),
     "embeddings": ("insert",),
     "file": ("from", "path"),
+    "gpus_per_node": ("gpus",),
+    "gres": ("gpus",),
     "guidance_scale": ("guidance",),
     "height": ("resolution",),
     "initializer_token": ("init",),
@@ -28,26 +32,34 @@ SETTINGS = {
     "lr_scheduler": ("schedule",),
     "lr_warmup_steps": ("warmup",),
     "max_train_steps": ("steps",),
+    "mem": ("memory",),
+    "mem_gb": ("memory",),
     "model": ("on", "checkpoint"),
     "models": ("checkpoints",),
     "name": ("title",),
     "negative": ("negative_prompt",),
     "network_alpha": ("alpha",),
     "network_dim": ("rank",),
+    "num_cpus": ("cpus",),
+    "num_gpus": ("gpus",),
     "num_inference_steps": ("steps",),
     "num_repeats": ("repeats",),
     "num_vectors": ("vectors",),
     "path": ("from",),
     "placeholder_token": ("token",),
     "prompt": ("prompts",),
+    "queue": ("partition",),
     "ratio": ("weight", "weights"),
     "save_precision": ("dtype",),
     "size": ("resolution",),
     "text_encoder_lr": ("text_learning_rate",),
     "textual_inversions": ("insert",),
+    "time": ("minutes",),
+    "timeout_min": ("minutes",),
     "train_batch_size": ("batch",),
     "unet_lr": ("learning_rate",),
     "url": ("from",),
+    "walltime": ("minutes",),
     "width": ("resolution",),
 }
 

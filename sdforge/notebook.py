@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from sdforge.advice import refuse_mistakes
 from sdforge.build import Build
-from sdforge.commands import executor, how_to_run
+from sdforge.commands import how_to_run
 from sdforge.errors import ForgeError, LostObject, exit_code
+from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Explainer, in_short
 from sdforge.outputs import verdicts
 from sdforge.plan import Plan, Step
@@ -146,7 +147,7 @@ def _build(session: Session, names: list[str], telling: _Telling, wishes: dict[s
     wanted = session.resolve(names)
     session.want_again(list(wishes["retrain"]))
     refuse_mistakes(session, session.plan(wanted))
-    summary = Build(session, executor(session, "", options), telling, options).run(wanted)
+    summary = Build(session, LocalExecutor(options.threads), telling, options).run(wanted)
     if summary.failed:
         raise _worst(summary)
     assert summary.plan is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from sdforge.complaints import explain
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
-from sdforge.names import hint_at_name, is_name
+from sdforge.method import method_groups
+from sdforge.names import REFERENCE, hint_at_name, is_name
 from sdforge.places import FILE, LOCAL, LOCK, OUT, RECIPES, amount, code_fingerprint
 from sdforge.recipe import Recipe, check_name, read_recipe
 from sdforge.store.files import open_regular, within
-from sdforge.syntax import MOST_BYTES, read_toml
+from sdforge.syntax import MOST_BYTES, Document, read_toml
 from sdforge.variants import MARK, cells, split
 
 if TYPE_CHECKING:
     from sdforge.index import Index
     from sdforge.settings import Table
+
+
+LAYERED = ("run", "remote", "cluster")  # tables of forge.toml that forge.local.toml may state otherwise
 
 
 @dataclass
@@ -187,9 +192,8 @@ def open_project(root: Path, index: Index) -> Project:
     project.sources = values.get("source", {})
     project.datasets = values.get("dataset", {})
     stated = local.get("stated", {})
-    for key in ("run", "remote", "cluster"):
-        own = {name: value for name, value in stated.get(key, {}).items() if value is not None}
-        setattr(project, key, values.get(key, {}) | own)
+    for key in LAYERED:
+        setattr(project, key, _over(values.get(key, {}), stated.get(key, {})))
     project.trusted = [key for each in (values, local) for key in each.get("trust", {}).get("keys", [])]
     bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
     project.max_cache = amount(next(filter(None, bounds), ""))
@@ -228,10 +232,34 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
                 hint = "sources and data sets have different names" if each in seen else hint_at_name(each)
                 problems.append(Problem("name", reason, document.place(key, each), hint))
             seen[each] = key
+    problems += _strange_jobs(found["cluster"], document)
     if problems:
         raise RecipeError(problems)
     found["stated"] = {  # what forge.local.toml itself says
-        table: {key: found[table][key] for key in document.values.get(table, {})}
-        for table in ("run", "remote", "cluster")
+        table: {key: found[table][key] for key in document.values.get(table, {})} for table in LAYERED
     }
     return found
+
+
+def _strange_jobs(cluster: dict[str, Any], document: Document) -> Iterator[Problem]:
+    """Yield a problem for each name in `[cluster]` that no method or target can have."""
+    for name in cluster["methods"]:
+        if name not in method_groups():
+            guess = nearest(name, list(method_groups()))
+            hint = f"did you mean `{guess}`?" if guess else "a recipe's tables are called [METHOD.NAME]"
+            yield Problem("name", f"there is no method `{name}`", document.place("cluster", "methods", name), hint)
+    for name in cluster["targets"]:
+        if ":" not in name or not re.fullmatch(REFERENCE, name):
+            place = document.place("cluster", "targets", name)
+            yield Problem("name", f"`{name}` names no target", place, 'as in [cluster.targets."RECIPE:TARGET"]')
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with what another one states before it; None states nothing."""
+    stated = {name: value for name, value in above.items() if value is not None}
+    inner = {name: _over(below[name], value) for name, value in stated.items() if _both_tables(below.get(name), value)}
+    return below | stated | inner
+
+
+def _both_tables(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)

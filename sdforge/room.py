@@ -70,6 +70,11 @@ def _states_needed(session: Session, step: Step) -> int:
     """Estimate the bytes of a training's states: those that are kept, and one that is written beside them."""
     from sdforge.run.states import KEPT
 
+    return (KEPT + 1) * state_size(session, step)
+
+
+def state_size(session: Session, step: Step) -> int:
+    """Estimate the bytes of one state of a training; 0 of what is none, or keeps none."""
     checkpoint = next((artifact for link, artifact in step.inputs if link.use.role == "on"), None)
     if checkpoint is None:
         return 0
@@ -81,13 +86,18 @@ def _states_needed(session: Session, step: Step) -> int:
     shapes = {name: {t.name: t.shape for t in tensors} for name, tensors in _tables(session, checkpoint).items()}
     if not shapes.keys() >= {"unet", *of.text_encoders}:
         return 0
-    return (KEPT + 1) * int(measure(of, shapes))
+    return int(measure(of, shapes))
 
 
 def size_of(session: Session, artifact: Artifact) -> int:
     """Return the bytes of an artifact's tensors, also of those that are still to be made."""
     tensors = (tensor for table in _tables(session, artifact).values() for tensor in table)
     return sum(prod(tensor.shape) * ITEM_SIZE[tensor.dtype] for tensor in tensors)
+
+
+def numbers_of(session: Session, artifact: Artifact) -> int:
+    """Return how many numbers an artifact's tensors have, also those that are still to be made."""
+    return sum(prod(tensor.shape) for table in _tables(session, artifact).values() for tensor in table)
 
 
 def _tables(session: Session, artifact: Artifact) -> dict[str, list[Tensor]]:

@@ -156,14 +156,57 @@ class Remote(Table):
     )
 
 
-@final
-class Cluster(Table):
-    """What a job of `forge build --on` asks for: never what comes out."""
+Gpus = Annotated[int, Field(ge=0, le=64)]
+Cpus = Annotated[int, Field(ge=1, le=256)]
+Memory = Annotated[str, Field(pattern=VRAM)]
+Minutes = Annotated[int, Field(ge=1, le=100_000)]
+Partition = Annotated[str, Field(max_length=256)]
 
-    gpus: int = Field(1, ge=0, le=64, description="of a training")
-    cpus: int = Field(4, ge=1, le=256, description="of a training")
-    memory: str = Field("", pattern=VRAM, description='as "32GB"; empty: what the engine gives')
-    minutes: int = Field(1440, ge=1, le=100_000, description="after which the engine may end it")
+
+class Asked(Table):
+    """What a job asks for, where it is stated; else it follows from the action."""
+
+    gpus: Gpus | SkipJsonSchema[None] = Field(
+        None, description="default: 1 of what computes on a device, unless that is the CPU; 0 of all else"
+    )
+    cpus: Cpus | SkipJsonSchema[None] = Field(
+        None, description="default: 4 beside a GPU, 3 of a formula, else as many as `threads` of [run]"
+    )
+    memory: Memory | SkipJsonSchema[None] = Field(
+        None, description='as "32GB"; empty: what the engine gives; default: by the size of what it reads and learns'
+    )
+    minutes: Minutes | SkipJsonSchema[None] = Field(
+        None, description="after which Slurm may end it (Ray does not); default: 1440"
+    )
+    partition: Partition | SkipJsonSchema[None] = Field(
+        None, description="of Slurm; default: the one of `--on slurm:PARTITION`, or Slurm's own"
+    )
+
+
+@final
+class Job(Asked):
+    """What the jobs of a kind, a method or a target ask for; it goes before what [cluster] says of all."""
+
+    here: bool | SkipJsonSchema[None] = Field(
+        None, description="as no job, but on the machine of the build; default: true of formulas, false of all else"
+    )
+
+
+@final
+class Cluster(Asked):
+    """What jobs of `forge build --on` ask for: never what comes out.
+
+    What is stated of a target goes first, then of its method, then of its kind, then of all; `gpus` of all is for what
+    computes on a device.
+    """
+
+    trainings: Job = Field(default_factory=Job, description="all that trains")
+    pictures: Job = Field(default_factory=Job, description="previews")
+    formulas: Job = Field(default_factory=Job, description="merges, bakes and other edits that are formulas")
+    edits: Job = Field(default_factory=Job, description="edits that are none: extract, resize, custom_merge")
+    checks: Job = Field(default_factory=Job, description="checks that ask a network")
+    methods: dict[str, Job] = Field({}, max_length=1000, description="a method's name → its jobs")
+    targets: dict[str, Job] = Field({}, max_length=10_000, description='"RECIPE:TARGET" → its job')
 
 
 @final

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdforge.errors import ForgeError
-from sdforge.executors import Handle
+from sdforge.executors import Cluster, Handle, Resources
 from sdforge.one_pass import Pass
 from sdforge.plan import Plan, Step
 from sdforge.store.entries import Result
@@ -30,12 +30,15 @@ class Reporter(Protocol):
 
 @dataclass
 class Options:
-    """How to build. jobs: actions side by side; device: `auto`, `cpu`, `cuda`, `cuda:N`.
+    """How to build. jobs: actions side by side on this machine; device: `auto`, `cpu`, `cuda`, `cuda:N`.
 
     how: what runners are told beside it: `states`, `samples`, `vram` (bytes), `tensorboard`.
+    cluster: where actions run as jobs, jobs_elsewhere of them side by side; None: all run on this machine.
     """
 
     jobs: int = 1
+    cluster: Cluster | None = None
+    jobs_elsewhere: int = 1
     device: str = "auto"
     keep_going: bool = False
     wait: bool = True
@@ -45,7 +48,10 @@ class Options:
 
 @dataclass
 class Running:
-    """An action at work. key: the one that is locked; formula: what a formula's result will hold."""
+    """An action at work. key: the one that is locked; formula: what a formula's result will hold.
+
+    resources: of the job as which it runs; None: it runs on this machine.
+    """
 
     step: Step
     handle: Handle
@@ -56,6 +62,7 @@ class Running:
     manifest: str
     began: float
     formula: Pass | None = None
+    resources: Resources | None = None
 
 
 @dataclass

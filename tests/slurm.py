@@ -1,7 +1,8 @@
 """A Slurm of two nodes on this machine, all of it in one folder: authentication, controller and node daemons.
 
-The nodes share one GPU that is none (`/dev/null`), so that what a job asks for can be seen. A partition `urgent` takes
-nodes away from jobs of the other one, which go back into the queue.
+The nodes share one GPU that is none (`/dev/null`), so that what a job asks for can be seen; each claims 8 GB of memory.
+A partition `urgent` takes nodes away from jobs of the other one, which go back into the queue. What takes more memory
+than it asked for is ended within a second.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 GresTypes=gpu
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU
+SelectTypeParameters=CR_CPU_Memory
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 StateSaveLocation={folder}/controller
@@ -47,8 +50,8 @@ ReturnToService=2
 SlurmdTimeout=10
 KillWait=2
 SchedulerParameters=batch_sched_delay=0,bf_interval=1
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=2000 Gres=gpu:1
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=2000
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=8000 Gres=gpu:1
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=8000
 PartitionName=low Nodes=n1,n2 Default=YES MaxTime=60 State=UP PriorityTier=1
 PartitionName=urgent Nodes=n1,n2 MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """

@@ -1,8 +1,8 @@
-"""Trainings and previews on other machines, by engines that people run already: a Ray cluster, or Slurm by submitit.
+"""Actions on other machines, by engines that people run already: a Ray cluster, or Slurm by submitit.
 
 All machines see the cache under the same path (`FORGE_CACHE`), so orders, results and train states need no way of their
-own. Merges, edits and exports, which are over in seconds, run here. A job that ends without a word, since its node died
-or was preempted, is begun again, and goes on from its last kept state.
+own. A job that ends without a word, since its node died or was preempted, is begun again, and goes on from its last
+kept state. Of one that would end alike again it is said what to ask for instead.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.executors import Handle
+from sdforge.executors import Cluster, Resources
 from sdforge.executors.beside import Beside
-from sdforge.executors.jobs import Ended, Job, Launcher
-from sdforge.executors.local import LocalExecutor
+from sdforge.executors.jobs import CANCELLED, LIMITS, LOST, MEMORY, Ended, Job, Launcher
 from sdforge.executors.ray import RayLauncher
 from sdforge.executors.slurm import SubmititLauncher
 from sdforge.order import Order
+from sdforge.places import LOCAL
 from sdforge.run.spool import BUILDER, EVENTS, ORDER, STOP
 from sdforge.store.files import publish_bytes
 
@@ -29,13 +29,19 @@ TICK = 0.5  # seconds between looks
 LAG = 5.0  # seconds in which what a job wrote last arrives over a network's file system
 RETRIES = 3
 LAST = ("done", "failed", "stopped", "damaged")
+FOR_GOOD = {
+    CANCELLED: (1, "its job ended: {word}", "somebody wanted that; a build goes on from the last kept state"),
+    MEMORY: (4, "its job ran out of memory ({word})", "it asked for {asked}; `memory` {where} asks for more"),
+    LIMITS: (4, "its job would wait for ever ({word})", "it asks for {asked}; less can be asked for {where}"),
+}  # why a job is not begun again → exit code, what is said, and the way out
 
 
 class SpoolHandle(Beside):
-    """An action on another machine, followed through its folder."""
+    """An action on another machine, followed through its folder. target: whose action it is."""
 
-    def __init__(self, launcher: Launcher, folder: Path) -> None:
-        self.launcher, self.folder = launcher, folder
+    def __init__(self, launcher: Launcher, folder: Path, target: str, resources: Resources) -> None:
+        self.launcher, self.folder, self.resources = launcher, folder, resources
+        self.where = f'in [cluster.targets."{target}"] of {LOCAL}'
         self.job: Job | None = None
         self.killed = False
         self.read = 0  # bytes of the events that were taken in
@@ -47,6 +53,9 @@ class SpoolHandle(Beside):
 
     def kill(self) -> None:
         self.killed = True
+        self._cancel()
+
+    def _cancel(self) -> None:
         if self.job is not None:
             self.job.cancel()
 
@@ -55,13 +64,14 @@ class SpoolHandle(Beside):
             say(self._end(say))
         except Exception as error:  # engines have errors of their own
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            hint = "[cluster] in forge.toml or forge.local.toml says what a job asks for"
+            hint = f"it asks for {self.resources}; other things can be asked for {self.where}"
             say({"event": "failed", "code": 4, "message": f"the cluster does not run it: {first}", "hint": hint})
 
     def _end(self, say: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        say({"event": "progress", "remark": f"asks for {self.resources}", "resources": self.resources._asdict()})
         end = self._attempt(say)
         for _ in range(RETRIES):
-            if not isinstance(end, Ended) or end.code:
+            if not isinstance(end, Ended) or end.why != LOST:
                 break
             gone = f"its job is gone ({end.word}); begun again from the last kept state"
             say({"event": "progress", "remark": gone})
@@ -70,8 +80,11 @@ class SpoolHandle(Beside):
 
     def _given_up(self, end: Ended) -> dict[str, Any]:
         """Return what is said of a job that is not begun again."""
-        if end.code:
-            return {"event": "failed", "code": end.code, "message": f"its job ended: {end.word}", "hint": end.hint}
+        if end.why != LOST:
+            code, message, hint = FOR_GOOD[end.why]
+            self._cancel()  # one that waits for what will not be
+            said = hint.format(asked=self.resources, where=self.where)
+            return {"event": "failed", "code": code, "message": message.format(word=end.word), "hint": said}
         log = f": {self.job.log}" if self.job and self.job.log else ""
         message = f"its job ended {RETRIES + 1} times without a word ({end.word})"
         return {"event": "failed", "code": 1, "message": message, "hint": f"the engine's log may say why{log}"}
@@ -79,7 +92,7 @@ class SpoolHandle(Beside):
     def _attempt(self, say: Callable[[dict[str, Any]], None]) -> dict[str, Any] | Ended:
         """Have a job run the order; return its last word, or how it ended without one."""
         (self.folder / BUILDER).touch()
-        self.job = self.launcher.launch(self.folder)
+        self.job = self.launcher.launch(self.folder, self.resources)
         return self._watched(self.job, say)
 
     def _watched(self, job: Job, say: Callable[[dict[str, Any]], None]) -> dict[str, Any] | Ended:
@@ -116,34 +129,32 @@ class SpoolHandle(Beside):
         return [json.loads(line) for line in whole.splitlines()]
 
 
-class ClusterExecutor:
-    """Long actions on a cluster, short ones here. elsewhere: what the cluster is called."""
+class Jobs:
+    """A cluster: each order is a job of its engine. name: what the engine is called."""
 
-    def __init__(self, launcher: Launcher, threads: int, elsewhere: str) -> None:
-        self.launcher, self.here, self.elsewhere = launcher, LocalExecutor(threads), elsewhere
+    def __init__(self, launcher: Launcher, name: str) -> None:
+        self.launcher, self.name = launcher, name
 
-    def submit(self, order: Order, log: str, lock: int) -> Handle:
-        if order.group != "trainings" and order.method != "previews":
-            return self.here.submit(order, log, lock)
+    def submit(self, order: Order, resources: Resources) -> SpoolHandle:
         folder = Path(order.work)
         publish_bytes(json.dumps(order.to_json()).encode(), folder / ORDER, folder, 0o644)
-        return SpoolHandle(self.launcher, folder)
-
-    def close(self) -> None:
-        self.here.close()
+        return SpoolHandle(self.launcher, folder, order.target, resources)
 
 
-def cluster(where: str, resources: dict[str, Any], threads: int, logs: Path) -> ClusterExecutor:
-    """Return the executor that `--on` names. Raises UsageError, ResourceError.
+def engine(where: str) -> tuple[str, str]:
+    """Return the engine that `--on` names, and which one of it. Raises UsageError.
 
     where: `slurm`, `slurm:PARTITION`, `ray`, `ray:HOST:PORT`, `ray://HOST:PORT` (through Ray's client), or `processes`
     (as jobs of Slurm, but on this machine).
-    resources: of a job, as `[cluster]` has them; logs: a folder for the engine's own.
     """
     kind, _, rest = where.partition(":")
-    if kind in ("slurm", "processes"):
-        return ClusterExecutor(SubmititLauncher(kind, rest, resources, logs), threads, kind)
-    if kind == "ray":
-        address = where if rest.startswith("//") else rest or "auto"
-        return ClusterExecutor(RayLauncher(address, resources), threads, kind)
-    raise UsageError(f"{where!r} is no cluster", hint="--on slurm, slurm:PARTITION, ray or ray://HOST:PORT")
+    if kind not in ("slurm", "processes", "ray"):
+        raise UsageError(f"{where!r} is no cluster", hint="--on slurm, slurm:PARTITION, ray or ray://HOST:PORT")
+    return kind, where if rest.startswith("//") else rest
+
+
+def cluster(where: str, logs: Path) -> Cluster:
+    """Return the cluster that `--on` names. logs: a folder for its engine's own. Raises UsageError, ResourceError."""
+    kind, which = engine(where)
+    launcher = RayLauncher(which or "auto") if kind == "ray" else SubmititLauncher(kind, which, logs)
+    return Jobs(launcher, kind)

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from sdforge.errors import UsageError
+from sdforge.executors import Resources
 from sdforge.executors.local import ENVIRONMENT
 from sdforge.run.spool import serve
 
+LOST, CANCELLED, MEMORY, LIMITS = "lost", "cancelled", "memory", "limits"
+
 
 class Ended(NamedTuple):
-    """How a job ended without a word: as its engine calls it.
+    """How a job ended without a word, as its engine calls it; or that it will never begin.
 
-    code: 0 where it is begun again; else the exit code of what is then said, and hint the way out.
+    why: LOST: it is begun again. For good: CANCELLED by somebody; it needed more MEMORY than it asked for; it asked for
+    more than there is (LIMITS).
     """
 
     word: str
-    code: int = 0
-    hint: str = ""
+    why: str = LOST
 
 
 class Job(Protocol):
@@ -44,8 +47,8 @@ class Job(Protocol):
 class Launcher(Protocol):
     """An engine."""
 
-    def launch(self, folder: Path) -> Job:
-        """Have the order in a folder run. Raises ResourceError, and the engine's own errors."""
+    def launch(self, folder: Path, resources: Resources) -> Job:
+        """Have the order in a folder run by a job that asks for so much. Raises the engine's own errors."""
         ...
 
 

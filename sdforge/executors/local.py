@@ -90,8 +90,6 @@ class LocalWorker:
 class LocalExecutor:
     """As many workers as actions run side by side."""
 
-    elsewhere = ""
-
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self.workers: list[LocalWorker] = []

@@ -7,6 +7,7 @@ has, and believes its answer for ten minutes.
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import threading
 import time
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.errors import ResourceError
-from sdforge.executors.jobs import Ended, library, run_folder
-from sdforge.places import amount
+from sdforge.executors import Resources
+from sdforge.executors.jobs import CANCELLED, LIMITS, LOST, MEMORY, Ended, library, run_folder
 
 ASKED = 10.0  # seconds between two questions to Slurm, which serves many
 PATIENCE = 30.0  # seconds for it to answer
@@ -25,10 +26,12 @@ OVER = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
     *("REVOKED", "TIMEOUT", GONE),
 }  # fmt: skip
-FOR_GOOD = {
-    "CANCELLED": (1, "somebody wanted that (scancel); a build goes on from the last kept state"),
-    "OUT_OF_MEMORY": (4, 'it needed more than it asked for: memory = "32GB" in [cluster] of forge.local.toml'),
-}  # how a job ends that would end alike again → exit code, way out
+FOR_GOOD = {"CANCELLED": CANCELLED, "OUT_OF_MEMORY": MEMORY}  # how a job ends that would end alike again
+# why a job waits that will not begin until somebody changes it, the partition or its account
+HOPELESS = re.compile(
+    r"PartitionTimeLimit|PartitionConfig|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid(Account|QOS)|QOSMin\w+"
+    r"|(Assoc|QOS)?Max\w*Per(Job|Node)(Limit)?"
+)
 
 
 class Row(NamedTuple):
@@ -102,11 +105,14 @@ class SlurmJob:
     def ended(self) -> Ended | None:
         """Wait for a second such answer: a job that Slurm puts into its queue again counts as over for a moment."""
         number, row = self.queue.look(self.name)
-        if row.state not in OVER:
+        hopeless = row.state == "PENDING" and HOPELESS.fullmatch(row.reason)
+        if not (row.state in OVER or hopeless):
             self.over_in = 0
             return None
         self.over_in = self.over_in or number
-        return Ended(row.state, *FOR_GOOD.get(row.state, ())) if number > self.over_in else None
+        if number == self.over_in:
+            return None
+        return Ended(row.reason, LIMITS) if hopeless else Ended(row.state, FOR_GOOD.get(row.state, LOST))
 
     def stands(self) -> str:
         _, row = self.queue.look(self.name)
@@ -136,25 +142,40 @@ class ProcessJob:
 
 
 class SubmititLauncher:
-    """Slurm, or processes (kind) of this machine. resources: of a job, as `[cluster]` has them."""
+    """Slurm, or processes (kind) of this machine. partition: of jobs that ask for none; logs: submitit's folder."""
 
-    def __init__(self, kind: str, partition: str, resources: dict[str, Any], logs: Path) -> None:
-        submitit = library("submitit", "slurm")
+    def __init__(self, kind: str, partition: str, logs: Path) -> None:
+        self.kind, self.partition, self.logs = kind, partition, logs
+        self.submitit = library("submitit", "slurm")
+        self.queue = Queue() if kind == "slurm" else None
         try:
-            self.executor: Any = submitit.AutoExecutor(folder=logs, cluster="local" if kind == "processes" else "slurm")
+            self._executor()
         except RuntimeError as error:
             raise ResourceError(f"Slurm is not to be had here: {error}", hint="run forge where sbatch is") from None
-        self.queue = Queue() if kind == "slurm" else None
-        wanted = amount(resources["memory"])
-        self.executor.update_parameters(
-            name="forge",
-            timeout_min=resources["minutes"],
-            cpus_per_task=resources["cpus"],
-            gpus_per_node=resources["gpus"],
-            **({"mem_gb": math.ceil(wanted / 2**20) / 2**10} if wanted else {}),  # its GB are 1024 MB of Slurm's
-            **({"slurm_partition": partition} if partition and kind == "slurm" else {}),
-        )
 
-    def launch(self, folder: Path) -> SlurmJob | ProcessJob:
-        job = self.executor.submit(Task(), str(folder))
+    def _executor(self) -> Any:
+        """Return a new executor of submitit's: one has the same resources for all of its jobs."""
+        cluster = "local" if self.kind == "processes" else "slurm"
+        return self.submitit.AutoExecutor(folder=self.logs, cluster=cluster)
+
+    def launch(self, folder: Path, resources: Resources) -> SlurmJob | ProcessJob:
+        executor = self._executor()
+        executor.update_parameters(**self._parameters(resources))
+        job = executor.submit(Task(), str(folder))
         return SlurmJob(job, self.queue) if self.queue else ProcessJob(job)
+
+    def _parameters(self, resources: Resources) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "name": "forge",
+            "timeout_min": resources.minutes,
+            "cpus_per_task": resources.cpus,
+            "gpus_per_node": resources.gpus,
+        }
+        if resources.memory:
+            found["mem_gb"] = math.ceil(resources.memory / 2**20) / 2**10  # its GB are 1024 MB of Slurm's
+        if self.kind == "slurm":
+            # Slurm since 22.05 gives a step one CPU, however many its job has, unless srun is told
+            found["slurm_srun_args"] = [f"--cpus-per-task={resources.cpus}"]
+            if partition := resources.partition or self.partition:
+                found["slurm_partition"] = partition
+        return found

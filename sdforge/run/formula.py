@@ -140,15 +140,20 @@ def _done(jobs: dict[str, Job], pack: Pack, rows: dict[str, Computation]) -> Gen
     alone = {name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])}
 
     def with_all_threads(job: Job) -> Stream[Written]:
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(_processors())
         try:
             return (yield from job())
         finally:
             torch.set_num_threads(1)
 
-    several = (os.cpu_count() or 1) > 1 and sum(pack.sizes.values()) > SMALL
+    several = _processors() > 1 and sum(pack.sizes.values()) > SMALL
     ways = {name: partial(with_all_threads, job) if name in alone else job for name, job in jobs.items()}
     return in_order(ways, pack.file.write, PROCESSES if several else 0, alone)
+
+
+def _processors() -> int:
+    """Return how many processors this process may use: fewer than there are, where it is a job of a cluster."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sdforge.run.__main__ import run_reporting
 from sdforge.store.files import own_name, publish_bytes
 
 ORDER, EVENTS, STOP, BUILDER, RUNNER = "order.json", "events.jsonl", "stop", "builder", "runner"
+LOG = "log.txt"  # what it prints
 GONE = 120.0  # seconds without a touch after which the builder counts as gone
 
 
@@ -79,7 +81,9 @@ def serve(folder: str) -> None:
             said = time.monotonic()
             spool.say({"event": "progress", **event})
 
-    log = os.open(spool.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log_file = spool.folder / LOG
+    spool.say({"event": "progress", "remark": f"{order.how['device']} of {platform.node()} computes; log: {log_file}"})
+    log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     before = os.dup(1), os.dup(2)
     try:
         os.dup2(log, 1)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.build.inline import Bench
-from tests.conftest import new_project
+from tests.build.one_training import CLUSTER
+from tests.build.one_training import RECIPE as ONE_TRAINING
+from tests.conftest import Project, new_project
 from tests.quick import Quick
 from tests.survival import RECIPE, Whole
 from tests.toys import write_checkpoint, write_drawings
@@ -68,3 +70,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path, quick:
     new_project(root, toy_checkpoint, RECIPE)
     assert quick.forge(root, "build", "--json").code == 0
     return Whole(root)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Project:
+    """A project with one training, as this machine builds it. Read only: clone it."""
+    project = new_project(tmp_path_factory.mktemp("uninterrupted") / "project", toy_checkpoint, ONE_TRAINING)
+    (project.root / "forge.local.toml").write_text(CLUSTER)
+    project.build()
+    return project
+
+
+@pytest.fixture
+def fresh(uninterrupted: Project, tmp_path: Path) -> Project:
+    """The same with a cache of its own and no pins."""
+    project = uninterrupted.clone(tmp_path / "project")
+    (project.root / "forge.lock").unlink()
+    return project

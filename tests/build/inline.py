@@ -31,7 +31,6 @@ class Bench:
 
     root: Path
     orders: dict[str, Order] = field(default_factory=dict)
-    elsewhere: str = ""  # as executors that run on other machines say
 
     def recipe(self, text: str, name: str = "r") -> None:
         path = self.root / "recipes" / f"{name}.toml"

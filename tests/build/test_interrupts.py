@@ -6,41 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Project, new_project
+from tests.build.one_training import Wait, begin
+from tests.conftest import Project
 
-Wait = Callable[[Callable[[], object]], None]
 STEPS = 10
-
-RECIPE = """\
-family = "sd15"
-
-[rehearsal.a]
-on = "base"
-dataset = "drawings"
-
-[preset]
-checkpoint = "a"
-"""
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) -> Project:
-    project = new_project(tmp_path_factory.mktemp("whole") / "project", toy_checkpoint, RECIPE)
-    project.build()
-    return project
-
-
-@pytest.fixture
-def fresh(uninterrupted: Project, tmp_path: Path) -> Project:
-    """The same project with a cache of its own and no pins."""
-    project = uninterrupted.clone(tmp_path / "project")
-    (project.root / "forge.lock").unlink()
-    return project
 
 
 def children(pid: int) -> list[int]:
@@ -54,12 +27,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def begin(project: Project, wait_for: Wait) -> tuple[subprocess.Popen[str], int]:
-    """Start a build and wait until its training is at step 5, with the state of step 4 published."""
-    gate = project.root / "gate"
-    gate.mkdir()
-    command = project.start("build", "--plain", REHEARSAL_GATE=str(gate), REHEARSAL_AT="5")
-    wait_for(lambda: (gate / "toy-a").exists())
+def held(project: Project, wait_for: Wait) -> tuple[subprocess.Popen[str], int]:
+    """Start a build whose worker, returned too, waits at step 5."""
+    command = begin(project, wait_for)
     (worker,) = children(command.pid)
     return command, worker
 
@@ -81,7 +51,7 @@ def finish(project: Project, whole: Project, begun_at: int) -> None:
 def test_an_interrupt_keeps_the_state(
     fresh: Project, uninterrupted: Project, wait_for: Wait, number: int, code: int
 ) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(command.pid, number)
     out, err = command.communicate(timeout=30)
     assert command.returncode == code, out + err
@@ -95,7 +65,7 @@ def test_an_interrupt_keeps_the_state(
 def test_a_killed_command_leaves_a_worker_that_keeps_its_state_and_ends(
     fresh: Project, uninterrupted: Project, wait_for: Wait
 ) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
     wait_for(lambda: not is_alive(worker))
@@ -105,7 +75,7 @@ def test_a_killed_command_leaves_a_worker_that_keeps_its_state_and_ends(
 def test_a_build_waits_for_the_worker_that_a_killed_command_left(
     fresh: Project, uninterrupted: Project, wait_for: Wait
 ) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(worker, signal.SIGSTOP)
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
@@ -125,7 +95,7 @@ def test_a_build_waits_for_the_worker_that_a_killed_command_left(
 def test_a_killed_worker_fails_the_action_and_the_next_build_goes_on(
     fresh: Project, uninterrupted: Project, wait_for: Wait
 ) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(worker, signal.SIGKILL)
     out, err = command.communicate(timeout=30)
     assert command.returncode == 1, err
@@ -135,7 +105,7 @@ def test_a_killed_worker_fails_the_action_and_the_next_build_goes_on(
 
 
 def test_both_killed_at_once(fresh: Project, uninterrupted: Project, wait_for: Wait) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(worker, signal.SIGKILL)
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
@@ -164,7 +134,7 @@ def test_a_kill_at_any_publish_loses_nothing(fresh: Project, uninterrupted: Proj
 
 
 def test_a_damaged_state_is_passed_over(fresh: Project, uninterrupted: Project, wait_for: Wait) -> None:
-    command, worker = begin(fresh, wait_for)
+    command, worker = held(fresh, wait_for)
     os.kill(worker, signal.SIGKILL)
     command.communicate(timeout=30)
     (state,) = (fresh.root / "cache/v1/states").rglob("4.safetensors")

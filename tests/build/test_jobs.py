@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from sdforge.executors import cluster, slurm
+from sdforge.executors import Resources, cluster, ray, slurm
 from sdforge.executors.cluster import RETRIES, SpoolHandle
-from sdforge.executors.jobs import Ended
-from sdforge.executors.slurm import Queue, SlurmJob
+from sdforge.executors.jobs import CANCELLED, LIMITS, LOST, MEMORY, Ended
+from sdforge.executors.ray import RayJob
+from sdforge.executors.slurm import Queue, SlurmJob, SubmititLauncher
 from sdforge.run.spool import EVENTS, STOP, Spool
+
+ASKED = Resources(1, 4, 8 * 10**9, 120, "")
 
 
 @pytest.fixture
@@ -55,15 +58,60 @@ def test_a_job_that_is_put_into_the_queue_again_is_not_over(squeue: Path) -> Non
     assert (job.ended(), job.ended()) == (None, Ended("NODE_FAIL"))
 
 
-@pytest.mark.parametrize(("state", "code"), [("CANCELLED", 1), ("OUT_OF_MEMORY", 4), ("TIMEOUT", 0), ("FAILED", 0)])
-def test_what_would_end_alike_again_is_not_begun_again(squeue: Path, state: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("state", "why"), [("CANCELLED", CANCELLED), ("OUT_OF_MEMORY", MEMORY), ("TIMEOUT", LOST), ("FAILED", LOST)]
+)
+def test_what_would_end_alike_again_is_told_from_what_was_lost(squeue: Path, state: str, why: str) -> None:
     job = SlurmJob(Submitted(), Queue())
     squeue.write_text(f"7|{state}|None|n1\n")
-    job.ended()
-    end = job.ended()
-    assert end is not None
-    assert end.code == code
-    assert bool(end.hint) == bool(code)
+    assert (job.ended(), job.ended()) == (None, Ended(state, why))
+
+
+@pytest.mark.parametrize(
+    ("reason", "for_ever"),
+    [
+        ("PartitionTimeLimit", True),
+        ("BadConstraints", True),
+        ("AssocMaxGRESPerJob", True),
+        ("QOSMaxMemoryPerJob", True),
+        ("MaxMemPerLimit", False),
+        ("Resources", False),
+        ("Priority", False),
+        ("QOSMaxGRESPerUser", False),
+        ("ReqNodeNotAvail", False),
+        ("PartitionNodeLimit", False),
+    ],
+)
+def test_a_job_that_asks_for_too_much_does_not_wait_for_ever(squeue: Path, reason: str, for_ever: bool) -> None:
+    job = SlurmJob(Submitted(), Queue())
+    squeue.write_text(f"7|PENDING|{reason}|\n")
+    assert job.ended() is None
+    assert job.ended() == (Ended(reason, LIMITS) if for_ever else None)
+
+
+def test_jobs_with_unlike_resources_ask_slurm_for_what_each_of_them_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "sbatch"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncat "$1" >> {tmp_path}/scripts\necho Submitted batch job 7\n')
+    program.chmod(0o755)
+    (program.parent / "srun").symlink_to(program)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    launcher = SubmititLauncher("slurm", "gpu", tmp_path / "logs")
+    launcher.launch(tmp_path, Resources(1, 4, 32 * 10**9, 600, "a100"))
+    launcher.launch(tmp_path, Resources(0, 2, 0, 30, ""))
+    lines = (tmp_path / "scripts").read_text().splitlines()
+    asked = [line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")]
+    first, second = asked[: len(asked) // 2 + 1], asked[len(asked) // 2 + 1 :]
+    assert {"gpus-per-node=1", "cpus-per-task=4", "mem=30518MB", "time=600", "partition=a100"} <= {*first}
+    assert {"gpus-per-node=0", "cpus-per-task=2", "time=30", "partition=gpu"} <= {*second}
+    assert not [line for line in second if line.startswith("mem=")]
+    steps = [line.split()[2:] for line in lines if line.startswith("srun")]
+    assert [("--cpus-per-task=4" in step, "--cpus-per-task=2" in step) for step in steps] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_a_job_that_slurm_has_forgotten_is_over_and_a_slurm_that_is_silent_tells_nothing(squeue: Path) -> None:
@@ -96,7 +144,7 @@ class Ending:
     def __init__(self, how: Ended) -> None:
         self.how, self.launched, self.cancelled = how, 0, False
 
-    def launch(self, folder: Path) -> Ending:  # noqa: ARG002 -- no job reads it
+    def launch(self, folder: Path, resources: Resources) -> Ending:  # noqa: ARG002 -- no job reads them
         self.launched += 1
         return self
 
@@ -114,9 +162,11 @@ def follow(launcher: Ending, folder: Path, monkeypatch: pytest.MonkeyPatch) -> l
     """Return all that is said of an action until its end."""
     monkeypatch.setattr(cluster, "TICK", 0.0)
     monkeypatch.setattr(cluster, "LAG", 0.0)
-    handle = SpoolHandle(launcher, folder)
+    handle = SpoolHandle(launcher, folder, "toy:a", ASKED)
     handle.thread.join(10)
-    return handle.poll()
+    first, *others = handle.poll()
+    assert (first["remark"], first["resources"]["memory"]) == ("asks for 1 GPU, 4 CPUs, 8.0 GB, 2 h", 8 * 10**9)
+    return others
 
 
 def test_a_job_without_a_last_word_is_begun_again_some_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +180,90 @@ def test_a_job_without_a_last_word_is_begun_again_some_times(tmp_path: Path, mon
     assert end["hint"] == "the engine's log may say why: /logs/1.err"
 
 
-def test_a_job_that_was_cancelled_fails_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    launcher = Ending(Ended("CANCELLED", 1, "scancel"))
-    (end,) = follow(launcher, tmp_path, monkeypatch)
+@pytest.mark.parametrize(
+    ("end", "code", "message", "hint"),
+    [
+        (
+            Ended("CANCELLED", CANCELLED),
+            1,
+            "its job ended: CANCELLED",
+            "somebody wanted that; a build goes on from the last kept state",
+        ),
+        (
+            Ended("OUT_OF_MEMORY", MEMORY),
+            4,
+            "its job ran out of memory (OUT_OF_MEMORY)",
+            (
+                'it asked for 1 GPU, 4 CPUs, 8.0 GB, 2 h; `memory` in [cluster.targets."toy:a"] of forge.local.toml '
+                "asks for more"
+            ),
+        ),
+        (
+            Ended("PartitionTimeLimit", LIMITS),
+            4,
+            "its job would wait for ever (PartitionTimeLimit)",
+            (
+                'it asks for 1 GPU, 4 CPUs, 8.0 GB, 2 h; less can be asked for in [cluster.targets."toy:a"] of '
+                "forge.local.toml"
+            ),
+        ),
+    ],
+    ids=["cancelled", "memory", "limits"],
+)
+def test_a_job_that_would_end_alike_again_fails_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Ended, code: int, message: str, hint: str
+) -> None:
+    launcher = Ending(end)
+    assert follow(launcher, tmp_path, monkeypatch) == [
+        {"event": "failed", "code": code, "message": message, "hint": hint}
+    ]
     assert launcher.launched == 1
-    assert end == {"event": "failed", "code": 1, "message": "its job ended: CANCELLED", "hint": "scancel"}
+    assert launcher.cancelled  # one that waits is waited for no more
+
+
+class Nodes:
+    """Ray, as far as a task is followed: its nodes, and whether the task has ended."""
+
+    class exceptions:  # noqa: N801 -- as Ray has it
+        class RayError(Exception):
+            """What all of its errors are."""
+
+        class OutOfMemoryError(RayError):
+            """A task took too much."""
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        self.have, self.end = nodes, None
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": node} for node in self.have] + [{"Alive": False, "Resources": {"GPU": 9}}]
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:  # noqa: ARG002
+        return (references, []) if self.end else ([], references)
+
+    def get(self, reference: Any) -> None:  # noqa: ARG002
+        assert self.end is not None
+        raise self.end
+
+
+def test_a_task_that_no_node_can_hold_is_told_of_and_given_up_after_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = Nodes({"CPU": 8, "memory": 4e9}, {"CPU": 2, "GPU": 1, "memory": 64e9})
+    job = RayJob(nodes, None, {"CPU": 4, "GPU": 1})  # each is there, but not on one node
+    lacking = "no node of the cluster has as much, but at most 8 CPUs, 1 GPUs"
+    assert (job.stands(), job.ended()) == (f"waits: {lacking}", None)
+    monkeypatch.setattr(ray, "PATIENCE", -1.0)
+    assert job.ended() == Ended(lacking, LIMITS)
+    monkeypatch.setattr(ray, "ASKED", -1.0)
+    nodes.have = ({"CPU": 4, "GPU": 1},)  # the cluster has grown
+    assert (job.ended(), job.stands()) == (None, "")
+
+
+def test_a_task_that_ended_for_its_memory_is_told_from_one_whose_node_is_lost() -> None:
+    nodes = Nodes({"CPU": 1})
+    job = RayJob(nodes, None, {"CPU": 1})
+    nodes.end = nodes.exceptions.OutOfMemoryError()
+    assert job.ended() == Ended("OutOfMemoryError", MEMORY)
+    nodes.end = nodes.exceptions.RayError()
+    assert job.ended() == Ended("RayError", LOST)
 
 
 def test_of_two_runners_of_an_order_the_first_falls_silent(tmp_path: Path) -> None:

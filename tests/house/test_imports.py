@@ -32,7 +32,7 @@ FLOORS = (
     {"chapters", "report.story", "report.page", "report.card"},
     {"sidecars", "telling"},
     {"sharing"},
-    {"executors", "under_way", "ready", "interrupts", "intake", "build", "bounded", "fetch", "exchange"},
+    {"executors", "resources", "under_way", "ready", "interrupts", "intake", "build", "bounded", "fetch", "exchange"},
     {"install", "nearby"},
     {"commands", "looking", "describe", "convert", "housekeeping", "verify", "made_again", "doctor", "notebook"},
     {"disk", "rebuild", "difference", "imports", "trial"},
