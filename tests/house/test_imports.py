@@ -26,7 +26,7 @@ FLOORS = (
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
     {"project", "graph", "lock", "remotes", "repack", "picture_advice"},
     {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
-    {"manifest", "fitting", "needs", "planner"},
+    {"manifest", "fitting", "moving", "needs", "planner"},
     {"one_pass"},
     {"report", "session", "lockfile", "orders", "explain", "run", "results", "grids", "advice", "room", "placing"},
     {"chapters", "report.story", "report.page", "report.card"},
