@@ -15,8 +15,9 @@ from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
 from sdforge.one_pass import Computed, Pass
-from sdforge.order import Computation, Given, Order, Ref
+from sdforge.order import Computation, Given, Order
 from sdforge.plan import Step
+from sdforge.ref import Ref
 from sdforge.target import Target
 
 if TYPE_CHECKING:

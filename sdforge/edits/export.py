@@ -39,7 +39,8 @@ from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
 from sdforge.formats.tokenizer import USUAL, stands_in, tokenizer_files, usual_words
 from sdforge.identity import canonical
-from sdforge.order import Order, Outcome, Ref
+from sdforge.order import Order, Outcome
+from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 

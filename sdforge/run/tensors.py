@@ -19,7 +19,8 @@ from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
 from sdforge.file_layout import FileLayout
 from sdforge.formats.safetensors import fill, header_bytes
-from sdforge.order import Outcome, Ref
+from sdforge.order import Outcome
+from sdforge.ref import Ref
 from sdforge.store.files import CHUNK
 
 DTYPES = {

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from sdforge.errors import ActionFailed, UsageError
-from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.order import Computation, Order
+from sdforge.ref import Damaged, Ref
 from sdforge.run.formula import compute, results, run_formula
 from sdforge.run.tensors import Pack, load
 from tests.families.workbench import Taken, computed, keep, reference, same_bytes
