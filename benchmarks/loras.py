@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from sdforge.families import family
-from sdforge.order import Given, Order, Ref
+from sdforge.order import Given, Order
+from sdforge.ref import Ref
 from sdforge.run.low_rank import of_matrix, of_product
 from sdforge.run.tensors import write_pack
 

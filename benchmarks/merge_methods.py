@@ -23,7 +23,8 @@ import numpy as np
 import xxhash
 
 from sdforge.method import method_groups, module_of
-from sdforge.order import Computation, Order, Ref
+from sdforge.order import Computation, Order
+from sdforge.ref import Ref
 from sdforge.run.formula import run_formula
 
 SETTINGS: dict[str, dict[str, Any]] = {  # beside the defaults

@@ -11,7 +11,6 @@ from sdforge.devices import device_lock, devices
 from sdforge.errors import BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted
 from sdforge.executors import Executor, Handle, Resources
 from sdforge.executors.inline import Inline
-from sdforge.grids import write_grids
 from sdforge.intake import Intake
 from sdforge.interrupts import Interrupts
 from sdforge.lockfile import LockFile
@@ -19,7 +18,7 @@ from sdforge.method import method
 from sdforge.orders import make_order
 from sdforge.outputs import FAILED
 from sdforge.places import OUT
-from sdforge.placing import show_failed
+from sdforge.placing import show_failed, write_grids
 from sdforge.plan import Plan, Step
 from sdforge.ready import is_ready
 from sdforge.resources import is_job, kind_of, resources

@@ -103,7 +103,7 @@ def chapter(session: Session, plan: Plan, recipe: str, states: dict[str, str], w
             why.get(step.id, "") if step.id in states else "",
         )
         for step in behind(session, plan, recipe)
-        if not step.idle
+        if not step.passes
     }
     file = plan.steps[f"{recipe}:{EXPORT}"].node.recipe.file
     text = read_small(session.project.root / file, "").decode(errors="replace")

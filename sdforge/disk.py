@@ -133,9 +133,9 @@ def _kept_for(session: Session) -> Iterator[tuple[Owner, str, set[Path]]]:
     session.open_recipes(session.project.preset_names())
     plan = session.plan(list(session.graph.nodes))
     for step in plan.steps.values():
-        paths = set(_files(session, step))
-        if paths:
-            yield _owner(session, step.node), step.node.target.signature.name, paths
+        made = plan.steps.get(plan.before(step.id))  # what changes nothing is kept for whoever made it
+        if made is not None and (paths := set(_files(session, step))):
+            yield _owner(session, made.node), made.node.target.signature.name, paths
 
 
 def _owner(session: Session, node: Node) -> Owner:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.formats.safetensors import header_bytes
-
-if TYPE_CHECKING:
-    from sdforge.order import Ref
+from sdforge.ref import Ref
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
 

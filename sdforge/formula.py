@@ -122,6 +122,7 @@ def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
             )
 
 
+NOT_THERE = ""  # stands for the identity of a tensor that a checkpoint lacks
 UNUSED = ("logit_scale", "position_ids")  # CLIP's temperature, of its training alone; whole numbers 0 … 76
 
 
@@ -137,7 +138,9 @@ def merge_plan(
     """Plan a merge of checkpoints.
 
     parameters: (component, block, tensor) → the method's settings there; components for which it returns None pass
-    through from the first checkpoint. Integer tensors always do, and what is never used.
+    through from the first checkpoint. Integer tensors always do, and what is never used. A checkpoint may lack a whole
+    component (a network alone does) where the settings leave it out there. Raises UsageError for tensors that are
+    missing, or of other shapes.
     """
     plan = Plan()
     blocks = {(name.component, name.canonical): name.block for name in family.names()}
@@ -150,18 +153,14 @@ def merge_plan(
             if name.rpartition(".")[2] in UNUSED:
                 rows.append(passes(first))
                 continue
-            missing = [i for i, table in enumerate(tables) if name not in table]
-            if missing:
-                lone = not tables[missing[0]]
-                raise UsageError(
-                    f"{method} needs {component}.{name}, which checkpoint {missing[0] + 1} does not have",
-                    hint=f"it has no {component} at all: `swap` takes that from another checkpoint" if lone else "",
-                )
-            tensors = [table[name] for table in tables]
-            same_shapes(method, f"{component}.{name}", tensors)
+            for i, table in enumerate(tables):
+                if table and name not in table:
+                    raise UsageError(f"{method} needs {component}.{name}, which checkpoint {i + 1} does not have")
+            tensors = [table.get(name) for table in tables]
+            same_shapes(method, f"{component}.{name}", [tensor for tensor in tensors if tensor])
             target = target_dtype(dtype, first)
             here = parameters(component, blocks[component, name], name) or {}
-            rows.append(_merged(method, version, simplify, name, target, tensors, here))
+            rows.append(_merged(method, version, simplify, f"{component}.{name}", target, tensors, here))
         for i, table in enumerate(tables):
             if extra := sorted(n for n in set(table) - set(tables[0]) if n.rpartition(".")[2] not in UNUSED):
                 raise UsageError(f"{method} has no place for {component}.{extra[0]} of checkpoint {i + 1}")
@@ -174,7 +173,8 @@ def merged_facts(inputs: list[Input], family: Family, prediction: str) -> dict[s
 
     Raises UsageError for checkpoints that predict different things: between them lies a U-Net that predicts neither.
     """
-    found = [str(family.fact(each.artifact.facts, "prediction")) for each in inputs]
+    networks = [each for each in inputs if "unet" in each.artifact.components]  # a VAE or text encoder predicts nothing
+    found = [str(family.fact(each.artifact.facts, "prediction")) for each in networks]
     if prediction:
         return {"prediction": None if prediction == family.neutral["prediction"] else prediction}
     if other := next((each for each in found if each != found[0]), ""):
@@ -189,20 +189,30 @@ def _merged(
     method: str,
     version: int,
     simplify: Callable[[list[Any], dict[str, Any]], Any],
-    name: str,
+    place: str,
     dtype: str,
-    tensors: list[Tensor],
+    tensors: list[Tensor | None],
     parameters: dict[str, Any],
 ) -> Made:
-    if tensors[0].dtype.startswith(NOT_FLOAT):
-        return passes(tensors[0])
-    by_identity = {tensor.identity: tensor for tensor in tensors}
-    left = simplify([tensor.identity for tensor in tensors], parameters)
+    """Name one tensor of a merge. place: `component.name`; tensors: None of those that lack the component."""
+    component, _, name = place.partition(".")
+    first = tensors[0]
+    assert first is not None
+    if first.dtype.startswith(NOT_FLOAT):
+        return passes(first)
+    by_identity = {tensor.identity: tensor for tensor in tensors if tensor}
+    left = simplify([tensor.identity if tensor else NOT_THERE for tensor in tensors], parameters)
+    used, remaining = ([left], {}) if isinstance(left, str) else left
+    if NOT_THERE in used:
+        raise UsageError(
+            f"{method} needs {place}, which checkpoint {tensors.index(None) + 1} does not have",
+            hint=f"it has no {component} at all: `swap` takes that from another checkpoint, and weights that leave it "
+            "out there need none",
+        )
     if isinstance(left, str):
         through = by_identity[left]
         return passes(through._replace(name=name)) if through.dtype == dtype else cast(name, through, dtype)
-    used, remaining = left
-    return computed(method, version, name, dtype, tensors[0].shape, [by_identity[i] for i in used], remaining)
+    return computed(method, version, name, dtype, first.shape, [by_identity[i] for i in used], remaining)
 
 
 CAST_VERSION = 1

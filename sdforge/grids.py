@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sdforge.drawn import own_column, preset_pictures
@@ -81,31 +80,16 @@ def grids_of(session: Session, plan: Plan) -> Iterator[Grid]:
 
 def lacking(session: Session, plan: Plan) -> list[Grid]:
     """Return the grids that are not in `out/` as they should be; those whose cells are still to be drawn are."""
-    return [grid for grid in grids_of(session, plan) if not _lies(session.outputs, grid)]
+    return [grid for grid in grids_of(session, plan) if not lies(session.outputs, grid)]
 
 
-def _lies(outputs: Outputs, grid: Grid) -> bool:
+def lies(outputs: Outputs, grid: Grid) -> bool:
+    """Say whether a grid's files lie in `out/`, made from what its cells draw now."""
     folder = outputs.project.out / grid.name
     if not all(step.result for step in grid.cells):
         return False
     found = [outputs.lies(folder / name, grid.source()) for name in (PICTURE, ABOUT)]  # a verdict rests on both
     return all(found)
-
-
-def write_grids(session: Session, plan: Plan, outputs: Outputs) -> Iterator[tuple[Path, list[str]]]:
-    """Draw what is lacking of grids whose cells are drawn; yield where each lies, and what had to be moved aside."""
-    from sdforge.report.grid import draw_grid
-
-    for grid in grids_of(session, plan):
-        if not all(step.result for step in grid.cells) or _lies(outputs, grid):
-            continue
-        staging, folder = session.store.workplace(), outputs.project.out / grid.name
-        moved = []
-        for name, content in ((PICTURE, draw_grid(grid, session.store.read_object)), (ABOUT, describe(grid))):
-            (staging / name).write_bytes(content)
-            moved.append(outputs.place(folder / name, staging / name, grid.source()))
-        staging.rmdir()
-        yield folder / PICTURE, [name for name in moved if name]
 
 
 def describe(grid: Grid) -> bytes:

@@ -281,7 +281,8 @@ def init(folder: Path) -> None:
         (folder / ".forge").mkdir(exist_ok=True)
         (folder / ".forge" / name).write_text(text, encoding="utf-8")
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
-    say(f"a project is in {folder}, with two small trained bases and the recipe anime-preset")
+    count = len(list((folder / RECIPES).glob("*.toml")))
+    say(f"a project is in {folder}, with two small trained bases and {count} recipes (`forge list` names them)")
     welcome(folder)
     say(f"  next: {where}forge build anime-preset")
     say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")

@@ -187,10 +187,14 @@ class Implicit:
                 self.wrong("setting", f"`{name}` is a sidecar twice", *place, hint=hint, value=True)
 
     def _behind(self) -> tuple[dict[str, list[str]], list[str]]:
-        """Return what lies behind the preset in this recipe: export's roles → what targets made, and bases."""
+        """Return what lies behind the preset in this recipe: export's roles → artifacts, and bases.
+
+        What is baked and nobody makes, a source, is among them where the preset exports files of its kind.
+        """
         preset = self.preset
-        kinds = {role.kind for role in method("bake").signature.roles.values()} - {"checkpoint"}
-        baked, embeddings, bases = list(preset.bake), list(preset.insert), []
+        kinds = {role.kind: name for name, role in method("bake").signature.roles.items() if name != "checkpoint"}
+        baked = dict.fromkeys(preset.bake, "loras")  # name → role, of sources
+        embeddings, bases = list(preset.insert), []
         queue, seen = [preset.checkpoint], set()
         while queue:
             name = queue.pop(0)
@@ -206,11 +210,15 @@ class Implicit:
                 if kind == "checkpoint":
                     queue.append(use.reference)
                 elif kind in kinds:
-                    baked.append(use.reference)
+                    baked.setdefault(use.reference, kinds[kind])
                 elif kind == "embedding" and not (use.use or {}).get("over"):
                     embeddings.append(use.reference)
-        made = [name for name in dict.fromkeys(baked) if name in self.targets or ":" in name]
+        made = [name for name in baked if name in self.targets or ":" in name]
         routed = {"embeddings": list(dict.fromkeys(embeddings))} | self._routed("export", made, "loras")
+        for name, role in baked.items():
+            form = role.replace("_", "-")
+            if name not in made and any(each == form or each.startswith(f"{form}-") for each in preset.export):
+                routed.setdefault(role, []).append(name)
         return routed, bases[:MOST_BASES]
 
 

@@ -422,32 +422,28 @@ def curve(values: list[float], width: int) -> str:
 # -- graph -------------------------------------------------------------------------------------------------------------
 
 
-def graph(session: Session, names: list[str], form: str) -> None:
+def graph(session: Session, wanted: list[str], form: str) -> None:
     """`forge graph`: what is made from what, as mermaid, dot or JSON, with states."""
-    wanted = session.resolve(names)
-    plan = session.plan(wanted)
-    edges = [(link.id, step.id) for step in plan.steps.values() for link, _ in step.inputs]
+    plan = session.plan(session.resolve(wanted))
+    steps = [step for step in plan.steps.values() if not step.passes]
+    edges = list(dict.fromkeys((plan.before(link.id), step.id) for step in steps for link, _ in step.inputs))
     sources = sorted({a for a, _ in edges if a not in plan.steps})
     if form == "json":
-        nodes = [
-            {"id": step.id, "method": step.node.target.signature.name, "state": step.state}
-            for step in plan.steps.values()
-        ]
+        nodes = [{"id": step.id, "method": step.node.target.signature.name, "state": step.state} for step in steps]
         nodes += [{"id": name, "method": "", "state": "source"} for name in sources]
         print(json.dumps({"v": 1, "event": "graph", "nodes": nodes, "edges": [list(edge) for edge in edges]}))
     elif form == "dot":
-        _dot(plan, sources, edges)
+        _dot(names(plan), steps, sources, edges)
     else:
-        _mermaid(plan, sources, edges)
+        _mermaid(names(plan), steps, sources, edges)
 
 
-def _mermaid(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
-    number = {name: f"n{i}" for i, name in enumerate([*sources, *plan.steps])}
-    called = names(plan)
+def _mermaid(called: dict[str, str], steps: list[Step], sources: list[str], edges: list[tuple[str, str]]) -> None:
+    number = {name: f"n{i}" for i, name in enumerate([*sources, *(step.id for step in steps)])}
     print("flowchart LR")
     for name in sources:
         print(f'  {number[name]}(["{name}"])')
-    for step in plan.steps.values():
+    for step in steps:
         print(f'  {number[step.id]}["{called[step.id]}<br/><i>{step.node.target.signature.name}</i>"]:::{step.state}')
     for a, b in edges:
         print(f"  {number[a]} --> {number[b]}")
@@ -455,12 +451,11 @@ def _mermaid(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> No
     print("  classDef reuse fill:#e2f1e3,stroke:#3c7a44\n  classDef unneeded fill:#eeeeee,stroke:#999999")
 
 
-def _dot(plan: Plan, sources: list[str], edges: list[tuple[str, str]]) -> None:
-    called = names(plan)
+def _dot(called: dict[str, str], steps: list[Step], sources: list[str], edges: list[tuple[str, str]]) -> None:
     print("digraph forge {\n  rankdir=LR; node [shape=box, fontname=sans];")
     for name in sources:
         print(f'  "{name}" [shape=ellipse];')
-    for step in plan.steps.values():
+    for step in steps:
         style = ', style=filled, fillcolor="#fde2c8"' if step.to_do else ""
         print(f'  "{step.id}" [label="{called[step.id]}\\n{step.node.target.signature.name}"{style}];')
     for a, b in edges:

@@ -15,8 +15,9 @@ from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
 from sdforge.one_pass import Computed, Pass
-from sdforge.order import Computation, Given, Order, Ref
+from sdforge.order import Computation, Given, Order
 from sdforge.plan import Step
+from sdforge.ref import Ref
 from sdforge.target import Target
 
 if TYPE_CHECKING:
@@ -217,7 +218,8 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
             components[name] = [_ref(session, tensor, paths) for tensor in session.store.table(_made(component))]
     use = dict(link.use.use or {})
     if artifact.kind == "lora" and step.node.target.signature.makes == "files":
-        use["settings"] = _trained_with(session, link)
+        own = link.id not in session.graph.sources
+        use |= {"settings": _trained_with(session, link)} if own else {"elsewhere": True}
     return Given(
         artifact.kind,
         artifact.digest or artifact.identity,

@@ -125,6 +125,8 @@ class Outputs:
             previews = (step.node.recipe.preset or {}).get("previews", {})
             advised = [MANIFEST, *(previews.get(name) for name in ADVISED)]
             checked = verdicts(step)
+            licences = [licence for _, a in step.inputs if a is not None and (licence := a.notes.get("licence"))]
+            advised += [licences] if licences else []
             told = json.dumps(advised) + (json.dumps(checked) if step.checks or step.unchecked else "")
             yield "preset.json", COMPOSED + self.sheet_source(step) + told
 

@@ -1,13 +1,15 @@
-"""How a preset's files get from the store to `out/`, and what is put together from them there."""
+"""How the files of presets get from the store to `out/`, and what is put together from them there."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from sdforge.outputs import FAILED
-from sdforge.plan import Step
+from sdforge.grids import ABOUT, PICTURE, describe, grids_of, lies
+from sdforge.outputs import FAILED, Outputs
+from sdforge.plan import Plan, Step
 from sdforge.report.beside import Beside, beside
 from sdforge.report.preset import describe_preset, preset_of
 from sdforge.session import Session
@@ -60,6 +62,22 @@ def show_failed(session: Session, step: Step, *, failed: bool) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(staging / "previews", folder)
     shutil.rmtree(staging)
+
+
+def write_grids(session: Session, plan: Plan, outputs: Outputs) -> Iterator[tuple[Path, list[str]]]:
+    """Draw what is lacking of grids whose cells are drawn; yield where each lies, and what had to be moved aside."""
+    from sdforge.report.grid import draw_grid  # loads Pillow
+
+    for grid in grids_of(session, plan):
+        if not all(step.result for step in grid.cells) or lies(outputs, grid):
+            continue
+        staging, folder = session.store.workplace(), outputs.project.out / grid.name
+        moved = []
+        for name, content in ((PICTURE, draw_grid(grid, session.store.read_object)), (ABOUT, describe(grid))):
+            (staging / name).write_bytes(content)
+            moved.append(outputs.place(folder / name, staging / name, grid.source()))
+        staging.rmdir()
+        yield folder / PICTURE, [name for name in moved if name]
 
 
 def _draw_from_store(session: Session, step: Step, staging: Path) -> None:

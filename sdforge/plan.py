@@ -38,7 +38,7 @@ class Step:
     lineage: str = ""
     makers: dict[str, str] = field(default_factory=dict)
     differs: bool = False  # from the pin
-    idle: bool = False  # a formula that changes nothing here
+    idle: bool = False  # nothing is computed: a formula that changes nothing here, or a swap
     restore: bool = False  # the result is known, the files in `out/` are not whole
     within: str = ""  # id of the step in whose pass it is computed, where nobody else needs its bytes
     checks: tuple[Step, ...] = ()  # that have to pass before its files are written
@@ -52,6 +52,11 @@ class Step:
     @property
     def kind(self) -> str:
         return self.node.target.signature.kind
+
+    @property
+    def passes(self) -> bool:
+        """Whether what it takes goes on as it is, as through a cast to the type that all of it has already."""
+        return self.idle and self.kind != "moves"
 
     @property
     def to_do(self) -> bool:
@@ -84,6 +89,12 @@ class Plan:
     def to_do(self) -> list[Step]:
         """The steps that must (or may have to) run, and those whose files must be written again."""
         return [step for step in self.steps.values() if step.to_do or step.restore]
+
+    def before(self, identifier: str) -> str:
+        """Return the id of the step, or source, whose result a step passes on as it is; of any other step its own."""
+        while (step := self.steps.get(identifier)) is not None and step.passes:
+            identifier = step.inputs[0][0].id
+        return identifier
 
 
 @dataclass(frozen=True)

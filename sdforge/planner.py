@@ -19,6 +19,7 @@ from sdforge.identity import H, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.manifest import Manifests
 from sdforge.method import method
+from sdforge.moving import immovable, moved_into, parts, words_of
 from sdforge.needs import Needs
 from sdforge.plan import Plan, Step, View, Wishes
 from sdforge.store.entries import Result
@@ -112,28 +113,22 @@ class Planner:
         step.makers = dict(makers)
 
     def _move(self, step: Step) -> None:
-        base = self._base(step)
+        found, ours = self._base(step), family(step.node.recipe.family)
         self._pass_makers(step)
-        components, facts = dict(base.components), dict(base.facts)
-        owners = family(step.node.recipe.family).owners
+        words = {name: words_of(found) for name in ours.text_encoders if name in found.components}
         for link, artifact in step.inputs[1:]:
-            moved = step.node.target.signature.roles[link.use.role].moves
+            moves = step.node.target.signature.roles[link.use.role].moves
             assert artifact is not None
-            taken = [name for name in artifact.components if name.startswith(moved)]
-            if not taken:
-                self.problems.append(misfit(step, link.use, "component", f"`{link.use.reference}` has no {moved[0]}"))
-            for name in [name for name in components if name.startswith(moved)]:
-                del components[name]
-            for name in taken:
-                components[name] = artifact.components[name]
+            for message in immovable(link.use.reference, artifact, moves, ours):
+                self.problems.append(misfit(step, link.use, "component", message))
+            found = moved_into(found, artifact, moves, ours)
+            for name in parts(artifact, moves):
                 step.makers[name] = link.id if link.id in self.graph.sources else self.steps[link.id].makers[name]
-            for fact, owner in owners.items():
-                if owner in moved and artifact.family:  # a network alone states nothing: it is for what is there
-                    facts.pop(fact, None)
-                    if fact in artifact.facts:
-                        facts[fact] = artifact.facts[fact]
-        step.artifact = replace(base, components=components, facts=facts)
-        step.idle = True
+                words |= {name: words_of(artifact)} if name in ours.text_encoders else {}
+        if len(set(words.values())) > 1:
+            message = "its text encoders would read different words: they share one vocabulary, and what is appended"
+            self.problems.append(misfit(step, None, "component", message, "swap both, or `insert` words afterwards"))
+        step.artifact, step.idle = found, True
 
     def _evaluate_formula(self, step: Step) -> None:
         known = self.view.known(step.key)

@@ -17,7 +17,7 @@ from sdforge.artifact import Component, Spot, Tensor
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import BrokenPromise
 from sdforge.formats.safetensors import header_bytes, write_file
-from sdforge.order import Damaged, Ref
+from sdforge.ref import Damaged, Ref
 from sdforge.store import Store
 from sdforge.store.entries import Result, table_bytes
 

@@ -22,7 +22,7 @@ from sdforge.errors import (
 from sdforge.fitting import Misfit, Misfits
 from sdforge.graph import Graph, link_recipes, problem_at, source_place
 from sdforge.lock import Lock, Pin, read_lock
-from sdforge.looks import looks
+from sdforge.looks import Looks
 from sdforge.one_pass import Pass, one_pass
 from sdforge.outputs import Outputs
 from sdforge.places import LOCK, cache_folder, find_root
@@ -251,7 +251,7 @@ class Session:
 
     # what planning asks of the project
     def looks(self, step: Step) -> dict[str, Any]:
-        return looks(self, step)
+        return Looks(self.project.root, self.store, self.chronicle, self.holds, self.rely_on).of(step)
 
     def permits(self, step: Step) -> bool:
         command = step.node.target.raw.get("command")

@@ -22,9 +22,9 @@ from sdforge.advice import refuse_mistakes
 from sdforge.build import Build
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
-from sdforge.grids import write_grids
 from sdforge.outputs import Outputs
 from sdforge.places import LOCK, RECIPES
+from sdforge.placing import write_grids
 from sdforge.recipe import Recipe
 from sdforge.report.progress import reporter
 from sdforge.report.words import say

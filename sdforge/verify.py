@@ -36,7 +36,7 @@ class Damage:
 
 
 @dataclass
-class Seen:
+class Findings:
     """What was looked at."""
 
     files: int = 0
@@ -48,10 +48,10 @@ class Verifier:
     """Looks at the files of a store, of sources and of outputs, one after the other."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.store, self.seen = session, session.store, Seen()
+        self.session, self.store, self.seen = session, session.store, Findings()
         self._todo = 0  # bytes
 
-    def everything(self) -> Seen:
+    def everything(self) -> Findings:
         """Look at the whole cache, at all sources, and at what all recipes have in `out/`."""
         objects = self._under("objects", "*/*")
         self._todo = sum(map(_size, objects))
@@ -70,7 +70,7 @@ class Verifier:
         self._people(plans)
         return self.seen
 
-    def targets(self, names: list[str]) -> Seen:
+    def targets(self, names: list[str]) -> Findings:
         """Look at the results of these targets and of all that they are made from, and at their sources and outputs."""
         plan = self.session.plan(self.session.resolve(names))
         results = [step.result for step in plan.steps.values() if step.result]

@@ -136,7 +136,7 @@ def inverted(bench: Bench, faces: list[Attributes], seed: int) -> tuple[Diffusio
 
 
 def _ref(session: Any, row: Any) -> Any:
-    from sdforge.order import Ref
+    from sdforge.ref import Ref
 
     return Ref(row.name, row.dtype, row.shape, str(session.find(row.spot.file)), row.spot.offset, row.xxh3)
 

@@ -116,5 +116,6 @@ def advise(table: CustomMerge, inputs: dict[str, list[Artifact | None]]) -> list
 
 def run(order: Order, report: Callable[..., None]) -> Outcome:
     """Merge the concepts. Raises ActionFailed where they leave no choice."""
-    outcome: Outcome = importlib.import_module("sdforge.run.concepts").merge(order, report)
+    captions = captions_of(order.settings["captions"])
+    outcome: Outcome = importlib.import_module("sdforge.run.concepts").merge(order, captions, report)
     return outcome

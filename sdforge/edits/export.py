@@ -39,7 +39,8 @@ from sdforge.formats.safetensors import Written, header_bytes, write_file
 from sdforge.formats.single_file import MARKERS, single_pieces, stated_metadata
 from sdforge.formats.tokenizer import USUAL, stands_in, tokenizer_files, usual_words
 from sdforge.identity import canonical
-from sdforge.order import Order, Outcome, Ref
+from sdforge.order import Given, Order, Outcome
+from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
@@ -49,6 +50,7 @@ PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
+THEIRS = tuple(f"modelspec.{name}" for name in ("title", "description", "license", "trigger_phrase", "encoder_layer"))
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
@@ -167,8 +169,11 @@ class _Writing:
         write_pickle(path, value)
         self.files[name] = [sha256_of(path), path.stat().st_size]
 
-    def _spec(self, architecture: str, resolution: int) -> dict[str, str]:
-        """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files."""
+    def _spec(self, architecture: str, resolution: int, *, elsewhere: bool = False) -> dict[str, str]:
+        """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files.
+
+        elsewhere: of what somebody else made, whose title, licence and words are not the preset's.
+        """
         prediction = self.family.fact(self.checkpoint.facts, "prediction")
         stated = {
             "modelspec.sai_model_spec": "1.0.1",
@@ -182,7 +187,8 @@ class _Writing:
             "modelspec.trigger_phrase": ", ".join(self.settings["trigger"]),
             "modelspec.encoder_layer": str(self.settings["clip_skip"] + 1) if self.settings["clip_skip"] else "",
         }
-        return {key: value for key, value in stated.items() if value}
+        of_preset = THEIRS if elsewhere else ()
+        return {key: value for key, value in stated.items() if value and key not in of_preset}
 
     def single_file(self) -> None:
         refs = {
@@ -256,6 +262,11 @@ class _Writing:
                     {"format": "pt"},
                 )
 
+    def _lora_spec(self, lora: Given) -> dict[str, str]:
+        facts = self.checkpoint.facts
+        resolution, elsewhere = self.family.fact(facts, "resolution"), bool(lora.use.get("elsewhere"))
+        return self._spec(f"{self.family.spec(facts)}/lora", resolution, elsewhere=elsewhere)
+
     def loras(self) -> None:
         facts = self.checkpoint.facts
         for lora in self.order.inputs.get("loras", []):
@@ -270,7 +281,7 @@ class _Writing:
             _, order = header_bytes(shapes, {})
             body = b"".join(chunk for name in order for chunk in content(name))
             metadata = {
-                **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
+                **self._lora_spec(lora),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
                 **lora.use.get("carried", {}),
@@ -280,13 +291,12 @@ class _Writing:
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
 
     def loras_diffusers(self) -> None:
-        facts = self.checkpoint.facts
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
             written = diffusers_tensors(self.family, factors)
             metadata = {
-                **self._spec(f"{self.family.spec(facts)}/lora", self.family.fact(facts, "resolution")),
+                **self._lora_spec(lora),
                 "modelspec.implementation": "diffusers",
                 "format": "pt",
                 METADATA: adapter_metadata(factors, lora.facts),

@@ -1,4 +1,7 @@
-"""A checkpoint with a part of another one. Nothing is computed: the planner moves the components."""
+"""A checkpoint with a part of another one. Nothing is computed: the planner moves the components.
+
+A source may be one network alone: a U-Net, a VAE, a text encoder (of SDXL's two, one takes the place of its like).
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,9 @@ class Swap(Table):
     text_encoder: Annotated[
         Part, Takes("checkpoint", ("text_encoder", "tokenizer"), moves=("text_encoder", "tokenizer"))
     ] = Field(None, description="the checkpoint whose text encoders are taken, with their tokenizers")
+    text_encoder_2: Annotated[
+        Part, Takes("checkpoint", ("text_encoder_2", "tokenizer"), moves=("text_encoder_2", "tokenizer"))
+    ] = Field(None, description="the checkpoint whose second text encoder (SDXL's ViT-bigG) is taken, and no more")
     tokenizer: Annotated[Part, Takes("checkpoint", ("tokenizer",), moves=("tokenizer",))] = Field(
         None, description="the checkpoint, or folder of a tokenizer, whose words are taken; single files have none"
     )

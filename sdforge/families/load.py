@@ -20,7 +20,8 @@ from transformers import (
 from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD, TABLE
-from sdforge.order import Given, Ref
+from sdforge.order import Given
+from sdforge.ref import Ref
 from sdforge.run.diffusion import Conditioning, Diffusion, Framing, TokenTable
 from sdforge.run.noise import scaled_linear
 from sdforge.run.tensors import load_component

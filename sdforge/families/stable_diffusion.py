@@ -48,6 +48,7 @@ class TextEncoder:
     """One CLIP text model of a family.
 
     single: how its names begin in a single file; fused: whether those are OpenCLIP's; layers: at most.
+    unused_layers: how many more its authors trained behind those, which nothing reads.
     projected: whether the vector behind the last token is used; heads, activation, padding: neutral facts.
     """
 
@@ -59,6 +60,7 @@ class TextEncoder:
     padding: str = END
     fused: bool = False
     projected: bool = False
+    unused_layers: int = 0
 
     @property
     def suffix(self) -> str:
@@ -84,7 +86,14 @@ class ImageEncoder:
 # OpenCLIP ViT-H as Stable Diffusion 2 uses it: of 24 layers the last is left out (`layer: penultimate`), and prompts
 # are filled with zeros, token 0 being `!`
 VIT_H = TextEncoder(
-    "text_encoder", "cond_stage_model.model.", layers=23, heads=16, activation="gelu", padding="!", fused=True
+    "text_encoder",
+    "cond_stage_model.model.",
+    layers=23,
+    heads=16,
+    activation="gelu",
+    padding="!",
+    fused=True,
+    unused_layers=1,
 )
 VIT_H_UNUSED = {
     f"{VIT_H.single}transformer.resblocks.23.": "the text model's last layer, which is never used",

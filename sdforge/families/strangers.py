@@ -21,6 +21,7 @@ TOLD = {
 TELLTALE = {
     "double_blocks.0.img_attn.qkv.weight": FLUX,
     "joint_blocks.0.x_block.attn.qkv.weight": SD3,
+    "encoder.block.0.layer.0.SelfAttention.q.weight": "the T5 text encoder of Stable Diffusion 3 and FLUX",
 }
 NETWORKS = {"FluxTransformer2DModel": FLUX, "SD3Transformer2DModel": SD3}
 # what stands in the names of LoRAs' tensors, however they are spelled → for which architecture those are

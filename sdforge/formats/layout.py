@@ -28,6 +28,7 @@ READERS = (
     "tokenizer",
     "single_file",
     "network_file",
+    "text_encoder",
     "kohya",
     "diffusers_lora",
     "cloneofsimo",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -71,7 +72,7 @@ def read(path: Path, header: Header) -> Layout:
             layout.facts[fact] = value
         elif name in known and name not in here:
             here.add(name)
-            layout.tensors += [_found(family, each, entry) for each in known[name] if _fits(path, raw, each, entry)]
+            layout.tensors += taken_apart(path, family, raw, entry, known[name])
         else:
             unknown.append(raw)
     if unknown:
@@ -100,22 +101,24 @@ def _by_single(family: Family) -> dict[str, list[Name]]:
     return found
 
 
-def _fits(path: Path, raw: str, name: Name, entry: Entry) -> bool:
-    """Refuse a fused or turned tensor that can be none: one that is no matrix, or does not divide."""
-    _, count = name.share
-    if (name.turned and len(entry.shape) != 2) or (count > 1 and (not entry.shape or entry.shape[0] % count)):
-        raise UsageError(f"{path} holds {raw} of shape {list(entry.shape)}, which cannot be taken apart")
-    return True
+def taken_apart(
+    path: Path, family: Family, raw: str, entry: Entry, names: list[Name], *, file: int = 0
+) -> Iterator[Found]:
+    """Yield what lies in a file's tensor `raw`: one tensor, or several that are fused along the first axis.
 
-
-def _found(family: Family, name: Name, entry: Entry) -> Found:
-    shape, (part, count) = family.canonical_shape(name, entry.shape), name.share
-    if name.turned:
-        shape = shape[::-1]
-    if count > 1:
-        shape = (shape[0] // count, *shape[1:])
-    offset = entry.offset + part * prod(shape) * ITEM_SIZE[entry.dtype]
-    return Found(name.component, name.canonical, entry.dtype, shape, 0, offset, name.turned)
+    file: the number of the file among those of the layout. Raises UsageError for a fused or turned tensor that can be
+    none: one that is no matrix, or does not divide.
+    """
+    for name in names:
+        (part, count), shape = name.share, family.canonical_shape(name, entry.shape)
+        if (name.turned and len(entry.shape) != 2) or (count > 1 and (not entry.shape or entry.shape[0] % count)):
+            raise UsageError(f"{path} holds {raw} of shape {list(entry.shape)}, which cannot be taken apart")
+        if name.turned:
+            shape = shape[::-1]
+        if count > 1:
+            shape = (shape[0] // count, *shape[1:])
+        offset = entry.offset + part * prod(shape) * ITEM_SIZE[entry.dtype]
+        yield Found(name.component, name.canonical, entry.dtype, shape, file, offset, name.turned)
 
 
 def _refuse_gaps(path: Path, family: Family, layout: Layout) -> None:

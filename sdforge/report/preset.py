@@ -100,6 +100,7 @@ def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
             continue
         reference = link.use.reference
         found |= {"kind": artifact.kind, "name": reference, "trigger": artifact.notes.get("trigger", [])}
+        found |= {"licence": artifact.notes["licence"]} if artifact.notes.get("licence") else {}
         if artifact.kind == "embedding":
             opposite = rest[DIGITS:].startswith(OPPOSITE)
             word = words_of(artifact.facts)["negative" if opposite else "embedding"]

@@ -122,7 +122,7 @@ class Story:
 
 def story(session: Session, plan: Plan, recipe: str) -> Story:
     """Gather what there is to tell of a preset whose export (and previews) are made."""
-    steps = [step for step in behind(session, plan, recipe) if not step.idle]
+    steps = [step for step in behind(session, plan, recipe) if not step.passes]
     export = plan.steps[f"{recipe}:{EXPORT}"]
     assert export.result is not None
     # the chronicle is lost with the index; what is there is told all the same
@@ -219,14 +219,7 @@ def _did(last: Chapter, step: Step) -> Did:
 
 def _inputs(plan: Plan, step: Step) -> list[str]:
     """Return the ids of what a step is made from; what its pictures are only compared with is left out."""
-    return list(dict.fromkeys(_not_idle(plan, link.id) for link, _ in step.inputs if link.use.role != "beside"))
-
-
-def _not_idle(plan: Plan, identifier: str) -> str:
-    """Return what passes through steps that change nothing here."""
-    while (step := plan.steps.get(identifier)) is not None and step.idle:
-        identifier = step.inputs[0][0].id
-    return identifier
+    return list(dict.fromkeys(plan.before(link.id) for link, _ in step.inputs if link.use.role != "beside"))
 
 
 def _size(session: Session, result: Result | None) -> int:

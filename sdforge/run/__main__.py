@@ -20,7 +20,8 @@ from typing import Any
 
 from sdforge.errors import ForgeError, ResourceError
 from sdforge.method import module_of
-from sdforge.order import Damaged, Order, Outcome
+from sdforge.order import Order, Outcome
+from sdforge.ref import Damaged
 from sdforge.run.states import Stopped
 from sdforge.wire import Channel
 

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from sdforge.dtypes import SAFETENSORS
-from sdforge.edits.custom_merge import captions_of
 from sdforge.errors import ActionFailed
 from sdforge.formats.custom_diffusion import row_name, words_of
 from sdforge.formats.tokenizer import END
@@ -75,8 +74,11 @@ def solve(problem: Problem, base_OD: Tensor, trained: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def merge(order: Order, report: Callable[..., None]) -> Outcome:
-    """Merge the concepts of an order. Raises ActionFailed for concepts that are not of one kind."""
+def merge(order: Order, captions: list[str], report: Callable[..., None]) -> Outcome:
+    """Merge the concepts of an order. Raises ActionFailed for concepts that are not of one kind.
+
+    captions: prompts that are to say what they said.
+    """
     device = torch.device(order.how.get("device", "cpu"))
     report(note="loading the checkpoint")
     diffusion = load_diffusion(order, order.the("checkpoint"))
@@ -86,7 +88,7 @@ def merge(order: Order, report: Callable[..., None]) -> Outcome:
     layers = [f"unet.{name}" for name in diffusion.family.cross_attention]
     _refuse_others(concepts, matrices, layers)
     words = _add_words(diffusion, concepts, rows)
-    problem = pose(*_tokens_of_names(diffusion, order, concepts), _tokens_of_captions(diffusion, order))
+    problem = pose(*_tokens_of_names(diffusion, order, concepts), _tokens_of_captions(diffusion, captions))
     own = dict(diffusion.unet.named_parameters())
     dtype = _dtype(order)
     made, update = {}, []
@@ -155,9 +157,9 @@ def _tokens_of_names(diffusion: Diffusion, order: Order, concepts: list[Given]) 
     return torch.cat(states), torch.tensor(owners, device=diffusion.device)
 
 
-def _tokens_of_captions(diffusion: Diffusion, order: Order) -> Tensor:
+def _tokens_of_captions(diffusion: Diffusion, captions: list[str]) -> Tensor:
     """Return what the text encoders say of every token of the captions, from the start of text to its end."""
-    captions, found = captions_of(order.settings["captions"]), []
+    found = []
     for start in range(0, len(captions), CAPTIONS):
         some = captions[start : start + CAPTIONS]
         hidden_BLD = diffusion.encode_text(some).hidden_BLD

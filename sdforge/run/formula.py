@@ -27,7 +27,8 @@ from sdforge.file_layout import FileLayout, Shapes
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
-from sdforge.order import Computation, Damaged, Order, Outcome, Ref
+from sdforge.order import Computation, Order, Outcome
+from sdforge.ref import Damaged, Ref
 from sdforge.run.side_by_side import Stream, drained, in_order
 from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.store.files import open_regular

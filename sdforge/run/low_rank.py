@@ -24,7 +24,8 @@ from sdforge.errors import ActionFailed
 from sdforge.families import Family
 from sdforge.formats.kohya import KERNELS
 from sdforge.formats.lora import Part, alpha_fact, alpha_of, change_of, has_alpha, parts_of
-from sdforge.order import Given, Order, Outcome, Ref
+from sdforge.order import Given, Order, Outcome
+from sdforge.ref import Ref
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
 from sdforge.run.tensors import DTYPES, load, rounded, write_pack

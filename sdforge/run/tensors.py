@@ -18,7 +18,8 @@ from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
 from sdforge.file_layout import FileLayout
 from sdforge.formats.safetensors import header_bytes
-from sdforge.order import Outcome, Ref
+from sdforge.order import Outcome
+from sdforge.ref import Ref
 from sdforge.run.side_by_side import in_order
 from sdforge.store.files import CHUNK
 from sdforge.store.poured import Poured

@@ -12,8 +12,9 @@ from sdforge.build import Build
 from sdforge.errors import ForgeError
 from sdforge.executors import Handle
 from sdforge.executors.inline import Inline
-from sdforge.order import Computation, Order, Ref
+from sdforge.order import Computation, Order
 from sdforge.plan import Plan
+from sdforge.ref import Ref
 from sdforge.session import Session, open_session
 from sdforge.under_way import Options, Summary
 

@@ -428,8 +428,10 @@ def test_the_demo_is_in_what_pip_installs(tmp_path: Path) -> None:
 
 
 def test_init_makes_a_project_that_can_be_planned(tmp_path: Path) -> None:
-    Project(tmp_path).forge("init", "mine")
+    said = Project(tmp_path).forge("init", "mine").out
     mine = Project(tmp_path / "mine")
+    copied = len(list((tmp_path / "mine" / "recipes").glob("*.toml")))
+    assert f"two small trained bases and {copied} recipes" in said
     assert "to build" in mine.forge("plan").out
     assert mine.forge("schema", "--check").out
     assert "already" in Project(tmp_path).forge("init", "mine", code=2).err

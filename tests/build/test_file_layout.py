@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from sdforge.file_layout import FileLayout, pays
-from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.order import Computation, Order
+from sdforge.ref import Damaged, Ref
 from sdforge.room import room
 from sdforge.run.formula import run_formula
 from tests.build.inline import Bench

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.edits import extract, resize
-from sdforge.order import Order, Outcome, Ref
+from sdforge.order import Order, Outcome
+from sdforge.ref import Ref
 from sdforge.run.tensors import load
 from tests.families.workbench import Taken, keep
 

@@ -13,7 +13,7 @@ from sdforge.advice import advice
 from sdforge.cli import main
 from sdforge.errors import RecipeError
 from sdforge.housekeeping import clean
-from sdforge.order import Ref
+from sdforge.ref import Ref
 from sdforge.run.tensors import load
 from sdforge.session import Session, open_session
 from tests.families.loras import LINEAR, NARROW, random_lora, write_kohya

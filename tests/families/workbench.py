@@ -25,7 +25,8 @@ from sdforge.formats.layout import read_layout, transposed
 from sdforge.formats.tokenizer import END, START, tokenizer_files, tokenizer_identity
 from sdforge.formula import Input, Plan, common_dtype
 from sdforge.identity import component_identity, tensor_identity
-from sdforge.order import Computation, Given, Ref
+from sdforge.order import Computation, Given
+from sdforge.ref import Ref
 from sdforge.run.formula import compute, cut, results
 from sdforge.run.tensors import load, write_pack
 

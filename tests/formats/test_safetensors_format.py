@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import MOST_HEADER, MOST_NAME, MOST_RANK, read_header, write_file
-from sdforge.order import Ref
+from sdforge.ref import Ref
 from sdforge.run.tensors import DTYPES, NAMES, load, raw
 from tests.families.workbench import same_bytes
 

@@ -11,7 +11,8 @@ import xxhash
 from safetensors.torch import load_file
 
 from sdforge.errors import ActionFailed, UsageError
-from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.order import Computation, Order
+from sdforge.ref import Damaged, Ref
 from sdforge.run.formula import compute, results, run_formula
 from sdforge.run.tensors import Pack, load, write_pack
 from tests.families.workbench import Taken, computed, keep, reference, same_bytes

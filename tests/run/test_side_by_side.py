@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from sdforge.errors import ActionFailed, ResourceError
-from sdforge.order import Computation, Damaged, Order, Ref
+from sdforge.order import Computation, Order
+from sdforge.ref import Damaged, Ref
 from sdforge.run.formula import run_formula
 from sdforge.run.side_by_side import CAN_FORK, SLOT, SLOTS, in_order
 from tests.families.workbench import keep, reference

@@ -23,7 +23,8 @@ from sdforge.errors import ActionFailed
 from sdforge.families.sd15 import FAMILY
 from sdforge.families.sd15.load import load
 from sdforge.method import module_of
-from sdforge.order import Given, Order, Outcome, Ref
+from sdforge.order import Given, Order, Outcome
+from sdforge.ref import Ref
 from sdforge.run import tensors
 from sdforge.run.ddim import invert
 from sdforge.run.images import Picture, read_pixels

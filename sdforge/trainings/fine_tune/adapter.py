@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor, nn
 
-from sdforge.order import Given, Order, Ref
+from sdforge.order import Given, Order
+from sdforge.ref import Ref
 from sdforge.run.adapter import Adapter, Group, Learned
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.images import Picture

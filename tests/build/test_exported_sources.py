@@ -1,0 +1,96 @@
+"""LoRAs that nobody makes here, a source, become files of a preset as those that are trained do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from tests.build.conftest import MID
+from tests.build.inline import Bench
+from tests.families.workbench import take
+
+PRESET = """\
+[preset]
+checkpoint = "base"
+bake = { glow = 0.5 }
+title = "Mine"
+licence = "mit"
+trigger = ["mine"]
+export = ["checkpoint", "loras"]
+"""
+
+
+@pytest.fixture
+def licensed(bench: Bench) -> Bench:
+    text = (bench.root / "forge.toml").read_text()
+    stated = 'from = "glow.safetensors"\nlicence = "cc-by-nc-4.0"\ntrigger = ["glowing"]'
+    (bench.root / "forge.toml").write_text(text.replace('from = "glow.safetensors"', stated))
+    return bench
+
+
+def loras(bench: Bench) -> list[str]:
+    folder = bench.root / "out" / "r"
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("loras/*.safetensors"))
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata()
+        return found
+
+
+def test_it_is_written_under_its_name_and_says_whose_it_is(licensed: Bench) -> None:
+    licensed.recipe(PRESET)
+    licensed.build()
+    assert loras(licensed) == ["loras/glow.safetensors"]
+    path, source = licensed.root / "out" / "r" / "loras" / "glow.safetensors", licensed.root / "glow.safetensors"
+    assert take(path).artifact.digest == take(source).artifact.digest
+    told = metadata(path)
+    assert (told["ss_network_dim"], told["modelspec.architecture"]) == ("2", "stable-diffusion-v1/lora")
+    # title, licence and words are the preset's, which are none of this file's
+    assert not told.keys() & {f"modelspec.{name}" for name in ("title", "license", "trigger_phrase")}
+    rows = json.loads((licensed.root / "out" / "r" / "preset.json").read_text())["files"]
+    row = next(row for row in rows if row["kind"] == "lora")
+    expected = {"path": "loras/glow.safetensors", "licence": "cc-by-nc-4.0", "trigger": ["glowing"], "strength": 0.5}
+    assert expected.items() <= row.items()
+    assert licensed.states() == dict.fromkeys(licensed.states(), "reuse")
+
+
+def test_another_licence_of_the_source_is_told_without_a_new_file(licensed: Bench) -> None:
+    licensed.recipe(PRESET)
+    licensed.build()
+    path = licensed.root / "forge.toml"
+    path.write_text(path.read_text().replace("cc-by-nc-4.0", "cc0-1.0"))
+    assert licensed.built() == []
+    rows = json.loads((licensed.root / "out" / "r" / "preset.json").read_text())["files"]
+    assert [row.get("licence") for row in rows if row["kind"] == "lora"] == ["cc0-1.0"]
+
+
+def test_one_that_is_baked_twice_is_written_once(licensed: Bench) -> None:
+    licensed.recipe(f'[bake.once]\ncheckpoint = "base"\nloras.glow = {{}}\n{PRESET.replace("base", "once")}')
+    licensed.build()
+    assert loras(licensed) == ["loras/glow.safetensors"]
+
+
+def test_it_is_not_written_unless_loras_are_wanted(licensed: Bench) -> None:
+    """Nor does it enter the export's key there: presets of before keep theirs."""
+    licensed.recipe(PRESET.replace(', "loras"', ""))
+    export = licensed.plan().steps["r:preset.export"]
+    assert [link.use.role for link, _ in export.inputs] == ["checkpoint"]
+    licensed.build()
+    assert loras(licensed) == []
+
+
+def test_diffusers_form_is_written_too(licensed: Bench) -> None:
+    licensed.recipe(PRESET.replace('"loras"', '"loras-diffusers"'))
+    licensed.build()
+    assert loras(licensed) == ["loras/glow.diffusers.safetensors"]
+    assert any(MID.split("_attentions")[0] in name for name in _names(licensed.root / "out" / "r" / loras(licensed)[0]))
+
+
+def _names(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
