@@ -71,6 +71,8 @@ def look_for_pinned(session: Session, wishes: argparse.Namespace, recipes: list[
     Returns whether there was something to look for. Raises ResourceError.
     """
     session.share("off" if wishes.offline else "")
+    if session.unreachable:
+        raise session.unreachable
     if session.sharing is None:
         return False
     lacking = [(pin, name) for pin, name in _wanted(session, recipes) if not _is_here(session, pin)]
@@ -148,6 +150,8 @@ def verify_signed(session: Session, *, as_json: bool) -> int:
 
 def _sharing(session: Session) -> Sharing:
     session.share("write")
+    if session.unreachable:
+        raise session.unreachable
     if session.sharing is None:
         raise UsageError(
             "no remote cache is named", hint='in forge.toml or forge.local.toml: [remote] address = "https://…"'
