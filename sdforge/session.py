@@ -323,6 +323,13 @@ class Session:
             self.leave_remote(error)
             return None
 
+    def doubts(self) -> list[str]:
+        """Say of signed statements on the remote cache, once of each, why they were not believed."""
+        found: list[str] = []
+        if self.sharing:
+            found, self.sharing.doubts = self.sharing.doubts, found
+        return found
+
     def leave_remote(self, error: ForgeError) -> None:
         """Go on without the remote cache."""
         self.sharing = None

@@ -4,6 +4,9 @@ A result travels as a description (`result.json`), its manifest, its tables, and
 and an action under `/ac/` names them. Whoever may write to a remote may plant an action: so what comes is checked
 against the pin, tensor by tensor, before anything is kept. A wrong one is a miss. What the lock does not pin is taken
 where a trusted key has signed a statement that is laid out as a pin.
+
+What lies there and is wrong is written anew by whoever has the result: by a build that has found it so and trained
+(`refuse`), and by `mend`. It is read back then, since a server may keep what it has under a name.
 """
 
 from __future__ import annotations
@@ -25,22 +28,29 @@ from sdforge.formats.safetensors import read_range
 from sdforge.identity import canonical, component_identity, digest_of_text, tensor_identity
 from sdforge.lock import Pin
 from sdforge.remotes import Remote
-from sdforge.remotes.action_result import MOST, File, decode, encode
+from sdforge.remotes.action_result import MOST, SHA256, File, decode, encode
 from sdforge.signing import sign, signer
 from sdforge.store import Store
 from sdforge.store.entries import Result
-from sdforge.store.files import open_regular, sha256_of
+from sdforge.store.files import damaged, open_regular, sha256_of
 
 RESULT, MANIFEST, OBJECT = "result.json", "manifest.json", "objects/"
 STATEMENT, SIGNATURE = "statement.json", "statement.sig"
 SMALL = 64 << 20  # bytes of a description or a table
 KEPT = ("loss", "losses", "steps", "sketch", "norm", "seconds", "target", "validation", "recommended")  # of a record
 
+ABSENT = "it is not there"
+SIGN_ANEW = "`forge push --key FILE` signs it anew"
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # at what no forge wrote
+
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Poisoned(BrokenPromise):
     """A remote holds something else than the lock pins."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="`forge push --verify` where the result is puts it there anew")
 
 
 def action_name(key: str, digest: str) -> str:
@@ -61,7 +71,9 @@ class Sharing:
     remote: Remote
     writes: bool = False
     trusted: tuple[str, ...] = ()
+    doubts: list[str] = field(default_factory=list)  # why statements were not believed
     _offered: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _refused: set[tuple[str, str]] = field(default_factory=set)
     _vouched: dict[str, Pin | None] = field(default_factory=dict)
 
     def offers(self, pin: Pin) -> bool:
@@ -72,18 +84,25 @@ class Sharing:
         return self._offered[name]
 
     def refuse(self, pin: Pin) -> None:
-        """Do not take a pinned result from this remote any more."""
+        """Do not take a pinned result from this remote any more; one that comes of a training is written over it."""
         self._offered[pin.key, pin.digest] = False
+        self._refused.add((pin.key, pin.digest))
 
     def vouched(self, key: str) -> Pin | None:
         """Return what a trusted key says that a content key came out as. Raises ResourceError."""
         if not self.trusted:
             return None
         if key not in self._vouched:
-            self._vouched[key] = self._ask_for_statement(key)
+            try:
+                self._vouched[key] = self.statement(key)
+            except BrokenPromise as error:
+                self._vouched[key] = None
+                self.doubts.append(error.message)
         return self._vouched[key]
 
-    def _ask_for_statement(self, key: str) -> Pin | None:
+    def statement(self, key: str) -> Pin | None:
+        """Return what a trusted key says of a content key; None where nobody says anything. Raises BrokenPromise."""
+        wrong = f"the statement about {key[:12]} on the remote cache is not believed"
         with self._work() as work:
             if not self.remote.get("ac", statement_name(key), work / "action", MOST):
                 return None
@@ -91,12 +110,16 @@ class Sharing:
                 files = {file.path: file for file in decode((work / "action").read_bytes())}
                 text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
                 if text is None or signature is None:
-                    return None
+                    raise BrokenPromise("not all of it is there")
                 signer(text, signature.decode(), self.trusted)
                 pin = Pin(**json.loads(text))
-            except (BrokenPromise, ValueError, KeyError, TypeError):
-                return None  # whoever wrote it is nobody whom we know
-        return pin if pin.key == key else None
+            except BrokenPromise as error:
+                raise BrokenPromise(f"{wrong}: {error.message}", SIGN_ANEW) from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise BrokenPromise(f"{wrong}: it is none that forge wrote", SIGN_ANEW) from None
+        if pin.key != key:
+            raise BrokenPromise(f"{wrong}: it is about another key", SIGN_ANEW)
+        return pin
 
     @contextmanager
     def _work(self) -> Iterator[Path]:
@@ -108,7 +131,7 @@ class Sharing:
             shutil.rmtree(folder, ignore_errors=True)
 
     def put_statement(self, pin: Pin, key: Path) -> None:
-        """Say over a signature what a content key came out as."""
+        """Say over a signature what a content key came out as. Raises BrokenPromise where it cannot be said anew."""
         text = canonical({name: getattr(pin, name) for name in pin.__dataclass_fields__}).encode()
         texts = {STATEMENT: text, SIGNATURE: sign(text, key).encode()}
         files = []
@@ -116,23 +139,71 @@ class Sharing:
             for name, data in texts.items():
                 (work / name).write_bytes(data)
                 files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
-                self.remote.put("cas", files[-1].sha256, work / name)
+                self._put("cas", files[-1].sha256, work / name, work)
             (work / "action").write_bytes(encode(files))
-            self.remote.put("ac", statement_name(pin.key), work / "action")
+            self._put("ac", statement_name(pin.key), work / "action", work)
 
     # -- push ------------------------------------------------------------------------------------------------------
 
     def push(self, result: Result, progress: Progress) -> int:
-        """Put a result there, bytes first, its action last; return how many bytes had to travel."""
-        action = action_name(result.key, result.digest)
-        if self.remote.has("ac", action):
-            return 0
+        """Put a result there, bytes first, its action last; return how many bytes had to travel.
+
+        Where all that its action names is there, nothing does. Raises BrokenPromise, ResourceError.
+        """
+        refused = (result.key, result.digest) in self._refused
         with self._work() as work:
-            sent = self._push(result, action, work, progress)
+            if not refused and self._is_whole(action_name(result.key, result.digest), work):
+                return 0
+            sent = self._push(result, work, progress, anew=refused)
         self._offered[result.key, result.digest] = True
         return sent
 
-    def _push(self, result: Result, action: str, work: Path, progress: Progress) -> int:
+    def mend(self, result: Result, pin: Pin, progress: Progress) -> tuple[str, int]:
+        """Read back what lies there of a result, and put it there anew if it is not what was pinned.
+
+        Returns what was wrong ("": nothing) and how many bytes had to travel. Raises BrokenPromise, ResourceError.
+        """
+        with self._work() as work:
+            wrong = self._wrong_there(result, pin, work, progress)
+            sent = self._push(result, work, progress, anew=True) if wrong else 0
+        return wrong, sent
+
+    def _is_whole(self, action: str, work: Path) -> bool:
+        """Say whether an action is there, and something under each name in it."""
+        if not self.remote.get("ac", action, work / "action", MOST):
+            return False
+        try:
+            files = decode((work / "action").read_bytes())
+        except ValueError:
+            return False
+        return bool(files) and all(self.remote.has("cas", file.sha256) for file in files)
+
+    def _wrong_there(self, result: Result, pin: Pin, work: Path, progress: Progress) -> str:
+        """Say what is wrong with what lies there, or nothing."""
+        try:
+            described = self._described(pin, work)
+            if described is None:
+                return ABSENT
+            there, _, files = described
+            if there.needs() != result.needs():
+                return "it is laid out in another way"
+            names, done = sorted(there.objects()), 0
+            total = sum(files[OBJECT + name].size for name in names)
+            for name in names:
+                path = self._object(files[OBJECT + name], name, work)
+                if path is None:
+                    return f"{name[:12]} is not there"
+                path.unlink()
+                done += files[OBJECT + name].size
+                progress(done, total)
+        except Poisoned as error:
+            return error.message
+        except UNREADABLE:
+            return "it is nothing that forge wrote"
+        return ""
+
+    def _push(self, result: Result, work: Path, progress: Progress, *, anew: bool) -> int:
+        """Put what is not there; anew: nor is there what lies there and is wrong."""
         described = replace(result, record={k: v for k, v in result.record.items() if k in KEPT})
         manifest = canonical(self.store.preimage(result.key))
         if digest_of_text("action", manifest) != result.key:
@@ -147,13 +218,34 @@ class Sharing:
         for name, file in files.items():
             if name.startswith(OBJECT) and file.sha256 != name.removeprefix(OBJECT):
                 raise BrokenPromise(f"{paths[name]} is damaged", hint="`forge build` sets it aside")
-            if not self.remote.has("cas", file.sha256):
-                self.remote.put("cas", file.sha256, paths[name])
+            if not (self._is_sound(file, work) if anew else self.remote.has("cas", file.sha256)):
+                self._put("cas", file.sha256, paths[name], work if anew else None)
                 sent += file.size
             progress(sent, total)
         (work / "action").write_bytes(encode(list(files.values())))
-        self.remote.put("ac", action, work / "action")
+        self._put("ac", action_name(result.key, result.digest), work / "action", work if anew else None)
         return sent
+
+    def _is_sound(self, file: File, work: Path) -> bool:
+        try:
+            path = self._object(file, file.sha256, work)
+        except Poisoned:
+            return False
+        if path is not None:
+            path.unlink()
+        return path is not None
+
+    def _put(self, space: str, name: str, path: Path, work: Path | None) -> None:
+        """Put a file there; with a folder to work in read it back, since a server may keep what it has under a name."""
+        self.remote.put(space, name, path)
+        if work is None:
+            return
+        back = work / "back"
+        if not self.remote.get(space, name, back, path.stat().st_size + 1) or sha256_of(back) != sha256_of(path):
+            raise BrokenPromise(
+                f"the remote cache does not let {space}/{name} be written anew",
+                hint="whoever keeps it has to delete that there",
+            )
 
     # -- pull ------------------------------------------------------------------------------------------------------
 
@@ -162,10 +254,33 @@ class Sharing:
         try:
             with self._work() as work:
                 return self._pull(pin, work, progress)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise Poisoned(f"the remote cache holds for {pin.key[:12]} what no forge wrote: {error}") from None
 
     def _pull(self, pin: Pin, work: Path, progress: Progress) -> Result | None:
+        described = self._described(pin, work)
+        if described is None:
+            return None
+        result, manifest, files = described
+        names, done = sorted(result.objects()), 0
+        total = sum(files[OBJECT + name].size for name in names)
+        for name in names:
+            if not self._is_here(name):
+                path = self._object(files[OBJECT + name], name, work)
+                if path is None:
+                    return None
+                self.store.put_file(path, name)
+            done += files[OBJECT + name].size
+            progress(done, total)
+        self._check_bytes(result)
+        self.store.keep(result, manifest)
+        return result
+
+    def _described(self, pin: Pin, work: Path) -> tuple[Result, str, dict[str, File]] | None:
+        """Return what lies there of a pinned result but its objects: description, manifest, and the action's files.
+
+        None: it is not there. Raises Poisoned, ResourceError and UNREADABLE.
+        """
         if not self.remote.get("ac", action_name(pin.key, pin.digest), work / "action", MOST):
             return None
         files = {file.path: file for file in decode((work / "action").read_bytes())}
@@ -174,20 +289,16 @@ class Sharing:
             return None
         if digest_of_text("action", text.decode()) != pin.key:
             raise Poisoned(f"the manifest of {pin.key[:12]} on the remote cache is another one")
-        result = self._believed(Result.load(described), pin)
-        names, done = sorted(result.objects()), 0
-        total = sum(files[OBJECT + name].size for name in names)
-        for name in names:
-            if not self.store.object(name).exists():
-                path = self._object(files[OBJECT + name], name, work)
-                if path is None:
-                    return None
-                self.store.put_file(path, name)
-            done += files[OBJECT + name].size
-            progress(done, total)
-        self._check_bytes(result)
-        self.store.keep(result, text.decode())
-        return result
+        return self._believed(Result.load(described), pin), text.decode(), files
+
+    def _is_here(self, name: str) -> bool:
+        """Say whether the store has an object; a damaged one is set aside, so that it can come anew."""
+        path = self.store.object(name)
+        if not os.path.lexists(path):
+            return False
+        if path.is_symlink() or not path.is_file() or sha256_of(path) != name:
+            damaged(path, self.store.root / "quarantine", "its bytes are not what its name says")
+        return path.exists()
 
     def _bytes(self, file: File, work: Path, limit: int) -> bytes | None:
         path = self._object(file._replace(size=min(file.size, limit)), file.sha256, work)
@@ -213,15 +324,16 @@ class Sharing:
             named, packs = artifact_identity(pin.kind, said, found.facts), found.packs
         if named != pin.digest or found.facts != pin.facts or said != pin.components or set(found.packs) != set(packs):
             raise Poisoned(f"the remote cache describes another result than the pinned {pin.digest[:12]}")
-        for name in (*packs, *(component.table for component in found.components.values())):
-            if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-                raise Poisoned(f"the remote cache calls an object {name[:80]!r}")
         components = {n: Component(c.content, c.content, c.table, c.dtype) for n, c in found.components.items()}
         record = {name: value for name, value in found.record.items() if name in KEPT}
-        return Result(
+        result = Result(
             pin.key, pin.digest, pin.kind, pin.family, components, pin.facts, {}, packs, pin.grade, pin.fingerprint,
             float(found.made), record,
         )  # fmt: skip
+        for name in result.objects():
+            if not SHA256.fullmatch(name):  # of what a stranger wrote, and it will be part of a path
+                raise Poisoned(f"the remote cache calls an object {name[:80]!r}")
+        return result
 
     def _check_bytes(self, result: Result) -> None:
         """Compare tables with the pinned identities, and every tensor's bytes with its table. Raises Poisoned."""

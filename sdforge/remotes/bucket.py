@@ -18,7 +18,7 @@ from sdforge.lines import Patience, paced
 from sdforge.store.files import resources
 
 PATIENCE = Patience(silent=10.0, seconds=20.0, slowest=10_000)
-SILENT_PUT = 60.0  # seconds: while a part of an upload goes out, nothing comes back
+SILENT_PUT = 45.0  # seconds: while a part of an upload goes out, nothing comes back
 AT_ONCE = 2  # parts of an upload: with more, a slow line takes longer than that for one
 RETRIES = 3
 TRYING = 20.0  # seconds, after which nothing is asked once more
@@ -30,6 +30,7 @@ STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>(\w+)</Code>")
 SYSTEM = re.compile(r'message: "([^"]+)"')  # of the operating system
 REFUSED = ("401", "403")
+TIMED_OUT = "TimedOut"
 NO_HTTP = "builder error"  # all that the library says of it
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 NO_CREDENTIALS = ("169.254.169.254", "MissingAccessKeyId", "MissingAccount")  # where machines of a cloud ask for theirs
@@ -136,6 +137,8 @@ def _why(error: Exception) -> str:
     if status:
         said = f"it answers {status[1]}{f', {code[1]}' if code else ''}"
         return f"{said}; the credentials are not taken" if status[1] in REFUSED else said
+    if TIMED_OUT in text:
+        return "it does not answer"
     if system:
         return system[1]
     first = (text.splitlines() or [type(error).__name__])[0]

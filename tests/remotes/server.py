@@ -20,6 +20,7 @@ LINES = ("hang", "drip", "reset", "cut", "endless", "garbage", "headers")  # wha
 ANSWERS = ("302", "short", "empty", "long", "gzip", "html")  # what a server answers that is no cache
 BYTES = ("wrong", "zeros", "swap", "gone")  # what lies under a sha256
 ACTIONS = ("action-wrong", "action-swap", "action-nonsense")
+STAMPS = {"ETag": '"1"', "Last-Modified": "Fri, 27 Nov 2026 12:00:00 GMT"}  # which the answers of object stores bear
 PUTS = ("put-403", "put-500", "put-reset", "put-hang")
 
 
@@ -107,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._wait(until)
         else:
             self.send_response(200)
+            for name, value in STAMPS.items():
+                self.send_header(name, value)
             if fault != "endless":
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -162,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, code: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(code)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in (headers | STAMPS | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
