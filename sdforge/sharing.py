@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -35,6 +36,7 @@ from sdforge.store.entries import Result
 from sdforge.store.files import damaged, open_regular, sha256_of
 
 RESULT, MANIFEST, OBJECT = "result.json", "manifest.json", "objects/"
+ACTION = "action"  # as what comes from /ac/ or goes there lies in a work folder
 STATEMENT, SIGNATURE = "statement.json", "statement.sig"
 SMALL = 64 << 20  # bytes of a description or a table
 KEPT = ("loss", "losses", "steps", "sketch", "norm", "seconds", "target", "validation", "recommended")  # of a record
@@ -51,6 +53,15 @@ class Poisoned(BrokenPromise):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, hint="`forge push --verify` where the result is puts it there anew")
+
+
+class Put(NamedTuple):
+    """A file, and where it lies on a remote cache; size in bytes."""
+
+    space: str
+    name: str
+    path: Path
+    size: int
 
 
 def action_name(key: str, digest: str) -> str:
@@ -97,17 +108,17 @@ class Sharing:
                 self._vouched[key] = self.statement(key)
             except BrokenPromise as error:
                 self._vouched[key] = None
-                self.doubts.append(error.message)
+                self.doubts.append(f"{error.message}; {error.hint}")
         return self._vouched[key]
 
     def statement(self, key: str) -> Pin | None:
         """Return what a trusted key says of a content key; None where nobody says anything. Raises BrokenPromise."""
         wrong = f"the statement about {key[:12]} on the remote cache is not believed"
         with self._work() as work:
-            if not self.remote.get("ac", statement_name(key), work / "action", MOST):
+            if not self.remote.get("ac", statement_name(key), work / ACTION, MOST):
                 return None
             try:
-                files = {file.path: file for file in decode((work / "action").read_bytes())}
+                files = {file.path: file for file in decode((work / ACTION).read_bytes())}
                 text, signature = (self._bytes(files[name], work, SMALL) for name in (STATEMENT, SIGNATURE))
                 if text is None or signature is None:
                     raise BrokenPromise("not all of it is there")
@@ -134,14 +145,12 @@ class Sharing:
         """Say over a signature what a content key came out as. Raises BrokenPromise where it cannot be said anew."""
         text = canonical({name: getattr(pin, name) for name in pin.__dataclass_fields__}).encode()
         texts = {STATEMENT: text, SIGNATURE: sign(text, key).encode()}
-        files = []
+        files = [File(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in texts.items()]
         with self._work() as work:
+            paths = {name: work / name for name in texts}
             for name, data in texts.items():
-                (work / name).write_bytes(data)
-                files.append(File(name, hashlib.sha256(data).hexdigest(), len(data)))
-                self._put("cas", files[-1].sha256, work / name, work)
-            (work / "action").write_bytes(encode(files))
-            self._put("ac", statement_name(pin.key), work / "action", work)
+                paths[name].write_bytes(data)
+            self._put_anew(_with_action(files, paths, statement_name(pin.key), work), work)
 
     # -- push ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +163,8 @@ class Sharing:
         with self._work() as work:
             if not refused and self._is_whole(action_name(result.key, result.digest), work):
                 return 0
-            sent = self._push(result, work, progress, anew=refused)
+            puts = self._laid_out(result, work)
+            sent = self._put_anew(puts, work) if refused else self._put_lacking(puts, progress)
         self._offered[result.key, result.digest] = True
         return sent
 
@@ -165,15 +175,15 @@ class Sharing:
         """
         with self._work() as work:
             wrong = self._wrong_there(result, pin, work, progress)
-            sent = self._push(result, work, progress, anew=True) if wrong else 0
+            sent = self._put_anew(self._laid_out(result, work), work) if wrong else 0
         return wrong, sent
 
     def _is_whole(self, action: str, work: Path) -> bool:
         """Say whether an action is there, and something under each name in it."""
-        if not self.remote.get("ac", action, work / "action", MOST):
+        if not self.remote.get("ac", action, work / ACTION, MOST):
             return False
         try:
-            files = decode((work / "action").read_bytes())
+            files = decode((work / ACTION).read_bytes())
         except ValueError:
             return False
         return bool(files) and all(self.remote.has("cas", file.sha256) for file in files)
@@ -202,8 +212,8 @@ class Sharing:
             return "it is nothing that forge wrote"
         return ""
 
-    def _push(self, result: Result, work: Path, progress: Progress, *, anew: bool) -> int:
-        """Put what is not there; anew: nor is there what lies there and is wrong."""
+    def _laid_out(self, result: Result, work: Path) -> list[Put]:
+        """Return the files as which a result lies there, its action last."""
         described = replace(result, record={k: v for k, v in result.record.items() if k in KEPT})
         manifest = canonical(self.store.preimage(result.key))
         if digest_of_text("action", manifest) != result.key:
@@ -214,38 +224,41 @@ class Sharing:
             paths[name] = work / name
             paths[name].write_bytes(text)
         files = {name: File(name, sha256_of(path), path.stat().st_size) for name, path in sorted(paths.items())}
-        sent, total = 0, sum(file.size for file in files.values())
         for name, file in files.items():
             if name.startswith(OBJECT) and file.sha256 != name.removeprefix(OBJECT):
                 raise BrokenPromise(f"{paths[name]} is damaged", hint="`forge build` sets it aside")
-            if not (self._is_sound(file, work) if anew else self.remote.has("cas", file.sha256)):
-                self._put("cas", file.sha256, paths[name], work if anew else None)
-                sent += file.size
+        return _with_action(list(files.values()), paths, action_name(result.key, result.digest), work)
+
+    def _put_lacking(self, puts: list[Put], progress: Progress) -> int:
+        """Put there what lies under no name of these; return its bytes."""
+        sent, total = 0, sum(put.size for put in puts)
+        for put in puts:
+            if put.space == "ac" or not self.remote.has(put.space, put.name):
+                self.remote.put(put.space, put.name, put.path)
+                sent += put.size
             progress(sent, total)
-        (work / "action").write_bytes(encode(list(files.values())))
-        self._put("ac", action_name(result.key, result.digest), work / "action", work if anew else None)
         return sent
 
-    def _is_sound(self, file: File, work: Path) -> bool:
-        try:
-            path = self._object(file, file.sha256, work)
-        except Poisoned:
-            return False
-        if path is not None:
-            path.unlink()
-        return path is not None
+    def _put_anew(self, puts: list[Put], work: Path) -> int:
+        """Put there what is not there as it should be, and read it back; return its bytes. Raises BrokenPromise.
 
-    def _put(self, space: str, name: str, path: Path, work: Path | None) -> None:
-        """Put a file there; with a folder to work in read it back, since a server may keep what it has under a name."""
-        self.remote.put(space, name, path)
-        if work is None:
-            return
+        Nothing is read before all is put: some remotes show bytes only with the action that names them.
+        """
+        wrong = [put for put in puts if not self._is_there(put, work)]
+        for put in wrong:
+            self.remote.put(put.space, put.name, put.path)
+        for put in wrong:
+            if not self._is_there(put, work):
+                raise BrokenPromise(
+                    f"the remote cache does not let {put.space}/{put.name} be written anew",
+                    hint="whoever keeps it has to delete that there",
+                )
+        return sum(put.size for put in wrong)
+
+    def _is_there(self, put: Put, work: Path) -> bool:
+        """Say whether a file lies there, byte for byte."""
         back = work / "back"
-        if not self.remote.get(space, name, back, path.stat().st_size + 1) or sha256_of(back) != sha256_of(path):
-            raise BrokenPromise(
-                f"the remote cache does not let {space}/{name} be written anew",
-                hint="whoever keeps it has to delete that there",
-            )
+        return self.remote.get(put.space, put.name, back, put.size + 1) and sha256_of(back) == sha256_of(put.path)
 
     # -- pull ------------------------------------------------------------------------------------------------------
 
@@ -281,9 +294,9 @@ class Sharing:
 
         None: it is not there. Raises Poisoned, ResourceError and UNREADABLE.
         """
-        if not self.remote.get("ac", action_name(pin.key, pin.digest), work / "action", MOST):
+        if not self.remote.get("ac", action_name(pin.key, pin.digest), work / ACTION, MOST):
             return None
-        files = {file.path: file for file in decode((work / "action").read_bytes())}
+        files = {file.path: file for file in decode((work / ACTION).read_bytes())}
         described, text = (self._bytes(files[name], work, SMALL) for name in (RESULT, MANIFEST))
         if described is None or text is None:
             return None
@@ -349,6 +362,14 @@ class Sharing:
                 digests = _hashed(self.store.object(tensor.spot.file), tensor.spot.offset, tensor.size)
                 if digests != (tensor.sha256, tensor.xxh3):
                     raise Poisoned(f"the remote cache holds other bytes for {name}.{tensor.name}")
+
+
+def _with_action(files: list[File], paths: dict[str, Path], name: str, work: Path) -> list[Put]:
+    """Return files as they lie on a remote cache, and after them the action that names them."""
+    puts = [Put("cas", file.sha256, paths[file.path], file.size) for file in files]
+    data, path = encode(files), work / ACTION
+    path.write_bytes(data)
+    return [*puts, Put("ac", name, path, len(data))]
 
 
 def _hashed(path: Path, offset: int, size: int) -> tuple[str, str]:

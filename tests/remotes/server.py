@@ -21,6 +21,7 @@ ANSWERS = ("302", "short", "empty", "long", "gzip", "html")  # what a server ans
 BYTES = ("wrong", "zeros", "swap", "gone")  # what lies under a sha256
 ACTIONS = ("action-wrong", "action-swap", "action-nonsense")
 STAMPS = {"ETag": '"1"', "Last-Modified": "Fri, 27 Nov 2026 12:00:00 GMT"}  # which the answers of object stores bear
+KEPT = "kept"  # what lies under a name stays, whatever is put there
 PUTS = ("put-403", "put-500", "put-reset", "put-hang")
 
 
@@ -160,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(400)
         elif not all(f"/cas/{file.sha256}" in side.held for file in decode(data)):
             return self._send(400)
-        side.held[path] = data
+        if side.fault != KEPT or path not in side.held:
+            side.held[path] = data
         return self._send(200)
 
     def _send(self, code: int, body: bytes = b"", **headers: str) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import Project, new_project
 from tests.remotes.plants import PLANTS, actions, plant
 from tests.remotes.server import CacheServer, caching
 from tests.signing.test_signatures import new_key
+from tests.survival import flip
 
 RECIPE = """\
 family = "sd15"
@@ -163,11 +164,25 @@ def test_a_damaged_pinned_result_is_fetched_again(two: Project) -> None:
     assert two.output.read_bytes() == before
 
 
+def test_a_damaged_object_that_nothing_needs_is_set_aside_when_it_is_pulled_for(two: Project) -> None:
+    """Its result is not known here any more, so no build has noticed."""
+    two.forge("pull")
+    cache = two.root / "cache/v1"
+    for path in cache.glob("objects/*/*"):
+        flip(path, path)
+    for path in (cache / "results", cache / "index.db"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert two.forge("pull").out.count("pulled") == 2
+    assert any((cache / "quarantine").iterdir())
+
+
 @pytest.mark.parametrize("change", PLANTS)
 def test_a_planted_action_is_not_believed(two: Project, made: Made, side: CacheServer, change: Any) -> None:
     plant(side, change)
+    (two.root / "precious.txt").write_text("mine")
     two.build()
     assert two.starts() == ["a", "b"]
+    assert (two.root / "precious.txt").read_text() == "mine"
     assert two.output.read_bytes() == made.project.output.read_bytes()
     assert two.lock == made.project.lock
 
