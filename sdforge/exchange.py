@@ -23,13 +23,16 @@ from sdforge.store.files import publish_bytes
 
 
 def fetching(sharing: Sharing, pin: Pin) -> Beside:
-    """Start to bring a pinned result here, beside the build."""
+    """Start to bring a pinned result here, beside the build, which keeps it: the index is for one thread only."""
 
     def work(say: Callable[[dict[str, Any]], None]) -> None:
-        end: dict[str, Any] = {"event": "fetched"}
+        end: dict[str, Any]
         try:
-            if sharing.pull(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]})) is None:
+            came = sharing.bring(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]}))
+            if came is None:
                 end = {"event": "missed", "message": "the remote cache has not all of it", "gone": False}
+            else:
+                end = {"event": "fetched", "result": came[0], "manifest": came[1]}
         except Poisoned as error:
             end = {"event": "missed", "message": f"{error.message}; {error.hint}", "gone": False}
         except ForgeError as error:

@@ -264,13 +264,24 @@ class Sharing:
 
     def pull(self, pin: Pin, progress: Progress) -> Result | None:
         """Bring a pinned result here; None if the remote has not all of it. Raises Poisoned, ResourceError."""
+        came = self.bring(pin, progress)
+        if came is None:
+            return None
+        self.store.keep(*came)
+        return came[0]
+
+    def bring(self, pin: Pin, progress: Progress) -> tuple[Result, str] | None:
+        """Do all of `pull` but to keep the result; return it with its manifest. Any thread may do this.
+
+        Raises Poisoned, ResourceError.
+        """
         try:
             with self._work() as work:
-                return self._pull(pin, work, progress)
+                return self._bring(pin, work, progress)
         except UNREADABLE as error:
             raise Poisoned(f"the remote cache holds for {pin.key[:12]} what no forge wrote: {error}") from None
 
-    def _pull(self, pin: Pin, work: Path, progress: Progress) -> Result | None:
+    def _bring(self, pin: Pin, work: Path, progress: Progress) -> tuple[Result, str] | None:
         described = self._described(pin, work)
         if described is None:
             return None
@@ -286,8 +297,7 @@ class Sharing:
             done += files[OBJECT + name].size
             progress(done, total)
         self._check_bytes(result)
-        self.store.keep(result, manifest)
-        return result
+        return result, manifest
 
     def _described(self, pin: Pin, work: Path) -> tuple[Result, str, dict[str, File]] | None:
         """Return what lies there of a pinned result but its objects: description, manifest, and the action's files.
