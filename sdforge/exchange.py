@@ -17,7 +17,7 @@ from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
 from sdforge.sharing import ABSENT, SIGN_ANEW, Poisoned, Sharing, pinned_results
-from sdforge.signing import sign, signer
+from sdforge.signing import check_key, sign, signer
 from sdforge.store.entries import Result
 from sdforge.store.files import publish_bytes
 
@@ -53,6 +53,8 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
     Returns 3 where a statement there is not believed. Raises BrokenPromise for what cannot be written anew.
     """
     sharing, sent, doubtful = _sharing(session), 0, False
+    if wishes.key:
+        check_key(Path(wishes.key))  # before gigabytes travel
     for pin, name in _wanted(session, wishes.targets):
         results = {result.digest: result for result in session.store.known(pin.key).results}
         result = results.get(pin.digest)

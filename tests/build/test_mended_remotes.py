@@ -54,6 +54,15 @@ class Shared:
         else:
             flip(self._path(name), self._path(name))
 
+    def copy(self, name: str, other: str) -> None:
+        """Let what lies under a name lie under another one too."""
+        if self.side:
+            self.side.held[f"/{other}"] = self.side.held[f"/{name}"]
+        else:
+            space, _, sha256 = other.partition("/")
+            (self.folder / space / sha256[:2]).mkdir(exist_ok=True)
+            shutil.copy(self._path(name), self.folder / space / sha256[:2] / sha256)
+
     def drop(self, name: str) -> None:
         if self.side:
             del self.side.held[f"/{name}"]
@@ -184,11 +193,16 @@ def key(shared: Shared, tmp_path: Path) -> Path:
     return tmp_path / "key"
 
 
+def content_key(root: Path) -> str:
+    """Return what the lock pins a result for."""
+    lock = (root / "forge.lock").read_text()
+    (found,) = {line.split(".")[1] for line in lock.splitlines() if line.startswith("[result.")}
+    return found
+
+
 def statement(shared: Shared) -> list[str]:
     """Name what lies there of the statement: the action, the text and its signature."""
-    lock = (shared.root / "forge.lock").read_text()
-    (content_key,) = {line.split(".")[1] for line in lock.splitlines() if line.startswith("[result.")}
-    action = f"ac/{statement_name(content_key)}"
+    action = f"ac/{statement_name(content_key(shared.root))}"
     return [action, *(f"cas/{file.sha256}" for file in decode(shared.read(action)))]
 
 
@@ -212,3 +226,21 @@ def test_a_build_says_that_a_statement_is_not_believed(shared: Shared, key: Path
     for command in ("plan", "build"):
         assert shared.forge(command, root=fresh).out.count("is not believed: the remote cache holds other bytes") == 1
     assert whole.differences(fresh) == []
+
+
+def test_a_statement_is_believed_for_its_own_key_only_and_never_under_locked(
+    shared: Shared, key: Path, fresh: Path, tmp_path: Path
+) -> None:
+    assert key.is_file()
+    shutil.copy(shared.root / "forge.toml", fresh)
+    (fresh / "forge.lock").unlink()
+    shared.forge("build", "--locked", root=fresh, code=3)
+    other = tmp_path / "other"
+    shutil.copytree(fresh, other)
+    for root in (fresh, other):
+        recipe = root / "recipes" / "toy.toml"
+        recipe.write_text(recipe.read_text().replace("steps = 6", "steps = 7"))
+    shared.forge("build", "--remote=off", root=other)
+    shared.copy(statement(shared)[0], f"ac/{statement_name(content_key(other))}")
+    assert "it is about another key" in shared.forge("build", root=fresh).out
+    assert "step toy:a 6" in (fresh / "rehearsal.log").read_text()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import sdforge.remotes.bucket as bucket
 import sdforge.remotes.http as http
 from sdforge.errors import ResourceError, UsageError
-from sdforge.lines import Patience
+from sdforge.lines import Patience, open_line
 from sdforge.remotes import Remote, open_remote
 from sdforge.remotes.action_result import File, decode, encode
 from sdforge.remotes.http import TOKEN
@@ -54,7 +54,7 @@ def test_no_more_is_taken_than_was_asked_for(remote: Remote, tmp_path: Path) -> 
     assert (tmp_path / "back").read_bytes() == DATA[:10]
 
 
-@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip"])
+@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip", "hang"])
 def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -173,6 +173,19 @@ def test_a_name_and_a_password_are_sent_as_servers_ask_for_them(
     remote = open_remote("http://127.0.0.1:1/cache", tmp_path)
     assert isinstance(remote, http.HttpRemote)
     assert remote.headers == {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
+
+
+def test_proxies_of_the_environment_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "http://127.0.0.1:9"  # where nobody listens; a proxy is asked for the whole address
+    with caching(CacheServer(held={f"{place}/cas/{NAME}": DATA})) as side:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{side.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert open_remote(place, tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
+        with open_line(f"{place}/cas/{NAME}", None, {}, http.PATIENCE) as answer:
+            assert answer.read() == DATA
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises(ResourceError, match="does not serve"):
+            open_remote(place, tmp_path).has("cas", NAME)
 
 
 @pytest.mark.parametrize("address", ["ftp://x/y", "https://user:secret@x/y", "https://", "../outside", "s4://b"])
