@@ -178,17 +178,6 @@ def test_the_project_says_whether_builds_write_there_and_the_command_goes_before
         assert (fresh.root / "shared/ac").is_dir() == (wish == "")
 
 
-def test_a_fetch_after_a_build_that_had_nothing_to_note(fresh: Machine, made: Whole) -> None:
-    """What is looked up is open to be read only, by the thread that builds; what comes is noted there all the same."""
-    (pack,) = {max((fresh.root / "shared/cas").glob("*/*"), key=lambda path: path.stat().st_size)}
-    away = pack.rename(fresh.root / "away")
-    for _ in range(2):
-        fresh.forge("build", "--locked", code=3)
-    away.rename(pack)
-    assert TRAINED not in fresh.forge("build", "--locked")
-    assert made.differences(fresh.root) == []
-
-
 def test_only_what_the_other_side_lacks_travels(fresh: Machine) -> None:
     """Bytes lie under their digests: of a result whose action alone is gone no byte goes there once more."""
     fresh.forge("build")
