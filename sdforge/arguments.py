@@ -134,6 +134,7 @@ def _pinning(command: Command) -> None:
     push = command("push", "put trained results that the lock pins into the remote cache")
     push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
     push.add_argument("--key", default="", metavar="FILE", help="sign what is put there with this Ed25519 key")
+    push.add_argument("--verify", action="store_true", help="read back what lies there; put anew what is wrong")
     sign = command("sign", "sign forge.lock: FILE.sig beside it, as `ssh-keygen -Y sign` would")
     sign.add_argument("--key", required=True, metavar="FILE", help="a private key of `ssh-keygen -t ed25519`")
     pull = command("pull", "bring results that the lock pins here from the remote cache")

@@ -57,6 +57,7 @@ class Build:
         refuse_lack(self.session, plan)
         if self.session.unreachable:
             self.reporter.note(f"{self.session.unreachable}; going on without it")
+        self._note_doubts()
         self.store.prepare()
         self.summary.pinned = set(self.session.lock.results)
         with self.interrupts.listening(), self.store.guard() as guard:
@@ -106,7 +107,12 @@ class Build:
         plan = self.session.plan(wanted)
         self._keep_notes(plan)
         self._note_verdicts(plan)
+        self._note_doubts()
         return plan
+
+    def _note_doubts(self) -> None:
+        for doubt in self.session.doubts():
+            self.reporter.note(doubt)
 
     def _note_verdicts(self, plan: Plan) -> None:
         """Note the checks that failed, now or when the same pictures were looked at before."""

@@ -203,7 +203,7 @@ def show_plan(
     ]
     if session.unreachable:
         say(f"  note: {session.unreachable}")
-    for text in barred(plan):
+    for text in [*session.doubts(), *barred(plan)]:
         say(f"  note: {text}")
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
     cost = ""

@@ -16,19 +16,25 @@ from sdforge.places import LOCK
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
-from sdforge.sharing import Poisoned, Sharing, pinned_results
-from sdforge.signing import sign, signer
+from sdforge.sharing import ABSENT, SIGN_ANEW, Poisoned, Sharing, pinned_results
+from sdforge.signing import check_key, sign, signer
+from sdforge.store.entries import Result
 from sdforge.store.files import publish_bytes
 
 
 def fetching(sharing: Sharing, pin: Pin) -> Beside:
-    """Start to bring a pinned result here, beside the build."""
+    """Start to bring a pinned result here, beside the build, which keeps it: the index is for one thread only."""
 
     def work(say: Callable[[dict[str, Any]], None]) -> None:
-        end: dict[str, Any] = {"event": "fetched"}
+        end: dict[str, Any]
         try:
-            if sharing.pull(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]})) is None:
+            came = sharing.bring(pin, lambda done, total: say({"event": "progress", "bytes": [done, total]}))
+            if came is None:
                 end = {"event": "missed", "message": "the remote cache has not all of it", "gone": False}
+            else:
+                end = {"event": "fetched", "result": came[0], "manifest": came[1]}
+        except Poisoned as error:
+            end = {"event": "missed", "message": f"{error.message}; {error.hint}", "gone": False}
         except ForgeError as error:
             end = {"event": "missed", "message": error.message, "gone": isinstance(error, ResourceError)}
         except Exception as error:  # whatever it is, the build goes on without the remote
@@ -42,20 +48,57 @@ def fetching(sharing: Sharing, pin: Pin) -> Beside:
 
 
 def push(session: Session, wishes: argparse.Namespace) -> int:
-    """`forge push`: put what the lock pins and the store has into the remote cache."""
-    sharing, sent = _sharing(session), 0
+    """`forge push`: put what the lock pins and the store has into the remote cache.
+
+    Returns 3 where a statement there is not believed. Raises BrokenPromise for what cannot be written anew.
+    """
+    sharing, sent, doubtful = _sharing(session), 0, False
+    if wishes.key:
+        check_key(Path(wishes.key))  # before gigabytes travel
     for pin, name in _wanted(session, wishes.targets):
         results = {result.digest: result for result in session.store.known(pin.key).results}
         result = results.get(pin.digest)
         if result is None or not session.store.holds(result):
             _tell(wishes, name, pin, "not here", 0)
             continue
-        amount = sharing.push(result, _shown(wishes, name))
+        state, amount = _pushed(sharing, wishes, result, pin, name)
         if wishes.key:
             sharing.put_statement(pin, Path(wishes.key))
-        _tell(wishes, name, pin, "pushed" if amount else "was there", amount)
+        elif wishes.verify and sharing.trusted:
+            doubtful |= _is_doubtful(sharing, pin, name)
+        _tell(wishes, name, pin, state, amount)
         sent += amount
-    return _end(wishes, "sent", sent)
+    _end(wishes, "sent", sent)
+    return 3 if doubtful else 0
+
+
+def _pushed(sharing: Sharing, wishes: argparse.Namespace, result: Result, pin: Pin, name: str) -> tuple[str, int]:
+    """Put a result there; return what is said of it, and how many bytes travelled."""
+    if not wishes.verify:
+        amount = sharing.push(result, _shown(wishes, name))
+        return "pushed" if amount else "was there", amount
+    wrong, amount = sharing.mend(result, pin, _shown(wishes, name))
+    if wrong in ("", ABSENT):
+        return "pushed" if wrong else "is as it was pushed", amount
+    _warn(name, wrong)
+    return "put anew", amount
+
+
+def _is_doubtful(sharing: Sharing, pin: Pin, name: str) -> bool:
+    """Say whether somebody has signed something about a key that is not believed, or is not what the lock pins."""
+    try:
+        said = sharing.statement(pin.key)
+    except BrokenPromise as error:
+        _warn(name, f"{error.message}; {error.hint}")
+        return True
+    if said is not None and said.digest != pin.digest:
+        _warn(name, f"signed is {said.digest[:12]}, pinned is {pin.digest[:12]}; {SIGN_ANEW}")
+        return True
+    return False
+
+
+def _warn(name: str, text: str) -> None:
+    print(safe(f"warning: {name}: {text}", sys.stderr), file=sys.stderr)
 
 
 def pull(session: Session, wishes: argparse.Namespace) -> int:
@@ -71,6 +114,8 @@ def look_for_pinned(session: Session, wishes: argparse.Namespace, recipes: list[
     Returns whether there was something to look for. Raises ResourceError.
     """
     session.share("off" if wishes.offline else "")
+    if session.unreachable:
+        raise session.unreachable
     if session.sharing is None:
         return False
     lacking = [(pin, name) for pin, name in _wanted(session, recipes) if not _is_here(session, pin)]
@@ -103,7 +148,7 @@ def _pulled(sharing: Sharing, wishes: argparse.Namespace, pin: Pin, name: str) -
     try:
         result = sharing.pull(pin, _shown(wishes, name))
     except Poisoned as error:
-        print(safe(f"warning: {name}: {error.message}", sys.stderr), file=sys.stderr)
+        _warn(name, f"{error.message}; {error.hint}")
         result = None
     if result is None:
         return "not to be had", 0
@@ -148,6 +193,8 @@ def verify_signed(session: Session, *, as_json: bool) -> int:
 
 def _sharing(session: Session) -> Sharing:
     session.share("write")
+    if session.unreachable:
+        raise session.unreachable
     if session.sharing is None:
         raise UsageError(
             "no remote cache is named", hint='in forge.toml or forge.local.toml: [remote] address = "https://…"'

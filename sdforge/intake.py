@@ -41,7 +41,7 @@ class Intake:
             if event["event"] == "done":
                 self._keep(running, Outcome(**event["outcome"]))
             elif event["event"] == "fetched":
-                self._fetched(running)
+                self._fetched(running, event)
             elif event["event"] == "missed":
                 self._missed(step, event)
             elif event["event"] == "stopped":
@@ -67,10 +67,11 @@ class Intake:
             if running.device:
                 running.device.release()
 
-    def _fetched(self, running: Running) -> None:
+    def _fetched(self, running: Running, event: dict[str, Any]) -> None:
         """Take a pinned result in that has come; the next plan finds it in the store."""
         step, pin = running.step, running.step.pin
         assert pin is not None
+        self.store.keep(event["result"], event["manifest"])
         found = {result.digest: result for result in self.store.fresh(pin.key).results}
         if step.key != pin.key:
             self.store.add_alias(step.key, pin.key, step.manifest)

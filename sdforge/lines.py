@@ -12,8 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from sdforge import __version__
@@ -21,6 +21,7 @@ from sdforge.errors import UsageError
 from sdforge.references import SECURE_OR_HERE
 from sdforge.store.files import CHUNK
 
+Piece = TypeVar("Piece", bytes, memoryview)
 BROKEN = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
@@ -87,16 +88,29 @@ def chunks(answer: Any, patience: Patience, most: int = sys.maxsize) -> Iterator
 
     Raises TimeoutError for a line that is too slow, IncompleteRead for one that broke off before all had come.
     """
-    length = answer.headers.get("Content-Length", "")
+    length, done = answer.headers.get("Content-Length", ""), 0
+    for piece in paced(_pieces(answer, most), patience):
+        done += len(piece)
+        yield piece
+    if length.isdigit() and done < min(int(length), most):
+        raise http.client.IncompleteRead(b"", int(length) - done)
+
+
+def _pieces(answer: Any, most: int) -> Iterator[bytes]:
+    while most > 0 and (piece := answer.read1(min(CHUNK, most))):
+        most -= len(piece)
+        yield piece
+
+
+def paced(pieces: Iterable[Piece], patience: Patience) -> Iterator[Piece]:
+    """Yield what comes over a line piece by piece. Raises TimeoutError when it comes too slowly."""
     began, done = time.monotonic(), 0
-    while done < most and (chunk := answer.read1(min(CHUNK, most - done))):
-        done += len(chunk)
-        yield chunk
+    for piece in pieces:
+        done += len(piece)
+        yield piece
         spent = time.monotonic() - began
         if spent > patience.seconds and done / spent < patience.slowest:
             raise TimeoutError(f"less than {patience.slowest} bytes a second")
-    if length.isdigit() and done < min(int(length), most):
-        raise http.client.IncompleteRead(b"", int(length) - done)
 
 
 def reason(error: Exception) -> str:

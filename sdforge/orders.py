@@ -306,8 +306,9 @@ def closure(session: Session, step: Step) -> list[dict[str, Any]]:
             described: dict[str, Any] = {"method": current.node.target.signature.name}
             if current.manifest:
                 described = {"manifest": json.loads(current.manifest)}
-            if current.kind == "content" and current.artifact:
-                described["digest"] = current.artifact.digest
+            chosen = current.result or current.pin
+            if current.kind == "content" and chosen:  # of all it holds, what merely passed may not be here in bytes
+                described["digest"] = chosen.digest
             entries[current.id] = (current.lineage, described, inputs)
     return _numbered(entries)
 

@@ -59,7 +59,7 @@ class Session:
     checked: bool = True
     trusting: bool = False
     sharing: Sharing | None = None
-    unreachable: str = ""  # why there is no remote cache any more
+    unreachable: ForgeError | None = None  # why there is no remote cache any more
     chronicle: Chronicle = field(init=False)
     _planner: Planner | None = None
     _relied: set[Path] = field(default_factory=set)  # packs that were asked for, and files that checks name
@@ -76,7 +76,11 @@ class Session:
             from sdforge.remotes import open_remote
             from sdforge.sharing import Sharing
 
-            place = open_remote(remote["address"], self.project.root)
+            try:
+                place = open_remote(remote["address"], self.project.root)
+            except ResourceError as error:
+                self.leave_remote(error)
+                return
             self.sharing = Sharing(self.store, place, mode == "write", tuple(self.project.trusted))
 
     def read_lock(self) -> None:
@@ -319,10 +323,17 @@ class Session:
             self.leave_remote(error)
             return None
 
+    def doubts(self) -> list[str]:
+        """Say of signed statements on the remote cache, once of each, why they were not believed."""
+        found: list[str] = []
+        if self.sharing:
+            found, self.sharing.doubts = self.sharing.doubts, found
+        return found
+
     def leave_remote(self, error: ForgeError) -> None:
         """Go on without the remote cache."""
         self.sharing = None
-        self.unreachable = error.message
+        self.unreachable = error
 
     # -- while building -----------------------------------------------------------------------------------------------
 

@@ -37,6 +37,11 @@ def sign(message: bytes, key: Path) -> str:
     return "\n".join([BEGIN, *lines, END, ""])
 
 
+def check_key(key: Path) -> None:
+    """Raise UsageError for a file that is no Ed25519 key."""
+    _private(key)
+
+
 def signer(message: bytes, signature: str, trusted: Iterable[str]) -> str:
     """Return the trusted public key that signed a message. Raises BrokenPromise if none of them did."""
     try:
@@ -75,6 +80,10 @@ def _private(path: Path) -> Any:
     except (ValueError, TypeError):
         raise UsageError(
             f"{path} is no key that can be opened", hint=f"a passphrase belongs into {PASSPHRASE}"
+        ) from None
+    except import_module("cryptography.exceptions").UnsupportedAlgorithm:
+        raise UsageError(
+            f"{path} has a passphrase, which needs the library bcrypt", hint='pip install "sdforge[sign]"'
         ) from None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise UsageError(f"{path} is no Ed25519 key", hint="ssh-keygen -t ed25519")

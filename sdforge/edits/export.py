@@ -44,7 +44,7 @@ from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
-VERSION = 3
+VERSION = 4
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process

@@ -36,7 +36,10 @@ class Remote(Protocol):
 
 
 def open_remote(address: str, root: Path) -> Remote:
-    """Return the remote at an address; a path is within the project. Raises UsageError."""
+    """Return the remote at an address; a path is within the project.
+
+    Raises UsageError, and ResourceError for a bucket without credentials.
+    """
     if address.startswith(("http://", "https://")):
         from sdforge.remotes.http import HttpRemote
 

@@ -7,10 +7,12 @@ keeps what our actions name, and one that checks actions when they are put takes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 MOST = 1 << 20  # bytes of one
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class File(NamedTuple):
@@ -43,7 +45,7 @@ def _varint(value: int) -> bytes:
 
 
 def decode(data: bytes) -> list[File]:
-    """Return the files that an ActionResult names. Raises ValueError for what is none."""
+    """Return the files that an ActionResult names. Raises ValueError for what is none, or names no sha256."""
     found = []
     for number, value in _fields(data):
         if number == 2 and isinstance(value, bytes):
@@ -52,7 +54,10 @@ def decode(data: bytes) -> list[File]:
             size = inner.get(2, 0)
             if not isinstance(size, int):
                 raise ValueError("a size is no number")
-            found.append(File(_bytes(outer.get(1)).decode(), _bytes(inner.get(1)).decode(), size))
+            sha256 = _bytes(inner.get(1)).decode()
+            if not SHA256.fullmatch(sha256):  # whoever may write here would name a place on this machine's disk
+                raise ValueError(f"it calls a file's bytes {sha256[:80]!r}")
+            found.append(File(_bytes(outer.get(1)).decode(), sha256, size))
     return found
 
 

@@ -168,6 +168,16 @@ def test_offline_opens_no_line(fresh: Machine, made: Whole) -> None:
     assert made.differences(fresh.root) == []
 
 
+def test_the_project_says_whether_builds_write_there_and_the_command_goes_before_it(fresh: Machine) -> None:
+    fresh.empty_remote()
+    with (fresh.root / "forge.toml").open("a") as file:
+        file.write('mode = "write"\n')  # of [remote], the last table
+    for wish in ("--remote=off", "--remote=read", ""):
+        shutil.rmtree(fresh.root / "cache", ignore_errors=True)
+        assert TRAINED in fresh.forge("build", *filter(None, [wish]))
+        assert (fresh.root / "shared/ac").is_dir() == (wish == "")
+
+
 def test_only_what_the_other_side_lacks_travels(fresh: Machine) -> None:
     """Bytes lie under their digests: of a result whose action alone is gone no byte goes there once more."""
     fresh.forge("build")

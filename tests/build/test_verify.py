@@ -146,6 +146,8 @@ def test_another_fingerprint_is_told_by_its_distance_and_the_first_tensor(root: 
     assert (first["equal"], first["promised"], first["count"]) == (False, False, 1)
     assert 0 < first["distance"] < 0.1
     assert export["follows"] == "a"
+    said = quick.forge(root, "verify", "--rebuild", "toy:a").out
+    assert f"differs: {first['first']} is the first of 1; about {first['distance']:.2g} of its update away" in said
 
 
 def test_other_bits_on_the_same_fingerprint_are_a_broken_promise(root: Path, quick: Quick) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from sdforge.remotes.action_result import decode, encode
 from tests.remotes.server import CacheServer
 
+OUTSIDE = "../../../../precious.txt"  # from a workplace in the cache: a file in the project
+
 
 def actions(side: CacheServer) -> list[str]:
     return [path for path in side.held if path.startswith("/ac/")]
@@ -49,8 +51,21 @@ def a_way_out(value: dict[str, Any], _: CacheServer, __: dict[str, Any]) -> None
     value["packs"] = ["../../../etc/passwd"]
 
 
+def a_way_out_for_bytes(_: dict[str, Any], side: CacheServer, files: dict[str, Any]) -> None:
+    """Call the manifest's bytes by a path on the reader's disk."""
+    side.held[f"/cas/{OUTSIDE}"] = b"planted"
+    files["manifest.json"] = files["manifest.json"]._replace(sha256=OUTSIDE)
+
+
+def a_way_out_for_losses(value: dict[str, Any], side: CacheServer, files: dict[str, Any]) -> None:
+    """Call the kept losses by a path on the reader's disk."""
+    side.held[f"/cas/{OUTSIDE}"] = b"planted"
+    value["record"]["losses"] = OUTSIDE
+    files[f"objects/{OUTSIDE}"] = files["manifest.json"]._replace(path=f"objects/{OUTSIDE}")
+
+
 def nonsense(value: dict[str, Any], _: CacheServer, __: dict[str, Any]) -> None:
     value["components"] = 7
 
 
-PLANTS = (facts, another_table, a_way_out, nonsense)
+PLANTS = (facts, another_table, a_way_out, a_way_out_for_bytes, a_way_out_for_losses, nonsense)

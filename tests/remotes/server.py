@@ -17,9 +17,12 @@ from sdforge.remotes.action_result import decode
 
 STATUS = ("400", "401", "403", "404", "429", "500", "503")
 LINES = ("hang", "drip", "reset", "cut", "endless", "garbage", "headers")  # what a line does
+SLOW = "slow"  # a tenth after the other, all of them in `patience`
 ANSWERS = ("302", "short", "empty", "long", "gzip", "html")  # what a server answers that is no cache
 BYTES = ("wrong", "zeros", "swap", "gone")  # what lies under a sha256
 ACTIONS = ("action-wrong", "action-swap", "action-nonsense")
+STAMPS = {"ETag": '"1"', "Last-Modified": "Fri, 27 Nov 2026 12:00:00 GMT"}  # which the answers of object stores bear
+KEPT = "kept"  # what lies under a name stays, whatever is put there
 PUTS = ("put-403", "put-500", "put-reset", "put-hang")
 
 
@@ -36,6 +39,7 @@ class CacheServer:
     patience: float = 3.0
     asked: list[tuple[str, str]] = field(default_factory=list)  # verb, path
     port: int = 0
+    absent: bytes = b""  # what is said of what is not there
 
     @property
     def url(self) -> str:
@@ -80,11 +84,13 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault, data = self.server_side.fault, self.server_side.altered(self._path())
         if data is None:
-            self._send(404)
+            self._send(404, self.server_side.absent)
         elif fault in STATUS:
             self._send(int(fault))
         elif fault == "302":
             self._send(302, Location=self.path.replace("/cache", "/elsewhere"))
+        elif fault == SLOW:
+            self._send(200, data, pause=self.server_side.patience / 10)
         elif fault in LINES:
             self._break(fault, data)
         elif fault in ANSWERS:
@@ -107,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._wait(until)
         else:
             self.send_response(200)
+            for name, value in STAMPS.items():
+                self.send_header(name, value)
             if fault != "endless":
                 self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -157,15 +165,19 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(400)
         elif not all(f"/cas/{file.sha256}" in side.held for file in decode(data)):
             return self._send(400)
-        side.held[path] = data
+        if side.fault != KEPT or path not in side.held:
+            side.held[path] = data
         return self._send(200)
 
-    def _send(self, code: int, body: bytes = b"", **headers: str) -> None:
+    def _send(self, code: int, body: bytes = b"", pause: float = 0.0, **headers: str) -> None:
         self.send_response(code)
-        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+        for name, value in (headers | STAMPS | {"Content-Length": str(len(body))}).items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        part = len(body) // 10 + 1 if pause else len(body) + 1
+        for i in range(0, len(body), part):
+            self.wfile.write(body[i : i + part])
+            time.sleep(pause)
 
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         pass

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import sdforge.remotes.bucket as bucket
 import sdforge.remotes.http as http
 from sdforge.errors import ResourceError, UsageError
-from sdforge.lines import Patience
+from sdforge.lines import Patience, open_line
 from sdforge.remotes import Remote, open_remote
 from sdforge.remotes.action_result import File, decode, encode
 from sdforge.remotes.http import TOKEN
-from tests.remotes.server import CacheServer, caching
+from tests.remotes.server import SLOW, CacheServer, caching
 
 DATA = b"some bytes" * 1000
 NAME = hashlib.sha256(DATA).hexdigest()
@@ -53,7 +54,7 @@ def test_no_more_is_taken_than_was_asked_for(remote: Remote, tmp_path: Path) -> 
     assert (tmp_path / "back").read_bytes() == DATA[:10]
 
 
-@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip"])
+@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip", "hang"])
 def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -64,6 +65,85 @@ def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
             open_remote(side.url, tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
         assert time.monotonic() - began < 5
     assert "--remote=off" in said.value.hint
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[CacheServer]:
+    """A server that answers as S3 does, and keys for it."""
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(bucket, "PATIENCE", Patience(silent=0.5, seconds=0.2, slowest=10_000))
+    monkeypatch.setattr(bucket, "SILENT_PUT", 0.5)
+    monkeypatch.setattr(bucket, "TRYING", 0.5)
+    for name, value in (("ACCESS_KEY_ID", "k3y"), ("SECRET_ACCESS_KEY", "s3cret"), ("ALLOW_HTTP", "true")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with caching(CacheServer(held={f"/cas/{NAME}": DATA})) as side:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{side.port}")
+        yield side
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("403", "it answers 403; the credentials are not taken"),
+        ("500", "it answers 500"),
+        ("hang", "it does not answer"),
+        ("drip", "less than 10000 bytes a second"),
+        ("cut", "partial response"),  # the rest of it is asked for, which this server does not give
+        ("endless", "Content-Length"),
+    ],
+)
+def test_a_bucket_that_misbehaves_is_named_in_one_sentence_and_soon(
+    s3: CacheServer, tmp_path: Path, fault: str, words: str
+) -> None:
+    s3.fault, began = fault, time.monotonic()
+    with pytest.raises(ResourceError, match=f"the remote cache s3://cache does not serve .*{words}") as said:
+        open_remote("s3://cache", tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
+    assert time.monotonic() - began < 5
+    assert "--remote=off" in said.value.hint
+    assert "s3cret" not in said.value.message
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("put-403", "it answers 403"), ("put-500", "it answers 500"), ("put-hang", "does not answer")]
+)
+def test_a_bucket_that_takes_nothing_is_named_soon(s3: CacheServer, tmp_path: Path, fault: str, words: str) -> None:
+    s3.fault, began = fault, time.monotonic()
+    (tmp_path / "data").write_bytes(DATA)
+    with pytest.raises(ResourceError, match=words):
+        open_remote("s3://cache", tmp_path).put("cas", NAME, tmp_path / "data")
+    assert time.monotonic() - began < 5
+
+
+def test_a_request_to_a_bucket_may_last_longer_than_a_line_may_be_silent(s3: CacheServer, tmp_path: Path) -> None:
+    """The library's own 30 seconds for a whole request are less than some gigabytes need."""
+    s3.fault, s3.patience = SLOW, 0.8
+    assert open_remote("s3://cache", tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
+    assert (tmp_path / "back").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("code", bucket.NO_BUCKET)
+def test_a_bucket_that_is_not_there_is_no_miss(s3: CacheServer, tmp_path: Path, code: str) -> None:
+    s3.held.clear()
+    assert not open_remote("s3://cache", tmp_path).has("cas", NAME)
+    s3.absent = f"<Error><Code>{code}</Code></Error>".encode()
+    for ask in ("has", "get"):
+        place = open_remote("s3://cache", tmp_path)
+        with pytest.raises(ResourceError, match="there is no such bucket"):
+            place.has("cas", NAME) if ask == "has" else place.get("cas", NAME, tmp_path / "back", 1)
+
+
+def test_a_bucket_without_credentials_or_without_a_safe_line(
+    s3: CacheServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert s3.held
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(ResourceError, match="http://, which is not allowed") as said:
+        open_remote("s3://cache", tmp_path).has("cas", NAME)
+    assert "AWS_ALLOW_HTTP" in said.value.hint
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ResourceError, match="there are no credentials") as said:
+        open_remote("s3://cache", tmp_path)
+    assert "AWS_ACCESS_KEY_ID" in said.value.hint
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
@@ -95,6 +175,19 @@ def test_a_name_and_a_password_are_sent_as_servers_ask_for_them(
     assert remote.headers == {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
 
 
+def test_proxies_of_the_environment_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "http://127.0.0.1:9"  # where nobody listens; a proxy is asked for the whole address
+    with caching(CacheServer(held={f"{place}/cas/{NAME}": DATA})) as side:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{side.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert open_remote(place, tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
+        with open_line(f"{place}/cas/{NAME}", None, {}, http.PATIENCE) as answer:
+            assert answer.read() == DATA
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        with pytest.raises(ResourceError, match="does not serve"):
+            open_remote(place, tmp_path).has("cas", NAME)
+
+
 @pytest.mark.parametrize("address", ["ftp://x/y", "https://user:secret@x/y", "https://", "../outside", "s4://b"])
 def test_what_is_no_remote_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError):
@@ -112,6 +205,12 @@ def test_an_action_names_its_files(files: list[File]) -> None:
 def test_an_action_is_laid_out_as_the_protocol_has_it() -> None:
     # ActionResult {output_files: [OutputFile {path: "a", digest: Digest {hash: "bc", size_bytes: 300}}]} by protoc
     assert encode([File("a", "bc", 300)]) == bytes.fromhex("120c0a01611207" + "0a026263" + "10ac02")
+
+
+@pytest.mark.parametrize("name", ["bc", "/etc/passwd", "../" * 20 + "x", "A" * 64])
+def test_an_action_names_bytes_by_sha256_or_is_none(name: str) -> None:
+    with pytest.raises(ValueError, match="calls a file's bytes"):
+        decode(encode([File("a", name, 1)]))
 
 
 @given(st.binary(max_size=60))

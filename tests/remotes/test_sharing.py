@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +14,16 @@ from typing import Any
 import pytest
 
 from sdforge.errors import BrokenPromise
-from sdforge.exchange import verify_signature
+from sdforge.exchange import fetching, verify_signature
+from sdforge.remotes import open_remote
 from sdforge.session import open_session
+from sdforge.sharing import Sharing, pinned_results
+from sdforge.store import Store
 from tests.conftest import Project, new_project
 from tests.remotes.plants import PLANTS, actions, plant
 from tests.remotes.server import CacheServer, caching
 from tests.signing.test_signatures import new_key
+from tests.survival import flip
 
 RECIPE = """\
 family = "sd15"
@@ -163,11 +168,41 @@ def test_a_damaged_pinned_result_is_fetched_again(two: Project) -> None:
     assert two.output.read_bytes() == before
 
 
+def test_a_damaged_object_that_nothing_needs_is_set_aside_when_it_is_pulled_for(two: Project) -> None:
+    """Its result is not known here any more, so no build has noticed."""
+    two.forge("pull")
+    cache = two.root / "cache/v1"
+    for path in cache.glob("objects/*/*"):
+        flip(path, path)
+    for path in (cache / "results", cache / "index.db"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert two.forge("pull").out.count("pulled") == 2
+    assert any((cache / "quarantine").iterdir())
+
+
+def test_what_comes_beside_a_build_leaves_the_index_to_its_thread(two: Project, side: CacheServer) -> None:
+    """SQLite refuses another one; where the build had only read in it, what had come was thrown away."""
+    two.forge("plan")
+    session = open_session(two.root)
+    session.read_lock()
+    pin = next(pinned_results(session.lock.results))
+    store = Store(two.root / "cache")
+    handle, events = fetching(Sharing(store, open_remote(side.url, two.root)), pin), []
+    while not events or events[-1]["event"] == "progress":
+        select.select([handle], [], [])
+        events += handle.poll()
+    assert events[-1]["event"] == "fetched", events
+    store.keep(events[-1]["result"], events[-1]["manifest"])
+    assert [row[0] for row in store.index.read("known")] == [pin.key]
+
+
 @pytest.mark.parametrize("change", PLANTS)
 def test_a_planted_action_is_not_believed(two: Project, made: Made, side: CacheServer, change: Any) -> None:
     plant(side, change)
+    (two.root / "precious.txt").write_text("mine")
     two.build()
     assert two.starts() == ["a", "b"]
+    assert (two.root / "precious.txt").read_text() == "mine"
     assert two.output.read_bytes() == made.project.output.read_bytes()
     assert two.lock == made.project.lock
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from sdforge.errors import BrokenPromise, UsageError
-from sdforge.signing import sign, signer
+from sdforge.signing import PASSPHRASE, sign, signer
 
 MESSAGE = b"version = 1\n"
 SSH = pytest.mark.skipif(not shutil.which("ssh-keygen"), reason="OpenSSH is not installed")
@@ -74,6 +75,24 @@ def test_what_is_no_key(tmp_path: Path) -> None:
     for name, words in (("text", "no key"), ("rsa", "no Ed25519 key"), ("none", "cannot be read")):
         with pytest.raises(UsageError, match=words):
             sign(MESSAGE, tmp_path / name)
+
+
+@SSH
+def test_a_key_with_a_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-N", "open sesame", "-f", "key"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with pytest.raises(UsageError, match="no key that can be opened"):
+        sign(MESSAGE, tmp_path / "key")
+    monkeypatch.setenv(PASSPHRASE, "open sesame")
+    if find_spec("bcrypt") is None:
+        with pytest.raises(UsageError, match="needs the library bcrypt"):
+            sign(MESSAGE, tmp_path / "key")
+        return
+    public = " ".join((tmp_path / "key.pub").read_text().split()[:2])
+    assert signer(MESSAGE, sign(MESSAGE, tmp_path / "key"), [public]) == public
+    monkeypatch.setenv(PASSPHRASE, "another")
+    with pytest.raises(UsageError, match="no key that can be opened"):
+        sign(MESSAGE, tmp_path / "key")
 
 
 @SSH
