@@ -28,6 +28,7 @@ from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table
 
 VERSION = 1
+DIGEST = re.compile("[0-9a-f]{64}")
 NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
 
@@ -141,6 +142,8 @@ def read_lock(source: bytes, file: str) -> Lock:
             needed = "resolved" if "resolved" in _like({}, row, name) else "digest"
             for field_ in {needed, *({"digest", "from"} & row.keys())}:
                 _like("", row.get(field_), f"{field_} of {name}")
+            for file_, sha256 in _like({}, row.get("files", {}), f"files of {name}").items():
+                _digest(sha256, f"{file_} of {name}")
         for name, row in targets.items():
             for field_, value in _like({}, row, name).items():
                 _like("", value, f"{field_} of {name}")
@@ -173,11 +176,19 @@ def _sides(source: bytes) -> tuple[bytes, bytes] | None:
 def _pin(key: str, digest: str, row: Any) -> Pin:
     """Return a table of the lock as a pin. Raises TypeError for fields and values that no pin has."""
     pin, example = Pin(key=key, digest=digest, **_like({}, row, digest)), Pin(key, digest)
+    for text in (key, digest, *_like([], pin.plans, "plans")):
+        _digest(text, "a result")
     for name in Pin.__dataclass_fields__:
         _like(getattr(example, name), getattr(pin, name), name)
-    for text in (*pin.plans, *pin.components.values()):
+    for text in pin.components.values():
         _like("", text, "a name in it")
     return pin
+
+
+def _digest(value: Any, what: str) -> None:
+    """Raise TypeError for what is no digest: where bytes lie has its name, and other names would lead elsewhere."""
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise TypeError(f"{what} is {value!r:.40}, which is no digest")
 
 
 def _like(example: Any, value: Any, what: str) -> Any:

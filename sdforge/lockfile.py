@@ -216,13 +216,13 @@ class LockFile:
         return known
 
     def _update(self, changes: Lock, known: set[str]) -> None:
-        update_lock(self.session.project.lock, self._guard(), changes, self.replace, known)
+        update_lock(self.session.project.lock, self.guard(), changes, self.replace, known)
         self.session.read_lock()
 
     def rewrite(self, change: Callable[[Lock], None]) -> None:
         """Change the lock as it lies on the disk now, one writer at a time."""
         path = self.session.project.lock
-        with self._guard() as guard:
+        with self.guard() as guard:
             guard.acquire(wait=True)
             before = path.read_bytes() if path.is_file() else b""
             text = read_lock(before, LOCK) if before else Lock()
@@ -231,7 +231,8 @@ class LockFile:
                 publish_bytes(after, path, path.parent, 0o644)
         self.session.read_lock()
 
-    def _guard(self) -> FileLock:
+    def guard(self) -> FileLock:
+        """Return the lock that is held by whoever writes one of the project's files that git keeps."""
         name = hashlib.sha256(str(self.session.project.root).encode()).hexdigest()[:16]
         return self.session.store.lock(f"lock-{name}")
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
 from sdforge.store.files import publish_bytes, within
+from sdforge.syntax import read_toml
 from sdforge.tables import Dataset, Source
 
 
@@ -178,7 +180,7 @@ def add(wishes: argparse.Namespace) -> int:
         table = _stated(table, behind)
     elif not is_remote(reference):
         where = _found(session, name, table)
-    _append(session.project.root / FILE, f"source.{name}", table)
+    _append(session, f"source.{name}", table)
     session = open_session(Path(wishes.at))
     if behind is not None:
         taken = Taken(name, "source", session.project.sources[name])
@@ -235,7 +237,7 @@ def _add_pictures(session: Session, wishes: argparse.Namespace, layout: str) -> 
     table = {"path": wishes.reference, "layout": "" if layout == "flat" else layout, "licence": wishes.licence}
     stated = Dataset.model_validate({key: value for key, value in table.items() if value})
     notes = session.sources.artifact(Taken(wishes.name, "dataset", stated.model_dump())).notes
-    _append(session.project.root / FILE, f"dataset.{wishes.name}", table)
+    _append(session, f"dataset.{wishes.name}", table)
     pictures, without = len(notes["names"]), notes["without"]
     if wishes.json:
         about = {"dataset": wishes.name, "pictures": pictures, "without": without}
@@ -246,12 +248,26 @@ def _add_pictures(session: Session, wishes: argparse.Namespace, layout: str) -> 
     return 0
 
 
-def _append(path: Path, header: str, table: dict[str, Any]) -> None:
-    """Add a table at the end of forge.toml, without its empty values; what stands there stays, comments and all."""
-    before = path.read_bytes()
+def _append(session: Session, header: str, table: dict[str, Any]) -> None:
+    """Add a table at the end of forge.toml, without its empty values; what stands there stays, comments and all.
+
+    Behind a link the file that it leads to is written. Raises UsageError where no table can stand behind what is there.
+    """
+    path = (session.project.root / FILE).resolve()
     lines = [f"[{header}]", *(f"{key} = {toml.value(value)}" for key, value in table.items() if value)]
-    gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
-    publish_bytes(before + gap + "\n".join(lines).encode() + b"\n", path, path.parent, 0o644)
+    with LockFile(session).guard() as guard:
+        guard.acquire(wait=True)
+        before = path.read_bytes()
+        gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
+        after = before + gap + "\n".join(lines).encode() + b"\n"
+        try:
+            read_toml(after, FILE)
+        except RecipeError:
+            raise UsageError(
+                f"{FILE} does not go on with [{header}]: what stands there is left as it is",
+                hint="write `[source.NAME]` and `[dataset.NAME]` as tables of their own, and add it then",
+            ) from None
+        publish_bytes(after, path, path.parent, stat.S_IMODE(path.stat().st_mode))
 
 
 def _tell_added(session: Session, name: str, behind: Behind | None, where: str, *, as_json: bool) -> None:

@@ -7,7 +7,6 @@ FORGE_REMOTE_TOKEN is sent to this host alone, over https (or to this machine): 
 from __future__ import annotations
 
 import base64
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sdforge.errors import ResourceError, UsageError
-from sdforge.lines import BROKEN, Patience, chunks, reason
+from sdforge.lines import BROKEN, Patience, chunks, reason, secret
 from sdforge.references import SECURE_OR_HERE
 from sdforge.store.files import resources
 
@@ -46,7 +45,7 @@ class HttpRemote:
             raise UsageError(f"{address!r} is no address of a remote cache", hint=f"a token belongs into {TOKEN}")
         self.address = address.rstrip("/")
         self.host = parts.hostname
-        token = os.environ.get(TOKEN, "")
+        token = secret(TOKEN)
         safe = parts.scheme == "https" or parts.hostname in SECURE_OR_HERE
         self.headers = {"Authorization": _credentials(token)} if token and safe else {}
         self.opener = urllib.request.build_opener(_Nowhere)
