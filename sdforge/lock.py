@@ -3,7 +3,8 @@
     version = 1
     [source.NAME]                 digest (identity), and sha256 of each file; from elsewhere also what `from` was
                                   resolved to
-    [target."RECIPE:NAME"]        key, and the digest it came out as
+    [target."RECIPE:NAME"]        key, and the digest it came out as; of a formula also how its components' digests
+                                  begin
     [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
 
 Entries are independent of each other: where git cannot merge two sides, because both have new entries at one place,
@@ -28,6 +29,7 @@ from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table
 
 VERSION = 1
+BEGINNING = 16  # digits of a component's digest in the lock: enough to say which one differs
 DIGEST = re.compile("[0-9a-f]{64}")
 NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
@@ -61,10 +63,10 @@ class Pin:
 
 @dataclass
 class Lock:
-    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest"}."""
+    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest", "components"}."""
 
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    targets: dict[str, dict[str, str]] = field(default_factory=dict)
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, dict[str, Pin]] = field(default_factory=dict)  # key → digest → pin
     _by_plan: dict[str, str] | None = None
 
@@ -145,8 +147,9 @@ def read_lock(source: bytes, file: str) -> Lock:
             for file_, sha256 in _like({}, row.get("files", {}), f"files of {name}").items():
                 _digest(sha256, f"{file_} of {name}")
         for name, row in targets.items():
-            for field_, value in _like({}, row, name).items():
-                _like("", value, f"{field_} of {name}")
+            parts = _like({}, _like({}, row, name).get("components", {}), f"components of {name}")
+            for field_, value in (row | parts).items():
+                _like({} if field_ == "components" else "", value, f"{field_} of {name}")
         pins = {key: {d: _pin(key, d, row) for d, row in _like({}, rows, key).items()} for key, rows in results.items()}
         return Lock(sources, targets, pins)
     except TypeError as error:

@@ -44,6 +44,11 @@ from sdforge.store.files import (
 from sdforge.store.seen import Seen
 
 LAYOUT = "v1"
+INDEX = "index.db"
+FOLDERS = (
+    *("objects", "results", "aliases", "preimages", "states", "derived"),
+    *("fetched", "locks", "roots", "quarantine", "tmp"),
+)
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 NO_KEY = "-"  # in the place of a key: nothing is ever kept under it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
@@ -55,7 +60,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root / LAYOUT
-        self.index = Index(self.root / "index.db")
+        self.index = Index(self.root / INDEX)
         self.seen = Seen(self.index)
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
