@@ -298,7 +298,7 @@ def _clock(folder: Path, store: Path) -> Finding:
     (folder / "now").write_bytes(b"")
     drift = (folder / "now").stat().st_mtime - before
     hint = "set the clocks (NTP): changes right after a look could go unnoticed otherwise"
-    written = [path.stat().st_mtime for path in store.glob("*")]
+    written = [path.lstat().st_mtime for path in store.glob("*")]
     ahead = max(written, default=before) - before
     if abs(drift) <= DRIFT and ahead > DRIFT:
         return Finding("clock", f"it is {ahead:.0f} s behind what was written into the cache last", hint)
@@ -322,12 +322,10 @@ def _in_the_way(cache: Path) -> Iterator[Finding]:
     """Name what lies where the store has a folder, or its index, and is none: builds could not use it."""
     store = cache / LAYOUT
     places = (cache, store, *(store / name for name in FOLDERS))
-    found = [place for place in places if os.path.lexists(place) and not place.is_dir()]  # noqa: PTH110
+    found = [place for place in places if os.path.lexists(place) and not place.is_dir()]
     found += [place for place in [store / INDEX] if place.exists() and not place.is_file()]
-    for place in found:
-        yield Finding(
-            "cache", f"{place} is in the way", "move it elsewhere: the next build makes what belongs there", 4
-        )
+    hint = "move it elsewhere: the next build makes what belongs there"
+    yield from (Finding("cache", f"{place} is in the way", hint, 4) for place in found)
 
 
 def _count(folder: Path) -> int:

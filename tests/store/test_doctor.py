@@ -188,7 +188,9 @@ def test_a_place_that_takes_no_file_is_said_and_the_rest_looked_at(
 def test_a_disk_that_takes_few_more_files_is_noted(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor.os, "statvfs", lambda _: SimpleNamespace(f_files=1000, f_favail=1))
+    room = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail"), 10**8)
+    disk = SimpleNamespace(f_frsize=4096, f_files=1000, f_favail=1, **room)
+    monkeypatch.setattr(doctor.os, "statvfs", lambda _: disk)
     assert "only 1 file more" in examine(root, capsys)["disk"]["text"]
 
 
@@ -197,7 +199,7 @@ def test_a_disk_that_takes_few_more_files_is_noted(
 def test_what_lies_in_the_way_of_the_cache_is_named(
     root: Path, capsys: pytest.CaptureFixture[str], place: str, put: Callable[[Path], Any]
 ) -> None:
-    """A folder is in the way of the index alone, and a file everywhere else; links that lead nowhere are no index yet."""
+    """A folder is in the way of the index alone, and a file everywhere else; a link to nowhere is no index yet."""
     path = root / place
     path.parent.mkdir(parents=True, exist_ok=True)
     put(path)
