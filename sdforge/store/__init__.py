@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -424,6 +424,15 @@ class Store:
         path = self.root / "roots" / name
         if not path.exists():
             publish_bytes(str(project).encode(), path, self.temporary, 0o644)
+
+    @contextmanager
+    def used_by(self, project: Path) -> Iterator[None]:
+        """Let nobody clean up while something for a project is brought here, nor what it needs afterwards."""
+        self.prepare()
+        self.register(project)
+        with self.guard() as guard:
+            guard.share(wait=True)
+            yield
 
     def roots(self) -> list[Path]:
         """Return the projects that use this cache and are still there."""

@@ -304,7 +304,7 @@ def test_no_wait_ends_at_once_with_5(project: Project, wait_for: Wait) -> None:
     wait_for(lambda: (gate / "toy-a").exists())
     ran = project.forge("build", "--no-wait", code=5)
     assert str(running.pid) in ran.err
-    assert project.forge("clean", code=5).err.startswith("error: a build is using the cache")
+    assert project.forge("clean", code=5).err.startswith("error: a build or a download is using the cache")
     (gate / "go").touch()
     running.communicate(timeout=60)
     assert running.returncode == 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tomli
 
+import sdforge.fetch as fetch
 import sdforge.fetch.wire as wire
 from sdforge.cli import main
 from sdforge.lines import Patience
@@ -266,6 +267,30 @@ def test_clean_keeps_what_a_project_declares_and_nothing_else(root: Path, host: 
     (root / "forge.toml").write_text("")
     forge("clean")
     assert not fetched(root)
+
+
+def test_what_one_project_fetched_is_not_cleaned_away_by_another(
+    root: Path, tmp_path: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the first has built nothing yet; and while it fetches nobody cleans."""
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "shared"))
+    other = tmp_path / "other"
+    (other / "recipes").mkdir(parents=True)
+    (other / "forge.toml").write_text("")
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    source(root, "hf://a/b/x.safetensors")
+    codes: list[int] = []
+    download = fetch.download
+
+    def clean_meanwhile(*given: Any) -> str:
+        codes.append(main(["-C", str(other), "clean"]))
+        return download(*given)
+
+    monkeypatch.setattr(fetch, "download", clean_meanwhile)
+    forge("fetch")
+    assert codes == [5]
+    forge("clean", at=other)
+    assert "here" in forge("fetch").out
 
 
 # -- lock and offline --------------------------------------------------------------------------------------------------
