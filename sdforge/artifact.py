@@ -71,6 +71,12 @@ class Tensor(NamedTuple):
         return prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
+def differing(one: list[Tensor], other: list[Tensor]) -> list[str]:
+    """Return the names of the tensors that differ in their bytes, or that one of the two lacks."""
+    bytes_of = [{tensor.name: tensor.sha256 for tensor in table} for table in (one, other)]
+    return sorted(name for name in {*bytes_of[0], *bytes_of[1]} if bytes_of[0].get(name) != bytes_of[1].get(name))
+
+
 class Component(NamedTuple):
     """A part of an artifact: its identity, its name by content ("" while unknown), and where its tensors are listed.
 

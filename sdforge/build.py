@@ -59,6 +59,7 @@ class Build:
             self.reporter.note(f"{self.session.unreachable}; going on without it")
         self._note_doubts()
         self.store.prepare()
+        self.store.register(self.session.project.root)
         self.summary.pinned = set(self.session.lock.results)
         with self.interrupts.listening(), self.store.guard() as guard:
             guard.share(wait=True)
@@ -368,14 +369,12 @@ class Build:
             self.store.add_alias(key, content_key, manifest)
 
     def _expect(self, plan: Plan) -> None:
-        """Note the keys of every recipe for the next null build, and the project as a root of the cache."""
+        """Note the keys of every recipe for the next null build."""
         keys: dict[str, set[str]] = {}
         for step in plan.steps.values():
             keys.setdefault(step.node.recipe.name, set()).update(filter(None, (step.key, step.content_key)))
         for recipe, found in keys.items():
             self.store.will_expect(f"{self.session.project.root}:{recipe}", found)
-        if self.summary.built or self.summary.restored:
-            self.store.register(self.session.project.root)
 
     def _show_failed(self, plan: Plan) -> None:
         """Put the pictures of presets that failed a check where people can look at them, and those of others away."""

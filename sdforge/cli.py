@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdforge.arguments import SOMETHING_TO_DO, options, parser
-from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, UsageError
+from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from sdforge.plan import Plan
@@ -72,8 +72,6 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     import traceback
 
     if isinstance(error, OSError) and error.errno is not None:
-        from sdforge.errors import ResourceError
-
         return ResourceError(f"{error.strerror} ({error.filename or 'no file'})")
     place = folder / ".forge" / "log" / "unforeseen.txt"
     try:
@@ -175,6 +173,8 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
     from sdforge.verdict import keep
 
     words = nothing_to_do(made)
+    with suppress(ResourceError):  # a project that was moved here, or copied: what it needs stays in the cache
+        session.store.register(session.project.root)
     # after a build, files that were too young are looked at once more; a small plan that writes nothing stays so
     if session.checked and (session.store.index.wrote or len(made.steps) > LARGE):
         keep(session, made, wishes.targets, words)

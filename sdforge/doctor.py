@@ -5,6 +5,7 @@ torch is imported by a child process only, which also computes the golden vector
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,10 +22,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.places import cache_folder, find_root
 from sdforge.report.words import glyphs, safe, size
-from sdforge.store import LAYOUT
+from sdforge.store import FOLDERS, INDEX, LAYOUT
 from sdforge.store.files import clone, is_abandoned
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pydantic", "pillow")
@@ -32,6 +33,7 @@ LEAST_DISK, LEAST_MEMORY = (
     10 * 10**9,
     4 * 10**9,
 )  # bytes: a checkpoint of SD 1.5 is 2 GB, its training state thrice that
+LEAST_FILES = 1000  # further files that the disk takes: a small preset makes about a hundred
 DRIFT = 2.0  # seconds between the clocks of a file system and of the machine: as much as the stat cache allows for
 NVIDIA, AMD, DISPLAY = "0x10de", "0x1002", "0x03"  # makers of PCI devices, and how the class of displays begins
 PATIENCE = 180.0  # seconds for the child, which has to import torch
@@ -81,6 +83,7 @@ def findings(start: Path) -> Iterator[Finding]:
     yield _disk(cache)
     yield from _file_system(cache)
     yield _cache(cache / LAYOUT)
+    yield from _in_the_way(cache)
 
 
 # -- versions ----------------------------------------------------------------------------------------------------------
@@ -224,9 +227,11 @@ def _there(folder: Path) -> Path:
 
 
 def _disk(cache: Path) -> Finding:
-    usage = shutil.disk_usage(_there(cache))
+    usage, files = shutil.disk_usage(_there(cache)), os.statvfs(_there(cache))
     text = f"{size(usage.free)} of {size(usage.total)} free for {cache}"
     hint = "`forge clean --dry-run` shows what could go; FORGE_CACHE names another place"
+    if files.f_files and files.f_favail < LEAST_FILES:  # of file systems without a bound both are 0
+        return Finding("disk", f"{text}, and only {counted(files.f_favail, 'file')} more", hint)
     return Finding("disk", text, "" if usage.free >= LEAST_DISK else hint)
 
 
@@ -235,14 +240,22 @@ def _file_system(cache: Path) -> Iterator[Finding]:
     try:
         folder = Path(tempfile.mkdtemp(dir=_there(cache), prefix=".doctor-"))
     except OSError as error:
-        hint = "what is there can be used; to build, make it writable, or name another place with FORGE_CACHE"
-        yield Finding("file system", f"{cache} cannot be written to: {error.strerror}", hint, 4)
+        yield _unwritable(cache, error)
         return
     try:
         yield _abilities(folder)
-        yield _clock(folder)
+        yield _clock(folder, cache / LAYOUT)
+    except OSError as error:
+        yield _unwritable(cache, error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unwritable(cache: Path, error: OSError) -> Finding:
+    room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    way = "make room (`forge clean` removes what no recipe reaches)" if room else "make it writable"
+    hint = f"what is there can be used; to build, {way}, or name another place with FORGE_CACHE"
+    return Finding("file system", f"{cache} cannot be written to: {error.strerror}", hint, 4)
 
 
 def _abilities(folder: Path) -> Finding:
@@ -279,13 +292,18 @@ def _locks(path: Path) -> bool:
     return False
 
 
-def _clock(folder: Path) -> Finding:
+def _clock(folder: Path, store: Path) -> Finding:
+    """Hold the machine's clock against that of the file system, and against what was written there last."""
     before = time.time()
     (folder / "now").write_bytes(b"")
     drift = (folder / "now").stat().st_mtime - before
+    hint = "set the clocks (NTP): changes right after a look could go unnoticed otherwise"
+    written = [path.lstat().st_mtime for path in store.glob("*")]
+    ahead = max(written, default=before) - before
+    if abs(drift) <= DRIFT and ahead > DRIFT:
+        return Finding("clock", f"it is {ahead:.0f} s behind what was written into the cache last", hint)
     if abs(drift) <= DRIFT:
         return Finding("clock", "file system and machine agree on the time")
-    hint = "set the clocks (NTP): changes right after a look could go unnoticed otherwise"
     return Finding("clock", f"the file system is {drift:+.0f} s off the machine's clock", hint)
 
 
@@ -298,6 +316,16 @@ def _cache(store: Path) -> Finding:
         hint = "`forge verify` looks at all of it; `forge clean` removes what lies in quarantine"
         return Finding("cache", text, hint)
     return Finding("cache", text, "the next build sweeps what is unfinished" if dead else "")
+
+
+def _in_the_way(cache: Path) -> Iterator[Finding]:
+    """Name what lies where the store has a folder, or its index, and is none: builds could not use it."""
+    store = cache / LAYOUT
+    places = (cache, store, *(store / name for name in FOLDERS))
+    found = [place for place in places if os.path.lexists(place) and not place.is_dir()]
+    found += [place for place in [store / INDEX] if place.exists() and not place.is_file()]
+    hint = "move it elsewhere: the next build makes what belongs there"
+    yield from (Finding("cache", f"{place} is in the way", hint, 4) for place in found)
 
 
 def _count(folder: Path) -> int:

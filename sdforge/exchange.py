@@ -133,14 +133,15 @@ def _bring(
 ) -> tuple[int, list[str]]:
     """Bring pinned results here; return how many bytes came, and what is said of each."""
     came, states = 0, []
-    for pin, name in wanted:
-        if _is_here(session, pin):
-            state, amount = "was here", 0
-        else:
-            state, amount = _pulled(sharing, wishes, pin, name)
-        _tell(wishes, name, pin, state, amount)
-        states.append(state)
-        came += amount
+    with session.store.used_by(session.project.root):
+        for pin, name in wanted:
+            if _is_here(session, pin):
+                state, amount = "was here", 0
+            else:
+                state, amount = _pulled(sharing, wishes, pin, name)
+            _tell(wishes, name, pin, state, amount)
+            states.append(state)
+            came += amount
     return came, states
 
 

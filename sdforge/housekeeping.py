@@ -39,7 +39,7 @@ def clean(session: Session, wishes: argparse.Namespace) -> None:
     store.prepare()
     guard = store.guard()
     if not guard.acquire(wait=False):
-        raise BusyError("a build is using the cache", hint="clean when it is done")
+        raise BusyError("a build or a download is using the cache", hint="clean when it is done")
     try:
         keep, fetched = _reached(session)
         staying, doomed = _divided(store, keep, trained=wishes.trained)

@@ -14,14 +14,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from sdforge import __version__
 from sdforge.errors import UsageError
-from sdforge.references import SECURE_OR_HERE
+from sdforge.references import SECURE_OR_HERE, address_parts, without_query
 from sdforge.store.files import CHUNK
 
 Piece = TypeVar("Piece", bytes, memoryview)
+RESERVED = "%/:=&?~#+!$,;'@()*[]"  # characters of an address that mean something, or are written as they must be
 BROKEN = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 
 
@@ -44,43 +45,71 @@ class Token(NamedTuple):
     value: str = ""
 
 
+def secret(name: str) -> str:
+    """Return the secret that an environment variable holds, or "". Raises UsageError as `sendable` does."""
+    return sendable(name, os.environ.get(name, ""))
+
+
+def sendable(name: str, value: str) -> str:
+    """Return a secret without the blanks around it. Raises UsageError, which does not show it, for what no token is."""
+    value = value.strip()
+    if not value.isascii() or not value.isprintable():
+        raise UsageError(f"{name} holds characters that no token has", hint="set it once more; it may be cut off")
+    return value
+
+
 def hub_endpoint() -> str:
     """Return the Hugging Face Hub's address, or that of the mirror that HF_ENDPOINT names."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
+def hub_token() -> Token:
+    """Return the token for the Hub: that of HF_TOKEN, or what `hf auth login` left. Raises UsageError as `sendable`."""
+    import huggingface_hub
+
+    value = sendable("HF_TOKEN", huggingface_hub.get_token() or "")
+    return Token(urlsplit(hub_endpoint()).netloc, "HF_TOKEN", value)
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to http(s) only, and leave the token behind where another host begins."""
+    """Follow redirects to http(s) only; the token goes along as long as the host stays the same, and no further."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         refuse_insecure(newurl)
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if new is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
-            new.remove_header("Authorization")
+        token = req.unredirected_hdrs.get("Authorization")
+        if new is not None and token and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
+            new.add_unredirected_header("Authorization", token)
         return new
 
 
 def refuse_insecure(address: str) -> None:
-    """Raise UsageError for a line that is not encrypted, unless it ends on this machine."""
-    parts = urlsplit(address)
+    """Raise UsageError for what is no address, and for a line that is not encrypted, unless it ends on this machine."""
+    parts = address_parts(address)
+    if parts is None or not parts.hostname:
+        raise UsageError(f"{without_query(address)} leads to no host")
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in SECURE_OR_HERE):
         raise UsageError(f"{without_query(address)} would come over a line that anybody can change", hint="https://…")
 
 
-def without_query(address: str) -> str:
-    """Return an address without what may hold a secret."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
-
-
 def open_line(address: str, token: Token | None, headers: dict[str, str], patience: Patience) -> Any:
-    """Return the answer to a GET. Raises UsageError for an insecure line, and what urllib raises."""
+    """Return the answer to a GET. Raises UsageError for an insecure line, and `BROKEN` and HTTPError as urllib does."""
     refuse_insecure(address)
-    request = urllib.request.Request(address, headers={"User-Agent": f"sdforge/{__version__}", **headers})
+    request = urllib.request.Request(_written(address), headers={"User-Agent": f"sdforge/{__version__}", **headers})
     if token and token.value and urlsplit(address).netloc == token.host:
         request.add_unredirected_header("Authorization", f"Bearer {token.value}")
     opener = urllib.request.build_opener(_Redirects)
-    return opener.open(request, timeout=patience.silent)
+    try:
+        return opener.open(request, timeout=patience.silent)
+    except ValueError:  # its words may show what was sent
+        raise UsageError(f"{without_query(address)} leads to what is no address") from None
+
+
+def _written(address: str) -> str:
+    """Return an address as it goes over the line, where people may write it with blanks and any letters."""
+    parts = urlsplit(address)
+    path, query = quote(parts.path, safe=RESERVED), quote(parts.query, safe=RESERVED)
+    return urlunsplit(parts._replace(path=path, query=query))
 
 
 def chunks(answer: Any, patience: Patience, most: int = sys.maxsize) -> Iterator[bytes]:

@@ -3,7 +3,8 @@
     version = 1
     [source.NAME]                 digest (identity), and sha256 of each file; from elsewhere also what `from` was
                                   resolved to
-    [target."RECIPE:NAME"]        key, and the digest it came out as
+    [target."RECIPE:NAME"]        key, and the digest it came out as; of a formula also how its components' digests
+                                  begin
     [result.KEY.DIGEST]           a content result: by which plan keys it is found, and all that `why` wants to say
 
 Entries are independent of each other: where git cannot merge two sides, because both have new entries at one place,
@@ -28,6 +29,8 @@ from sdforge.store.files import publish_bytes, sweep_parts
 from sdforge.toml import table
 
 VERSION = 1
+BEGINNING = 16  # digits of a component's digest in the lock: enough to say which one differs
+DIGEST = re.compile("[0-9a-f]{64}")
 NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
 
@@ -60,10 +63,10 @@ class Pin:
 
 @dataclass
 class Lock:
-    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest"}."""
+    """The lock's content. sources: id → {"digest", "files", …}; targets: id → {"key", "digest", "components"}."""
 
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
-    targets: dict[str, dict[str, str]] = field(default_factory=dict)
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)
     results: dict[str, dict[str, Pin]] = field(default_factory=dict)  # key → digest → pin
     _by_plan: dict[str, str] | None = None
 
@@ -141,9 +144,12 @@ def read_lock(source: bytes, file: str) -> Lock:
             needed = "resolved" if "resolved" in _like({}, row, name) else "digest"
             for field_ in {needed, *({"digest", "from"} & row.keys())}:
                 _like("", row.get(field_), f"{field_} of {name}")
+            for file_, sha256 in _like({}, row.get("files", {}), f"files of {name}").items():
+                _digest(sha256, f"{file_} of {name}")
         for name, row in targets.items():
-            for field_, value in _like({}, row, name).items():
-                _like("", value, f"{field_} of {name}")
+            parts = _like({}, _like({}, row, name).get("components", {}), f"components of {name}")
+            for field_, value in (row | parts).items():
+                _like({} if field_ == "components" else "", value, f"{field_} of {name}")
         pins = {key: {d: _pin(key, d, row) for d, row in _like({}, rows, key).items()} for key, rows in results.items()}
         return Lock(sources, targets, pins)
     except TypeError as error:
@@ -173,11 +179,19 @@ def _sides(source: bytes) -> tuple[bytes, bytes] | None:
 def _pin(key: str, digest: str, row: Any) -> Pin:
     """Return a table of the lock as a pin. Raises TypeError for fields and values that no pin has."""
     pin, example = Pin(key=key, digest=digest, **_like({}, row, digest)), Pin(key, digest)
+    for text in (key, digest, *_like([], pin.plans, "plans")):
+        _digest(text, "a result")
     for name in Pin.__dataclass_fields__:
         _like(getattr(example, name), getattr(pin, name), name)
-    for text in (*pin.plans, *pin.components.values()):
+    for text in pin.components.values():
         _like("", text, "a name in it")
     return pin
+
+
+def _digest(value: Any, what: str) -> None:
+    """Raise TypeError for what is no digest: where bytes lie has its name, and other names would lead elsewhere."""
+    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+        raise TypeError(f"{what} is {value!r:.40}, which is no digest")
 
 
 def _like(example: Any, value: Any, what: str) -> Any:

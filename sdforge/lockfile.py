@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sdforge.artifact import Artifact, Component
-from sdforge.errors import BrokenPromise
-from sdforge.lock import Lock, Pin, pin_of, read_lock, update_lock
+from sdforge.artifact import Artifact, Component, differing
+from sdforge.errors import BrokenPromise, counted
+from sdforge.lock import BEGINNING, Lock, Pin, pin_of, read_lock, update_lock
 from sdforge.places import LOCK
 from sdforge.plan import Plan, Step
 from sdforge.store.entries import Result
@@ -51,7 +52,7 @@ class LockFile:
             elif (pinned := lock.sources[name].get("digest", "")) != row["digest"]:
                 found.append(
                     f"source {name} is not the one that is pinned ({row['digest'][:12]} instead of "
-                    f"{pinned[:12] or 'none that was read'})"
+                    f"{pinned[:12] or 'none that was read'}){_other_files(lock.sources[name], row)}"
                 )
         for step in plan.steps.values():
             signature = step.node.target.signature
@@ -83,11 +84,34 @@ class LockFile:
             return
         made = replace(step.artifact, components=step.artifact.components | components)
         if made.digest and made.digest != row["digest"]:
+            where = self._where(step, row, made)
             raise BrokenPromise(
-                f"{step.id} came out as {made.digest[:12]}, and the lock says {row['digest'][:12]} for the same inputs",
+                f"{step.id} came out as {made.digest[:12]}, and the lock says {row['digest'][:12]} for the same inputs"
+                f"{f': {where}' if where else ''}",
                 hint="one of the two machines computes wrongly, or a method changed without its version; "
                 "nothing was kept",
             )
+
+    def _where(self, step: Step, row: dict[str, Any], made: Artifact) -> str:
+        """Name the components that are not as the lock has them, each with its first tensor where that can be told."""
+        said = row.get("components", {})
+        return ", ".join(
+            name + self._first(step.key, said[name], component)
+            for name, component in sorted(made.components.items())
+            if not component.content.startswith(said.get(name, component.content))
+        )
+
+    def _first(self, key: str, beginning: str, made: Component) -> str:
+        """Name the first tensor that differs from what the store still lists of the component before; else ""."""
+        store = self.session.store
+        for before in (c for result in store.known(key).results for c in result.components.values()):
+            if made.dtype and before.content.startswith(beginning):
+                tensors: list[str] = []
+                with suppress(BrokenPromise):  # the list may be lost as the bytes are
+                    tensors = differing(store.table(before), store.table(made))
+                if tensors:
+                    return f" ({tensors[0]} is the first of {counted(len(tensors), 'tensor')})"
+        return ""
 
     def is_settled(self, plan: Plan) -> bool:
         """Say whether there is nothing to note beside the plan: no alias, no row of the lock.
@@ -156,7 +180,7 @@ class LockFile:
         elif known and step.key != step.content_key and step.key not in known.plans:
             changes.pin(replace(known, plans=sorted({*known.plans, step.key})), replace=False)
 
-    def _target_row(self, step: Step) -> dict[str, str]:
+    def _target_row(self, step: Step) -> dict[str, Any]:
         key = (step.content_key or step.key) if step.kind == "content" else step.key
         row = {"key": key} if key else {}
         old = self.session.lock.targets.get(step.id, {})
@@ -164,8 +188,10 @@ class LockFile:
             return old
         chosen = step.pin if step.differs else step.result
         digest = chosen.digest if chosen and step.kind == "content" else ""
-        digest = digest or (step.artifact.digest if step.artifact else "")
-        return row | ({"digest": digest} if digest else {})
+        if digest or not step.artifact or not step.artifact.digest:
+            return row | ({"digest": digest} if digest else {})
+        parts = {name: c.content[:BEGINNING] for name, c in step.artifact.components.items()}
+        return row | {"digest": step.artifact.digest} | ({"components": parts} if step.kind == "formula" else {})
 
     def _source_rows(self, plan: Plan) -> dict[str, dict[str, Any]]:
         rows = {}
@@ -216,13 +242,13 @@ class LockFile:
         return known
 
     def _update(self, changes: Lock, known: set[str]) -> None:
-        update_lock(self.session.project.lock, self._guard(), changes, self.replace, known)
+        update_lock(self.session.project.lock, self.guard(), changes, self.replace, known)
         self.session.read_lock()
 
     def rewrite(self, change: Callable[[Lock], None]) -> None:
         """Change the lock as it lies on the disk now, one writer at a time."""
         path = self.session.project.lock
-        with self._guard() as guard:
+        with self.guard() as guard:
             guard.acquire(wait=True)
             before = path.read_bytes() if path.is_file() else b""
             text = read_lock(before, LOCK) if before else Lock()
@@ -231,9 +257,17 @@ class LockFile:
                 publish_bytes(after, path, path.parent, 0o644)
         self.session.read_lock()
 
-    def _guard(self) -> FileLock:
+    def guard(self) -> FileLock:
+        """Return the lock that is held by whoever writes one of the project's files that git keeps."""
         name = hashlib.sha256(str(self.session.project.root).encode()).hexdigest()[:16]
         return self.session.store.lock(f"lock-{name}")
+
+
+def _other_files(pinned: dict[str, Any], found: dict[str, Any]) -> str:
+    """Name the files by which a source differs from its pin."""
+    files = pinned.get("files", {}), found.get("files", {})
+    names = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
+    return f": {', '.join(names)}" if names and files[0] else ""
 
 
 def _source_row(artifact: Artifact) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdforge.artifact import differing
 from sdforge.build import Build
 from sdforge.errors import BrokenPromise, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
@@ -176,11 +177,10 @@ def _differing(one: Session, old: Step, two: Session, new: Step) -> list[str]:
             names.append(name)
         elif pair[0].content != pair[1].content and pair[0].table and not pair[0].table.startswith("plan:"):
             try:
-                tables = [{t.name: t.sha256 for t in s.store.table(c)} for s, c in ((one, pair[0]), (two, pair[1]))]
+                tensors = differing(one.store.table(pair[0]), two.store.table(pair[1]))
             except BrokenPromise:  # a tokenizer lists no tensors; a pinned result's table may not be here
                 names.append(name)
                 continue
-            tensors = sorted(n for n in {*tables[0], *tables[1]} if tables[0].get(n) != tables[1].get(n))
             names += [f"{name}.{tensor}" for tensor in tensors]
     return names
 

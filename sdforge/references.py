@@ -5,14 +5,14 @@
     [https://]civitai.com/models/ID[?modelVersionId=V]  a page (without a version: the newest)
     [urn:]air:ECOSYSTEM:TYPE:SOURCE:ID[@V][+FILE][.FORMAT]   AI Resource Identifier; SOURCE: civitai or huggingface
 
-Nothing here opens a connection: `fetch` does.
+Nothing here opens a connection: `fetch` does. A reference stands in files that git keeps: one with a secret is refused.
 """
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from sdforge.errors import UsageError
 
@@ -24,6 +24,9 @@ AIR = re.compile(
     r"(?:urn:)?air:[a-z0-9_-]+:[a-z0-9_-]+:(?P<source>[a-z]+):(?P<id>[^@+]+?)"
     r"(?:@(?P<version>[^+]+?))?(?:\+(?P<file>\d+))?(?:\.(?P<format>safetensors|diffusers|ckpt|pt|bin))?",
     re.IGNORECASE,
+)
+SECRETS = re.compile(
+    r"(?i)(access|api|auth|x-amz-security)?[-_]?token|api[-_]?key|password|secret|sig|(x-\w+-)?signature"
 )
 FORMS = "hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, or an AIR (urn:air:…)"
 
@@ -71,19 +74,49 @@ def parse(text: str) -> Reference:
     if lower.startswith(("urn:air:", "air:")):
         return _air(text)
     address = text if "://" in text else f"https://{text}"
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # brackets that hold no address
-        raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}") from None
+    parts = address_parts(address)
+    if parts is None or not parts.hostname or not text.isprintable():
+        raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}")
+    _refuse_secrets(parts)
     if parts.hostname in ("civitai.com", "www.civitai.com"):
         return _civitai(text, parts.path, parts.query)
     if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(parts.path)):
         return found
-    if not parts.hostname or parts.username or parts.password:
-        raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}")
     if parts.scheme == "http" and parts.hostname not in SECURE_OR_HERE:
         raise UsageError(f"{text!r} would come over a line that anybody can change", hint="https://…")
     return Url(address)
+
+
+def address_parts(address: str) -> SplitResult | None:
+    """Return the parts of an address, or None for what no host and port can be read from."""
+    try:
+        parts = urlsplit(address)
+        (parts.hostname or "").encode("idna")  # a name that no host can have
+        parts.port  # noqa: B018 -- that is no number, or none of a port
+    except ValueError:
+        return None
+    return parts
+
+
+def without_query(address: str) -> str:
+    """Return an address without what may hold a secret."""
+    parts = address_parts(address)
+    if parts is None:
+        return "an unreadable address"
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def _refuse_secrets(parts: SplitResult) -> None:
+    """Raise UsageError for an address that holds a password or token, without showing it."""
+    named = [name for name in parse_qs(parts.query, keep_blank_values=True) if SECRETS.fullmatch(name)]
+    if parts.username or parts.password or named:
+        where = f"{parts.hostname}{parts.path}"
+        what = f"a secret ({', '.join(named)})" if named else "a name or password"
+        raise UsageError(
+            f"the address of {where} holds {what}, which git would keep and everybody read",
+            hint="leave it out, and set CIVITAI_TOKEN or HF_TOKEN; what another host gives to members only is "
+            "downloaded by hand into a folder of forge.local.toml",
+        )
 
 
 def _hub(text: str, rest: str) -> Hub:

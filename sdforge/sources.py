@@ -78,6 +78,7 @@ class Sources:
             path = self._path(taken, search=True)
             assert path is not None
             value = self._look(taken, path)
+            self._refuse_other_than_fetched(taken, value)
             self._artifacts[taken.id] = _stated(taken, value)
         return self._artifacts[taken.id]
 
@@ -144,7 +145,7 @@ class Sources:
         if folder is not None and whole:
             found = folder if (folder / COMPLETE).exists() else None
         elif folder is not None:
-            found = next((path for path in sorted(folder.glob("*")) if path.exists()), None)
+            found = next((path for path in sorted(folder.glob("*")) if path.is_file()), None)
         if found is not None:
             self._paths[taken.id] = found
         elif search:
@@ -153,6 +154,21 @@ class Sources:
                 f"{taken.id} comes from {name}, and has not been fetched", hint=f"`forge fetch {taken.id}` gets it"
             )
         return found
+
+    def _refuse_other_than_fetched(self, taken: Taken, value: dict[str, Any]) -> None:
+        """Refuse a source from elsewhere whose files are not those that its place was pinned with: linked ones change.
+
+        Raises BrokenPromise.
+        """
+        row = self.pinned(taken.id)
+        if taken.kind != "source" or "resolved" not in row or row.get("from") != taken.table["from"]:
+            return
+        for name, sha256 in value.get("files", {}).items():
+            if (pinned := row.get("files", {}).get(name, sha256)) != sha256:
+                raise BrokenPromise(
+                    f"{taken.id}: {name} is not the file that was fetched: {sha256} instead of {pinned}",
+                    hint=f"`forge fetch {taken.id}` gets it again",
+                )
 
     def _elsewhere(self, name: str, sha256: str | None) -> Iterator[Path]:
         """Find a source in this machine's folders: by its digest where one is declared, else by its name."""

@@ -18,10 +18,9 @@ from sdforge.fetch.hosts import Behind, resolve
 from sdforge.fetch.wire import Remote, download
 from sdforge.graph import Taken
 from sdforge.identity import digest_of_text
-from sdforge.lines import without_query
 from sdforge.references import Hub, parse
 from sdforge.store import COMPLETE, Store
-from sdforge.store.files import publish, resources
+from sdforge.store.files import damaged, publish, resources
 
 Progress = Callable[[str, int, int], None]  # source, bytes done, bytes in all
 NEAR = 1024  # bytes within which a size that a page states is right
@@ -89,11 +88,13 @@ class Fetcher:
             guard.acquire(wait=True)
             folder = self.store.fetched(behind.pinned)
             for file in behind.files:
-                how, place = self._bring(taken, behind, file)
+                with resources(f"{file.name} cannot be kept"):
+                    how, place = self._bring(taken, behind, file)
                 hows.add(how)
                 digests[file.name] = self.store.seen.digest(place)
             if behind.whole:
-                (folder / COMPLETE).touch()
+                with resources(f"{taken.id} cannot be kept"):
+                    (folder / COMPLETE).touch()
         path = folder if behind.whole else place
         size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file())
         how = next(how for how in ("fetched", "linked", "here") if how in hows)
@@ -109,7 +110,8 @@ class Fetcher:
         """Put a file at its place; return how it came, and where it lies."""
         place = self.store.fetched(behind.pinned, "" if behind.whole else file.sha256) / file.name
         named = behind.whole or file.sha256  # else nobody knows yet under what digest it will lie
-        if named and place.exists() and file.sha256 in ("", self.store.seen.digest(place)):
+        self._set_aside(place)
+        if named and place.is_file() and file.sha256 in ("", self.store.seen.digest(place)):
             return "here", place
         if file.sha256 and (found := self._here(behind, file)):
             with resources(f"{file.name} cannot be linked"):
@@ -117,16 +119,23 @@ class Fetcher:
                 place.unlink(missing_ok=True)
                 place.symlink_to(found)
             return "linked", place
-        part = self._part(file)
+        part = self._part(behind, file)
+        self._set_aside(part)
         sha256 = download(file, part, behind.token, lambda done, total: self.progress(taken.id, done, total))
         if not behind.whole:
             place = self.store.fetched(behind.pinned, sha256) / file.name
+            self._set_aside(place)
         publish(part, place)
         return "fetched", place
 
-    def _part(self, file: Remote) -> Path:
-        name = digest_of_text("part", f"{without_query(file.address)} {file.name}")
-        return self.store.root / "fetched" / "parts" / name
+    def _part(self, behind: Behind, file: Remote) -> Path:
+        """Return where a file grows: one for each that is pinned, as the lock that is held while it does."""
+        return self.store.root / "fetched" / "parts" / digest_of_text("part", f"{behind.pinned} {file.name}")
+
+    def _set_aside(self, place: Path) -> None:
+        """Put into quarantine what lies in a file's place and is none: a folder, a pipe."""
+        if place.exists() and not place.is_file():
+            damaged(place, self.store.root / "quarantine", "what lies in its place was not fetched")
 
     # -- what this machine has already -----------------------------------------------------------------------------
 

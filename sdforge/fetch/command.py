@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
 from sdforge.store.files import publish_bytes, within
+from sdforge.syntax import read_toml
 from sdforge.tables import Dataset, Source
 
 
@@ -64,8 +67,11 @@ def remote_sources(session: Session, names: list[str]) -> list[Taken]:
     return list(chosen.values())
 
 
-def fetcher(session: Session, *, as_json: bool) -> Fetcher:
-    return Fetcher(session.store, session.project.folders, (lambda *_: None) if as_json else Fetching())
+@contextmanager
+def fetcher(session: Session, *, as_json: bool) -> Iterator[Fetcher]:
+    """Yield what gets sources; they are pinned before it ends, so that `clean` never finds one that nobody names."""
+    with session.store.used_by(session.project.root):
+        yield Fetcher(session.store, session.project.folders, (lambda *_: None) if as_json else Fetching())
 
 
 def refuse_network(*, offline: bool) -> None:
@@ -81,17 +87,17 @@ def fetch(session: Session, wishes: argparse.Namespace) -> int:
     """
     sources = remote_sources(session, wishes.sources)
     refuse_network(offline=wishes.offline and bool(sources))
-    session.store.prepare()
-    getter, errors = fetcher(session, as_json=wishes.json), []
-    for taken in sources:
-        try:
-            behind = getter.resolve(taken, session.lock.sources.get(taken.id, {}))
-            got = getter.get(taken, behind)
-            pin(session, taken, got.row)
-            _tell(taken, got, as_json=wishes.json)
-        except ForgeError as error:
-            errors.append(error)
-            _tell_error(taken.id, error, as_json=wishes.json)
+    errors = []
+    with fetcher(session, as_json=wishes.json) as getter:
+        for taken in sources:
+            try:
+                behind = getter.resolve(taken, session.lock.sources.get(taken.id, {}))
+                got = getter.get(taken, behind)
+                pin(session, taken, got.row)
+                _tell(taken, got, as_json=wishes.json)
+            except ForgeError as error:
+                errors.append(error)
+                _tell_error(taken.id, error, as_json=wishes.json)
     recipes = [name for name in wishes.sources if name in session.project.recipe_names()]
     looked = False
     try:
@@ -142,20 +148,20 @@ def resolve_all(session: Session, sources: list[Taken], *, update: bool, as_json
 
     Of a plain address only its bytes tell whether they are others, so `update` gets them.
     """
-    getter, changed = fetcher(session, as_json=as_json), []
-    session.store.prepare()
-    for taken in sources:
-        row = session.lock.sources.get(taken.id, {})
-        if not update and row.get("from") == taken.table["from"] and row.get("resolved"):
-            continue
-        behind = getter.resolve(taken, row, update=update)
-        told = behind.whole or behind.files[0].sha256
-        found = getter.row(taken, behind) if told or not update else getter.get(taken, behind).row
-        if row.get("resolved") != found["resolved"] or any(
-            row.get("files", {}).get(name) != sha256 for name, sha256 in found["files"].items()
-        ):
-            pin(session, taken, found, anew=update)
-            changed.append(taken.id)
+    changed = []
+    with fetcher(session, as_json=as_json) as getter:
+        for taken in sources:
+            row = session.lock.sources.get(taken.id, {})
+            if not update and row.get("from") == taken.table["from"] and row.get("resolved"):
+                continue
+            behind = getter.resolve(taken, row, update=update)
+            told = behind.whole or behind.files[0].sha256
+            found = getter.row(taken, behind) if told or not update else getter.get(taken, behind).row
+            if row.get("resolved") != found["resolved"] or any(
+                row.get("files", {}).get(name) != sha256 for name, sha256 in found["files"].items()
+            ):
+                pin(session, taken, found, anew=update)
+                changed.append(taken.id)
     return changed
 
 
@@ -174,20 +180,20 @@ def add(wishes: argparse.Namespace) -> int:
     table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
     behind, where = None, ""
     if is_remote(reference) and not wishes.offline:
-        behind = fetcher(session, as_json=True).resolve(_taken(name, table), {})
+        with fetcher(session, as_json=True) as getter:
+            behind = getter.resolve(_taken(name, table), {})
         table = _stated(table, behind)
     elif not is_remote(reference):
         where = _found(session, name, table)
-    _append(session.project.root / FILE, f"source.{name}", table)
+    _append(session, f"source.{name}", table)
     session = open_session(Path(wishes.at))
     if behind is not None:
         taken = Taken(name, "source", session.project.sources[name])
-        getter = fetcher(session, as_json=True)
-        pin(session, taken, getter.row(taken, behind))
-        session.store.prepare()
-        if got := getter.link(taken, behind):
-            pin(session, taken, got.row)
-            where = os.path.realpath(got.path)
+        with fetcher(session, as_json=True) as getter:
+            pin(session, taken, getter.row(taken, behind))
+            if got := getter.link(taken, behind):
+                pin(session, taken, got.row)
+                where = os.path.realpath(got.path)
     _tell_added(session, name, behind, where, as_json=wishes.json)
     return 0
 
@@ -235,7 +241,7 @@ def _add_pictures(session: Session, wishes: argparse.Namespace, layout: str) -> 
     table = {"path": wishes.reference, "layout": "" if layout == "flat" else layout, "licence": wishes.licence}
     stated = Dataset.model_validate({key: value for key, value in table.items() if value})
     notes = session.sources.artifact(Taken(wishes.name, "dataset", stated.model_dump())).notes
-    _append(session.project.root / FILE, f"dataset.{wishes.name}", table)
+    _append(session, f"dataset.{wishes.name}", table)
     pictures, without = len(notes["names"]), notes["without"]
     if wishes.json:
         about = {"dataset": wishes.name, "pictures": pictures, "without": without}
@@ -246,12 +252,26 @@ def _add_pictures(session: Session, wishes: argparse.Namespace, layout: str) -> 
     return 0
 
 
-def _append(path: Path, header: str, table: dict[str, Any]) -> None:
-    """Add a table at the end of forge.toml, without its empty values; what stands there stays, comments and all."""
-    before = path.read_bytes()
+def _append(session: Session, header: str, table: dict[str, Any]) -> None:
+    """Add a table at the end of forge.toml, without its empty values; what stands there stays, comments and all.
+
+    Behind a link the file that it leads to is written. Raises UsageError where no table can stand behind what is there.
+    """
+    path = (session.project.root / FILE).resolve()
     lines = [f"[{header}]", *(f"{key} = {toml.value(value)}" for key, value in table.items() if value)]
-    gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
-    publish_bytes(before + gap + "\n".join(lines).encode() + b"\n", path, path.parent, 0o644)
+    with LockFile(session).guard() as guard:
+        guard.acquire(wait=True)
+        before = path.read_bytes()
+        gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
+        after = before + gap + "\n".join(lines).encode() + b"\n"
+        try:
+            read_toml(after, FILE)
+        except RecipeError:
+            raise UsageError(
+                f"{FILE} does not go on with [{header}]: what stands there is left as it is",
+                hint="write `[source.NAME]` and `[dataset.NAME]` as tables of their own, and add it then",
+            ) from None
+        publish_bytes(after, path, path.parent, stat.S_IMODE(path.stat().st_mode))
 
 
 def _tell_added(session: Session, name: str, behind: Behind | None, where: str, *, as_json: bool) -> None:

@@ -7,6 +7,9 @@ left), CIVITAI_TOKEN.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
@@ -14,9 +17,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sdforge.errors import ResourceError, UsageError
 from sdforge.fetch.wire import Remote, ask
-from sdforge.lines import Token, hub_endpoint
+from sdforge.lines import Token, hub_endpoint, hub_token, secret
+from sdforge.names import DEVICES
 from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 
+LONGEST = 255  # bytes of a file's name
 ALLOWED = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 CHECKPOINT = ("*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
 NEVER = (
@@ -54,21 +59,40 @@ def _url(reference: Url) -> Behind:
 
 def _plain(name: str) -> str:
     """Return the last part of a name, which becomes one of a file here. Raises UsageError."""
-    if not name or name.startswith(".") or any(c in name for c in '/\\:\0<>"|?*') or not name.isprintable():
-        raise UsageError(f"{name!r} is no name that a file can have everywhere")
+    odd = not name.isprintable() or any(c in name for c in '/\\:<>"|?*')
+    ends = name.startswith((".", " ")) or name.endswith((".", " "))
+    device = name.partition(".")[0].rstrip().lower() in DEVICES
+    if not name or odd or ends or device or len(name.encode()) > LONGEST:
+        raise UsageError(f"{name[:80]!r} is no name that a file can have everywhere")
     return name
+
+
+def _digest(found: Any) -> str:
+    """Return a sha256 as we write it, "" where a host states none. Raises ValueError for what is none."""
+    text = str(found or "").lower()
+    if text and not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"{text:.80} is no sha256")
+    return text
+
+
+@contextmanager
+def _understood(who: str, about: str) -> Iterator[None]:
+    """Turn what an answer of another shape makes of our code into one sentence."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+        raise ResourceError(f"{who}'s answer about {about} is not understood") from None
 
 
 # -- the Hub -----------------------------------------------------------------------------------------------------------
 
 
 def _hub(reference: Hub) -> Behind:
-    import huggingface_hub
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     endpoint = hub_endpoint()
-    token = Token(urlsplit(endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
+    token = hub_token()
     try:
         found = HfApi(endpoint, token=token.value or False).model_info(
             reference.repository, revision=reference.revision, files_metadata=True, timeout=30
@@ -99,7 +123,8 @@ def _hub(reference: Hub) -> Behind:
         lfs = siblings[name].lfs
         shown = _plain(name.rpartition("/")[2]) if reference.file else "/".join(map(_plain, name.split("/")))
         size = int(siblings[name].size or 0)
-        files.append(Remote(shown, f"{where}/{quote(name)}", lfs.sha256 if lfs else "", size))
+        with _understood("the Hub", reference.repository):
+            files.append(Remote(shown, f"{where}/{quote(name)}", _digest(lfs and lfs.sha256), size))
     licence = str(getattr(found.card_data, "license", "") or "")
     pinned = f"hf://{reference.repository}@{found.sha}{'/' if reference.file else ''}{reference.file}"
     about = {"licence": licence} if licence else {}
@@ -135,29 +160,29 @@ def _short(error: Exception) -> str:
 
 def _civitai(reference: Civitai) -> Behind:
     endpoint = os.environ.get("CIVITAI_ENDPOINT", "").rstrip("/") or "https://civitai.com"
-    token = Token(urlsplit(endpoint).netloc, "CIVITAI_TOKEN", os.environ.get("CIVITAI_TOKEN", ""))
+    token = Token(urlsplit(endpoint).netloc, "CIVITAI_TOKEN", secret("CIVITAI_TOKEN"))
     version = reference.version or _newest(endpoint, reference.model, token)
     about = ask(f"{endpoint}/api/v1/model-versions/{version}", token)
-    try:
+    with _understood("Civitai", f"version {version}"):
         files = about["files"]
         model = int(about.get("modelId") or reference.model)
         if reference.model and model != reference.model:
             raise UsageError(f"version {version} on Civitai is of model {model}, not of {reference.model}")
         chosen = _chosen(files, reference.file, version)
-        name, sha256 = _plain(chosen["name"]), str(chosen["hashes"].get("SHA256", "")).lower()
+        name, sha256 = _plain(chosen["name"]), _digest(chosen["hashes"].get("SHA256"))
         address, near = str(chosen["downloadUrl"]), round(float(chosen.get("sizeKB", 0)) * 1024)
         words = [word.strip() for word in about.get("trainedWords", []) if word.strip()]
-    except (KeyError, TypeError, AttributeError, ValueError):
-        raise ResourceError(f"Civitai's answer about version {version} is not understood") from None
-    pinned = f"air:any:model:civitai:{model}@{version}+{chosen['id']}"
+        pinned = f"air:any:model:civitai:{model}@{version}+{int(chosen['id'])}"
     return Behind(pinned, (Remote(name, address, sha256, near=near),), token, about={"trigger": words} if words else {})
 
 
 def _newest(endpoint: str, model: int, token: Token) -> int:
-    versions = ask(f"{endpoint}/api/v1/models/{model}", token).get("modelVersions") or []
-    if not versions:
-        raise UsageError(f"model {model} on Civitai has no version")
-    return int(versions[0]["id"])
+    about = ask(f"{endpoint}/api/v1/models/{model}", token)
+    with _understood("Civitai", f"model {model}"):
+        versions = about.get("modelVersions") or []
+        if not versions:
+            raise UsageError(f"model {model} on Civitai has no version")
+        return int(versions[0]["id"])
 
 
 def _chosen(files: list[dict[str, Any]], wanted: int, version: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
-from sdforge.lines import BROKEN, Patience, Token, chunks, open_line, reason, without_query
+from sdforge.lines import BROKEN, Patience, Token, chunks, open_line, reason
+from sdforge.references import without_query
 from sdforge.store.files import CHUNK, resources
 
 PATIENCE = Patience(silent=30.0, seconds=30.0, slowest=1000)
@@ -52,7 +53,11 @@ def ask(address: str, token: Token | None = None) -> Any:
 
     def once() -> Any:
         with open_line(address, token, {"Accept": "application/json"}, PATIENCE) as answer:
-            return json.loads(answer.read(MOST_JSON))
+            data = answer.read(MOST_JSON)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ResourceError(f"{without_query(address)} answers no JSON: {error}") from None
 
     return _patiently(once, address, token)
 
@@ -70,8 +75,6 @@ def _patiently(once: Callable[[], Any], address: str, token: Token | None, moved
             last = f"it answers {error.code}"
         except BROKEN as error:
             last = reason(error)
-        except ValueError as error:
-            raise ResourceError(f"{without_query(address)} answers no JSON: {error}") from None
         attempt, before = (attempt + 1 if moved() == before else 1), moved()
         if attempt == TRIES:
             raise ResourceError(
@@ -86,7 +89,6 @@ def download(file: Remote, part: Path, token: Token | None, progress: Progress) 
 
     Raises BrokenPromise if it is not what was promised (and removes it), UsageError, ResourceError.
     """
-    part.parent.mkdir(parents=True, exist_ok=True)
     state = _State(part)
     try:
         if not file.sha256:
@@ -113,8 +115,12 @@ class _State:
 
     def __init__(self, part: Path) -> None:
         self.tag = ""  # by which the server knows this version of the file
+        self.goes_on = True  # whether the server can begin in the middle
         with resources(f"{part} cannot be written"):
-            self.fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            if part.is_symlink():
+                part.unlink()  # nobody writes through a link that somebody put here
+            self.fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         self.hash, self.size = hashlib.sha256(), 0
         while chunk := os.pread(self.fd, CHUNK, self.size):
             self.hash.update(chunk)
@@ -137,6 +143,8 @@ class _State:
 
 
 def _stream(file: Remote, state: _State, token: Token | None, progress: Progress) -> None:
+    if not state.goes_on or not (file.sha256 or state.tag):
+        state.begin_anew()  # nothing would tell whether what comes now is of the same file
     if file.size and state.size >= file.size:
         if state.size == file.size:
             return
@@ -158,6 +166,13 @@ def _stream(file: Remote, state: _State, token: Token | None, progress: Progress
                 f"{without_query(file.address)} answers with a web page instead of a file",
                 f"it may want to be logged in: set {token.name}" if token else "look at it in a browser",
             )
+        packed = answer.headers.get("Content-Encoding", "identity")
+        if packed != "identity":
+            raise ResourceError(f"{without_query(file.address)} comes packed ({packed}), which nobody asked for")
+        begins = f"bytes {state.size}-"
+        if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(begins):
+            state.goes_on = False
+            raise http.client.HTTPException("it begins at another place than was asked for")
         if state.size and answer.status != 206:
             state.begin_anew()
         tag = answer.headers.get("ETag", "")

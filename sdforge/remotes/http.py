@@ -7,17 +7,15 @@ FORGE_REMOTE_TOKEN is sent to this host alone, over https (or to this machine): 
 from __future__ import annotations
 
 import base64
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sdforge.errors import ResourceError, UsageError
-from sdforge.lines import BROKEN, Patience, chunks, reason
-from sdforge.references import SECURE_OR_HERE
+from sdforge.lines import BROKEN, Patience, chunks, reason, secret
+from sdforge.references import SECURE_OR_HERE, address_parts, without_query
 from sdforge.store.files import resources
 
 TOKEN = "FORGE_REMOTE_TOKEN"
@@ -41,12 +39,13 @@ class HttpRemote:
     """The cache behind an address."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        if not parts.hostname or parts.username or parts.query:
-            raise UsageError(f"{address!r} is no address of a remote cache", hint=f"a token belongs into {TOKEN}")
+        parts = address_parts(address)
+        if parts is None or not parts.hostname or parts.username or parts.query:
+            hint = f"as in https://HOST/PATH; a token belongs into {TOKEN}"
+            raise UsageError(f"{without_query(address)} is no address of a remote cache", hint=hint)
         self.address = address.rstrip("/")
         self.host = parts.hostname
-        token = os.environ.get(TOKEN, "")
+        token = secret(TOKEN)
         safe = parts.scheme == "https" or parts.hostname in SECURE_OR_HERE
         self.headers = {"Authorization": _credentials(token)} if token and safe else {}
         self.opener = urllib.request.build_opener(_Nowhere)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ from sdforge.store.files import (
 from sdforge.store.seen import Seen
 
 LAYOUT = "v1"
+INDEX = "index.db"
+FOLDERS = (
+    *("objects", "results", "aliases", "preimages", "states", "derived"),
+    *("fetched", "locks", "roots", "quarantine", "tmp"),
+)
 ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 NO_KEY = "-"  # in the place of a key: nothing is ever kept under it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
@@ -55,7 +60,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root / LAYOUT
-        self.index = Index(self.root / "index.db")
+        self.index = Index(self.root / INDEX)
         self.seen = Seen(self.index)
         self._known: dict[str, Known] = {}
         self._tables: dict[str, list[Tensor]] = {}
@@ -419,6 +424,15 @@ class Store:
         path = self.root / "roots" / name
         if not path.exists():
             publish_bytes(str(project).encode(), path, self.temporary, 0o644)
+
+    @contextmanager
+    def used_by(self, project: Path) -> Iterator[None]:
+        """Let nobody clean up while something for a project is brought here, nor what it needs afterwards."""
+        self.prepare()
+        self.register(project)
+        with self.guard() as guard:
+            guard.share(wait=True)
+            yield
 
     def roots(self) -> list[Path]:
         """Return the projects that use this cache and are still there."""

@@ -48,10 +48,12 @@ SETTLED = 2_000_000_000  # ns: a file changed less than that before it was looke
 
 
 def stat_of(path: Path | str) -> Stat | None:
-    """Return a file's or folder's stat, or None if there is nothing."""
+    """Return a file's or folder's stat, or None if there is nothing, or a link that leads nowhere."""
     try:
         s = os.stat(path)  # noqa: PTH116 -- thousands of times in a null build
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
         return None
     return Stat(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
@@ -62,9 +64,16 @@ def is_settled(found: Stat, looked_ns: int) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Return the sha256 of a file's bytes. Raises UsageError for what is none, such as a pipe that nobody writes to."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{path} is no regular file")
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file as `open` does, but wait for nobody at the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def open_regular(path: Path) -> int:

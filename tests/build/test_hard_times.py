@@ -66,6 +66,24 @@ def test_a_cache_that_cannot_be_written_to_ends_a_build_with_one_sentence(
     assert quick.forge(root, "build").code == 0
 
 
+def test_a_project_that_was_moved_is_known_to_the_cache_that_it_shares(
+    whole: Whole, quick: Quick, tmp_path: Path
+) -> None:
+    """Its builds have nothing to do, and still nobody else's clean-up may take what it needs."""
+    cache = {"FORGE_CACHE": str(tmp_path / "shared")}
+    root, other = whole.clone(tmp_path / "project"), whole.clone(tmp_path / "other")
+    for recipe in (other / "recipes").iterdir():
+        recipe.unlink()
+    recipe = root / "recipes" / "toy.toml"
+    recipe.write_text(recipe.read_text().partition("[preset]")[0])  # files would be written at the new place
+    assert quick.forge(root, "build", **cache).code == 0
+    moved = root.rename(tmp_path / "moved")
+    ran = quick.forge(moved, "build", **cache)
+    assert (ran.code, "nothing to do" in ran.out) == (0, True), ran.out + ran.err
+    assert quick.forge(other, "clean", "--trained", **cache).code == 0
+    assert "nothing to do" in quick.forge(moved, "build", **cache).out
+
+
 @pytest.mark.parametrize("jump", [-30 * 365 * 86_400, CENTURY], ids=["long ago", "in a hundred years"])
 def test_a_clock_that_jumps_hides_no_edit(whole: Whole, quick: Quick, tmp_path: Path, jump: float) -> None:
     root = whole.clone(tmp_path / "project")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli
 
+import sdforge.fetch as fetch
 import sdforge.fetch.wire as wire
+from sdforge.cli import main
 from sdforge.lines import Patience
 from tests.conftest import Project, new_project
 from tests.fetch.conftest import Forge
@@ -266,6 +269,30 @@ def test_clean_keeps_what_a_project_declares_and_nothing_else(root: Path, host: 
     assert not fetched(root)
 
 
+def test_what_one_project_fetched_is_not_cleaned_away_by_another(
+    root: Path, tmp_path: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the first has built nothing yet; and while it fetches nobody cleans."""
+    monkeypatch.setenv("FORGE_CACHE", str(tmp_path / "shared"))
+    other = tmp_path / "other"
+    (other / "recipes").mkdir(parents=True)
+    (other / "forge.toml").write_text("")
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    source(root, "hf://a/b/x.safetensors")
+    codes: list[int] = []
+    download = fetch.download
+
+    def clean_meanwhile(*given: Any) -> str:
+        codes.append(main(["-C", str(other), "clean"]))
+        return download(*given)
+
+    monkeypatch.setattr(fetch, "download", clean_meanwhile)
+    forge("fetch")
+    assert codes == [5]
+    forge("clean", at=other)
+    assert "here" in forge("fetch").out
+
+
 # -- lock and offline --------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +342,38 @@ def test_add_writes_a_table_and_leaves_the_rest_alone(root: Path, host: Host, fo
     assert "`forge fetch mip` gets it" in said.out
     forge("check")
     assert "fetched" in forge("fetch", "mip").out
+
+
+def test_add_leaves_a_file_alone_that_no_table_can_follow(root: Path, host: Host, forge: Forge) -> None:
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    before = 'source = { old = { from = "x.safetensors" } }\n'
+    (root / "forge.toml").write_text(before)
+    assert "is left as it is" in forge("add", "new", "hf://a/b/x.safetensors", code=2).err
+    assert (root / "forge.toml").read_text() == before
+    forge("check")
+
+
+def test_add_keeps_what_kind_of_file_it_is(root: Path, tmp_path: Path, host: Host, forge: Forge) -> None:
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    shared = tmp_path / "shared.toml"
+    (root / "forge.toml").rename(shared)
+    shared.chmod(0o600)
+    (root / "forge.toml").symlink_to(shared)
+    forge("add", "new", "hf://a/b/x.safetensors")
+    assert (root / "forge.toml").is_symlink()
+    assert "[source.new]" in shared.read_text()
+    assert shared.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("host")
+def test_several_that_add_at_once_lose_nothing(root: Path) -> None:
+    def add(name: str) -> int:
+        return main(["-C", str(root), "add", name, f"https://example.org/{name}.safetensors", "--offline"])
+
+    names = [f"s{i}" for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(add, names)) == {0}
+    assert sorted(tomli.loads((root / "forge.toml").read_text())["source"]) == sorted(names)
 
 
 def test_add_takes_the_licence_from_the_hub_and_links_what_is_here(

@@ -175,6 +175,8 @@ def test_a_lock_without_a_version_is_refused() -> None:
         "target.x = 3",
         "[source.flat]\nsize = 3",
         "[source.flat]\ndigest = 3",
+        '[source.flat]\nresolved = "hf://a/b"\nfiles = { "x" = "../../elsewhere" }',
+        "[source.flat]\nresolved = 'hf://a/b'\nfiles = 3",
         '[target."r:x"]\nkey = 3',
         "[result]\naa = 3",
         "[result.aa]\nbb = 3",
@@ -186,9 +188,14 @@ def test_a_lock_without_a_version_is_refused() -> None:
         '[result.aa.bb]\nnorm = "x"',
         "[result.aa.bb]\nunknown = 3",
         '[result.aa.bb]\nkey = "x"',
+        '[result."../../elsewhere".bb]\nkind = "lora"',
+        '[result.aa."/etc/passwd"]\nkind = "lora"',
+        '[result.aa.bb]\nplans = ["../../elsewhere"]',
     ],
 )
 def test_a_lock_that_was_damaged_by_hand_is_refused_in_one_sentence(text: str) -> None:
+    """Where bytes lie has their name: what is no digest would lead out of the cache."""
+    text = text.replace("aa", "a" * 64).replace("bb", "b" * 64)
     with pytest.raises(UsageError, match=r"^forge\.lock holds "):
         read_lock(f"version = 1\n{text}\n".encode(), "forge.lock")
 

@@ -26,7 +26,9 @@ steps = 10
 
 
 def lock_file(world: World, *, locked: bool = True) -> LockFile:
-    store = SimpleNamespace(preimage=world.store.preimage, record=lambda _: {})
+    store = SimpleNamespace(
+        preimage=world.store.preimage, record=lambda _: {}, known=world.store.known, table=world.store.table
+    )
     session: Any = SimpleNamespace(lock=world.lock, graph=world.graph, store=store, locked=locked, retrain=set())
     return LockFile(session)
 
@@ -73,6 +75,10 @@ def test_a_target_is_written_with_its_key_and_digest(settled: World) -> None:
     step = settled.plan().steps["r:sketchy"]
     assert step.result is not None
     assert settled.lock.targets["r:sketchy"] == {"key": step.content_key, "digest": step.result.digest}
+    merged = settled.plan().steps["r:soft"].artifact
+    assert merged is not None
+    begin = {name: component.content[:16] for name, component in merged.components.items()}
+    assert settled.lock.targets["r:soft"]["components"] == begin
 
 
 def test_an_empty_lock_is_refused_with_all_that_is_missing(world: World) -> None:
@@ -166,6 +172,24 @@ def test_a_formula_that_comes_out_differently_for_the_same_inputs_is_refused(set
     said = settled.lock.targets["r:soft"]["digest"][:12]
     assert f"and the lock says {said} for the same inputs" in caught.value.message
     assert caught.value.exit_code == 3
+
+
+def test_what_came_out_differently_is_named_down_to_its_tensor(settled: World) -> None:
+    """Of a fresh clone the lock alone tells the component; here the store still lists what was there before."""
+    step = settled.plan().steps["r:soft"]
+    assert step.result is not None
+    before = step.result.components["unet"]
+    same = settled.store.component((t.name, t.identity, t.name) for t in settled.store.table(before))
+    first, *rest = settled.store.table(before)
+    rows = [(first.name, first.identity, "other bytes"), *((t.name, t.identity, t.name) for t in rest)]
+    other = settled.store.component(rows)
+    settled.lock.targets["r:soft"]["components"]["unet"] = same.content[:16]
+    with pytest.raises(BrokenPromise, match=r"for the same inputs: unet$"):
+        lock_file(settled).compare(step, step.result.components | {"unet": other})
+    step.result.components["unet"] = same
+    with pytest.raises(BrokenPromise) as caught:
+        lock_file(settled).compare(step, step.result.components | {"unet": other})
+    assert caught.value.message.endswith(f": unet ({first.name} is the first of 1 tensor)")
 
 
 def test_a_formula_of_other_inputs_is_compared_with_nothing(settled: World) -> None:

@@ -177,7 +177,7 @@ def test_cleaning_does_not_run_beside_a_build(cache: Path, clean: Clean, filled:
     guard = Store(cache).guard()
     assert guard.share(wait=False)
     said = clean("--trained", code=5)
-    assert said["message"] == "a build is using the cache"
+    assert said["message"] == "a build or a download is using the cache"
     assert kept(cache) == set(filled)
     guard.release()
 

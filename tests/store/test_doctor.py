@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -148,6 +153,59 @@ def test_a_file_system_without_locks_is_broken(
 ) -> None:
     monkeypatch.setattr(doctor.fcntl, "flock", lambda *_: None)  # it says yes to everybody
     assert "no locks" in examine(root, capsys, 4)["file system"]["text"]
+
+
+def test_a_clock_behind_what_was_written_last_is_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "cache" / "v1" / "results").mkdir(parents=True)
+    ahead = time.time() + 3600
+    os.utime(root / "cache" / "v1" / "results", (ahead, ahead))
+    assert "s behind what was written into the cache last" in examine(root, capsys)["clock"]["text"]
+
+
+@pytest.mark.parametrize("call", ["mkdtemp", "replace"])
+@pytest.mark.parametrize(
+    ("number", "way"), [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.EIO, "another place")]
+)
+def test_a_place_that_takes_no_file_is_said_and_the_rest_looked_at(
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    way: str,
+    call: str,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*{"mkdtemp": (doctor.tempfile, "mkdtemp"), "replace": (Path, "write_bytes")}[call], refuse)
+    found = examine(root, capsys, 4)
+    assert os.strerror(number) in found["file system"]["text"]
+    assert way in found["file system"]["hint"]
+    assert "cache" in found
+    assert not list(root.glob(".doctor-*"))
+
+
+def test_a_disk_that_takes_few_more_files_is_noted(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = dict.fromkeys(("f_blocks", "f_bfree", "f_bavail"), 10**8)
+    disk = SimpleNamespace(f_frsize=4096, f_files=1000, f_favail=1, **room)
+    monkeypatch.setattr(doctor.os, "statvfs", lambda _: disk)
+    assert "only 1 file more" in examine(root, capsys)["disk"]["text"]
+
+
+@pytest.mark.parametrize("place", ["cache", "cache/v1", "cache/v1/objects", "cache/v1/locks", "cache/v1/index.db"])
+@pytest.mark.parametrize("put", [Path.touch, lambda path: path.symlink_to("/nowhere"), os.mkfifo, Path.mkdir])
+def test_what_lies_in_the_way_of_the_cache_is_named(
+    root: Path, capsys: pytest.CaptureFixture[str], place: str, put: Callable[[Path], Any]
+) -> None:
+    """A folder is in the way of the index alone, and a file everywhere else; a link to nowhere is no index yet."""
+    path = root / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    put(path)
+    fits = path.is_file() or not path.exists() if path.suffix else path.is_dir()
+    found = examine(root, capsys, 0 if fits else 4)["cache"]
+    assert (f"{path} is in the way" in found["text"]) is not fits
 
 
 def test_what_lies_in_quarantine_is_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
