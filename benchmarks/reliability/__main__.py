@@ -183,13 +183,14 @@ def main() -> None:
     wishes = parser.parse_args()
     known = json.loads(wishes.keep.read_text()) if wishes.keep.is_file() else {}
     tallies = {name: Tally(**(known.get(name, {}) | {"tried": []})) for name in PROMISES}
+    place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None, prefix="reliability-"))
+    bench = Bench(place, known.get("calls"))
 
     def keep() -> None:
+        calls = {"calls": found} if (found := bench.__dict__.get("calls", bench.known)) else {}
         wishes.keep.parent.mkdir(parents=True, exist_ok=True)
-        wishes.keep.write_text(json.dumps({name: tally.__dict__ for name, tally in tallies.items()}, indent=1))
+        wishes.keep.write_text(json.dumps({name: tally.__dict__ for name, tally in tallies.items()} | calls))
 
-    place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None, prefix="reliability-"))
-    bench = Bench(place)
     try:
         measure(bench, tallies, time.monotonic() + wishes.time, wishes.only.split(","), keep)
     finally:

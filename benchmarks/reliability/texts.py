@@ -34,6 +34,7 @@ RECIPES = (
     b'[textual_inversion.w]\non = "x"\ndataset = "d"\ntoken = "<w>"\nvectors = 4\n[preset.previews]\nprompts = ["a"]\n',
 )
 RECIPES_A_CASE, HEADERS_A_CASE, COMMANDS = 2_000, 20_000, 100
+EVERY_COMMAND = 6  # 500 cases in process and 100 by the command make 10⁶ and 10⁴
 LONGEST = 5.0  # seconds of CPU for one text
 HEADER = (
     b'{"__metadata__":{"a":"b"},"x":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},'
@@ -58,8 +59,8 @@ def mutant(dice: random.Random, text: bytes) -> bytes:
 
 
 def recipes(bench: Bench, i: int) -> Found:
-    """Read mutants of recipes: each is read, or refused with its mistakes. Every tenth case asks the command."""
-    if i % 10 == 9:
+    """Read mutants of recipes: each is read, or refused with its mistakes. Every sixth case asks the command."""
+    if i % EVERY_COMMAND == EVERY_COMMAND - 1:
         return _check(bench, i)
     from sdforge.errors import RecipeError, UsageError
     from sdforge.recipe import read_recipe
