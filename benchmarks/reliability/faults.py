@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from benchmarks.reliability.place import EVERY, INJECTED, Bench, Found, Problems, at, workers
+from benchmarks.reliability.place import EVERY, Bench, Found, Problems, at, workers
 from tests.build.test_faults import PUBLISHES
 from tests.conftest import Project, Ran
 from tests.survival import damages, entries, leftovers, spoil
@@ -37,7 +37,7 @@ def kill(bench: Bench, i: int) -> Found:
 
 
 def _kill_at_call(bench: Bench, root: Path, name: str, n: int) -> Found:
-    ran, _ = bench.traced(root, "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={n}")
+    ran, _ = bench.watched(root, [name], lambda _, i: "kill" if i == n else "")
     missed = [] if ran.code == -9 else [f"not killed: {ran.code}"]
     return Found("system calls", at(f"{name} {n}", missed + bench.mends_itself(root, kills=1)))
 
@@ -129,8 +129,10 @@ def io_error(bench: Bench, i: int) -> Found | None:
         else:
             call, n, error, more = calls[i - len(publishes)]
             where, allowed = f"{call} {n}{more} {error}", {0, 4, 120}  # 0: not needed; 120: words that nobody can read
-            ran, noted = bench.traced(root, "-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}{more}")
-            kind = "system calls" if INJECTED in noted else "calls that never came"
+            ran, counts = bench.watched(
+                root, [call], lambda _, at_call: error if at_call == n or (more and at_call > n) else ""
+            )
+            kind = "system calls" if counts[call] >= n else "calls that never came"
         return Found(kind, at(where, _ended(bench, root, ran, allowed) + bench.mends_itself(root)))
 
 
@@ -159,9 +161,8 @@ def full_disk(bench: Bench, i: int) -> Found | None:
             problems += bench.mends_itself(where)
         finally:
             subprocess.run(["umount", str(mount)], check=False)
-    return Found(
-        f"{which} too small" if ran.code else f"{which} just large enough", at(f"{which} of {size} KiB", problems)
-    )
+    kind = f"{which} {'too small' if ran.code else 'large enough'}"
+    return Found(kind, at(f"{which} of {size} KiB", problems))
 
 
 def damage(bench: Bench, i: int) -> Found:

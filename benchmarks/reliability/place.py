@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tests.calls import NUMBERS, Decide
 from tests.conftest import FORGE_TOML, Ran, new_project
-from tests.quick import TRACED, Quick
+from tests.quick import WATCHED, Quick
 from tests.survival import RECIPE, Whole, leftovers
 from tests.toys import write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FORGE = Path(sys.executable).with_name("forge")
-RARE = ("fsync", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "fchmod", "ftruncate", "link", "linkat", "symlink")
-OFTEN = ("openat", "fchown", "fdatasync", "pwrite64", "write", "copy_file_range", "sendfile")  # openat: that may create
-INJECTED = "(INJECTED)"  # as strace marks a call that it made fail
+OFTEN = ("openat", "fchown", "fdatasync", "pwrite64", "write", "copy_file_range", "sendfile")
+RARE = tuple(name for name in NUMBERS if name not in OFTEN)
 TRAINING = """\
 family = "sd15"
 
@@ -125,14 +123,11 @@ class Bench:
             problems.append(f"{len(steps) - len(set(steps))} steps run twice after {kills} kills")
         return problems
 
-    def traced(self, root: Path, *options: str) -> tuple[Ran, str]:
-        """Run a build under strace, from its first own call on; return what strace noted besides."""
-        running, log = self.quick.start(root, "build", "--json", **{TRACED: "1"}), root.parent / "calls"
-        command = ["strace", "-f", "-qq", "-p", str(running.pid), "-o", str(log), *options]
-        tracer = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        ran = running.end()
-        tracer.wait(timeout=60)
-        return ran, log.read_text(errors="replace")
+    def watched(self, root: Path, names: Iterable[str], decide: Decide) -> tuple[Ran, Counter[str]]:
+        """Run a build on whose calls of these names `decide` decides; return how many of each there were."""
+        running = self.quick.start(root, "build", "--json", **{WATCHED: " ".join(names)})
+        counts = running.watch(decide)
+        return running.end(), counts
 
     @cached_property
     def calls(self) -> list[tuple[str, int]]:
@@ -140,14 +135,8 @@ class Bench:
         if self.known:
             return [(name, n) for name, n in self.known]
         with self.clone() as root:
-            _, text = self.traced(root, "-e", f"trace=/^({'|'.join(RARE + OFTEN)})$")
-        found: dict[str, list[int]] = {name: [] for name in RARE + OFTEN}
-        counts: Counter[str] = Counter()
-        for name, rest in re.findall(r"^\d+ +(\w+)\((.*)", text, re.M):
-            counts[name] += 1
-            if name != "openat" or "O_CREAT" in rest:
-                found[name].append(counts[name])
-        rare, often = ([(name, n) for name in names for n in found[name]] for names in (RARE, OFTEN))
+            _, counts = self.watched(root, RARE + OFTEN, lambda *_: "")
+        rare, often = ([(name, n) for name in names for n in range(1, counts[name] + 1)] for names in (RARE, OFTEN))
         random.Random(1).shuffle(often)
         return rare + often
 
