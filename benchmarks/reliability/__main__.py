@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.reliability import faults, finite, sameness, shared, texts
+from benchmarks.reliability import faults, finite, pickles, sameness, shared, texts
 from benchmarks.reliability.place import ROOT, Bench, Found
 from tests import calls
 from tests.merges.test_merge_vectors import CASES, DTYPES
@@ -93,7 +93,7 @@ PROMISES = {
     "P6": Promise("several at once", "200 rounds × 4 builds", 200, faults.concurrency),
     "P7": Promise("hostile recipes", "10⁶ mutants, 10⁴ by a command", 1_010_000, texts.recipes, share=2),
     "P8": Promise("hostile model files", "10⁷ mutants of headers", 10_000_000, texts.headers, share=2),
-    "P9": Promise("pickles", "19 kinds of payload, none runs", 0, suite("tests/formats/test_pickles.py")),
+    "P9": Promise("pickles", "19 kinds of payload, none runs", 0, pickles.pickles),
     "P10": Promise("remotes", "26 faults", 0, shared.remote),
     "P11": Promise("class A", "19 surroundings (2 architectures are not to be had)", 19, sameness.surroundings),
     "P12": Promise("class B", "3 repeats, 20 resumes", 23, sameness.training, share=2),
