@@ -19,7 +19,8 @@ from tests.survival import damages, entries, leftovers, spoil
 
 KINDS = ("kill", "late-kill", "EIO", "late-EIO", "ENOSPC", "late-ENOSPC")
 EXT4_IOC_SHUTDOWN, NOLOGFLUSH = 0x8004587D, 2
-PLACES, SIZES = ("cache", "out", "project"), 40  # of full disks
+# full disks: what lies on one → KiB of the smallest (where it is all, the project's own files must fit), and of a step
+PLACES, SIZES = {"cache": (16, 12), "out": (4, 4), "project": (300, 12)}, 40
 
 
 def kill(bench: Bench, i: int) -> Found:
@@ -128,7 +129,8 @@ def io_error(bench: Bench, i: int) -> Found | None:
             ran = bench.quick.forge(root, "build", "--json", FORGE_FAULT=where)
         else:
             call, n, error, more = calls[i - len(publishes)]
-            where, allowed = f"{call} {n}{more} {error}", {0, 4, 120}  # 0: not needed; 120: words that nobody can read
+            # only publishes flush files and make them read-only; 0: not needed; 120: words that nobody can read
+            where, allowed = f"{call} {n}{more} {error}", {4} if call in ("fsync", "fchmod") else {0, 4, 120}
             ran, counts = bench.watched(
                 root, [call], lambda _, at_call: error if at_call == n or (more and at_call > n) else ""
             )
@@ -147,12 +149,13 @@ def full_disk(bench: Bench, i: int) -> Found | None:
     """Build on a disk of some size, then make room, and build again."""
     if i >= len(PLACES) * SIZES:
         return None
-    which, size = PLACES[i % 3], 16 + 40 * (i // 3)  # KiB
+    which = tuple(PLACES)[i % 3]
+    first, step = PLACES[which]
+    size = first + step * (i // 3)
     with bench.clone() as root:
         mount = root / which if which != "project" else root.parent / "small"
         mount.mkdir()
-        extra = 1100 if which == "project" else 0  # what the project's own files need
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + extra}k", "tmpfs", str(mount)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(mount)], check=True)
         try:
             where = bench.whole.clone(mount / "project") if which == "project" else root
             ran = bench.quick.forge(where, "build", "--json")
@@ -161,8 +164,7 @@ def full_disk(bench: Bench, i: int) -> Found | None:
             problems += bench.mends_itself(where)
         finally:
             subprocess.run(["umount", str(mount)], check=False)
-    kind = f"{which} {'too small' if ran.code else 'large enough'}"
-    return Found(kind, at(f"{which} of {size} KiB", problems))
+    return Found(f"{which} too small", at(f"{which} of {size} KiB", problems), 1 if ran.code else 0)
 
 
 def damage(bench: Bench, i: int) -> Found:
