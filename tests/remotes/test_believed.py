@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from sdforge.errors import ResourceError
 from sdforge.identity import canonical, digest_of_text
 from sdforge.lock import Pin, pin_of
 from sdforge.remotes.action_result import decode, encode
 from sdforge.remotes.folder import FolderRemote
 from sdforge.sharing import MANIFEST, OBJECT, RESULT, Poisoned, Sharing, action_name
-from sdforge.store import Store
+from sdforge.store import Store, files
 from sdforge.store.entries import sum_of
 from tests.store.conftest import digest_of, make_result
 
@@ -92,6 +93,31 @@ def shared(tmp_path: Path) -> Shared:
 def test_what_the_pin_vouches_for_comes(shared: Shared) -> None:
     assert shared.pull().digest == shared.pin.digest
     assert shared.two.preimage(KEY) == METHOD
+
+
+def test_an_action_is_put_after_all_that_it_names(shared: Shared) -> None:
+    class Watched(FolderRemote):
+        def put(self, space: str, name: str, path: Path) -> None:
+            spaces.append(space)
+            super().put(space, name, path)
+
+    spaces: list[str] = []
+    shared.pull()
+    (result,) = shared.two.known(KEY).results
+    Sharing(shared.two, Watched(shared.folder.with_name("third")), writes=True).push(result, lambda *_: None)
+    assert spaces == ["cas"] * (len(shared.files())) + ["ac"]
+
+
+def test_what_a_folder_is_given_is_there_whole_or_not_at_all(
+    shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_published", 0)
+    monkeypatch.setenv(files.FAULT, "EIO:1")
+    (tmp_path / "x").write_bytes(OTHER)
+    with pytest.raises(ResourceError):
+        shared.remote.put("cas", digest_of(OTHER), tmp_path / "x")
+    assert not shared.remote.has("cas", digest_of(OTHER))
+    assert list((shared.folder / "tmp").iterdir()) == []
 
 
 def another_manifest(shared: Shared) -> None:

@@ -356,6 +356,13 @@ def test_a_lock_is_held_once_and_free_when_its_holder_is_gone(store: Store) -> N
     assert two.acquire(wait=False)
 
 
+def test_nothing_of_an_earlier_holder_is_left_in_a_lock(store: Store) -> None:
+    lock = store.lock(KEY)
+    lock.path.write_text("123456789012\n")
+    assert lock.acquire(wait=False)
+    assert lock.holder() == str(os.getpid())
+
+
 def test_a_lock_lives_as_long_as_anybody_has_its_descriptor(store: Store) -> None:
     lock = store.lock(KEY)
     lock.acquire(wait=False)
