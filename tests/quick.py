@@ -14,14 +14,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests import calls
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
-TRACED = "QUICK_TRACED"  # set for a command that is to begin only when somebody traces it
+WATCHED = "QUICK_WATCHED"  # system calls of a command on which `Running.watch` decides
 LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
 
@@ -88,6 +89,10 @@ class Running:
     def __init__(self, quick: Quick, pid: int, place: Path) -> None:
         self.quick, self.pid, self.place = quick, pid, place
 
+    def watch(self, decide: calls.Decide) -> Counter[str]:
+        """Decide on its watched calls until it ends; return how many of each there were."""
+        return calls.watch(self.pid, self.place / "listener", decide)
+
     def wait(self) -> Ran:
         ran = self.end()
         return Ran(ran.code, ran.out, ran.err, [json.loads(t) for t in ran.out.splitlines() if t.startswith("{")])
@@ -139,8 +144,8 @@ def run(wish: dict[str, Any], place: str) -> None:
         os.close(fd)
     os.environ.update(wish["environment"])
     os.chdir(wish["at"])
-    while TRACED in os.environ and "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
-        time.sleep(0.001)
+    if names := os.environ.pop(WATCHED, "").split():
+        calls.listen(names, Path(place, "listener"))
     code = 70
     try:
         code = main(wish["arguments"])

@@ -2,9 +2,9 @@
 
 Every promise has cases, numbered; each is a toy project to which something is done, and that must then be as if nothing
 had been, or a batch of texts. Cases run in turn until the time is over or the goals are reached; what was found is kept
-in a file, so that the next call goes on from there, and a table of all calls is printed. Needs strace for kills at
-system calls, and root for cut power (a loop device with ext4) and full disks (tmpfs); what cannot be had is said to be
-not measured.
+in a file, so that the next call goes on from there, and a table of all calls is printed. Needs Linux on x86-64 for
+kills and errors at system calls, and root for cut power (a loop device with ext4) and full disks (tmpfs); what cannot
+be had is said to be not measured.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.reliability import faults, finite, sameness, shared, texts
+from benchmarks.reliability import faults, finite, pickles, sameness, shared, texts
 from benchmarks.reliability.place import ROOT, Bench, Found
+from tests import calls
 from tests.merges.test_merge_vectors import CASES, DTYPES
 
 SLICE = 8.0  # seconds for one promise before it is the next one's turn
@@ -78,27 +79,21 @@ def suite(*arguments: str) -> Case:
     return run
 
 
-def without_strace() -> str:
-    return "" if shutil.which("strace") else "strace is not installed"
-
-
 def without_root() -> str:
     return "" if os.geteuid() == 0 and shutil.which("mkfs.ext4") else "needs root, and ext4 on a loop device"
 
 
 PLANTED = finite.COMMANDS + sum(count for count, _ in CASES.values()) * len(DTYPES) * len(finite.BAD)
 PROMISES = {
-    "P1": Promise(
-        "kill -9", "500 system calls, 300 times, 100 chains, 100 signals", 1000, faults.kill, without_strace, 4
-    ),
+    "P1": Promise("kill -9", "500 system calls, 300 times, 100 chains, 100 signals", 1000, faults.kill, calls.lacks, 4),
     "P2": Promise("power loss", "200 cuts", 200, faults.power, without_root),
-    "P3": Promise("I/O errors", "every call × {EIO, ENOSPC} × {once, always}", 0, faults.io_error, without_strace, 3),
+    "P3": Promise("I/O errors", "every call × {EIO, ENOSPC} × {once, always}", 0, faults.io_error, calls.lacks, 3),
     "P4": Promise("disk full", "36 sizes × 3 places", 108, faults.full_disk, without_root),
     "P5": Promise("corrupt cache", "1,000 damages", 1000, faults.damage),
     "P6": Promise("several at once", "200 rounds × 4 builds", 200, faults.concurrency),
     "P7": Promise("hostile recipes", "10⁶ mutants, 10⁴ by a command", 1_010_000, texts.recipes, share=2),
     "P8": Promise("hostile model files", "10⁷ mutants of headers", 10_000_000, texts.headers, share=2),
-    "P9": Promise("pickles", "19 kinds of payload, none runs", 0, suite("tests/formats/test_pickles.py")),
+    "P9": Promise("pickles", "19 kinds of payload, none runs", 0, pickles.pickles),
     "P10": Promise("remotes", "26 faults", 0, shared.remote),
     "P11": Promise("class A", "19 surroundings (2 architectures are not to be had)", 19, sameness.surroundings),
     "P12": Promise("class B", "3 repeats, 20 resumes", 23, sameness.training, share=2),
@@ -183,13 +178,14 @@ def main() -> None:
     wishes = parser.parse_args()
     known = json.loads(wishes.keep.read_text()) if wishes.keep.is_file() else {}
     tallies = {name: Tally(**(known.get(name, {}) | {"tried": []})) for name in PROMISES}
+    place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None, prefix="reliability-"))
+    bench = Bench(place, known.get("calls"))
 
     def keep() -> None:
+        counted = {"calls": found} if (found := bench.__dict__.get("calls", bench.known)) else {}
         wishes.keep.parent.mkdir(parents=True, exist_ok=True)
-        wishes.keep.write_text(json.dumps({name: tally.__dict__ for name, tally in tallies.items()}, indent=1))
+        wishes.keep.write_text(json.dumps({name: tally.__dict__ for name, tally in tallies.items()} | counted))
 
-    place = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None, prefix="reliability-"))
-    bench = Bench(place)
     try:
         measure(bench, tallies, time.monotonic() + wishes.time, wishes.only.split(","), keep)
     finally:

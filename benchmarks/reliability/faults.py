@@ -13,12 +13,14 @@ import time
 from pathlib import Path
 
 from benchmarks.reliability.place import EVERY, Bench, Found, Problems, at, workers
-from tests.conftest import Project
+from tests.build.test_faults import PUBLISHES
+from tests.conftest import Project, Ran
 from tests.survival import damages, entries, leftovers, spoil
 
 KINDS = ("kill", "late-kill", "EIO", "late-EIO", "ENOSPC", "late-ENOSPC")
 EXT4_IOC_SHUTDOWN, NOLOGFLUSH = 0x8004587D, 2
-PLACES, SIZES = ("cache", "out", "project"), 40  # of full disks
+# full disks: what lies on one → KiB of the smallest (where it is all, the project's own files must fit), and of a step
+PLACES, SIZES = {"cache": (16, 12), "out": (4, 4), "project": (300, 12)}, 40
 
 
 def kill(bench: Bench, i: int) -> Found:
@@ -36,7 +38,7 @@ def kill(bench: Bench, i: int) -> Found:
 
 
 def _kill_at_call(bench: Bench, root: Path, name: str, n: int) -> Found:
-    ran = bench.traced(root, "-o", "/dev/null", "-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={n}")
+    ran, _ = bench.watched(root, [name], lambda _, i: "kill" if i == n else "")
     missed = [] if ran.code == -9 else [f"not killed: {ran.code}"]
     return Found("system calls", at(f"{name} {n}", missed + bench.mends_itself(root, kills=1)))
 
@@ -116,44 +118,53 @@ def power(bench: Bench, i: int) -> Found:
 
 def io_error(bench: Bench, i: int) -> Found | None:
     """Let the n-th publish, or the n-th system call that changes something, fail once or from then on."""
-    publishes = [f"{kind}:{n}{more}" for n in range(1, 24) for more in ("", "+") for kind in KINDS[2:]]
+    publishes = [f"{kind}:{n}{more}" for n in range(1, PUBLISHES + 1) for more in ("", "+") for kind in KINDS[2:]]
     calls = [(c, n, e, s) for c, n in bench.calls for e in ("EIO", "ENOSPC") for s in ("", "+")]
     random.Random(2).shuffle(calls)
     if i >= len(publishes) + len(calls):
         return None
     with bench.clone() as root:
         if i < len(publishes):
-            ran, where = bench.quick.forge(root, "build", "--json", FORGE_FAULT=publishes[i]), publishes[i]
+            kind, where, allowed = "publishes", publishes[i], {4}
+            ran = bench.quick.forge(root, "build", "--json", FORGE_FAULT=where)
         else:
             call, n, error, more = calls[i - len(publishes)]
-            options = ("-e", f"trace={call}", "-e", f"inject={call}:error={error}:when={n}{more}")
-            ran, where = bench.traced(root, "-o", "/dev/null", *options), f"{call} {n}{more} {error}"
-        fine = ran.code in (0, 1, 4, 120) and "Traceback" not in ran.out + ran.err
-        problems = [] if fine else [f"code {ran.code}: {(ran.out + ran.err)[-400:]}"]
-        kind = "publishes" if i < len(publishes) else "system calls"
-        return Found(kind, at(where, problems + bench.mends_itself(root)))
+            # only publishes flush files and make them read-only; 0: not needed; 120: words that nobody can read
+            where, allowed = f"{call} {n}{more} {error}", {4} if call in ("fsync", "fchmod") else {0, 4, 120}
+            ran, counts = bench.watched(
+                root, [call], lambda _, at_call: error if at_call == n or (more and at_call > n) else ""
+            )
+            kind = "system calls" if counts[call] >= n else "calls that never came"
+        return Found(kind, at(where, _ended(bench, root, ran, allowed) + bench.mends_itself(root)))
+
+
+def _ended(bench: Bench, root: Path, ran: Ran, allowed: set[int]) -> Problems:
+    """Say what is wrong with how a build ended that met a fault; one that says that it is done has all files there."""
+    said = ran.out + ran.err
+    problems = [] if ran.code in allowed and "Traceback" not in said else [f"code {ran.code}: {said[-400:]}"]
+    return problems + (at("done, it said", bench.whole.differences(root)) if ran.code == 0 else [])
 
 
 def full_disk(bench: Bench, i: int) -> Found | None:
     """Build on a disk of some size, then make room, and build again."""
     if i >= len(PLACES) * SIZES:
         return None
-    which, size = PLACES[i % 3], 16 + 40 * (i // 3)  # KiB
+    which = tuple(PLACES)[i % 3]
+    first, step = PLACES[which]
+    size = first + step * (i // 3)
     with bench.clone() as root:
         mount = root / which if which != "project" else root.parent / "small"
         mount.mkdir()
-        extra = 1100 if which == "project" else 0  # what the project's own files need
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size + extra}k", "tmpfs", str(mount)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(mount)], check=True)
         try:
             where = bench.whole.clone(mount / "project") if which == "project" else root
             ran = bench.quick.forge(where, "build", "--json")
-            said = ran.out + ran.err
-            problems = [] if ran.code in (0, 4) and "Traceback" not in said else [f"code {ran.code}: {said[-300:]}"]
+            problems = _ended(bench, where, ran, {0, 4})
             subprocess.run(["mount", "-o", "remount,size=64m", str(mount)], check=True)
             problems += bench.mends_itself(where)
         finally:
             subprocess.run(["umount", str(mount)], check=False)
-    return Found(which, at(f"{which} of {size} KiB", problems))
+    return Found(f"{which} too small", at(f"{which} of {size} KiB", problems), 1 if ran.code else 0)
 
 
 def damage(bench: Bench, i: int) -> Found:

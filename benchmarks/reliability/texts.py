@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import struct
 import time
 from pathlib import Path
 
-from benchmarks.reliability.place import ROOT, Bench, Found, Problems
+from benchmarks.reliability.place import ROOT, Bench, Found, Problems, at
 
 PIECES = (
     *(b"[", b"]", b"{", b"}", b'"', b"'", b"=", b".", b",", b"\n", b"#", b"\\u0000", b"\xff", b"9" * 40, b"-1", b"nan"),
@@ -34,7 +35,8 @@ RECIPES = (
     b'[textual_inversion.w]\non = "x"\ndataset = "d"\ntoken = "<w>"\nvectors = 4\n[preset.previews]\nprompts = ["a"]\n',
 )
 RECIPES_A_CASE, HEADERS_A_CASE, COMMANDS = 2_000, 20_000, 100
-LONGEST = 5.0  # seconds of CPU for one text
+EVERY_COMMAND = 6  # 500 cases in process and 100 by the command make 10⁶ and 10⁴
+LONGEST, LARGEST = 5.0, 1 << 30  # seconds of CPU for one text, and bytes
 HEADER = (
     b'{"__metadata__":{"a":"b"},"x":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]},'
     b'"y":{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}'
@@ -58,14 +60,15 @@ def mutant(dice: random.Random, text: bytes) -> bytes:
 
 
 def recipes(bench: Bench, i: int) -> Found:
-    """Read mutants of recipes: each is read, or refused with its mistakes. Every tenth case asks the command."""
-    if i % 10 == 9:
+    """Read mutants of recipes: each is read, or refused with its mistakes. Every sixth case asks the command."""
+    if i % EVERY_COMMAND == EVERY_COMMAND - 1:
         return _check(bench, i)
     from sdforge.errors import RecipeError, UsageError
     from sdforge.recipe import read_recipe
 
     texts = [*RECIPES * 4, *(path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.toml")))]
     dice, problems = random.Random(i), []
+    most = _resident()
     for n in range(RECIPES_A_CASE):
         text = mutant(dice, texts[dice.getrandbits(16) % len(texts)])
         began = time.process_time()
@@ -77,7 +80,14 @@ def recipes(bench: Bench, i: int) -> Found:
             problems.append(f"{i}.{n}: {type(error).__name__}: {error}")
         if time.process_time() - began > LONGEST:
             problems.append(f"{i}.{n}: took {time.process_time() - began:.1f} s")
+    if _resident() > most + LARGEST:
+        problems.append(f"{i}: took {_resident() - most:,} bytes")
     return Found("mutants", problems, RECIPES_A_CASE)
+
+
+def _resident() -> int:
+    """Return the most bytes that this process has held so far."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _check(bench: Bench, i: int) -> Found:
@@ -90,14 +100,14 @@ def _check(bench: Bench, i: int) -> Found:
         before = _files(root)
         ran = bench.quick.forge(root, "check")
         problems = [] if ran.code in (0, 2) and "Traceback" not in ran.out + ran.err else [f"{i}: {ran.code} {ran.err}"]
-        problems += [
-            f"{i}: {name} appeared" for name in _files(root) - before if not name.startswith(("cache", ".forge"))
-        ]
-    return Found("by `forge check`", problems, COMMANDS)
+        odd = sorted(name for name, _ in _files(root) ^ before if not name.startswith(("cache", ".forge")))
+        return Found("by `forge check`", problems + at(f"{i}: appeared, changed or gone", odd), COMMANDS)
 
 
-def _files(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*")}
+def _files(root: Path) -> set[tuple[str, tuple[int, int]]]:
+    """Return the files of a project with size and time."""
+    found = ((path.relative_to(root), path.stat()) for path in root.rglob("*") if path.is_file())
+    return {(str(name), (stat.st_size, stat.st_mtime_ns)) for name, stat in found}
 
 
 def headers(bench: Bench, i: int) -> Found:  # noqa: ARG001 -- every case's form

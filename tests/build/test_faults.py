@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.quick import Quick
+from tests import calls
+from tests.quick import WATCHED, Quick
 from tests.survival import Whole, leftovers
 
 KINDS = ("kill", "late-kill", "EIO", "ENOSPC", "late-EIO", "late-ENOSPC")
@@ -57,6 +58,33 @@ def test_a_disk_that_stays_broken_ends_the_build_with_one_sentence(
     assert quick.forge(root, "build", "--json").code == 0
     assert whole.differences(root) == []
     assert leftovers(root) == []
+
+
+@pytest.mark.skipif(bool(calls.lacks()), reason="system calls cannot be watched here")
+@pytest.mark.parametrize("name", ["fsync", "mkdir", "openat", "pwrite64", "rename", "unlink", "write"])
+def test_a_system_call_that_fails_costs_only_time(root: Path, whole: Whole, quick: Quick, name: str) -> None:
+    """One in the midst of a build; `benchmarks/reliability` has all of them. Only the index uses pwrite64."""
+    running = quick.start(root, "build", "--json", **{WATCHED: name})
+    counts = running.watch(lambda _, at: "EIO" if at == 11 else "")
+    ran = running.end()
+    assert counts[name] >= 11
+    expected = {"pwrite64": {0}, "fsync": {4}}  # a file that could not be flushed is not kept
+    assert ran.code in expected.get(name, {0, 4}), ran.out + ran.err
+    assert "Traceback" not in ran.out + ran.err
+    assert ran.code or whole.differences(root) == []
+    assert quick.forge(root, "build", "--json").code == 0
+    assert whole.differences(root) == []
+    assert leftovers(root) == []
+
+
+@pytest.mark.skipif(bool(calls.lacks()), reason="system calls cannot be watched here")
+def test_a_kill_between_two_system_calls_costs_only_time(root: Path, whole: Whole, quick: Quick) -> None:
+    running = quick.start(root, "build", "--json", **{WATCHED: "rename fsync"})
+    counts = running.watch(lambda name, at: "kill" if (name, at) == ("fsync", 30) else "")
+    assert running.end().code == -9
+    assert counts["fsync"] == 30
+    assert quick.forge(root, "build", "--json").code == 0
+    assert whole.differences(root) == []
 
 
 def test_a_chain_of_kills_comes_to_its_end(root: Path, whole: Whole, quick: Quick) -> None:

@@ -32,3 +32,15 @@ def test_what_a_person_put_there_meanwhile_is_kept(whole: Whole, quick: Quick, t
     assert [each.code for each in ran] == [0] * BUILDERS, ran
     assert [p.name for p in (root / "out" / ".replaced").rglob("*") if p.is_file()] == ["report.html"]
     assert (root / "out" / ".replaced" / "toy" / "report.html").read_text() == "mine"
+
+
+def test_what_was_moved_aside_stays_when_more_follows(whole: Whole, quick: Quick, tmp_path: Path) -> None:
+    root = whole.copy(tmp_path / "project")
+    output = root / "out" / "toy" / "toy.safetensors"
+    for mine in ("first", "second", "third"):
+        output.unlink()
+        output.write_text(mine)
+        assert quick.forge(root, "build", "--json").code == 0
+    aside = sorted((root / "out" / ".replaced" / "toy").glob("toy.safetensors*"))
+    assert [path.read_text() for path in aside] == ["first", "second", "third"]
+    assert whole.differences(root) == []

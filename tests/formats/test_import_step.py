@@ -29,11 +29,12 @@ from sdforge.errors import UsageError
 from sdforge.graph import Taken as Named
 from sdforge.import_step import import_file
 from sdforge.run.embedding_picture import read_picture
-from sdforge.run.import_step import IGNORED, main, read_pickle
+from sdforge.run.import_step import IGNORED, read_pickle
 from sdforge.run.scaled import write_scaled
 from sdforge.session import Session, open_session
 from tests.families.loras import LINEAR, random_lora, write_kohya
 from tests.families.workbench import Taken, take
+from tests.formats.payloads import converted_apart
 
 ROWS = torch.randn(3, 16, generator=torch.Generator().manual_seed(5))
 
@@ -196,24 +197,6 @@ BOMBS = {
     "a damaged zip": "it is damaged",
     "nonsense": "it is damaged",
 }
-
-
-def converted_apart(path: Path, into: Path) -> tuple[int, str]:
-    """Import in a process of its own, but one that has torch already: (exit code, what it said)."""
-    said = path.with_name("said")
-    if (child := os.fork()) == 0:
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 1)
-        sys.stdout = os.fdopen(1, "w")
-        code = 99
-        try:
-            code = main([str(path), str(into), "pickle"])
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    text = said.read_text()
-    said.unlink()
-    return os.waitstatus_to_exitcode(status), text
 
 
 @pytest.mark.parametrize("name", BOMBS)

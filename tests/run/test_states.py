@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sdforge.errors import ResourceError
 from sdforge.run.states import described_in, load_state, save_state
+from sdforge.store import files
 
 
 def save(folder: Path, *steps: int) -> None:
@@ -26,6 +28,18 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     save(tmp_path, 2, 4, 10)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10.json", "10.safetensors", "4.json", "4.safetensors"]
+
+
+@pytest.mark.parametrize(("fault", "left"), [("EIO:1", []), ("EIO:2", ["7.safetensors"])])
+def test_its_description_comes_last(
+    fault: str, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_published", 0)
+    monkeypatch.setenv(files.FAULT, fault)
+    with pytest.raises(ResourceError):
+        save(tmp_path, 7)
+    assert [path.name for path in tmp_path.iterdir()] == left
+    assert load_state(tmp_path, 10) is None
 
 
 @pytest.mark.parametrize(("most", "step"), [(10, 4), (4, 4), (3, 2), (1, None)])

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from sdforge.artifact import Component, Spot, Tensor, artifact_identity
 from sdforge.identity import component_identity, tensor_identity
@@ -34,7 +35,9 @@ def make_result(
     store.put_file(work, pack)
     work.parent.rmdir()
     identity = tensor_identity("U8", (len(data),), pack)
-    table = store.put_table([Tensor("x", "U8", (len(data),), identity, pack, pack[:32], Spot(pack, 0))])
+    table = store.put_table(
+        [Tensor("x", "U8", (len(data),), identity, pack, xxhash.xxh3_128(data).hexdigest(), Spot(pack, 0))]
+    )
     content = component_identity([("x", identity)])
     components = {kind: Component(content, content, table, "mixed")}
     digest = artifact_identity(kind, {kind: content}, {})

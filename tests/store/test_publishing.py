@@ -16,8 +16,8 @@ from sdforge.artifact import Component
 from sdforge.errors import BrokenPromise, ResourceError, UsageError
 from sdforge.identity import digest_of_text
 from sdforge.store import Store, files
-from sdforge.store.entries import Known, preimage_in
-from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, sha256_of, within
+from sdforge.store.entries import Known, alias_in, alias_text, preimage_in
+from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, read_entry, sha256_of, within
 from tests.store.conftest import digest_of, make_result, manifest_of
 
 ROOT = Path(__file__).parents[2]
@@ -302,6 +302,31 @@ def test_every_changed_bit_of_a_manifest_is_seen() -> None:
             preimage_in(key, bytes(spoilt))
 
 
+def test_every_changed_bit_of_an_alias_is_seen() -> None:
+    data = alias_text(KEY, "cd" * 32).encode()
+    assert alias_in(KEY, data) == "cd" * 32
+    for bit in range(8 * len(data)):
+        spoilt = bytearray(data)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="not the alias that its name says"):
+            alias_in(KEY, bytes(spoilt))
+    with pytest.raises(ValueError, match="not the alias that its name says"):
+        alias_in("ef" * 32, data)  # it stands under another key
+
+
+def test_a_pipe_in_an_entrys_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="no file"):
+        read_entry(tmp_path / "pipe")
+
+
+def test_a_link_in_an_entrys_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(ValueError, match="a link"):
+        read_entry(tmp_path / "link")
+
+
 def test_a_dropped_result_is_set_aside(store: Store) -> None:
     result = make_result(store, KEY, b"some bytes")
     store.drop(result, "its bytes are damaged")
@@ -329,6 +354,13 @@ def test_a_lock_is_held_once_and_free_when_its_holder_is_gone(store: Store) -> N
     assert two.holder() == str(os.getpid())
     one.release()
     assert two.acquire(wait=False)
+
+
+def test_nothing_of_an_earlier_holder_is_left_in_a_lock(store: Store) -> None:
+    lock = store.lock(KEY)
+    lock.path.write_text("123456789012\n")
+    assert lock.acquire(wait=False)
+    assert lock.holder() == str(os.getpid())
 
 
 def test_a_lock_lives_as_long_as_anybody_has_its_descriptor(store: Store) -> None:
