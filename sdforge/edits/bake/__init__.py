@@ -187,8 +187,10 @@ def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torc
     """Return W + Σ changeᵢ(W) in fp64."""
     weight, *rest = tensors
     exact, original = dtype.itemsize > 2, weight.double()
-    total = original.new_zeros(original.shape)
+    total = None
     for kind, count, own in _updates(parameters):
-        total += kind_of(kind).delta(original, own, rest[:count], exact=exact)
+        change = kind_of(kind).delta(original, own, rest[:count], exact=exact)
+        total = change.add_(0.0) if total is None else total.add_(change)  # −0 is no change
         rest = rest[count:]
+    assert total is not None
     return total.add_(original)
