@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -238,6 +240,24 @@ def _pour(fd: int, memory: memoryview, offset: int) -> None:
     while memory:
         count = os.pwrite(fd, memory, offset)
         memory, offset = memory[count:], offset + count
+
+
+class Aside:
+    """Tensors put aside in a file without a name, so that they take of memory only what the page cache spares."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- open as long as this is
+        self.end = 0
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """Write a tensor's bytes, and return a tensor that reads them there."""
+        memory = raw(tensor)
+        if not memory.nbytes:
+            return tensor
+        _pour(self.file.fileno(), memory, self.end)
+        there = np.memmap(self.file, np.uint8, "c", self.end, (memory.nbytes,))  # what is changed stays in memory
+        self.end += memory.nbytes
+        return torch.from_numpy(there).view(tensor.dtype).reshape(tensor.shape)
 
 
 def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:

@@ -2,7 +2,7 @@
 
 Products are `exact.product`, small systems are solved and norms are folded in a fixed order, all the rest is
 elementwise: to 16 bits the same bytes on every machine, and with `exact` to 32 as well. What a form returns is its
-caller's to change, since a whole weight in fp64 is large: those of 3×3 convolutions take 236 MB each in SDXL. Letters in
+caller's to change, since a whole weight in fp64 is large: up to 236 MB in SDXL. Letters in
 names: O out, I in (with the kernel: F, flattened), R rank, K blocks, B a block's edge.
 """
 
