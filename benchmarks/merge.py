@@ -1,43 +1,43 @@
 """Merges and bakes at full size against the floor and against other programs: `python -m benchmarks.merge`.
 
-Checkpoints of random numbers with the names and shapes of the real ones are written first (they stay in `--work` for
-the next time). Every tool does the same job on the same files, in a process of its own, in turns; between them the disk
-is flushed. Wall seconds are the least of all rounds, CPU seconds and the peak of anonymous memory those of that round.
-Other programs live in environments of their own: `--peer sd-mecha=PYTHON` and so on. Their results are compared with
-the script's. The floor's figures are the machine's at that moment: read ratios. The second floor waits
+Checkpoints of random numbers with the names and shapes of the real ones are written first (they stay in `--inputs` for
+the next time). Every tool does the same job on the same files, in a process of its own, in turns. Before each the disk
+is flushed, what others have written is taken out of the page cache, and the inputs are read into it, as far as there
+is room; with `--cold` they are taken out of it. Wall seconds are the least of all rounds, CPU seconds and the peak of
+anonymous memory those of that round. Other programs live in environments of their own: `--peer sd-mecha=PYTHON` and so
+on; kohya's scripts are found in PYTHONPATH. Their results are compared with the script's, and what holds more memory
+than `--most` is killed. The floor's figures are the machine's at that moment: read ratios. The second floor waits
 for the disk, as forge does before it says that a file is there; other tools leave that to the system.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.merging.cost import ROOT, Cost, measured
 from benchmarks.merging.files import write_checkpoint, write_lora
+from benchmarks.merging.page_cache import drop, fill, resident
 from sdforge.families import family
 from sdforge.formats.safetensors import read_header
 from sdforge.formats.single_file import single_pieces
 
-ROOT = Path(__file__).parents[1]
 FORGE = Path(sys.executable).with_name("forge")
-TICK = 0.05  # seconds between looks at a process's memory, for which the system walks through its pages
 JOBS = {  # inputs, and the table of a recipe
     "weighted_sum": ("ab", 'weighted_sum.made]\ncheckpoints = ["a", "b"]\nweights = [{rest}, {share}]'),
     "add_difference": ("abc", 'add_difference.made]\na = "a"\nb = "b"\nbase = "c"\nweight = {share}'),
     "bake": ("al", 'bake.made]\ncheckpoint = "a"\nloras = {{ l = {{ strength = {share} }} }}'),
 }
-PEERS = {"sd-mecha": "mecha.py", "mergekit": "kit.py", "meh": "meh.py"}
+PEERS = {"sd-mecha": "mecha.py", "mergekit": "kit.py", "meh": "meh.py", "kohya": "kohya.py"}
+OWN = {"floor": "floor.py", "floor, flushed": "flushed.py", "script": "script.py"}
 SETTINGS = """[source]
 a.from = "a.safetensors"
 b.from = "b.safetensors"
@@ -46,106 +46,116 @@ l.from = "l.safetensors"
 """
 
 
-class Cost(NamedTuple):
-    """What a process and its children took: seconds, seconds of CPU, MB of anonymous memory at most."""
-
-    wall: float
-    cpu: float
-    anonymous: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     place = ROOT / "build" / "merge"
     parser.add_argument("--work", type=Path, default=place, help="a folder with room for six checkpoints of a family")
+    parser.add_argument("--inputs", type=Path, help="where checkpoints lie in FAMILY/ or are written; default: --work")
     parser.add_argument("--families", nargs="+", default=["sd15", "sdxl"])
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cold", action="store_true", help="drop the inputs from the page cache before each run")
+    parser.add_argument("--cold", action="store_true", help="take the inputs out of the page cache before each run")
+    parser.add_argument("--most", type=float, default=18_000, help="MB of anonymous memory that a tool may hold")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help=", ".join(PEERS))
     arguments = parser.parse_args()
     peers = {name: str(Path(python).absolute()) for name, python in (each.split("=", 1) for each in arguments.peer)}
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     for name in arguments.families:
-        bench = Bench(arguments.work / name, name, arguments.jobs, cold=arguments.cold)
+        inputs = (arguments.inputs or arguments.work).absolute() / name
+        bench = Bench(arguments.work.absolute() / name, inputs, name, arguments.jobs)
         for job in arguments.jobs:
-            bench.table(job, arguments.rounds, peers)
+            bench.table(job, How(arguments.rounds, peers, arguments.cold, arguments.most))
+
+
+class How(NamedTuple):
+    """How a job is run: rounds, peer → its Python, inputs out of the page cache, MB that a tool may hold."""
+
+    rounds: int
+    peers: dict[str, str]
+    cold: bool
+    most: float
 
 
 class Bench:
     """One family's files, and a project that merges them."""
 
-    def __init__(self, work: Path, name: str, jobs: list[str], *, cold: bool) -> None:
-        self.work, self.name, self.cold = work, name, cold
+    def __init__(self, work: Path, inputs: Path, name: str, jobs: list[str]) -> None:
+        self.work, self.name = work, name
         self.project, self.known = work / "project", work / "known"
-        letters = set("".join(JOBS[job][0] for job in jobs))
+        self.inputs = {letter: inputs / f"{letter}.safetensors" for job in jobs for letter in JOBS[job][0]}
         work.mkdir(parents=True, exist_ok=True)
+        inputs.mkdir(parents=True, exist_ok=True)
         for seed, letter in enumerate("cab"):
-            if letter in letters and not (work / f"{letter}.safetensors").exists():
-                write_checkpoint(work / f"{letter}.safetensors", name, seed)
-        if "l" in letters and not (work / "l.json").exists():
-            write_lora(work / "l.safetensors", name)
+            if letter in self.inputs and not self.inputs[letter].exists():
+                write_checkpoint(self.inputs[letter], name, seed)
+        if "l" in self.inputs and not self.inputs["l"].with_suffix(".json").exists():
+            write_lora(self.inputs["l"], name)
         shutil.rmtree(self.project, ignore_errors=True)
         (self.project / "recipes").mkdir(parents=True)
         (self.project / "forge.toml").write_text(SETTINGS)
-        (self.project / "forge.local.toml").write_text('folders = [".."]\n')
+        (self.project / "forge.local.toml").write_text(f"folders = [{json.dumps(str(inputs))}]\n")
         for job in jobs:
             self._recipe(job, 0.5)
-        self._flush()
+        if self.known.exists():
+            shutil.copytree(self.known, self.project / "cache")
+        os.sync()
         seen = [measured([str(FORGE), "plan", f"{job}:made"], self.project) for job in jobs]
+        size = sum(path.stat().st_size for path in self.inputs.values()) / 1e9
+        again = "again" if self.known.exists() else "for the first time"
+        print(f"\n{name}: {size:.1f} GB were seen {again} in {sum(cost.wall for cost in seen):.1f} s", flush=True)
         shutil.rmtree(self.known, ignore_errors=True)
         shutil.copytree(self.project / "cache", self.known)
-        size = sum(path.stat().st_size for path in work.glob("*.safetensors")) / 1e9
-        print(f"\n{name}: {size:.1f} GB were seen for the first time in {sum(cost.wall for cost in seen):.1f} s")
 
     def _recipe(self, job: str, share: float) -> None:
         table = JOBS[job][1].format(share=share, rest=round(1 - share, 6))
         text = f'family = "{self.name}"\n[{table}\n[preset]\ncheckpoint = "made"\nexport = ["checkpoint"]\n'
         (self.project / "recipes" / f"{job}.toml").write_text(text)
 
-    def _flush(self) -> None:
-        os.sync()
-        if self.cold:
-            for path in self.work.glob("*.safetensors"):
-                fd = os.open(path, os.O_RDONLY)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(fd)
-
-    def table(self, job: str, rounds: int, peers: dict[str, str]) -> None:
+    def table(self, job: str, how: How) -> None:
         """Run a job with everything, and print a row for each."""
-        inputs = [str(self.work / f"{letter}.safetensors") for letter in JOBS[job][0]]
-        own = {"floor": "floor.py", "floor, flushed": "flushed.py", "script": "script.py"}
-        scripts = {tool: (sys.executable, script) for tool, script in own.items()}
-        scripts |= {peer: (python, PEERS[peer]) for peer, python in peers.items()}
+        inputs = [self.inputs[letter] for letter in JOBS[job][0]]
+        scripts = {tool: (sys.executable, script) for tool, script in OWN.items()}
+        scripts |= {peer: (python, PEERS[peer]) for peer, python in how.peers.items()}
         costs: dict[str, list[Cost]] = {}
         apart: dict[str, str] = {}
-        for i in range(rounds):
+        here: list[float] = []
+        for i in range(how.rounds):
             share = round(0.3 + 0.01 * i, 2)
             outs = {tool: self.work / f"out-{tool}.safetensors" for tool in scripts}
             for tool, (python, script) in scripts.items():
-                command = [
-                    python,
-                    str(ROOT / "benchmarks" / "merging" / script),
-                    job,
-                    str(share),
-                    str(outs[tool]),
-                    *inputs,
-                ]
-                self._run(costs, tool, command, self.work)
-                if tool not in own and outs[tool].exists():
+                place = ROOT / "benchmarks" / "merging" / script
+                command = [python, str(place), job, str(share), str(outs[tool]), *map(str, inputs)]
+                here.append(self._ready(inputs, cold=how.cold))
+                self._run(costs, tool, command, self.work, how.most)
+                if tool not in OWN and outs[tool].exists():
                     apart[tool] = _apart(_file(outs[tool]), _file(outs["script"]))
                 if tool != "script":
                     outs[tool].unlink(missing_ok=True)
-            self._run(costs, "import torch", [sys.executable, "-c", "import torch"], self.work)
+            self._run(costs, "import torch", [sys.executable, "-c", "import torch"], self.work, how.most)
             for tool, wanted in (("forge: target", f"{job}:made"), ("forge: target and file", job)):
                 self._fresh(job, share)
-                self._run(costs, tool, [str(FORGE), "build", wanted], self.project)
+                here.append(self._ready(inputs, cold=how.cold))
+                self._run(costs, tool, [str(FORGE), "build", wanted], self.project, how.most)
                 if tool in costs and len(costs[tool]) == i + 1:
                     apart[tool] = _apart(self._pack() if wanted != job else self._exported(), _file(outs["script"]))
             outs["script"].unlink()
             shutil.rmtree(self.project / "cache")
             shutil.rmtree(self.project / "out", ignore_errors=True)
-        _print(f"{job}, {self.name}, {'cold' if self.cold else 'warm'}", costs, apart)
+        _print(f"{job}, {self.name}, of the inputs {min(here):.0%} to {max(here):.0%} in memory", costs, apart)
+
+    def _ready(self, inputs: list[Path], *, cold: bool) -> float:
+        """Let the page cache hold the inputs, or with `cold` none of them, and nothing that others have written.
+
+        Returns the least share of an input that it holds.
+        """
+        os.sync()
+        for path in (*self.work.glob("*.safetensors"), *self.inputs.values()):
+            if cold or path not in inputs:
+                drop(path)
+        if not cold:
+            for path in inputs:
+                fill(path)
+        return min(map(resident, inputs))
 
     def _fresh(self, job: str, share: float) -> None:
         """Leave the project as it was when it had seen its sources and made nothing."""
@@ -155,10 +165,9 @@ class Bench:
         (self.project / "forge.lock").unlink(missing_ok=True)
         self._recipe(job, share)
 
-    def _run(self, costs: dict[str, list[Cost]], tool: str, command: list[str], folder: Path) -> None:
-        self._flush()
+    def _run(self, costs: dict[str, list[Cost]], tool: str, command: list[str], folder: Path, most: float) -> None:
         try:
-            costs.setdefault(tool, []).append(measured(command, folder))
+            costs.setdefault(tool, []).append(measured(command, folder, most=most))
         except subprocess.CalledProcessError as error:
             if error.returncode != 64:  # it has no such job
                 print(
@@ -186,59 +195,6 @@ class Bench:
     def _exported(self) -> dict[str, tuple[Path, int, int]]:
         (path,) = (self.project / "out").rglob("*.safetensors")
         return _file(path)
-
-
-def measured(command: list[str], folder: Path) -> Cost:
-    """Run a command and say what it took. Raises CalledProcessError."""
-    began = time.monotonic()
-    log = folder / "log.txt"
-    with log.open("w+b") as output:
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
-        with _watched(process.pid) as peak:
-            _, status, usage = os.wait4(process.pid, 0)
-        wall = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-    text = log.read_text(errors="replace")
-    log.unlink()
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, stderr=text)
-    return Cost(wall, usage.ru_utime + usage.ru_stime, max(peak))
-
-
-@contextmanager
-def _watched(pid: int) -> Iterator[list[float]]:
-    """Note the anonymous memory of a process and all its children, in MB, until the end."""
-    over, peak = threading.Event(), [0.0]
-
-    def watch() -> None:
-        while not over.wait(TICK):
-            peak[0] = max(peak[0], sum(map(_anonymous, _family(pid))))
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
-
-
-def _family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(each for child in children for each in _family(int(child)))]
-
-
-def _anonymous(pid: int) -> float:
-    """Return a process's anonymous memory, of pages that forked processes share its part."""
-    try:
-        found = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 1000 for line in found.splitlines() if line.startswith("Pss_Anon")), 0.0)
 
 
 def _file(path: Path) -> dict[str, tuple[Path, int, int]]:

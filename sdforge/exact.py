@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import cache
@@ -141,15 +141,19 @@ def _folded(x: Tensor) -> Tensor:
     return x[:, 0]
 
 
-def row_norms(matrix: Tensor) -> Tensor:
-    """Return ‖row‖ of a matrix, fp64, the same on every machine: squares are folded by halves, padded with zeros."""
-    squares = matrix.double().square()
-    width = 1 << max(0, squares.shape[1] - 1).bit_length()
-    if width > squares.shape[1]:
-        padded = squares.new_zeros(squares.shape[0], width)
-        padded[:, : squares.shape[1]] = squares
-        squares = padded
-    return _folded(squares).sqrt()
+def row_norms(rows: Tensor) -> Tensor:
+    """Return ‖row‖ for what stands along the first dimension, fp64, the same on every machine.
+
+    Squares are folded by halves, padded with zeros; ROWS rows at a time.
+    """
+    norms = rows.new_empty(rows.shape[0]).double()
+    width = prod(rows.shape[1:])
+    for start in range(0, rows.shape[0], ROWS):
+        part = rows[start : start + ROWS]
+        squares = norms.new_zeros(len(part), 1 << max(0, width - 1).bit_length())
+        squares[:, :width] = part.reshape(len(part), width).double().square()
+        norms[start : start + ROWS] = _folded(squares).sqrt()
+    return norms
 
 
 def solve(a: Tensor, b: Tensor) -> Tensor:
@@ -336,24 +340,24 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
     result is: each factor is split into two slices of 23 bits on a grid per row (column), whose products are sums of
     integers below 2^53 and so without rounding in any order (Ozaki et al. 2012, doi 10.1007/s11075-011-9478-1).
     """
-    total = None
+    result = up.new_zeros(up.shape[0], down.shape[1]).double()
     for start in range(0, up.shape[1], RANKS):
         a, b = up[:, start : start + RANKS].double(), down[start : start + RANKS].double()
-        if sliced:
-            (a1, a2), (b1, b2) = _slices(a, 1), _slices(b, 0)
-            part = _rows(a1, b1) + (_rows(a1, b2) + _rows(a2, b1)) + _rows(a2, b2)
-        else:
-            part = _rows(a, b)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def _rows(a: Tensor, b: Tensor) -> Tensor:
-    result = a.new_empty(a.shape[0], b.shape[1])
-    for start in range(0, a.shape[0], ROWS):
-        result[start : start + ROWS] = a[start : start + ROWS] @ b
+        lefts, rights = (_slices(a, 1), _slices(b, 0)) if sliced else ((a,), (b,))
+        for row in range(0, len(result), ROWS):
+            rows = result[row : row + ROWS]
+            part = _summed([left[row : row + ROWS] for left in lefts], rights)
+            rows.copy_(rows + part if start else part)
     return result
+
+
+def _summed(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
+    """Return the product of two matrices, each the sum of its slices: one, or two of which the first is larger."""
+    products = [[left @ right for right in rights] for left in lefts]
+    if len(products) == 1:
+        return products[0][0]
+    (high, above), (below, low) = products
+    return high + (above + below) + low
 
 
 def _slices(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from sdforge.formats.single_file import single_pieces
 
 RANK = 32
 SPREAD = 0.02  # standard deviation of the weights; of what two checkpoints differ in a tenth of it
+CRUMB = 8  # edge of a tensor that stands for one of full size
 DRAWN = 1 << 25  # numbers that are drawn; a tensor takes some of them, from a place of its own
 
 
-def shapes(name: str) -> dict[tuple[str, str], tuple[int, ...]]:
+Shapes = dict[tuple[str, str], tuple[int, ...]]  # (component, canonical name) → shape
+
+
+def shapes(name: str) -> Shapes:
     """Return (component, canonical name) → shape of a family's real checkpoint."""
     with torch.device("meta"):
         networks: dict[str, Any] = {
@@ -44,12 +49,30 @@ def shapes(name: str) -> dict[tuple[str, str], tuple[int, ...]]:
     return found
 
 
-def write_checkpoint(path: Path, name: str, seed: int) -> None:
-    """Write a single file, fp16. Seed 0 is a base, from which all others differ a little."""
+def thin_shapes(name: str, each: int = 2) -> Shapes:
+    """Return the shapes of a checkpoint that holds each shape of the real one, and crumbs of the rest.
+
+    Of a network's tensors of one shape the first `each` stay as they are, the others have edges of at most CRUMB.
+    """
+    real, found = shapes(name), Shapes()
+    met = Counter[tuple[str, tuple[int, ...]]]()
+    pieces = single_pieces(family(name), {place: ("F16", shape) for place, shape in real.items()})
+    for single in sorted(pieces, key=lambda single: ".middle_block." not in single):  # which tells the widths
+        piece = pieces[single]
+        kind = piece.parts[0][0], piece.shape
+        met[kind] += 1
+        for place in piece.parts:
+            whole = met[kind] <= each and place[0] != "vae"  # of which nothing is merged
+            found[place] = real[place] if whole else tuple(min(edge, CRUMB) for edge in real[place])
+    return found
+
+
+def write_checkpoint(path: Path, name: str, seed: int, own: Shapes | None = None) -> None:
+    """Write a single file, fp16. Seed 0 is a base, from which all others differ a little. own: other shapes."""
     kind = family(name)
-    pieces = single_pieces(kind, {place: ("F16", shape) for place, shape in shapes(name).items()})
-    base, own = _numbers(0, SPREAD), _numbers(seed, SPREAD / 10)
-    numbers = (base + own).half() if seed else base.half()
+    pieces = single_pieces(kind, {place: ("F16", shape) for place, shape in (own or shapes(name)).items()})
+    base, more = numbers(0, SPREAD), numbers(seed, SPREAD / 10)
+    drawn = (base + more).half() if seed else base.half()
     starts = {single: 7919 * i % (DRAWN // 2) for i, single in enumerate(sorted(pieces))}
 
     def content(single: str) -> Iterator[memoryview]:
@@ -57,7 +80,7 @@ def write_checkpoint(path: Path, name: str, seed: int) -> None:
         for size in pieces[single].shape:
             left *= size
         while left:
-            part = numbers[start : start + left]
+            part = drawn[start : start + left]
             yield memoryview(part.view(torch.uint8).numpy())  # type: ignore[arg-type]
             left, start = left - part.numel(), 0
 
@@ -77,7 +100,7 @@ def write_lora(path: Path, name: str) -> None:
             factors[f"{component}.{module}.lora_down"] = "F16", (RANK, *shape[1:])
             factors[f"{component}.{module}.lora_up"] = "F16", (shape[0], RANK)
     file = kohya_tensors(kind, factors, {})
-    numbers = _numbers(99, SPREAD).half()
+    drawn = numbers(99, SPREAD).half()
 
     def content(key: str) -> list[Any]:
         if key in file.constant:
@@ -86,7 +109,7 @@ def write_lora(path: Path, name: str) -> None:
         for edge in file.shapes[key][1]:
             size *= edge
         start = 104_729 * len(key) % (DRAWN // 2)
-        return [memoryview(numbers[start : start + size].view(torch.uint8).numpy())]  # type: ignore[arg-type]
+        return [memoryview(drawn[start : start + size].view(torch.uint8).numpy())]  # type: ignore[arg-type]
 
     write_file(path, file.shapes, content, {"ss_network_module": "networks.lora"})
     modules = kohya_names(kind)
@@ -104,5 +127,6 @@ def _adapted(component: str, module: str) -> bool:
     return component.startswith("text_encoder") and ("self_attn" in module or ".mlp." in module)
 
 
-def _numbers(seed: int, spread: float) -> torch.Tensor:
+def numbers(seed: int, spread: float) -> torch.Tensor:
+    """Return DRAWN random numbers of a standard deviation, of which tensors take some."""
     return torch.randn(DRAWN, generator=torch.Generator().manual_seed(seed)) * spread

@@ -27,7 +27,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path(out).parent) as place:
         text = Path(place) / "config.yml"
         text.write_text(json.dumps(config | {"models": models}))
-        command = [str(Path(sys.executable).with_name("mergekit-pytorch")), str(text), f"{place}/out"]
+        program = str(Path(sys.executable).with_name("mergekit-pytorch"))
+        command = [program, str(text), f"{place}/out", "--out-shard-size", "100B"]  # one file
         subprocess.run(command, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
         (written,) = Path(place, "out").glob("*.safetensors")
         shutil.move(written, out)

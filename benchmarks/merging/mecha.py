@@ -6,6 +6,7 @@ import sys
 
 import sd_mecha
 import torch
+from sd_mecha.extensions.builtin.merge_methods import linear
 
 
 def main() -> None:
@@ -15,8 +16,10 @@ def main() -> None:
         recipe = sd_mecha.weighted_sum(*models, alpha=float(share))
     elif job == "add_difference":
         recipe = sd_mecha.add_difference(*models, alpha=float(share))
-    else:  # its converter of kohya's LoRAs ends in a TypeError of its own (1.1.8)
-        sys.exit(64)
+    else:
+        base, lora = models
+        # not `sd_mecha.add_difference`: it compares the merge space of what `convert` returns, which has none yet
+        recipe = linear.add_difference(base, sd_mecha.convert(lora, base), alpha=float(share)) | base
     sd_mecha.merge(
         recipe, output=out, merge_device="cpu", merge_dtype=torch.float32, output_dtype=torch.float16, threads=2
     )

@@ -11,6 +11,7 @@ Letters in names: O rows, F columns (with the kernel, flattened), R rank, N sing
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from sdforge.order import Given, Order, Outcome
 from sdforge.ref import Ref
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
-from sdforge.run.tensors import DTYPES, load, rounded, write_pack
+from sdforge.run.tensors import DTYPES, Aside, load, rounded, write_pack
 
 Report = Callable[..., None]
 NONE = 1e-6  # a singular value below this share of the largest one counts as none: the roots of a Gram matrix's noise
@@ -69,7 +70,7 @@ def of_matrix(matrix_OF: Tensor) -> Spectrum:
     left = vectors.flip(1)
     values = squares.flip(0).clamp_min(0).sqrt()
     left, values = _meaningful(left, values, NONE)
-    return _signed(Spectrum(left, values, (left.T @ matrix) / values[:, None]))
+    return _signed(Spectrum(left, values, (left.T @ matrix).div_(values[:, None])))
 
 
 def of_product(up_OR: Tensor, down_RF: Tensor) -> Spectrum:
@@ -94,7 +95,7 @@ def _signed(found: Spectrum) -> Spectrum:
     """Choose of ±u the one whose largest number is positive, so that machines that agree otherwise agree in this."""
     largest = found.left_ON.abs().argmax(0, keepdim=True)
     signs = found.left_ON.gather(0, largest).squeeze(0).sign()
-    return Spectrum(found.left_ON * signs, found.values_N, found.right_NF * signs[:, None])
+    return Spectrum(found.left_ON.mul_(signs), found.values_N, found.right_NF.mul_(signs[:, None]))
 
 
 def rank_of(values_N: Tensor, settings: dict[str, Any], most: int) -> int:
@@ -134,6 +135,7 @@ class _Making:
     def __init__(self, order: Order, dtype: torch.dtype) -> None:
         self.order, self.settings, self.dtype = order, order.settings, dtype
         self.device = torch.device(order.how.get("device", "cpu"))
+        self.aside = Aside(Path(order.work))
         self.tensors: dict[str, Tensor] = {}
         self.alphas: dict[str, float] = {}
         self.ranks: dict[str, int] = {}
@@ -161,7 +163,7 @@ class _Making:
 
     def whole(self, name: str, tensor: Tensor) -> None:
         """Keep a tensor in the type of the result. Raises ActionFailed for NaN, Inf and overflow."""
-        self.tensors[name] = rounded(name, tensor.cpu().contiguous(), self.dtype)
+        self.tensors[name] = self.aside.put(rounded(name, tensor.cpu().contiguous(), self.dtype))
 
     def outcome(self, record: dict[str, Any]) -> Outcome:
         """Write all of it. Raises ActionFailed where nothing is left."""
@@ -177,13 +179,13 @@ class _Making:
         self._say(residual)
         return outcome
 
-    def _updates(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    def _updates(self) -> Iterator[tuple[str, Callable[[], Tensor], Tensor | None]]:
         for module, rank in self.ranks.items():
             up, down = self.tensors[f"{module}.lora_up"], self.tensors[f"{module}.lora_down"]
-            yield module, up.double() * (self.alphas[module] / rank), down.reshape(rank, -1)
+            yield module, partial(_widened, up, self.alphas[module] / rank), down.reshape(rank, -1)
         for name, tensor in self.tensors.items():
             if not name.endswith((".lora_up", ".lora_down")):
-                yield name, tensor.reshape(len(tensor), -1), None
+                yield name, partial(tensor.reshape, len(tensor), -1), None
 
     def _say(self, residual: float) -> None:
         """Write into the log what was kept, and of which modules least."""
@@ -193,6 +195,10 @@ class _Making:
         far = {m: (dropped / whole) ** 0.5 for m, (dropped, whole) in self.shares.items() if dropped}
         for module in sorted(far, key=lambda each: (-far[each], each))[:WORST]:
             print(f"  {far[module]:7.2%} of {module} at rank {self.ranks.get(module, 0)}")
+
+
+def _widened(tensor: Tensor, scale: float) -> Tensor:
+    return tensor.double() * scale
 
 
 # -- a LoRA of fewer ranks ---------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor
@@ -191,6 +193,25 @@ class Pack:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.file.__exit__(kind, error, at)
+
+
+class Aside:
+    """Tensors put aside in a file without a name, so that they take of memory only what the page cache spares."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- open as long as this is
+        self.end = 0
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """Write a tensor's bytes, and return a tensor that reads them there."""
+        memory = raw(tensor)
+        if not memory.nbytes:
+            return tensor
+        self.file.write(memory)
+        self.file.flush()
+        there = np.memmap(self.file, np.uint8, "c", self.end, (memory.nbytes,))  # what is changed stays in memory
+        self.end += memory.nbytes
+        return torch.from_numpy(there).view(tensor.dtype).reshape(tensor.shape)
 
 
 def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:

@@ -187,8 +187,10 @@ def by_rows(parameters: dict[str, Any], shapes: list[tuple[int, ...]]) -> list[b
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Return W + Σ changeᵢ(W) in fp64."""
     weight, *rest = (tensor.double() for tensor in tensors)
-    exact, total = dtype.itemsize > 2, weight.new_zeros(())  # 0 + −0 is 0, whatever the first change is
+    exact, total = dtype.itemsize > 2, None
     for kind, count, own in _updates(parameters):
-        total = total + kind_of(kind).delta(weight, own, rest[:count], exact=exact)
+        change = kind_of(kind).delta(weight, own, rest[:count], exact=exact)
+        total = change.add_(0.0) if total is None else total.add_(change)  # −0 is no change
         rest = rest[count:]
+    assert total is not None
     return total.add_(weight)

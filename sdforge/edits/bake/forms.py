@@ -1,8 +1,9 @@
 """The forms of LoRA as changes of one weight W: (out, in) or (out, in, k, k), everything in fp64.
 
 Products are `exact.product`, small systems are solved and norms are folded in a fixed order, all the rest is
-elementwise: to 16 bits the same bytes on every machine, and with `exact` to 32 as well. Letters in names: O out, I in
-(with the kernel: F, flattened), R rank, K blocks, B a block's edge.
+elementwise: to 16 bits the same bytes on every machine, and with `exact` to 32 as well. What a form returns is its
+caller's to change, since a whole weight in fp64 is large: up to 236 MB in SDXL. Letters in
+names: O out, I in (with the kernel: F, flattened), R rank, K blocks, B a block's edge.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ def change(weight: Tensor, parameters: dict[str, Any], tensors: list[Tensor], *,
     factors = {name: tensor.double() for name, tensor in zip(parameters["factors"], tensors, strict=True)}
     form = parameters["form"]
     if form in ROTATIONS:
-        turned = ROTATIONS[form](weight, factors, parameters, exact)
-        return float(parameters["strength"]) * turned
-    added = float(parameters["scale"]) * ADDITIVE[form](weight, factors, exact).reshape(weight.shape)
+        return ROTATIONS[form](weight, factors, parameters, exact).mul_(float(parameters["strength"]))
+    added = ADDITIVE[form](weight, factors, exact).reshape(weight.shape).mul_(float(parameters["scale"]))
     if "dora_scale" in factors:
-        return float(parameters["strength"]) * (_rescaled(weight + added, factors["dora_scale"]) - weight)
+        rescaled = _rescaled(added.add_(weight), factors["dora_scale"])
+        return rescaled.sub_(weight).mul_(float(parameters["strength"]))
     return added
 
 
@@ -52,16 +53,15 @@ def rows_of(form: str, shapes: dict[str, tuple[int, ...]], weight: tuple[int, ..
 
 
 def _rescaled(value: Tensor, magnitude: Tensor) -> Tensor:
-    """Return m · V / ‖V‖ (DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5).
+    """Turn V into m · V / ‖V‖ in its place (DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353, eq. 5).
 
     magnitude: (out, 1) for a norm per output row, (1, in) for one per input channel. What is zero stays as it is.
     """
     rows = magnitude.shape[1] == 1
-    matrix = value.reshape(value.shape[0], -1) if rows else value.transpose(0, 1).reshape(value.shape[1], -1)
-    norms = arithmetic.row_norms(matrix)
+    norms = arithmetic.row_norms(value if rows else value.transpose(0, 1))
     ratio = (magnitude.reshape(-1) / norms.clamp_min(sys.float_info.min)).where(norms > 0, 1.0)
     shape = [-1, *[1] * (value.dim() - 1)] if rows else [1, -1, *[1] * (value.dim() - 2)]
-    return value * ratio.reshape(shape)
+    return value.mul_(ratio.reshape(shape))
 
 
 def _product(a: Tensor, b: Tensor, exact: bool) -> Tensor:
@@ -90,7 +90,7 @@ def hadamard(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
         a, b = f[f"hada_w{i}_a"], f[f"hada_w{i}_b"]
         core = f.get(f"hada_t{i}")  # with a core, the first factor is kept transposed
         sides.append(_product(a, b, exact) if core is None else _tucker(core, a.T, b, exact))
-    return sides[0] * sides[1]
+    return sides[0].mul_(sides[1])
 
 
 def kronecker(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
@@ -110,9 +110,11 @@ def kronecker(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG00
 def general(weight: Tensor, f: Factors, exact: bool) -> Tensor:
     """W·a1·a2 + b1·b2, over input channels (GLoRA, Chavan et al. 2023, https://arxiv.org/abs/2306.07967)."""
     flat_FI = weight.reshape(*weight.shape[:2], -1).transpose(1, 2).reshape(-1, weight.shape[1])
-    mixed_FI = _product(_product(flat_FI, f["a1"], exact), f["a2"], exact)
-    mixed = mixed_FI.reshape(weight.shape[0], -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-    return mixed + _product(f["b1"], f["b2"], exact).reshape(weight.shape)
+    narrow_FR = _product(flat_FI, f["a1"], exact)
+    del flat_FI
+    mixed = _product(narrow_FR, f["a2"], exact).reshape(weight.shape[0], -1, weight.shape[1])
+    mixed = mixed.transpose(1, 2).reshape(weight.shape)
+    return mixed.add_(_product(f["b1"], f["b2"], exact).reshape(weight.shape))
 
 
 def scaled(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
@@ -123,7 +125,7 @@ def scaled(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
 def whole(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
     """A difference as it is: of a weight, a bias or a norm."""
     (difference,) = f.values()
-    return difference
+    return difference.clone()  # which is changed, and numbers that were fp64 already are the file's own
 
 
 def rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact: bool) -> Tensor:
@@ -137,8 +139,8 @@ def rotation(weight: Tensor, f: Factors, parameters: dict[str, Any], exact: bool
     if skew.dim() == 4:
         turned = _butterfly(weight, skew, exact)
     else:
-        turned = weight + _turn(_cayley(-skew), weight, exact)
-    return (turned * _columns(f["rescale"], weight) if "rescale" in f else turned) - weight
+        turned = _turn(_cayley(-skew), weight, exact).add_(weight)
+    return (turned.mul_(_columns(f["rescale"], weight)) if "rescale" in f else turned).sub_(weight)
 
 
 def _columns(values_O1: Tensor, weight: Tensor) -> Tensor:
@@ -177,12 +179,12 @@ def _butterfly(weight: Tensor, skew_MKBB: Tensor, exact: bool) -> Tensor:
 
     Factor i works on rows that lie 2^i half blocks apart. Its blocks are not transposed, unlike OFT's.
     """
-    half, value = skew_MKBB.shape[-1] // 2, weight
+    half, value = skew_MKBB.shape[-1] // 2, weight.clone()
     for i, skew_KBB in enumerate(skew_MKBB):
-        apart = value.reshape(-1, 2, 2**i * half, *weight.shape[1:]).transpose(1, 2)
-        rows = apart.reshape(weight.shape)
-        rows = rows + _turn(_cayley(skew_KBB), rows, exact)
-        value = rows.reshape(apart.shape).transpose(1, 2).reshape(weight.shape)
+        value = value.reshape(-1, 2, 2**i * half, *weight.shape[1:]).transpose(1, 2)
+        apart, value = value.shape, value.reshape(weight.shape)
+        value = _turn(_cayley(skew_KBB), value, exact).add_(value)
+        value = value.reshape(apart).transpose(1, 2).reshape(weight.shape)
     return value
 
 

@@ -133,4 +133,4 @@ def delta(
 
     up, down = tensors
     update = product(up, down.reshape(down.shape[0], -1), sliced=exact).reshape(weight.shape)
-    return update * float(parameters["scale"])
+    return update.mul_(float(parameters["scale"]))
