@@ -12,7 +12,7 @@ from typing import Any
 
 from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
 from sdforge.build import Build
-from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, exit_code
+from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, counted, exit_code
 from sdforge.executors import Executor
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
@@ -55,6 +55,8 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         refuse_mistakes(session, made)
         for warning in warnings(session, made):
             view.note(f"{warning.place}: {warning.message}")
+    if cost := trainings_in_words(session, made):
+        view.note(cost)
     build = Build(session, executor(session, wishes.on, options), view, options)
     began = time.monotonic()
     try:
@@ -154,11 +156,10 @@ def against_pin(session: Session, step: Step) -> dict[str, Any]:
 def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = False) -> None:
     """Print the plan: states, reasons, time from history, disk needed and free; with `blocks` what each block gets."""
     explainer = Explainer(session, plan)
-    needed, free = room(session, plan)
-    spent, complete = total(session, plan)
     rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
     if as_json:
         actions = [_planned(session, step, causes, blocks=blocks) for step, causes in rows]
+        (needed, free), (spent, _) = room(session, plan), total(session, plan)
         print(
             json.dumps({"v": 1, "event": "plan", "actions": actions, "bytes": needed, "free": free, "seconds": spent})
         )
@@ -192,13 +193,28 @@ def show_plan(session: Session, plan: Plan, *, as_json: bool, blocks: bool = Fal
     for text in barred(plan):
         say(f"  note: {text}")
     counts += [f"{sum(s.restore for s, _ in rows)} to restore"] if any(s.restore for s, _ in rows) else []
-    cost = ""
-    if plan.to_do:
-        known = f"about {seconds(spent)}{'' if complete else ' and what has never run here'}"
-        cost = f" · {known if complete or spent else 'how long is not known yet'}"
-        cost += f" · +{size(needed)} (free: {size(free)})" if needed else ""
-    say(f"  {', '.join(counts)}{cost}. Nothing was done.")
+    cost = [cost_in_words(session, plan)] if plan.to_do else []
+    say(f"  {' · '.join([', '.join(counts), *cost])}. Nothing was done.")
     refuse_lack(session, plan)
+
+
+def cost_in_words(session: Session, plan: Plan) -> str:
+    """Return how long a plan will take, as far as that is known, and what it needs of the disk."""
+    (needed, free), (spent, complete) = room(session, plan), total(session, plan)
+    known = f"about {seconds(spent)}{'' if complete else ' and what has never run here'}"
+    disk = f" · +{size(needed)} (free: {size(free)})" if needed else ""
+    return f"{known if complete or spent else 'how long is not known yet'}{disk}"
+
+
+def trainings_in_words(session: Session, plan: Plan) -> str:
+    """Return what will be trained and its cost, "" for a plan without trainings: said before the first one begins."""
+    found = [s for s in plan.to_do if s.node.target.signature.group == "trainings" and s.state in ("build", "maybe")]
+    if not found:
+        return ""
+    steps = sum(json.loads(step.node.target.settings).get("steps", 0) - begun(session, step) for step in found)
+    maybe = "at most " if any(step.state == "maybe" for step in found) else ""
+    many = f", {maybe}{counted(steps, 'step')}" if steps else ""
+    return f"{counted(len(found), 'training')}{many} · {cost_in_words(session, plan)}"
 
 
 def _planned(session: Session, step: Step, causes: list[Cause], *, blocks: bool) -> dict[str, Any]:

@@ -45,11 +45,13 @@ class Token(NamedTuple):
 
 
 def secret(name: str) -> str:
-    """Return what an environment variable holds of a secret, or "".
+    """Return the secret that an environment variable holds, or "". Raises UsageError as `sendable` does."""
+    return sendable(name, os.environ.get(name, ""))
 
-    Raises UsageError, which does not show it, for what cannot be sent.
-    """
-    value = os.environ.get(name, "").strip()
+
+def sendable(name: str, value: str) -> str:
+    """Return a secret without the blanks around it. Raises UsageError, which does not show it, for what no token is."""
+    value = value.strip()
     if not value.isascii() or not value.isprintable():
         raise UsageError(f"{name} holds characters that no token has", hint="set it once more; it may be cut off")
     return value
@@ -58,6 +60,14 @@ def secret(name: str) -> str:
 def hub_endpoint() -> str:
     """Return the Hugging Face Hub's address, or that of the mirror that HF_ENDPOINT names."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def hub_token() -> Token:
+    """Return the token for the Hub: that of HF_TOKEN, or what `hf auth login` left. Raises UsageError as `sendable`."""
+    import huggingface_hub
+
+    value = sendable("HF_TOKEN", huggingface_hub.get_token() or "")
+    return Token(urlsplit(hub_endpoint()).netloc, "HF_TOKEN", value)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

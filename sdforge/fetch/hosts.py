@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sdforge.errors import ResourceError, UsageError
 from sdforge.fetch.wire import Remote, ask
-from sdforge.lines import Token, hub_endpoint, secret
+from sdforge.lines import Token, hub_endpoint, hub_token, secret
 from sdforge.names import DEVICES
 from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 
@@ -88,12 +88,11 @@ def _understood(who: str, about: str) -> Iterator[None]:
 
 
 def _hub(reference: Hub) -> Behind:
-    import huggingface_hub
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     endpoint = hub_endpoint()
-    token = Token(urlsplit(endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
+    token = hub_token()
     try:
         found = HfApi(endpoint, token=token.value or False).model_info(
             reference.repository, revision=reference.revision, files_metadata=True, timeout=30

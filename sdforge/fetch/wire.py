@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
-from sdforge.lines import BROKEN, Patience, Token, chunks, open_line, reason, without_query
+from sdforge.lines import BROKEN, Patience, Token, chunks, open_line, reason
+from sdforge.references import without_query
 from sdforge.store.files import CHUNK, resources
 
 PATIENCE = Patience(silent=30.0, seconds=30.0, slowest=1000)

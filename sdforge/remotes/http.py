@@ -12,11 +12,10 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sdforge.errors import ResourceError, UsageError
 from sdforge.lines import BROKEN, Patience, chunks, reason, secret
-from sdforge.references import SECURE_OR_HERE
+from sdforge.references import SECURE_OR_HERE, address_parts, without_query
 from sdforge.store.files import resources
 
 TOKEN = "FORGE_REMOTE_TOKEN"
@@ -40,9 +39,10 @@ class HttpRemote:
     """The cache behind an address."""
 
     def __init__(self, address: str) -> None:
-        parts = urlsplit(address)
-        if not parts.hostname or parts.username or parts.query:
-            raise UsageError(f"{address!r} is no address of a remote cache", hint=f"a token belongs into {TOKEN}")
+        parts = address_parts(address)
+        if parts is None or not parts.hostname or parts.username or parts.query:
+            hint = f"as in https://HOST/PATH; a token belongs into {TOKEN}"
+            raise UsageError(f"{without_query(address)} is no address of a remote cache", hint=hint)
         self.address = address.rstrip("/")
         self.host = parts.hostname
         token = secret(TOKEN)

@@ -13,10 +13,9 @@ import re
 import urllib.error
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from sdforge.errors import UsageError
-from sdforge.lines import Token, hub_endpoint, open_line, refuse_insecure
+from sdforge.lines import hub_endpoint, hub_token, open_line, refuse_insecure
 from sdforge.references import PART
 from sdforge.remotes.http import PATIENCE, Asked, out_of_service, tried, write
 
@@ -43,7 +42,7 @@ class HubRemote:
         self.kind = "dataset" if found[1] else "model"
         self.endpoint = hub_endpoint()
         refuse_insecure(self.endpoint)  # the library would send the token there
-        self.token = Token(urlsplit(self.endpoint).netloc, "HF_TOKEN", huggingface_hub.get_token() or "")
+        self.token = hub_token()
         self.api = huggingface_hub.HfApi(self.endpoint, token=self.token.value or False)
         disable_progress_bars()  # ours are the reporter's
         self.uploaded: dict[str, CommitOperationAdd] = {}  # path → what the next commit adds

@@ -170,6 +170,15 @@ def test_plain_lines_name_steps(project: Project) -> None:
     assert "\x1b" not in out
 
 
+def test_what_is_trained_and_its_cost_are_said_before_it_begins(project: Project) -> None:
+    out = project.forge("build").out
+    assert re.search(r"^  3 trainings, 30 steps · how long is not known yet · \+.* \(free: .*\)$", out, re.MULTILINE)
+    assert out.index("3 trainings") < out.index("running")
+    project.edit("[rehearsal.c]", "[rehearsal.c]\nsteps = 20")
+    assert re.search(r"^  1 training, 1?\d steps · about", project.forge("build").out, re.MULTILINE)
+    assert "training" not in project.forge("build").out
+
+
 def test_a_terminal_shows_the_same_without_leaving_marks(project: Project) -> None:
     said = on_a_terminal(project, "build", REHEARSAL_PAUSE="0.1")
     assert re.search(r"step \d+/10 +loss \d+\.\d+ +\d+\.\d steps/s +\d+\.\d s left", said)

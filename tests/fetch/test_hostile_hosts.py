@@ -203,14 +203,18 @@ def test_a_token_goes_along_where_its_own_host_leads_on(
     assert [path.read_bytes() for path in fetched(root)] == [DATA]
 
 
-@pytest.mark.parametrize("value", [f"{SECRET}\n", f"{SECRET}\x01", f"{SECRET}ü"])
+@pytest.mark.parametrize(
+    ("name", "reference"), [("CIVITAI_TOKEN", "civitai.com/models/12"), ("HF_TOKEN", "hf://a/b/x.pt")]
+)
+@pytest.mark.parametrize("end", ["\n", "\x01", "ü"])
 def test_a_token_that_cannot_be_sent_is_not_shown(
-    root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch, value: str
+    root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch, name: str, reference: str, end: str
 ) -> None:
-    monkeypatch.setenv("CIVITAI_TOKEN", value)
+    monkeypatch.setenv(name, f"{SECRET}{end}")
     civitai(host)
-    source(root, "civitai.com/models/12")
-    said = forge("fetch", code=0 if value.endswith("\n") else 2)  # the end of a line is no part of it
+    host.repositories["a/b"] = {"x.pt": DATA}
+    source(root, reference)
+    said = forge("fetch", code=0 if end.isspace() else 2)  # the end of a line is no part of it
     assert SECRET not in said.out + said.err
     assert {token for _, _, token in host.asked} <= {f"Bearer {SECRET}"}
 

@@ -95,10 +95,23 @@ def test_a_name_and_a_password_are_sent_as_servers_ask_for_them(
     assert remote.headers == {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
 
 
-@pytest.mark.parametrize("address", ["ftp://x/y", "https://user:secret@x/y", "https://", "../outside", "s4://b"])
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://x/y", "https://user:secret@x/y", "https://x/y?token=secret", "https://x:y/", "https://", "../up", "s4://b"],
+)
 def test_what_is_no_remote_is_refused(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as said:
         open_remote(address, tmp_path)
+    assert "secret" not in said.value.message + said.value.hint
+
+
+def test_a_token_that_cannot_be_sent_is_refused_without_being_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TOKEN, "t0k\x01en")
+    with pytest.raises(UsageError, match=TOKEN) as said:
+        open_remote("http://127.0.0.1:1/cache", tmp_path)
+    assert "t0k" not in said.value.message + said.value.hint
 
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
