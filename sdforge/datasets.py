@@ -13,6 +13,7 @@ from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_b
 
 VERSION = 4  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
+MOST_CAPTION = 100_000  # bytes: a prompt of a thousand times the length that is read
 DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
 # what is told of a data set beside what it is: pictures without a caption; sizes, sha256 → width and height in pixels;
 # what is wrong with pictures that cannot be read; pictures that lie there and are passed over
@@ -86,7 +87,7 @@ class _Reading:
         """Take in the pictures of one folder."""
         if folder != self.path:
             self.places.append(folder)
-        self.passed_over += [p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in OTHERS]
+        self.passed_over += [self._shown(p.name) for p in sorted(folder.iterdir()) if p.suffix.lower() in OTHERS]
         for picture in sorted(p for p in folder.iterdir() if self._is_picture(p)):
             captions = self._captions(picture, words)
             mask = self._mask(picture)
@@ -107,11 +108,20 @@ class _Reading:
             self.unreadable.append(str(error))
 
     def _named(self, path: Path) -> str:
+        name = self._shown(str(path.relative_to(self.path)))
         self.check(path)
         self.places.append(path)
         sha256 = self.digest(path)
-        self.names.setdefault(sha256, []).append(str(path.relative_to(self.path)))
+        self.names.setdefault(sha256, []).append(name)
         return sha256
+
+    def _shown(self, name: str) -> str:
+        """Return a name that can be written down. Raises UsageError for one that cannot."""
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{self.name}: the name {name!r} is not UTF-8", hint="rename it") from None
+        return name
 
     def _captions(self, picture: Path, words: str) -> list[str]:
         """Return the captions of a picture, as they are used."""
@@ -121,6 +131,8 @@ class _Reading:
         if table["captions"] != "none" and text.is_file():
             self.check(text)
             self.places.append(text)
+            if text.stat().st_size > MOST_CAPTION:
+                raise UsageError(f"{self.name}: {text} is no caption: it has more than {MOST_CAPTION:,} bytes")
             try:
                 found = [text.read_text(encoding="utf-8-sig").strip()]  # some editors put a mark in front
             except UnicodeDecodeError:

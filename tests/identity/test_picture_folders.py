@@ -163,6 +163,20 @@ def test_a_caption_that_is_no_utf_8_is_refused(folder: Path) -> None:
         identity(folder)
 
 
+@pytest.mark.parametrize("ending", ["png", "gif"])
+def test_a_name_that_is_no_utf_8_is_refused_and_shown(folder: Path, ending: str) -> None:
+    (folder / os.fsdecode(b"caf\xe9." + ending.encode())).write_bytes((folder / "a.png").read_bytes())
+    with pytest.raises(UsageError, match=r"the name 'caf\\udce9\.") as caught:
+        identity(folder)
+    assert caught.value.hint == "rename it"
+
+
+def test_a_text_that_is_far_too_long_is_no_caption(folder: Path) -> None:
+    (folder / "a.txt").write_text("a dog, " * 20_000)
+    with pytest.raises(UsageError, match="is no caption"):
+        identity(folder)
+
+
 # -- folders as kohya's scripts have them, templates, masks ------------------------------------------------------------
 
 
