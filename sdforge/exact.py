@@ -340,14 +340,21 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
     result is: each factor is split into two slices of 23 bits on a grid per row (column), whose products are sums of
     integers below 2^53 and so without rounding in any order (Ozaki et al. 2012, doi 10.1007/s11075-011-9478-1).
     """
-    result = up.new_zeros(up.shape[0], down.shape[1]).double()
+    import torch
+
+    result = up.new_empty(up.shape[0], down.shape[1], dtype=torch.float64)
     for start in range(0, up.shape[1], RANKS):
         a, b = up[:, start : start + RANKS].double(), down[start : start + RANKS].double()
         lefts, rights = (_slices(a, 1), _slices(b, 0)) if sliced else ((a,), (b,))
         for row in range(0, len(result), ROWS):
             rows = result[row : row + ROWS]
             part = _summed([left[row : row + ROWS] for left in lefts], rights)
-            rows.copy_(rows + part if start else part)
+            if start:
+                rows.add_(part)
+            elif len(part) == len(result):
+                result = part
+            else:
+                rows.copy_(part)
     return result
 
 

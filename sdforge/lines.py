@@ -53,7 +53,8 @@ def secret(name: str) -> str:
 def sendable(name: str, value: str) -> str:
     """Return a secret without the blanks around it. Raises UsageError, which does not show it, for what no token is."""
     value = value.strip()
-    if not value.isascii() or not value.isprintable():
+    password = ":" in value  # NAME:PASSWORD goes in base64, and may hold any letters (RFC 7617)
+    if not value.isprintable() or not (value.isascii() or password):
         raise UsageError(f"{name} holds characters that no token has", hint="set it once more; it may be cut off")
     return value
 

@@ -143,7 +143,8 @@ class Sources:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
         found = None
         if folder is not None and whole:
-            found = folder if (folder / COMPLETE).exists() else None
+            names = (COMPLETE, *self.pinned(taken.id).get("files", {}))
+            found = folder if all((folder / each).is_file() for each in names) else None
         elif folder is not None:
             found = next((path for path in sorted(folder.glob("*")) if path.is_file()), None)
         if found is not None:

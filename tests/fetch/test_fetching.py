@@ -428,6 +428,12 @@ def test_another_machine_gets_the_same_from_git_and_the_hosts(tmp_path: Path, to
     assert one.build().built == []
     host.commit = COMMIT
 
+    (config,) = (one.root / "cache" / "v1" / "fetched").glob("*/vae/config.json")
+    config.unlink()  # without it the VAE is another one
+    assert "`forge fetch base` gets it" in one.forge("plan", code=2).err
+    one.forge("fetch")
+    assert one.build().built == []
+
     two: Project = one.clone(tmp_path / "two")
     two.forge("fetch")
     assert two.lock == one.lock
