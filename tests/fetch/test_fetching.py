@@ -106,6 +106,18 @@ def test_what_has_come_is_kept_for_the_next_command(root: Path, host: Host, forg
     assert [asked for path, asked, _ in host.asked if "resolve" in path] == [f"bytes={len(DATA) // 2}-"]
 
 
+def test_what_has_come_of_a_file_that_nothing_promises_is_not_joined_to_another(
+    root: Path, host: Host, forge: Forge
+) -> None:
+    host.files["/x.safetensors"] = DATA
+    host.faults = ["cut"] + ["503"] * (wire.TRIES - 1)
+    source(root, f"{host.url}/x.safetensors")
+    forge("fetch", code=4)
+    host.files["/x.safetensors"] = other = DATA[::-1]
+    forge("fetch")
+    assert [p.read_bytes() for p in fetched(root)] == [other]
+
+
 def test_a_line_that_stands_still_is_left(
     root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
