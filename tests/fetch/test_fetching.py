@@ -168,6 +168,18 @@ def test_a_file_that_changed_behind_its_address_is_refused_until_it_is_taken(
     assert "here" in forge("fetch").out
 
 
+def test_a_host_that_answers_for_a_pinned_revision_with_another_is_refused(
+    root: Path, host: Host, forge: Forge
+) -> None:
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    source(root, "hf://a/b/x.safetensors")
+    forge("fetch")
+    _, described = host.answer("/api/models/a/b")
+    host.json[f"/api/models/a/b/revision/{COMMIT}"] = described | {"sha": "f" * 40}
+    assert f"is hf://a/b@{'f' * 40}/x.safetensors now" in forge("fetch", code=3).out
+    assert pinned(root)["resolved"] == f"hf://a/b@{COMMIT}/x.safetensors"
+
+
 def test_a_web_page_is_no_file(root: Path, host: Host, forge: Forge) -> None:
     civitai(host)
     host.faults = ["html"]
