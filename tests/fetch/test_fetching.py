@@ -168,6 +168,16 @@ def test_a_file_that_changed_behind_its_address_is_refused_until_it_is_taken(
     assert "here" in forge("fetch").out
 
 
+def test_a_folder_of_which_a_file_is_missing_is_not_said_to_be_whole(root: Path, host: Host, forge: Forge) -> None:
+    host.repositories["a/b"] = {"model_index.json": b"{}", "unet/diffusion_pytorch_model.safetensors": DATA}
+    host.faults = ["", "404"]
+    source(root, "hf://a/b")
+    forge("fetch", code=2)
+    assert list((root / "cache").rglob(".complete")) == []
+    forge("fetch")
+    assert len(list((root / "cache").rglob(".complete"))) == 1
+
+
 def test_a_host_that_answers_for_a_pinned_revision_with_another_is_refused(
     root: Path, host: Host, forge: Forge
 ) -> None:
