@@ -14,8 +14,10 @@ import platform
 import select
 import signal
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 # asm/unistd_64.h
@@ -55,10 +57,30 @@ CALL, REPLY = struct.Struct("<QIIi60x"), struct.Struct("<QqiI")  # seccomp_notif
 Decide = Callable[[str, int], str]  # a call's name, and how manieth of its name: "", `kill`, or an error's name
 
 
+@cache
 def lacks() -> str:
     """Say why calls cannot be watched here; "" where they can."""
-    fits = platform.system() == "Linux" and platform.machine() == "x86_64" and hasattr(os, "pidfd_open")
-    return "" if fits else "needs Linux on x86-64"
+    if platform.system() != "Linux" or platform.machine() != "x86_64" or not hasattr(os, "pidfd_open"):
+        return "needs Linux on x86-64"
+    return "" if _is_allowed() else "needs seccomp's listener and pidfd_getfd(2), which are not allowed here"
+
+
+def _is_allowed() -> bool:
+    """Try it on a process that makes a folder, and is not let."""
+    with tempfile.TemporaryDirectory() as place:
+        if (child := os.fork()) == 0:
+            try:
+                listen(["mkdir"], Path(place, "listener"))
+                os.mkdir(f"{place}/folder")  # noqa: PTH102 -- the call itself
+            finally:
+                os._exit(0)
+        try:
+            return watch(child, Path(place, "listener"), lambda *_: "EIO")["mkdir"] == 1
+        except OSError:
+            os.kill(child, signal.SIGKILL)
+            return False
+        finally:
+            os.waitpid(child, 0)
 
 
 def listen(names: Iterable[str], told: Path) -> None:
@@ -131,6 +153,8 @@ def _taken(process: int, told: Path) -> int:
                 return int(found)
             if found >= 0:
                 os.close(found)
+            elif ctypes.get_errno() != errno.EBADF:  # which it is before there is a listener
+                raise OSError(ctypes.get_errno(), "the listener is not to be had")
     raise OSError(errno.ESRCH, "it ended before it listened")
 
 

@@ -128,6 +128,8 @@ def serve() -> None:
             print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
             continue
         place = tempfile.mkdtemp(prefix="quick-")
+        for name in ("out", "err"):
+            Path(place, name).touch()  # also if the command is killed before it can write
         if not (pid := os.fork()):
             run(wish, place)
         print(json.dumps([pid, place]), flush=True)

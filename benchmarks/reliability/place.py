@@ -39,7 +39,7 @@ checkpoint = "base"
 insert = ["word"]
 """
 EVERY, STEPS = 2, 6  # steps between states of the rehearsal, and of all
-LATE = (  # what a build imports when it comes to it: a fork has it already, which halves the time of a case
+LATE = (  # what a build imports when it comes to it; a fork has it already
     *("PIL.ImageFont", "PIL.PngImagePlugin", "numpy.random", "concurrent.futures.thread", "difflib", "sdforge.verdict"),
     *("sdforge.families.sd15", "sdforge.import_step", "sdforge.report.page", "sdforge.report.sheet", "sdforge.verify"),
 )

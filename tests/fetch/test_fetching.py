@@ -109,6 +109,18 @@ def test_what_has_come_is_kept_for_the_next_command(root: Path, host: Host, forg
     assert [asked for path, asked, _ in host.asked if "resolve" in path] == [f"bytes={len(DATA) // 2}-"]
 
 
+def test_what_has_come_of_a_file_that_nothing_promises_is_not_joined_to_another(
+    root: Path, host: Host, forge: Forge
+) -> None:
+    host.files["/x.safetensors"] = DATA
+    host.faults = ["cut"] + ["503"] * (wire.TRIES - 1)
+    source(root, f"{host.url}/x.safetensors")
+    forge("fetch", code=4)
+    host.files["/x.safetensors"] = other = DATA[::-1]
+    forge("fetch")
+    assert [p.read_bytes() for p in fetched(root)] == [other]
+
+
 def test_a_line_that_stands_still_is_left(
     root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +169,28 @@ def test_a_file_that_changed_behind_its_address_is_refused_until_it_is_taken(
     forge("lock", "--update")
     assert pinned(root)["files"] == {"x.safetensors": hashlib.sha256(DATA[::-1]).hexdigest()}
     assert "here" in forge("fetch").out
+
+
+def test_a_folder_of_which_a_file_is_missing_is_not_said_to_be_whole(root: Path, host: Host, forge: Forge) -> None:
+    host.repositories["a/b"] = {"model_index.json": b"{}", "unet/diffusion_pytorch_model.safetensors": DATA}
+    host.faults = ["", "404"]
+    source(root, "hf://a/b")
+    forge("fetch", code=2)
+    assert list((root / "cache").rglob(".complete")) == []
+    forge("fetch")
+    assert len(list((root / "cache").rglob(".complete"))) == 1
+
+
+def test_a_host_that_answers_for_a_pinned_revision_with_another_is_refused(
+    root: Path, host: Host, forge: Forge
+) -> None:
+    host.repositories["a/b"] = {"x.safetensors": DATA}
+    source(root, "hf://a/b/x.safetensors")
+    forge("fetch")
+    _, described = host.answer("/api/models/a/b")
+    host.json[f"/api/models/a/b/revision/{COMMIT}"] = described | {"sha": "f" * 40}
+    assert f"is hf://a/b@{'f' * 40}/x.safetensors now" in forge("fetch", code=3).out
+    assert pinned(root)["resolved"] == f"hf://a/b@{COMMIT}/x.safetensors"
 
 
 def test_a_web_page_is_no_file(root: Path, host: Host, forge: Forge) -> None:

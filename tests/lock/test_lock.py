@@ -144,6 +144,15 @@ def test_two_results_of_one_key_stand_side_by_side_after_a_conflict() -> None:
     assert sorted(read_lock(text.encode(), "forge.lock").pins("a" * 64)) == ["1" * 64, "2" * 64]
 
 
+def test_plan_keys_of_one_result_add_up_after_a_conflict() -> None:
+    one, two = Lock(), Lock()
+    one.pin(a_pin(plans=["e" * 64]), replace=True)
+    two.pin(a_pin(plans=["f" * 64]), replace=True)
+    text = f"<<<<<<< HEAD\n{one.dump()}=======\n{two.dump()}>>>>>>> other\n"
+    (pin,) = read_lock(text.encode(), "forge.lock").pins("a" * 64).values()
+    assert pin.plans == ["e" * 64, "f" * 64]
+
+
 def test_the_marks_of_a_git_merge_are_refused_with_the_way_out(lock: Lock) -> None:
     text = lock.dump().replace("[source.flat]", "<<<<<<< HEAD\n[source.flat]")
     with pytest.raises(UsageError) as caught:
