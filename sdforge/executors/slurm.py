@@ -27,6 +27,11 @@ OVER = {
     *("REVOKED", "TIMEOUT", GONE),
 }  # fmt: skip
 FOR_GOOD = {"CANCELLED": CANCELLED, "OUT_OF_MEMORY": MEMORY}  # how a job ends that would end alike again
+# what Slurm says in a job's log of one that it ended for its memory, which not every Slurm then calls OUT_OF_MEMORY
+TOO_MUCH = re.compile(
+    rb"^(slurmstepd|srun)\b.*(exceeded .*memory limit|oom.kill|out of memory)", re.IGNORECASE | re.MULTILINE
+)
+TAIL = 1 << 16  # bytes of a log in which that is looked for
 # why a job waits that will not begin until somebody changes it, the partition or its account
 HOPELESS = re.compile(
     r"PartitionTimeLimit|PartitionConfig|BadConstraints|AccountNotAllowed|QOSNotAllowed|Invalid(Account|QOS)|QOSMin\w+"
@@ -112,7 +117,11 @@ class SlurmJob:
         self.over_in = self.over_in or number
         if number == self.over_in:
             return None
-        return Ended(row.reason, LIMITS) if hopeless else Ended(row.state, FOR_GOOD.get(row.state, LOST))
+        if hopeless:
+            return Ended(row.reason, LIMITS)
+        if row.state == "FAILED" and TOO_MUCH.search(_tail(Path(self.log))):
+            return Ended("FAILED, and its log says why", MEMORY)
+        return Ended(row.state, FOR_GOOD.get(row.state, LOST))
 
     def stands(self) -> str:
         _, row = self.queue.look(self.name)
@@ -123,6 +132,16 @@ class SlurmJob:
 
     def cancel(self) -> None:
         self.job.cancel(check=False)
+
+
+def _tail(path: Path) -> bytes:
+    """Return the end of a file; nothing of one that is not there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL))
+            return file.read()
+    except OSError:
+        return b""
 
 
 class ProcessJob:
@@ -169,8 +188,9 @@ class SubmititLauncher:
             "name": "forge",
             "timeout_min": resources.minutes,
             "cpus_per_task": resources.cpus,
-            "gpus_per_node": resources.gpus,
         }
+        if resources.gpus:
+            found["gpus_per_node"] = resources.gpus
         if resources.memory:
             found["mem_gb"] = math.ceil(resources.memory / 2**20) / 2**10  # its GB are 1024 MB of Slurm's
         if self.kind == "slurm":

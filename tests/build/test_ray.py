@@ -107,7 +107,7 @@ def test_what_no_node_has_is_said_and_not_waited_for_for_ever(
     assert main(["-C", str(fresh.root), "build", "--plain", "--on", f"ray:{cluster.address}"]) == 4
     said = capsys.readouterr().out
     lacking = "no node of the cluster has as much, but at most 2 CPUs, 1 GPUs, 4.3 GB of memory"
-    assert f"toy:a: waits: {lacking}" in said
+    assert f"    a: waits: {lacking}" in said
     assert f"its job would wait for ever ({lacking})" in said
     assert 'it asks for 8 GPUs, 1 CPU, 1.1 GB, 30 min; less can be asked for in [cluster.targets."toy:a"]' in said
     assert taken(cluster) == (0, 0, 0)
