@@ -52,9 +52,8 @@ ALONE = [(name, of) for name in OWN for of in family_names() if meant_alone(name
 # what a loop can do besides → the training, its settings
 BESIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "class images": ("dreambooth", {"prior": True}),
-    "class images for a LoRA": ("lora", {"prior": True}),
     "what the checkpoint says without the word": ("lora", {"preserve": "cat", "trigger": "<toy>"}),
-    "directions and convolutions": ("lora", {"dora": True, "conv_rank": 1, "text_encoder": True}),
+    "directions and convolutions": ("lora", {"dora": True, "rank": 1, "conv_rank": 1}),
 }
 
 
