@@ -6,7 +6,8 @@ frozen in `tests/families/*.names`): level i, layer j of the way down is `input_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterable, Iterator
 
 from sdforge.families import Name
 
@@ -196,3 +197,25 @@ def clip_vision_names(component: str, single: str, layers: int) -> Iterator[Name
             yield Name(component, f"{model}{ours}.{part}", f"{single}{theirs}.{part}")
     yield from _open_clip_layers(component, f"{model}encoder.layers.", f"{single}transformer.resblocks.", layers)
     yield Name(component, "visual_projection.weight", f"{single}proj", turned=True)
+
+
+LAYER = re.compile(r"(.*\.layers\.)(\d+)\.")
+
+
+def lacking(names: Iterable[Name], here: Collection[str]) -> list[str]:
+    """Return the canonical names that a component lacks, sorted; here: those that it has.
+
+    What is optional is there whole or not at all: a layer with all before it, a shortcut with weight and bias.
+    """
+    deepest: dict[str, int] = {}
+    for found in filter(None, map(LAYER.match, here)):
+        deepest[found[1]] = max(deepest.get(found[1], 0), int(found[2]))
+    modules = {name.rpartition(".")[0] for name in here}
+
+    def belongs(name: Name) -> bool:
+        layer = LAYER.match(name.canonical)
+        if layer:
+            return int(layer[2]) <= deepest.get(layer[1], 0)
+        return not name.optional or name.canonical.rpartition(".")[0] in modules
+
+    return sorted(name.canonical for name in names if name.canonical not in here and belongs(name))

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, families
-from sdforge.families.naming import VAE_ATTENTION_OLD
+from sdforge.families.naming import VAE_ATTENTION_OLD, lacking
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
@@ -142,8 +142,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout, h
                 unknown.append(raw)
     if unknown:
         raise UsageError(f"{path / component} holds tensors that {found.title} does not have: {', '.join(unknown[:3])}")
-    gaps = sorted(name for name, known_ in known.items() if not known_.optional and name not in here)
-    if gaps:
+    if gaps := lacking(known.values(), here):
         raise UsageError(f"{path / component} lacks {len(gaps)} tensors: {', '.join(gaps[:3])}")
 
 

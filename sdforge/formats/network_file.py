@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, families
+from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import CROSS, EMA
 from sdforge.families.strangers import FAMILIES_HINT, TOLD
 from sdforge.formats.diffusers_folder import canonical_name
@@ -90,5 +91,5 @@ def _take(path: Path, header: Header, layout: Layout, family: Family, known: dic
     if unknown or len(set(here)) < len(here):
         odd = unknown or [name for name in here if here.count(name) > 1]
         raise UsageError(f"{path} holds tensors that no {component} here has: {', '.join(odd[:3])}")
-    if gaps := sorted(name.canonical for name in known.values() if not name.optional and name.canonical not in here):
+    if gaps := lacking(known.values(), here):
         raise UsageError(f"{path} has a {component} without {gaps[0]}", hint="the file is incomplete")

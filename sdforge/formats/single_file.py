@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, family_of
+from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
@@ -123,11 +124,10 @@ def taken_apart(
 
 def _refuse_gaps(path: Path, family: Family, layout: Layout) -> None:
     """A component is there whole or not at all."""
-    shapes = layout.shapes()
-    for name in family.names():
-        here = shapes.get(name.component)
-        if here and not name.optional and name.canonical not in here:
-            raise UsageError(f"{path} has a {name.component} without {name.canonical}", hint="the file is incomplete")
+    for component, here in layout.shapes().items():
+        own = (name for name in family.names() if name.component == component)
+        if gaps := lacking(own, here):
+            raise UsageError(f"{path} has a {component} without {gaps[0]}", hint="the file is incomplete")
 
 
 def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name, families
-from sdforge.families.naming import open_clip_names
+from sdforge.families.naming import lacking, open_clip_names
 from sdforge.families.stable_diffusion import TABLE, StableDiffusion, TextEncoder
 from sdforge.families.strangers import FAMILIES_HINT
 from sdforge.formats.diffusers_folder import canonical_name, read_json, weight_files
@@ -91,7 +91,7 @@ def _read(path: Path, files: list[tuple[Path, Header]]) -> Layout:
                 unknown.append(raw)
     if unknown:
         raise UsageError(f"{path} holds tensors that no text encoder here has: {', '.join(unknown[:3])}")
-    _refuse_gaps(path, layout, encoder, layers)
+    _refuse_gaps(path, layout, encoder)
     _note_words(path, layout, encoder)
     return layout
 
@@ -134,15 +134,12 @@ def _read_over(raw: str, encoder: TextEncoder) -> str:
     return next((why for start, why in BESIDE.items() if raw.startswith(start)), "")
 
 
-def _refuse_gaps(path: Path, layout: Layout, encoder: TextEncoder, layers: int) -> None:
-    """Every layer is there whole. layers: how many the file has."""
+def _refuse_gaps(path: Path, layout: Layout, encoder: TextEncoder) -> None:
     here = {tensor.name for tensor in layout.tensors}
     if len(here) < len(layout.tensors):
         raise UsageError(f"{path} holds the text model's projection twice")
-    for name in encoder.names():
-        layer = LAYER.match(name.canonical)
-        if name.canonical not in here and (layer is None or int(layer[1]) < layers):
-            raise UsageError(f"{path} has a text encoder without {name.canonical}", hint="the file is incomplete")
+    if gaps := lacking(encoder.names(), here):
+        raise UsageError(f"{path} has a text encoder without {gaps[0]}", hint="the file is incomplete")
 
 
 def _note_words(path: Path, layout: Layout, encoder: TextEncoder) -> None:

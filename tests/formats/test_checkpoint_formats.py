@@ -174,6 +174,32 @@ def test_a_missing_tensor_is_refused_by_name(lost: str, exported: Path, tmp_path
         read_layout(path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoder.text_model.encoder.layers.1.mlp.fc1.bias",  # narrow copies have fewer layers, but whole ones
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.weight",
+        "unet.down_blocks.2.resnets.0.conv_shortcut.bias",  # only where widths differ, but then with both
+        "vae.decoder.conv_out.weight",
+    ],
+)
+def test_a_tensor_less_is_refused_in_every_layout(name: str, exported: Path, tmp_path: Path) -> None:
+    component, _, own = name.partition(".")
+    single = next(n.single for n in SD15.names() if (n.component, n.canonical) == (component, own))
+
+    def less(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert tensors.keys() & {single, own}
+        return {name: tensor for name, tensor in tensors.items() if name not in (single, own)}
+
+    with pytest.raises(UsageError, match=f"without {own}"):
+        read_layout(changed(exported / "checkpoint.safetensors", tmp_path / "less.safetensors", less))
+    folder = Path(shutil.copytree(exported / "diffusers", tmp_path / "folder"))
+    file = next((folder / component).glob("*.safetensors"))
+    changed(file, file, less)
+    with pytest.raises(UsageError, match=f"lacks 1 tensors: {own}"):
+        read_layout(folder)
+
+
 def test_a_file_without_a_vae_is_a_checkpoint_without_one(exported: Path, tmp_path: Path) -> None:
     def without(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: t for name, t in tensors.items() if not name.startswith("first_stage_model.")}
