@@ -111,7 +111,7 @@ def test_another_machine_has_a_trained_result_from_the_hub_that_was_mended(
         files[name] = other
     assert "put anew" in quick.forge(one, "push", "--verify").out
     assert side.commits[1:] == [sorted(files)]
-    (wrong,) = [name for name in files if name.startswith("cas/") and files[name][8:9] == b"{"]
+    wrong = max(files, key=lambda name: len(files[name]))
     files[wrong] = other
     quick.forge(one, "push", "--verify")
     assert side.commits[2:] == [sorted(name for name in files if name == wrong or name.startswith("ac/"))]
