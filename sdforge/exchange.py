@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
         if result is None or not session.store.holds(result):
             _tell(wishes, name, pin, "not here", 0)
             continue
-        state, amount = _pushed(sharing, wishes, result, pin, name)
+        whole = replace(result, record=session.store.record(result))  # which the index has not
+        state, amount = _pushed(sharing, wishes, whole, pin, name)
         if wishes.key:
             sharing.put_statement(pin, Path(wishes.key))
         elif wishes.verify and sharing.trusted:

@@ -242,9 +242,11 @@ class Sharing:
     def _put_anew(self, puts: list[Put], work: Path) -> int:
         """Put there what is not there as it should be, and read it back; return its bytes. Raises BrokenPromise.
 
-        Nothing is read before all is put: some remotes show bytes only with the action that names them.
+        The action goes last and in any case, and nothing is read before: the Hub shows bytes with their action only.
         """
         wrong = [put for put in puts if not self._is_there(put, work)]
+        if wrong and wrong[-1] != puts[-1]:
+            wrong.append(puts[-1])
         for put in wrong:
             self.remote.put(put.space, put.name, put.path)
         for put in wrong:
@@ -257,8 +259,8 @@ class Sharing:
 
     def _is_there(self, put: Put, work: Path) -> bool:
         """Say whether a file lies there, byte for byte."""
-        back = work / "back"
-        return self.remote.get(put.space, put.name, back, put.size + 1) and sha256_of(back) == sha256_of(put.path)
+        back, sha256 = work / "back", put.name if put.space == "cas" else sha256_of(put.path)
+        return self.remote.get(put.space, put.name, back, put.size + 1) and sha256_of(back) == sha256
 
     # -- pull ------------------------------------------------------------------------------------------------------
 

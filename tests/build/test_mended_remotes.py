@@ -127,7 +127,7 @@ def test_what_is_wrong_is_read_back_and_put_anew(shared: Shared, fresh: Path) ->
 
 def test_each_file_by_itself_is_noticed(shared: Shared) -> None:
     before = {name: shared.read(name) for name in shared.names()}
-    assert len(before) == 5  # action, description, manifest, table, pack
+    assert len(before) == 6  # action, description, manifest, table, pack, losses
     for name in before:
         shared.spoil(name)
         assert "put anew" in shared.forge("push", "--verify").out

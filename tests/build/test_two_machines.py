@@ -114,7 +114,7 @@ def test_with_a_wrong_byte_in_any_file_there_nothing_wrong_is_taken(
     first: Whole, second: Path, shared: Path, machine: Quick
 ) -> None:
     files = sorted(path for path in shared.glob("*/*/*") if path.is_file())
-    assert len(files) == 6  # action, description, manifest, table, pack, words
+    assert len(files) == 6  # action, description, manifest, table, pack, losses
     for path in files:
         before = path.read_bytes()
         flip(path, path)

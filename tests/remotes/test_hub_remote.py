@@ -95,18 +95,31 @@ def test_a_mirror_that_would_hear_the_token_in_clear_is_refused(
         open_remote("hf://us/cache", tmp_path)
 
 
-def test_another_machine_has_a_trained_result_from_the_hub(side: Hub, toy_checkpoint: Path, tmp_path: Path) -> None:
+def test_another_machine_has_a_trained_result_from_the_hub_that_was_mended(
+    side: Hub, toy_checkpoint: Path, tmp_path: Path
+) -> None:
     one = new_project(tmp_path / "one", toy_checkpoint, RECIPE).root
     with (one / "forge.toml").open("a") as file:
         file.write('\n[remote]\naddress = "hf://datasets/us/cache"\n')
     quick = Quick()  # which takes the environment that the Hub is named in
     assert quick.forge(one, "build", "--json", "--remote=write").code == 0
     assert len(side.commits) == 1  # a commit a result
+    files = side.repositories["datasets/us/cache"]
+    other = b"something else"
+    side.blobs[hashlib.sha256(other).hexdigest()] = other
+    for name in files:  # as a commit of other bytes under these names would
+        files[name] = other
+    assert "put anew" in quick.forge(one, "push", "--verify").out
+    assert side.commits[1:] == [sorted(files)]
+    wrong = max(files, key=lambda name: len(files[name]))
+    files[wrong] = other
+    quick.forge(one, "push", "--verify")
+    assert side.commits[2:] == [sorted(name for name in files if name == wrong or name.startswith("ac/"))]
     two = Project(one).clone(tmp_path / "two").root
     ran = quick.forge(two, "build", "--json")
     quick.close()
     assert [e["target"] for e in ran.of("action") if e["state"] == "fetched"] == ["toy:a"]
     assert not (two / "rehearsal.log").exists()
     assert Whole(one).differences(two) == []
-    files = [path for root in (one, two) for path in root.rglob("*") if path.is_file()]
-    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+    written = [path for root in (one, two) for path in root.rglob("*") if path.is_file()]
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []

@@ -212,6 +212,7 @@ def test_push_and_pull_say_what_travelled(one: Project, two: Project, made: Made
     assert one.forge("push", "toy:a").out.count("pushed") == 1
     rows = [json.loads(line) for line in one.forge("push", "--json").out.splitlines()]
     assert sorted(row["state"] for row in rows) == ["pushed", "was there"]
+    assert side.held == made.held  # a build put the same there, what is known of losses too
     assert two.forge("pull").out.count("pulled") == 2
     assert two.forge("pull").out.count("was here") == 2
     del side.held[sorted(actions(side))[0]]
