@@ -351,7 +351,7 @@ class Sources:
 
         from sdforge.formats.finite import Finite
         from sdforge.formats.layout import transposed
-        from sdforge.formats.safetensors import Behind
+        from sdforge.store.behind import Behind
 
         total = sum(file.stat().st_size for file in layout.files)
         digests, tensors, broken, done = [], {}, [], 0

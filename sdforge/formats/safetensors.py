@@ -13,28 +13,21 @@ import json
 import os
 import struct
 import unicodedata
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.store.files import CHUNK, open_regular
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from sdforge.store.poured import Poured
 
 MOST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 65_536
 MOST_NAME = 512  # bytes
 MOST_RANK = 16
-LARGE = 16 << 20  # bytes of a file from which on threads that hash are worth it
-BACKLOG = 8  # chunks that wait to be hashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,48 +234,14 @@ def write_file(
     shapes: name → (dtype, shape); content: name → its bytes, in chunks, asked for once each in the file's order.
     """
     first, order = header_bytes(shapes, metadata or {})
-    place, offsets = len(first), {}
-    large = sum(prod(shape) * ITEM_SIZE[dtype] for dtype, shape in shapes.values()) > LARGE
-    with path.open("wb") as file, ExitStack() as stack:
-        whole, body = (stack.enter_context(Behind()) if large else hashlib.sha256() for _ in range(2))
-        whole.update(first)
-        file.write(first)
+    sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (dtype, shape) in shapes.items()}
+    offsets: dict[str, int] = {}
+    with Poured(path, first, len(first) + sum(sizes.values()), body=True) as file:
         for name in order:
-            offsets[name] = place
+            offsets[name] = file.told()
             for chunk in content(name):
                 file.write(chunk)
-                whole.update(chunk)
-                body.update(chunk)
-                place += len(chunk) if isinstance(chunk, bytes) else chunk.nbytes
-            dtype, shape = shapes[name]
-            if place - offsets[name] != prod(shape) * ITEM_SIZE[dtype]:
-                raise ValueError(f"{name} was given {place - offsets[name]} bytes")
-        return Written(whole.hexdigest(), body.hexdigest(), place, offsets)
-
-
-class Behind:
-    """A sha256 that a thread of its own computes, a few chunks behind the one who reads and writes them."""
-
-    def __init__(self) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self.sha256 = hashlib.sha256()
-        self.pool = ThreadPoolExecutor(1)
-        self.pending: deque[Future[None]] = deque()
-
-    def update(self, chunk: bytes | memoryview) -> None:
-        """Take a chunk, which nobody changes any more."""
-        self.pending.append(self.pool.submit(self.sha256.update, chunk))
-        if len(self.pending) > BACKLOG:
-            self.pending.popleft().result()
-
-    def hexdigest(self) -> str:
-        """Return the digest of all that was taken."""
-        self.pool.shutdown()
-        return self.sha256.hexdigest()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.pool.shutdown()
+            if file.told() - offsets[name] != sizes[name]:
+                raise ValueError(f"{name} was given {file.told() - offsets[name]} bytes")
+        file.close()
+        return Written(file.sha256, file.body_sha256, file.size, offsets)

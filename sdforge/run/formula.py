@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -23,18 +23,19 @@ from torch import Tensor
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
-from sdforge.file_layout import FileLayout
+from sdforge.file_layout import FileLayout, Shapes
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Damaged, Order, Outcome, Ref
-from sdforge.run.side_by_side import each_done
-from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, load, raw, rounded
+from sdforge.run.side_by_side import Stream, drained, in_order
+from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
-Written = tuple[Digests | None, dict[str, Digests]]  # of what lies in the pack, and of what lies apart
-Job = Callable[[], Written]
+Apart = dict[str, tuple[Digests, bytes]]  # what a file holds otherwise than it is
+Written = tuple[Digests | None, Apart]
+Job = Callable[[], Stream[Written]]
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
@@ -43,105 +44,111 @@ LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is
 def run_formula(order: Order, report: Report) -> Outcome:
     """Compute the tensors of an order and write them into one pack, which may be laid out as a file for people."""
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
-    with ExitStack() as stack:
-        pack, apart = _packs(order, rows, stack)
-        jobs = _jobs(order.layout, pack, apart, rows)
-        alone = [name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])]
-        done = stack.enter_context(closing(_done(jobs, alone, _processes(pack))))
-        for number, (name, (digests, others)) in enumerate(done, 1):
+    shapes: Shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
+    others: Apart = {}
+    with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
+        jobs = _jobs(order.layout, pack, rows)
+        for number, (name, (digests, apart)) in enumerate(_done(jobs, pack, rows), 1):
             pack.wrote(name, digests)
-            for part, own in others.items():
-                assert apart is not None
-                apart.wrote(part, own)
+            others |= apart
             report(step=number, steps=len(jobs))
-        return _outcome(order, pack, apart)
+        return _outcome(order, pack, others)
 
 
-def _packs(order: Order, rows: dict[str, Computation], stack: ExitStack) -> tuple[Pack, Pack | None]:
-    """Return the pack, and one for what a file holds otherwise than it is (transposed or cut off), if it holds any."""
-    shapes, layout = {name: (c.dtype, c.shape) for name, c in rows.items()}, order.layout
-    odd = [part for name in layout.odd for part in layout.parts[name] if part in shapes] if layout else []
-    pack = stack.enter_context(Pack(Path(order.work) / "pack.safetensors", shapes, layout))
-    if not odd:
-        return pack, None
-    return pack, stack.enter_context(Pack(Path(order.work) / "apart.safetensors", {name: shapes[name] for name in odd}))
-
-
-def _jobs(layout: FileLayout | None, pack: Pack, apart: Pack | None, rows: dict[str, Computation]) -> dict[str, Job]:
+def _jobs(layout: FileLayout | None, pack: Pack, rows: dict[str, Computation]) -> dict[str, Job]:
     """Return what is written in one go → how it is made, in the order of the pack."""
 
-    def made(name: str) -> Written:
-        return pack.write(name, results(rows[name], name)), {}
+    def made(name: str) -> Stream[Written]:
+        digests = yield from hashed(results(rows[name], name))
+        return digests, {}
 
-    def passing(name: str) -> Written:
+    def passing(name: str) -> Stream[Written]:
         assert layout is not None
-        pack.copy(name, layout.passing[name].chunks())
+        yield from layout.passing[name].chunks()
         return None, {}
 
-    def odd(name: str) -> Written:
+    def odd(name: str) -> Stream[Written]:
         assert layout is not None
-        others: dict[str, Digests] = {}
-        data = b"".join(whole(part, others) for part in layout.parts[name])
+        apart: Apart = {}
+        data = b"".join(whole(part, apart) for part in layout.parts[name])
         dtype, shape = layout.shapes[name]
-        turned = layout.odd[name]
-        pack.copy(name, [transposed(data, shape[0], ITEM_SIZE[dtype]) if turned else data[: layout.size(name)]])
-        return None, others
+        yield transposed(data, shape[0], ITEM_SIZE[dtype]) if layout.odd[name] else data[: layout.size(name)]
+        return None, apart
 
-    def whole(part: str, others: dict[str, Digests]) -> bytes | bytearray:
+    def whole(part: str, apart: Apart) -> bytes | bytearray:
         assert layout is not None
         if part in layout.passing:
             return layout.passing[part].bytes()
-        assert apart is not None
-        parts = list(results(rows[part], part))
-        others[part] = apart.write(part, parts)
-        return b"".join(raw(each) for each in parts)
+        found: list[bytes] = []
+        digests = drained(hashed(results(rows[part], part)), lambda piece: found.append(bytes(piece)))
+        data = b"".join(found)
+        apart[part] = digests, data
+        return data
 
     strange = layout.odd if layout else {}
-    return {name: partial(odd if name in strange else made if name in rows else passing, name) for name in pack.order}
+    return {name: partial(odd if name in strange else made if name in rows else passing, name) for name in pack.sizes}
 
 
-def _outcome(order: Order, pack: Pack, apart: Pack | None) -> Outcome:
-    """Return what was written, and of a pack that is laid out as a file by what it is known to be that."""
+def _outcome(order: Order, pack: Pack, others: Apart) -> Outcome:
+    """Return what was written, and of a pack that is laid out as a file by what it is known to be that.
+
+    What a file holds otherwise than it is (transposed or cut off) is written into a pack of its own.
+    """
     names: dict[str, list[str]] = {}
-    others: dict[str, list[str]] = {}
+    elsewhere: dict[str, list[str]] = {}
     for c in order.compute:
-        lies_apart = apart is not None and f"{c.component}.{c.name}" in apart.shapes
-        (others if lies_apart else names).setdefault(c.component, []).append(c.name)
+        lies_apart = f"{c.component}.{c.name}" in others
+        (elsewhere if lies_apart else names).setdefault(c.component, []).append(c.name)
     outcome = pack.outcome(names)
     fast = {name: digests.xxh3 for name, digests in pack.digests.items()}
-    if apart is not None:
-        other = apart.outcome(others)
+    if others:
+        shapes = {name: pack.shapes[name] for name in others}
+        with Pack(Path(order.work) / "apart.safetensors", shapes) as apart:
+            for name in apart.sizes:
+                digests, data = others[name]
+                apart.file.write(data)
+                apart.wrote(name, digests)
+            other = apart.outcome(elsewhere)
         outcome.apart = [other.pack, other.sha256]
-        fast |= {name: digests.xxh3 for name, digests in apart.digests.items()}
+        fast |= {name: digests.xxh3 for name, (digests, _) in others.items()}
         for component, found in other.components.items():
             outcome.components.setdefault(component, []).extend([*row, True] for row in found)
-    if order.layout is not None and pack.body is not None:
+    if order.layout is not None:
         fast |= {name: ref.xxh3 for name, ref in order.layout.passing.items()}
-        outcome.laid = [order.layout.key(fast), pack.body.hexdigest()]
+        outcome.laid = [order.layout.key(fast), pack.file.body_sha256]
     return outcome
 
 
-def _processes(pack: Pack) -> int:
-    """Return how many processes compute beside this one, which hashes what they write; 0 where it does both."""
-    several = (os.cpu_count() or 1) > 1 and sum(pack.sizes.values()) > SMALL
-    return PROCESSES if several else 0
-
-
-def _done(jobs: dict[str, Job], alone: list[str], processes: int) -> Generator[tuple[str, Written]]:
-    """Do all jobs, and yield the name of each that is done with what it wrote: the large ones after all others."""
-
-    def quiet(job: Job) -> Written:
-        with torch.inference_mode():
-            return job()
-
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, as each of several processes does; whoever computes next here has its own number."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        yield from each_done({name: partial(quiet, job) for name, job in jobs.items() if name not in alone}, processes)
-        torch.set_num_threads(os.cpu_count() or 1)
-        yield from ((name, quiet(jobs[name])) for name in alone)
+        with torch.inference_mode():
+            yield
     finally:
-        torch.set_num_threads(before)  # what computes next in this process has its own number
+        torch.set_num_threads(before)
+
+
+def _done(jobs: dict[str, Job], pack: Pack, rows: dict[str, Computation]) -> Generator[tuple[str, Written]]:
+    """Do all jobs, and yield the name of each with what it wrote.
+
+    Processes make what can be made in parts, or is small; this one hashes and writes, and makes what is large and
+    needed whole, with all threads, while the others wait.
+    """
+    alone = {name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])}
+
+    def with_all_threads(job: Job) -> Stream[Written]:
+        torch.set_num_threads(os.cpu_count() or 1)
+        try:
+            return (yield from job())
+        finally:
+            torch.set_num_threads(1)
+
+    several = (os.cpu_count() or 1) > 1 and sum(pack.sizes.values()) > SMALL
+    ways = {name: partial(with_all_threads, job) if name in alone else job for name, job in jobs.items()}
+    return in_order(ways, pack.file.write, PROCESSES if several else 0, alone)
 
 
 def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
@@ -228,15 +235,16 @@ class _Parts:
         self.dtype = DTYPES[computation.dtype]
         along = cut(computation)
         assert along is not None
+        # what every part needs whole is fitted once
         self.inputs = [
-            _source(each, steps) if yes else _Whole(_taken(each))
+            _source(each, steps) if yes else _fit(name, each, _taken(each), self.working)
             for each, yes in zip(computation.inputs, along, strict=True)
         ]
 
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
         tensors = [
-            _fit(self.name, each, source.take(count), self.working)
+            source if isinstance(source, Tensor) else _fit(self.name, each, source.take(count), self.working)
             for each, source in zip(self.computation.inputs, self.inputs, strict=True)
         ]
         return rounded(self.name, self.function(*tensors), self.dtype)
@@ -278,17 +286,6 @@ class _Reader:
             raise Damaged(self.ref)
 
 
-class _Whole:
-    """A tensor that every part needs whole."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-    def take(self, count: int) -> Tensor:  # noqa: ARG002 -- as those that are cut
-        """Return all of it."""
-        return self.tensor
-
-
 class _Made:
     """A tensor that had to be made whole, taken from front to back."""
 
@@ -315,9 +312,10 @@ def _taken(each: Ref | Computation) -> Tensor:
 
 
 def _working(computation: Computation) -> torch.dtype | None:
-    """Return the type in which a merge is given its inputs, or None for that which they have; edits choose theirs."""
-    if method_groups()[computation.method] != "merges":
-        return None
+    """Return the type in which a method is given its inputs, or None for that which they have."""
+    group = method_groups()[computation.method]
+    if group != "merges":
+        return torch.float64 if getattr(module_of(group, computation.method), "IN_FP64", False) else None
     if not all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs):
         return torch.float64
     # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
@@ -326,11 +324,12 @@ def _working(computation: Computation) -> torch.dtype | None:
 
 def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
     """Return an input in the type that it is computed with. Raises ActionFailed for NaN and Inf."""
-    tensor = tensor if working is None else tensor.to(working)
+    if working is not None:  # from 16 bits to fp64 by way of fp32, which is exact and takes half the time
+        tensor = tensor.to(torch.float32 if tensor.dtype.itemsize < 4 else working)
     if not finite(tensor):
         place = each.path if isinstance(each, Ref) else each.method
         raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
-    return tensor
+    return tensor if working is None else tensor.to(working)
 
 
 def _function(computation: Computation) -> Callable[..., Tensor]:

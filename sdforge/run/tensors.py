@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -20,9 +19,11 @@ from torch import Tensor
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import ActionFailed
 from sdforge.file_layout import FileLayout
-from sdforge.formats.safetensors import fill, header_bytes
+from sdforge.formats.safetensors import header_bytes
 from sdforge.order import Outcome, Ref
+from sdforge.run.side_by_side import in_order
 from sdforge.store.files import CHUNK
+from sdforge.store.poured import Poured
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -42,8 +43,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-FLUSHED = 1 << 28  # bytes of a file after which the disk begins to write them, while others are computed
-READ = 1 << 18  # bytes that are read back at once, to be hashed twice from the caches
 PART = 1 << 16  # elements made at a time: what an operation takes and makes of them stays in a core's cache
 
 
@@ -122,11 +121,22 @@ class Digests(NamedTuple):
     xxh3: str
 
 
-class Pack:
-    """A file of tensors in the making: each is written at its place, in any order and by any process, and hashed.
+def hashed(parts: Iterable[Tensor]) -> Generator[memoryview, None, Digests]:
+    """Yield the bytes of a tensor that is given from front to back; return its digests."""
+    strong, fast = hashlib.sha256(), xxhash.xxh3_128()
+    for part in parts:
+        memory = raw(part)
+        for start in range(0, memory.nbytes, CHUNK):
+            piece = memory[start : start + CHUNK]
+            strong.update(piece)
+            fast.update(piece)
+            yield piece
+    return Digests(strong.hexdigest(), fast.hexdigest())
 
-    Who writes says so to `wrote` in the process that began the pack. There the file as a whole is hashed in its order,
-    as far as it has been written; a thread flushes it to the disk meanwhile, though not to its end.
+
+class Pack:
+    """A file of tensors in the making, written and hashed from front to back, in the order of `sizes`.
+
     Used as a context: what is left open is closed.
     """
 
@@ -135,81 +145,31 @@ class Pack:
     ) -> None:
         """shapes: of the tensors that are computed. layout: of the whole file, where it holds more than those."""
         self.path, self.shapes = path, shapes
-        self.first, self.order = header_bytes(shapes, {})
-        self.sizes = {name: self.size(name) for name in self.order}
-        self.body = None if layout is None else hashlib.sha256()
+        first, order = header_bytes(shapes, {})
+        self.sizes = {name: self.size(name) for name in order}
         if layout is not None:
-            self.first, self.sizes = layout.first(), layout.spans()
-            self.order = list(self.sizes)
+            first, self.sizes = layout.first(), layout.spans()
         self.offsets: dict[str, int] = {}
         self.digests: dict[str, Digests] = {}
-        place = len(self.first)
-        for name in self.order:
+        place = len(first)
+        for name, size in self.sizes.items():
             self.offsets[name] = place
-            place += self.sizes[name]
+            place += size
         # what lies there was left by a job that was lost, and begun again in the same folder
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        _pour(self.fd, memoryview(self.first), 0)
-        self.whole, self.followed = hashlib.sha256(self.first), 0  # tensors, in the file's order
-        self.buffer = memoryview(bytearray(READ))
-        self.written: set[str] = set()
-        self.flusher = ThreadPoolExecutor(1)
-        self.flushes: list[Future[None]] = []
-        self.unflushed = 0  # bytes
+        self.file = Poured(path, first, place, body=layout is not None)
 
     def size(self, name: str) -> int:
         """Return the bytes of a tensor that is computed."""
         dtype, shape = self.shapes[name]
         return math.prod(shape) * ITEM_SIZE[dtype]
 
-    def write(self, name: str, parts: Iterable[Tensor]) -> Digests:
-        """Write a tensor, given from front to back."""
-        strong, fast = hashlib.sha256(), xxhash.xxh3_128()
-
-        def hashed() -> Iterator[memoryview]:
-            for part in parts:
-                memory = raw(part)
-                for start in range(0, memory.nbytes, CHUNK):
-                    piece = memory[start : start + CHUNK]
-                    strong.update(piece)
-                    fast.update(piece)
-                    yield piece
-
-        self.copy(name, hashed())
-        return Digests(strong.hexdigest(), fast.hexdigest())
-
-    def copy(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
-        """Write bytes that are no tensor of this pack, or whose digests are known."""
-        start = place = self.offsets[name]
-        for chunk in chunks:
-            _pour(self.fd, memoryview(chunk), place)
-            place += len(chunk)
-        if place - start != self.sizes[name]:
-            raise ValueError(f"{name} was given {place - start} bytes")
-
     def wrote(self, name: str, digests: Digests | None = None) -> None:
-        """Take note of what has been written, with the digests of a tensor that is computed; hash on."""
-        self.written.add(name)
+        """Take note of what has been written to `file`, with the digests of a tensor that is computed."""
+        given, size = self.file.told() - self.offsets[name], self.sizes[name]
+        if given != size:
+            raise ValueError(f"{name} was given {given} bytes, and has {size}")
         if digests is not None:
             self.digests[name] = digests
-        self.unflushed += self.sizes[name]
-        if self.unflushed > FLUSHED:
-            self.unflushed = 0
-            self.flushes.append(self.flusher.submit(os.fdatasync, self.fd))
-        self._follow()
-
-    def _follow(self) -> None:
-        """Hash on, up to the first tensor that is not yet written."""
-        while self.followed < len(self.order) and (name := self.order[self.followed]) in self.written:
-            place, end = self.offsets[name], self.offsets[name] + self.sizes[name]
-            while place < end:
-                piece = self.buffer[: end - place]
-                fill(self.fd, piece, place)
-                self.whole.update(piece)
-                if self.body is not None:
-                    self.body.update(piece)
-                place += piece.nbytes
-            self.followed += 1
 
     def rows(self, names: Mapping[str, Iterable[str]]) -> dict[str, list[list[Any]]]:
         """Return component → what `Outcome.components` says of these of its tensors (`component.name` in the pack)."""
@@ -224,22 +184,14 @@ class Pack:
 
     def outcome(self, names: Mapping[str, Iterable[str]]) -> Outcome:
         """Return what was written; names: component → the names of its tensors (`component.name` in the pack)."""
-        for each in self.flushes:
-            each.result()  # an error of the disk comes out here
-        return Outcome(components=self.rows(names), pack=self.path.name, sha256=self.whole.hexdigest())
+        self.file.close()
+        return Outcome(components=self.rows(names), pack=self.path.name, sha256=self.file.sha256)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.flusher.shutdown(cancel_futures=True)
-        os.close(self.fd)
-
-
-def _pour(fd: int, memory: memoryview, offset: int) -> None:
-    while memory:
-        count = os.pwrite(fd, memory, offset)
-        memory, offset = memory[count:], offset + count
+        self.file.__exit__(kind, error, at)
 
 
 class Aside:
@@ -254,7 +206,8 @@ class Aside:
         memory = raw(tensor)
         if not memory.nbytes:
             return tensor
-        _pour(self.file.fileno(), memory, self.end)
+        self.file.write(memory)
+        self.file.flush()
         there = np.memmap(self.file, np.uint8, "c", self.end, (memory.nbytes,))  # what is changed stays in memory
         self.end += memory.nbytes
         return torch.from_numpy(there).view(tensor.dtype).reshape(tensor.shape)
@@ -265,6 +218,7 @@ def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:
     flat = {f"{component}.{name}": t for component, table in tensors.items() for name, t in table.items()}
     shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in flat.items()}
     with Pack(work / "pack.safetensors", shapes) as pack:
-        for name in pack.order:
-            pack.wrote(name, pack.write(name, [flat[name]]))
+        jobs = {name: partial(hashed, [flat[name]]) for name in pack.sizes}
+        for name, digests in in_order(jobs, pack.file.write, processes=0):
+            pack.wrote(name, digests)
         return pack.outcome({component: sorted(table) for component, table in tensors.items()})

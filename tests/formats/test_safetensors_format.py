@@ -313,7 +313,7 @@ def test_a_large_file_is_hashed_beside_its_writing_and_to_the_same_end(
     large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More chunks than may wait, of all sizes."""
-    monkeypatch.setattr("sdforge.formats.safetensors.LARGE", large)
+    monkeypatch.setattr("sdforge.store.poured.SMALL", large)
     chunks = [bytes([i]) * (i * i * 7) for i in range(60)]
     size = sum(map(len, chunks))
     written = write_file(tmp_path / "x", {"x": ("U8", (size,))}, lambda _: chunks, {"a": "b"})
@@ -325,7 +325,7 @@ def test_a_large_file_is_hashed_beside_its_writing_and_to_the_same_end(
 
 
 def test_who_writes_too_little_is_told_so_by_a_large_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdforge.formats.safetensors.LARGE", 0)
+    monkeypatch.setattr("sdforge.store.poured.SMALL", 0)
     before = threading.active_count()
     with pytest.raises(ValueError, match="x was given 3 bytes"):
         write_file(tmp_path / "x", {"x": ("U8", (4,))}, lambda _: [b"abc"])

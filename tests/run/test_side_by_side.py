@@ -1,4 +1,4 @@
-"""Jobs of processes of their own: all are done once, errors come back as they are, and a lost process is no silence."""
+"""Bytes of processes: all are taken once and in order, errors come back as they are, a lost process is no silence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 
@@ -16,28 +17,72 @@ import torch
 from sdforge.errors import ActionFailed, ResourceError
 from sdforge.order import Computation, Damaged, Order, Ref
 from sdforge.run.formula import run_formula
-from sdforge.run.side_by_side import CAN_FORK, each_done
+from sdforge.run.side_by_side import CAN_FORK, SLOT, SLOTS, in_order
 from tests.families.workbench import keep, reference
 
 forked = pytest.mark.skipif(not CAN_FORK, reason="nothing is forked here")
 
 
-def by(name: str) -> tuple[str, int]:
+Bytes = Generator[bytes, None, tuple[str, int]]
+
+
+def by(name: str, size: int = 3) -> Bytes:
+    """Say a name in several pieces, and who said it."""
     time.sleep(0.001)
+    for i in range(size):
+        yield f"{name}{i},".encode()
     return name.upper(), os.getpid()
 
 
 @pytest.mark.parametrize("processes", [0, 1, 2])
-def test_every_job_is_done_once(processes: int) -> None:
-    jobs = {str(i): partial(by, f"n{i}") for i in range(50)}
-    found = list(each_done(jobs, processes))
-    assert sorted(name for name, _ in found) == sorted(jobs)
-    assert {name: said for name, (said, _) in found} == {str(i): f"N{i}" for i in range(50)}
+def test_every_job_is_done_once_and_what_it_makes_is_taken_in_its_turn(processes: int) -> None:
+    jobs = {str(i): partial(by, f"n{i}", i % 4) for i in range(50)}
+    taken: list[bytes] = []
+    found = list(in_order(jobs, lambda piece: taken.append(bytes(piece)), processes))
+    assert [(name, said) for name, (said, _) in found] == [(str(i), f"N{i}") for i in range(50)]
+    assert b"".join(taken).decode() == "".join(f"n{i}{j}," for i in range(50) for j in range(i % 4))
     assert (os.getpid() in {pid for _, (_, pid) in found}) == (not (processes and CAN_FORK))
 
 
-def fail(error: Exception) -> None:
+@forked
+def test_what_this_process_does_itself_stands_in_its_turn_too() -> None:
+    jobs = {str(i): partial(by, f"n{i}") for i in range(9)}
+    taken: list[bytes] = []
+    found = dict(in_order(jobs, lambda piece: taken.append(bytes(piece)), 2, {"3", "4"}))
+    assert b"".join(taken).decode() == "".join(f"n{i}{j}," for i in range(9) for j in range(3))
+    assert {name for name, (_, pid) in found.items() if pid == os.getpid()} == {"3", "4"}
+
+
+@forked
+def test_what_is_larger_than_all_slots_passes_through_them() -> None:
+    """The second process fills its slots and waits, while the first one's bytes are taken."""
+    sizes = [3 * SLOTS * SLOT + 5, 2 * SLOTS * SLOT, 0, 7]
+
+    def job(i: int) -> Generator[bytearray, None, int]:
+        left = sizes[i]
+        while left:
+            step = min(left, 5 * SLOT // 2)
+            yield bytearray(bytes([i + 1]) * step)
+            left -= step
+        return i
+
+    counts = Counter[int]()
+
+    def take(piece: memoryview) -> None:
+        (value,) = set(piece)
+        counts[value] += len(piece)
+
+    assert list(in_order({str(i): partial(job, i) for i in range(4)}, take, 2)) == [(str(i), i) for i in range(4)]
+    assert counts == {1: sizes[0], 2: sizes[1], 4: sizes[3]}
+
+
+def fail(error: Exception) -> Bytes:
+    yield b"something"
     raise error
+
+
+def pass_by(piece: memoryview) -> None:
+    del piece
 
 
 REF = Ref("w", "F16", (1,), "/somewhere", 0, "")
@@ -47,22 +92,27 @@ REF = Ref("w", "F16", (1,), "/somewhere", 0, "")
 @pytest.mark.parametrize("error", [Damaged(REF), ActionFailed("w holds NaN", "a hint"), OSError(28, "full", "pack")])
 def test_an_error_comes_back_as_it_was(error: Exception, processes: int) -> None:
     with pytest.raises(type(error)) as caught:
-        list(each_done({"a": partial(fail, error)}, processes))
+        list(in_order({"a": partial(fail, error)}, pass_by, processes))
     assert str(caught.value) == str(error)
     assert caught.value.__dict__ == error.__dict__
 
 
 @forked
-def test_a_process_that_was_killed_is_named() -> None:
-    jobs: dict[str, Callable[[], None]] = {"a": lambda: os.kill(os.getpid(), signal.SIGKILL)}
+def test_a_process_that_was_killed_is_named_while_the_other_one_waits() -> None:
+    def killed() -> Bytes:
+        yield b"."
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
     with pytest.raises(ResourceError, match=r"ended \(-9\)") as caught:
-        list(each_done(jobs, 2))
+        list(in_order({"a": killed, "b": partial(by, "x", 2 * SLOTS * SLOT // 3)}, pass_by, 2))
     assert "memory" in caught.value.hint
 
 
 @forked
 def test_who_leaves_early_leaves_no_process_behind() -> None:
-    done = each_done({str(i): partial(by, "x") for i in range(1000)}, 2)
+    done = in_order({str(i): partial(by, "x") for i in range(1000)}, pass_by, 2)
     _, (_, pid) = next(done)
     done.close()
     with pytest.raises(ProcessLookupError):
@@ -70,20 +120,26 @@ def test_who_leaves_early_leaves_no_process_behind() -> None:
 
 
 @forked
-def test_a_process_whose_parent_is_gone_ends(tmp_path: Path) -> None:
-    """The parent is killed where it waits: its process says what it did, to nobody, and does no second job."""
+@pytest.mark.parametrize("size", [0, SLOT])
+def test_a_process_whose_parent_is_gone_ends(size: int, tmp_path: Path) -> None:
+    """The parent is killed where it waits: its process says what it did, or waits for slots, and does no more jobs."""
 
-    def job(name: str) -> None:
-        time.sleep(0.05)
+    def job(name: str) -> Generator[bytearray, None, None]:
+        time.sleep(0.02)
         (tmp_path / name).write_text("")
+        if size:
+            yield bytearray(size)
 
     parent = os.fork()
     if not parent:
-        for _ in each_done({f"{i:03}": partial(job, f"{i:03}") for i in range(200)}, 1):
+        for _ in in_order({f"{i:03}": partial(job, f"{i:03}") for i in range(200)}, pass_by, 1):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
-    time.sleep(0.3)
-    assert len(list(tmp_path.iterdir())) <= 3
+    before = -1
+    while before != (now := len(list(tmp_path.iterdir()))):
+        before = now
+        time.sleep(0.2)
+    assert now < 100
 
 
 @forked

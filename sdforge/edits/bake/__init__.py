@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAKES = "checkpoint"
+IN_FP64 = True  # so is everything computed
 
 # role → the module of its kind
 KINDS = {
@@ -185,12 +186,11 @@ def by_rows(parameters: dict[str, Any], shapes: list[tuple[int, ...]]) -> list[b
 
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Return W + Σ changeᵢ(W) in fp64."""
-    weight, *rest = tensors
-    exact, original = dtype.itemsize > 2, weight.double()
-    total = None
+    weight, *rest = (tensor.double() for tensor in tensors)
+    exact, total = dtype.itemsize > 2, None
     for kind, count, own in _updates(parameters):
-        change = kind_of(kind).delta(original, own, rest[:count], exact=exact)
-        total = change.add_(0.0) if total is None else total.add_(change)  # −0 is no change
+        change = kind_of(kind).delta(weight, own, rest[:count], exact=exact)
+        total = change.add_(0.0) if total is None else total.add_(change)  # 0 + −0 is 0, whatever the first change is
         rest = rest[count:]
     assert total is not None
-    return total.add_(original)
+    return total.add_(weight)

@@ -1,0 +1,159 @@
+"""A large file that is written from front to back, past the page cache, and named while it is written.
+
+What is copied into the page cache is copied once more on its way to the disk, and pushes the inputs out that are
+still to be read. Where a system or a disk cannot do without it, it is used, and the disk is asked to begin early.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+BUFFER = 4 << 20  # bytes that are written at once
+BUFFERS = 3  # one is filled, while the others are written and hashed
+SMALL = 16 << 20  # bytes of a file up to which threads are not worth it
+BLOCK = 4096  # bytes, of which what is written past the cache is a multiple
+FLUSHED = 1 << 28  # bytes after which the disk is asked to write what the cache holds
+DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+class Poured:
+    """The file. Used as a context it is closed at the end, and flushed by whoever publishes it.
+
+    sha256 of the whole file, and of what follows its first bytes if that is asked for, are told once it is closed.
+    """
+
+    def __init__(self, path: Path, first: bytes, size: int, *, body: bool) -> None:
+        """first: how it begins; size: of the file in bytes; body: whether what follows is hashed by itself too."""
+        self.size, self.place, self.filled = size, 0, 0  # bytes that were given to be written, and of the buffer
+        self.threads = [ThreadPoolExecutor(1) for _ in range(4)] if size > SMALL else []
+        self.fd, self.direct = _opened(path, direct=size > SMALL)
+        most = BUFFER if size > SMALL else max(1, min(size, BUFFER))
+        self.free = [mmap.mmap(-1, most) for _ in range(BUFFERS if self.threads else 1)]
+        self.buffer = self.free.pop()
+        self.busy: deque[tuple[mmap.mmap, list[Future[None]]]] = deque()
+        self.flushes: list[Future[None]] = []
+        self.whole, self.body = hashlib.sha256(), hashlib.sha256() if body else None
+        self.skipped = len(first)
+        self.unflushed = 0  # bytes
+        self.write(first)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write what comes next; the memory is the caller's again afterwards."""
+        memory = memoryview(data).cast("B")
+        while memory:
+            part = memory[: len(self.buffer) - self.filled]
+            self.buffer[self.filled : self.filled + len(part)] = part
+            self.filled += len(part)
+            memory = memory[len(part) :]
+            if self.filled == len(self.buffer):
+                self._hand_over()
+
+    def told(self) -> int:
+        """Return how many bytes have been given so far."""
+        return self.place + self.filled
+
+    def _hand_over(self) -> None:
+        """Have the buffer written and hashed, and go on with a free one."""
+        memory = memoryview(self.buffer)[: self.filled]
+        tasks: list[Callable[[], object]] = [
+            partial(self._pour, memory, self.place),
+            partial(self.whole.update, memory),
+        ]
+        if self.body is not None:
+            tasks.append(partial(self.body.update, memory[max(0, self.skipped - self.place) :]))
+        self.place += self.filled
+        self.unflushed += self.filled
+        self.filled = 0
+        if not self.threads:
+            for task in tasks:
+                task()
+            return
+        done: list[Future[Any]] = [thread.submit(task) for thread, task in zip(self.threads, tasks, strict=False)]
+        self.busy.append((self.buffer, done))
+        if not self.direct and self.unflushed > FLUSHED:
+            self.unflushed = 0
+            self.flushes.append(self.threads[-1].submit(os.fdatasync, self.fd))
+        if not self.free:
+            self._wait()
+        self.buffer = self.free.pop()
+
+    def _wait(self) -> None:
+        """Wait for the buffer that was handed over first. Raises what its disk said."""
+        buffer, done = self.busy.popleft()
+        for each in done:
+            each.result()
+        self.free.append(buffer)
+
+    def _pour(self, memory: memoryview, place: int) -> None:
+        if self.direct and len(memory) % BLOCK:  # the end of the file: what is too much is cut off
+            memory = memoryview(memory.obj)[: -(-len(memory) // BLOCK) * BLOCK]
+        while memory:
+            try:
+                count = os.pwrite(self.fd, memory, place)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self.direct:
+                    raise
+                self._through_cache()
+                continue
+            memory, place = memory[count:], place + count
+            if self.direct and count % BLOCK:  # a full disk may take less than a block
+                self._through_cache()
+
+    def _through_cache(self) -> None:
+        """Go on with the page cache: this file system has no other way."""
+        import fcntl
+
+        fcntl.fcntl(self.fd, fcntl.F_SETFL, fcntl.fcntl(self.fd, fcntl.F_GETFL) & ~DIRECT)
+        self.direct = False
+
+    def close(self) -> None:
+        """Write what is left. Raises ValueError for a file of another size than was said, and what the disk said."""
+        self._hand_over()
+        while self.busy:
+            self._wait()
+        for each in self.flushes:
+            each.result()
+        if self.place != self.size:
+            raise ValueError(f"{self.place} bytes were given for a file of {self.size}")
+        os.ftruncate(self.fd, self.size)
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the file."""
+        return self.whole.hexdigest()
+
+    @property
+    def body_sha256(self) -> str:
+        """The sha256 of what follows its first bytes."""
+        assert self.body is not None
+        return self.body.hexdigest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for thread in self.threads:
+            thread.shutdown(cancel_futures=True)
+        os.close(self.fd)
+
+
+def _opened(path: Path, *, direct: bool) -> tuple[int, bool]:
+    """Open a file that is made anew; say whether what is written goes past the page cache."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    if direct and DIRECT:
+        try:
+            return os.open(path, flags | DIRECT, 0o644), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, flags, 0o644), False
