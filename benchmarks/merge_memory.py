@@ -70,22 +70,23 @@ class Place:
     """Files, and a project that builds from them. whole: the tensors of full size, which LoRAs change."""
 
     def __init__(self, work: Path, own: Shapes, whole: Shapes) -> None:
-        self.work, self.whole, self.project = work, whole, work / "project"
+        self.work, self.whole = work, whole
+        self.project, self.known = work / "project", work / "known"
         for seed, name in enumerate(CHECKPOINTS):
             if not (work / f"{name}.safetensors").exists():
                 write_checkpoint(work / f"{name}.safetensors", FAMILY, seed, own)
+        shutil.rmtree(self.known, ignore_errors=True)
+        self._write([*CHECKPOINTS], merge("add_difference"))
+        measured([str(FORGE), "plan", "job:made"], self.project)
+        shutil.move(self.project / "cache", self.known)
 
     def run(self, job: Job) -> Cost:
-        """Build a target that was never built; sources have been seen before. Raises CalledProcessError."""
-        shutil.rmtree(self.project, ignore_errors=True)
-        (self.project / "recipes").mkdir(parents=True)
+        """Build a target that was never built; sources have been seen before. Ends the program where that fails."""
         names = [*CHECKPOINTS, *(f"l{i}" for i in range(len(job.loras)))]
         for name, (kind, rank) in zip(names[len(CHECKPOINTS) :], job.loras, strict=True):
             write_adapter(self.work / f"{name}.safetensors", FAMILY, self.whole, kind, rank)
-        sources = "".join(f'{name}.from = "{name}.safetensors"\n' for name in names)
-        (self.project / "forge.toml").write_text(f"[source]\n{sources}")
-        (self.project / "forge.local.toml").write_text('folders = [".."]\n')
-        (self.project / "recipes" / "job.toml").write_text(f'family = "{FAMILY}"\n{job.tables}')
+        self._write(names, job)
+        shutil.copytree(self.known, self.project / "cache")
         try:
             measured([str(FORGE), "plan", "job:made"], self.project)
             return measured([str(FORGE), "build", "job:made"], self.project, tick=TICK)
@@ -95,6 +96,15 @@ class Place:
             shutil.rmtree(self.project, ignore_errors=True)
             for name in names[len(CHECKPOINTS) :]:
                 (self.work / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def _write(self, names: list[str], job: Job) -> None:
+        """Write a project whose sources have these names."""
+        shutil.rmtree(self.project, ignore_errors=True)
+        (self.project / "recipes").mkdir(parents=True)
+        sources = "".join(f'{name}.from = "{name}.safetensors"\n' for name in names)
+        (self.project / "forge.toml").write_text(f"[source]\n{sources}")
+        (self.project / "forge.local.toml").write_text('folders = [".."]\n')
+        (self.project / "recipes" / "job.toml").write_text(f'family = "{FAMILY}"\n{job.tables}')
 
 
 def jobs() -> Iterator[Job]:

@@ -1,4 +1,4 @@
-"""What a command takes: seconds, seconds of CPU, and anonymous memory at most, of it and all its children."""
+"""What a command takes: seconds, seconds of CPU, and memory of no file at most, of it and all its children."""
 
 from __future__ import annotations
 
@@ -81,9 +81,10 @@ def _family(pid: int) -> list[int]:
 
 
 def _anonymous(pid: int) -> float:
-    """Return a process's anonymous memory, of pages that forked processes share its part."""
+    """Return a process's memory that belongs to no file, in MB; of what processes share its part."""
     try:
         found = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0.0
-    return next((int(line.split()[1]) / 1000 for line in found.splitlines() if line.startswith("Pss_Anon")), 0.0)
+    lines = (line for line in found.splitlines() if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return sum(int(line.split()[1]) * 1024 / 1e6 for line in lines)

@@ -190,7 +190,7 @@ def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torc
     exact, total = dtype.itemsize > 2, None
     for kind, count, own in _updates(parameters):
         change = kind_of(kind).delta(weight, own, rest[:count], exact=exact)
-        total = change.add_(0.0) if total is None else total.add_(change)  # −0 is no change
+        total = change.add_(0.0) if total is None else total.add_(change)  # 0 + −0 is 0, whatever the first change is
         rest = rest[count:]
     assert total is not None
     return total.add_(weight)
