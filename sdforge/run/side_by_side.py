@@ -194,7 +194,7 @@ class _Hand:
 
 
 def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _Ends, all_ends: Sequence[_Ends]) -> None:
-    """Do jobs as long as there are any: each process reads the next number from one file, whose place all share."""
+    """Do jobs as long as there are any."""
     for each in all_ends:
         each.pieces.close()
         os.close(each.freed)
@@ -202,7 +202,7 @@ def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _End
             each.said.close()
             os.close(each.free)
     names, hand = list(jobs), _Hand(own)
-    while number := os.read(numbers, NUMBER):
+    while number := _next(numbers):
         name = names[int.from_bytes(number, "little")]
         try:
             hand.pass_on(name, jobs[name]())
@@ -211,3 +211,17 @@ def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _End
         except Exception as error:
             own.said.send(_Piece(name, 0, 0, error=error))
             return
+
+
+def _next(numbers: int) -> bytes:
+    """Return the number of the next job, read from one file whose place all processes share; nothing at its end.
+
+    Linux moves that place and reads as one step, but not in a file that is only in memory: two might get one job.
+    """
+    import fcntl
+
+    fcntl.lockf(numbers, fcntl.LOCK_EX)
+    try:
+        return os.read(numbers, NUMBER)
+    finally:
+        fcntl.lockf(numbers, fcntl.LOCK_UN)

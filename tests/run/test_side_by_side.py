@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import struct
 import time
 from collections import Counter
 from collections.abc import Generator
@@ -18,7 +19,7 @@ from sdforge.errors import ActionFailed, ResourceError
 from sdforge.order import Computation, Order
 from sdforge.ref import Damaged, Ref
 from sdforge.run.formula import run_formula
-from sdforge.run.side_by_side import CAN_FORK, SLOT, SLOTS, in_order
+from sdforge.run.side_by_side import CAN_FORK, NUMBER, SLOT, SLOTS, _next, in_order
 from tests.families.workbench import keep, reference
 
 forked = pytest.mark.skipif(not CAN_FORK, reason="nothing is forked here")
@@ -43,6 +44,26 @@ def test_every_job_is_done_once_and_what_it_makes_is_taken_in_its_turn(processes
     assert [(name, said) for name, (said, _) in found] == [(str(i), f"N{i}") for i in range(50)]
     assert b"".join(taken).decode() == "".join(f"n{i}{j}," for i in range(50) for j in range(i % 4))
     assert (os.getpid() in {pid for _, (_, pid) in found}) == (not (processes and CAN_FORK))
+
+
+@forked
+def test_no_two_processes_get_one_job(tmp_path: Path) -> None:
+    """Both ask for one job after the other, and do nothing in between."""
+    numbers, count = os.memfd_create("jobs"), 30_000
+    os.pwrite(numbers, b"".join(i.to_bytes(NUMBER, "little") for i in range(count)), 0)
+    children = []
+    for name in "ab":
+        if not (child := os.fork()):
+            found = []
+            while number := _next(numbers):
+                found.append(number)
+            (tmp_path / name).write_bytes(b"".join(found))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    os.close(numbers)
+    taken = (tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes()
+    assert sorted(struct.iter_unpack("<I", taken)) == [(i,) for i in range(count)]
 
 
 @forked
