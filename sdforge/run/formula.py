@@ -2,15 +2,15 @@
 
 Elementwise arithmetic is fp32 for inputs of at most 16 bits and fp64 otherwise; either gives the same bytes on every
 machine, since `+ − × ÷ sqrt` are separate operations.
-What is made element by element, or row by row, is read, computed and written in parts that stay in the caches, by two
-processes, while this one hashes the file; only what needs a whole tensor holds one.
+What is made element by element, or row by row, is read and computed in parts that stay in the caches, by two processes,
+while this one writes and hashes the file in its order; only what needs a whole tensor holds one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -49,10 +49,11 @@ def run_formula(order: Order, report: Report) -> Outcome:
     others: Apart = {}
     with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
         jobs = _jobs(order.layout, pack, rows)
-        for number, (name, (digests, apart)) in enumerate(_done(jobs, pack, rows), 1):
-            pack.wrote(name, digests)
-            others |= apart
-            report(step=number, steps=len(jobs))
+        with closing(_done(jobs, pack, rows)) as done:  # whatever happens here, no process is left behind
+            for number, (name, (digests, apart)) in enumerate(done, 1):
+                pack.wrote(name, digests)
+                others |= apart
+                report(step=number, steps=len(jobs))
         return _outcome(order, pack, others)
 
 

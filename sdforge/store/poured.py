@@ -27,9 +27,9 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Poured:
-    """The file. Used as a context it is closed at the end, and flushed by whoever publishes it.
+    """The file: `close` writes what is left of it and tells its sha256; leaving it as a context lets go of it.
 
-    sha256 of the whole file, and of what follows its first bytes if that is asked for, are told once it is closed.
+    It is flushed by whoever publishes it.
     """
 
     def __init__(self, path: Path, first: bytes, size: int, *, body: bool) -> None:
@@ -134,7 +134,7 @@ class Poured:
 
     @property
     def body_sha256(self) -> str:
-        """The sha256 of what follows its first bytes."""
+        """The sha256 of what follows its first bytes; only where it was asked for."""
         assert self.body is not None
         return self.body.hexdigest()
 

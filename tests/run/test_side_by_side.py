@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -182,3 +183,21 @@ def test_processes_write_the_pack_that_one_alone_writes(tmp_path: Path, monkeypa
         data = (tmp_path / folder / outcomes[-1].pack).read_bytes()
         assert outcomes[-1].sha256 == hashlib.sha256(data).hexdigest()
     assert outcomes[0] == outcomes[1]
+
+
+@forked
+def test_a_formula_that_is_stopped_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error holds on to all that it came through, and still nothing of it works on."""
+    monkeypatch.setattr("sdforge.run.formula.SMALL", 0)
+    base = keep(tmp_path / "in", {"unet": {n: torch.ones(9).half() for n in "ab"}})
+    both = tuple(reference(t, base.files) for t in base.tables["unet"])
+    rows = [Computation("unet", f"t{i}", "F16", (9,), "add", {"weight": 0.5}, both) for i in range(9)]
+
+    def stop(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    order = Order("", "", "", "merges", "sd15", {}, str(tmp_path), compute=rows)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_formula(order, stop)
+    assert caught.tb is not None
+    assert not active_children()
