@@ -158,11 +158,12 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def results(computation: Computation, name: str, most: int = PART) -> Iterator[Tensor]:
+def results(computation: Computation, name: str, most: int = 0) -> Iterator[Tensor]:
     """Yield a tensor from front to back, in parts where it can be made in parts. Raises as `compute` does.
 
-    most: elements of a part, or of a single row where that has more.
+    most: elements of a part, or of a single row where that has more; 0: as many as pay.
     """
+    most = most or max(PART, _prepared_anew(computation))
     if cut(computation) is None:
         yield compute(computation, name)
         return
@@ -173,6 +174,17 @@ def results(computation: Computation, name: str, most: int = PART) -> Iterator[T
         parts = _Parts(computation, name, _Steps(min(step, rows), flat, stack))
         for start in range(0, rows, step):
             yield parts.take(min(step, rows - start))
+
+
+def _prepared_anew(computation: Computation) -> int:
+    """Return how many elements a method takes apart anew for each part, so that a part is made worth it.
+
+    An exact product of 32 bits (`exact.product`) cuts the factor that all rows need into slices.
+    """
+    if DTYPES[computation.dtype].itemsize <= 2:
+        return 0
+    along = cut(computation) or []
+    return sum(prod(each.shape) for each, yes in zip(computation.inputs, along, strict=True) if not yes)
 
 
 def compute(computation: Computation, name: str) -> Tensor:
