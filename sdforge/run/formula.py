@@ -181,9 +181,9 @@ def _prepared_anew(computation: Computation) -> int:
 
     An exact product of 32 bits (`exact.product`) cuts the factor that all rows need into slices.
     """
-    if DTYPES[computation.dtype].itemsize <= 2:
+    along = cut(computation)
+    if along is None or DTYPES[computation.dtype].itemsize <= 2:
         return 0
-    along = cut(computation) or []
     return sum(prod(each.shape) for each, yes in zip(computation.inputs, along, strict=True) if not yes)
 
 
