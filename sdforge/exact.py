@@ -342,6 +342,7 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
     """
     import torch
 
+    assert up.shape[1]  # nothing would be written over what lies in the memory
     result = up.new_empty(up.shape[0], down.shape[1], dtype=torch.float64)
     for start in range(0, up.shape[1], RANKS):
         a, b = up[:, start : start + RANKS].double(), down[start : start + RANKS].double()

@@ -190,7 +190,7 @@ class _Hand:
 
     def _say(self, piece: _Piece) -> None:
         self.own.said.send(piece)
-        self.slot, self.filled = (-1, 0) if self.filled else (self.slot, 0)
+        self.slot, self.filled = -1, 0  # where nothing was filled, no slot was taken
 
 
 def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _Ends, all_ends: Sequence[_Ends]) -> None:
