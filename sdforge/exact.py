@@ -29,9 +29,16 @@ RANKS, ROWS = 128, 256
 CONTEXT = Context(prec=50, Emax=10_000, Emin=-10_000)
 
 
+@cache
 def complement(weight: float) -> float:
     """Return 1 − weight, computed on the decimals as written."""
     return float(1 - decimal(weight))
+
+
+@cache
+def total_is_one(weights: tuple[float, ...]) -> bool:
+    """Say whether weights sum to 1, on the decimals as written."""
+    return sum(map(decimal, weights)) == 1
 
 
 def fraction(number: float) -> Fraction:
@@ -45,8 +52,13 @@ def line(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     a + w (b − a) or b − (b − a)(1 − w): both ends are exact, and equal inputs stay what they are. A weight may be a
     number, or a tensor that fits the others.
     """
+    import torch
+
     if isinstance(weight, float | int):
-        return a + (b - a) * weight if abs(weight) < 0.5 else b - (b - a) * complement(weight)
+        way = b - a
+        if abs(weight) < 0.5:
+            return way.mul_(weight).add_(a)
+        return torch.sub(b, way.mul_(complement(weight)), out=way)
     return (a + (b - a) * weight).where(weight.abs() < 0.5, b - (b - a) * (1 - weight))
 
 

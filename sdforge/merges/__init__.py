@@ -11,7 +11,8 @@ A method that asks for `tensor` is planned tensor by tensor: `simplify` leaves i
 Modules beside the methods whose names begin with `_` hold what several share.
 
 Beside the function: `VERSION`, raised when results change; `ELEMENTWISE = True` where each number of the result is
-made of the numbers at its place and the settings alone, which lets the engine compute it in parts, in any shape; and
-`simplify(inputs, parameters)`: what remains to be computed: the one input whose bytes pass through, or the
-(inputs, parameters) that decide the result. It sees identities only, so that plans need no bytes.
+made of the numbers at its place and the settings alone, which lets the engine compute it in parts, in any shape;
+`KEEPS_NAN = True` where NaN or Inf in any input is NaN or Inf in the result, whatever the settings are, so that it is
+looked for there alone; and `simplify(inputs, parameters)`: what remains to be computed: the one input whose bytes pass
+through, or the (inputs, parameters) that decide the result. It sees identities only, so that plans need no bytes.
 """

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELEMENTWISE = True
+KEEPS_NAN = True
 
 
 def add_difference(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[Weight, PerBlock()] = 1.0) -> Tensor:
@@ -20,7 +21,7 @@ def add_difference(a: Tensor, b: Tensor, base: Tensor, *, weight: Annotated[Weig
     weight: how much of the difference, usually 0 … 1.
     Source: "Add difference" of A1111's merger; as task vectors, Ilharco et al. 2022, https://arxiv.org/abs/2212.04089
     """
-    return a + (b - base) * weight
+    return (b - base).mul_(weight).add_(a)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELEMENTWISE = True
+KEEPS_NAN = True
 
 
 Shares = Annotated[list[Weight], PerBlock(shares=True)]

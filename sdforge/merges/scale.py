@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELEMENTWISE = True
+KEEPS_NAN = True
 
 
 def scale(a: Tensor, *, weight: Annotated[Weight, PerBlock()]) -> Tensor:

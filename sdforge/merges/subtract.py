@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELEMENTWISE = True
+KEEPS_NAN = True
 MAKES = "delta"
 
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sdforge.exact import line
-from sdforge.identity import decimal
+from sdforge.exact import line, total_is_one
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ELEMENTWISE = True
+KEEPS_NAN = True
 
 Weights = Annotated[list[Weight], Field(min_length=1), PerBlock(shares=True)]
 
@@ -29,7 +29,7 @@ def weighted_sum(*checkpoints: Tensor, weights: Weights) -> Tensor:
     Source: model soups, Wortsman et al. 2022, https://arxiv.org/abs/2203.05482; "Weighted sum" of A1111's merger;
     `triple_sum` of meh and SuperMerger.
     """
-    if len(checkpoints) == 2 and sum(map(decimal, weights)) == 1:
+    if len(checkpoints) == 2 and total_is_one(tuple(weights)):
         return line(*checkpoints, weights[1])
     total = checkpoints[0] * weights[0]
     for tensor, weight in zip(checkpoints[1:], weights[1:], strict=True):
@@ -41,7 +41,7 @@ def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[
     """Leave out what has weight 0; a single weight of 1, or equal inputs whose weights sum to 1, passes through."""
     used = [(tensor, weight) for tensor, weight in zip(inputs, parameters["weights"], strict=True) if weight != 0]
     weights = [weight for _, weight in used]
-    if used and all(tensor == used[0][0] for tensor, _ in used) and sum(map(decimal, weights)) == 1:
+    if used and all(tensor == used[0][0] for tensor, _ in used) and total_is_one(tuple(weights)):
         return used[0][0]
     if not used:
         return inputs[:1], {"weights": [0.0]}

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from math import prod
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -203,7 +203,7 @@ def cut(computation: Computation) -> list[bool] | None:
 
     What is elementwise can be cut anywhere, anything else between its rows.
     """
-    module = module_of(method_groups()[computation.method], computation.method)
+    module = _module(computation)
     shapes = [each.shape for each in computation.inputs]
     if _is_elementwise(computation):
         return [True] * len(shapes)
@@ -219,7 +219,7 @@ def _needs_whole(computation: Computation) -> bool:
 
 
 def _is_elementwise(computation: Computation) -> bool:
-    module = module_of(method_groups()[computation.method], computation.method)
+    module = _module(computation)
     same = all(each.shape == computation.shape for each in computation.inputs)
     return same and getattr(module, "ELEMENTWISE", False)
 
@@ -252,6 +252,7 @@ class _Parts:
         self.computation, self.name = computation, name
         self.function, self.working = _function(computation), _working(computation)
         self.dtype = DTYPES[computation.dtype]
+        self.fit = _widened if getattr(_module(computation), "KEEPS_NAN", False) else _fit
         along = cut(computation)
         assert along is not None
         # what every part needs whole is fitted once
@@ -263,10 +264,16 @@ class _Parts:
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
         tensors = [
-            source if isinstance(source, Tensor) else _fit(self.name, each, source.take(count), self.working)
+            source if isinstance(source, Tensor) else self.fit(self.name, each, source.take(count), self.working)
             for each, source in zip(self.computation.inputs, self.inputs, strict=True)
         ]
-        return rounded(self.name, self.function(*tensors), self.dtype)
+        result = self.function(*tensors)
+        try:
+            return rounded(self.name, result, self.dtype)
+        except ActionFailed:
+            for each, tensor in zip(self.computation.inputs, tensors, strict=True):
+                _check(self.name, each, tensor)  # an input's fault is said to be its own
+            raise
 
 
 class _Reader:
@@ -330,31 +337,43 @@ def _taken(each: Ref | Computation) -> Tensor:
     return load(each) if isinstance(each, Ref) else compute(each, f"{each.component}.{each.name}")
 
 
+def _module(computation: Computation) -> ModuleType:
+    return module_of(method_groups()[computation.method], computation.method)
+
+
 def _working(computation: Computation) -> torch.dtype | None:
     """Return the type in which a method is given its inputs, or None for that which they have."""
-    group = method_groups()[computation.method]
-    if group != "merges":
-        return torch.float64 if getattr(module_of(group, computation.method), "IN_FP64", False) else None
+    if method_groups()[computation.method] != "merges":
+        return torch.float64 if getattr(_module(computation), "IN_FP64", False) else None
     if not all(DTYPES[each.dtype].itemsize <= 2 for each in computation.inputs):
         return torch.float64
     # a Python number times an fp32 tensor is rounded to fp32 first, as the promise of class A says
-    return None if getattr(module_of("merges", computation.method), "WIDENS", False) else torch.float32
+    return None if getattr(_module(computation), "WIDENS", False) else torch.float32
 
 
 def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
     """Return an input in the type that it is computed with. Raises ActionFailed for NaN and Inf."""
-    if working is not None:  # from 16 bits to fp64 by way of fp32, which is exact and takes half the time
-        tensor = tensor.to(torch.float32 if tensor.dtype.itemsize < 4 else working)
-    if not finite(tensor):
-        place = each.path if isinstance(each, Ref) else each.method
-        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
+    if working is not None and tensor.dtype.itemsize < 4:  # from there it is exact, and takes half the time
+        tensor = tensor.to(torch.float32)
+    _check(name, each, tensor)
     return tensor if working is None else tensor.to(working)
 
 
+def _widened(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
+    """Return an input in the type that it is computed with: what the result shows of it needs no look here."""
+    return tensor if working is None else tensor.to(working)
+
+
+def _check(name: str, each: Ref | Computation, tensor: Tensor) -> None:
+    """Raise ActionFailed for NaN and Inf in an input."""
+    if not finite(tensor):
+        place = each.path if isinstance(each, Ref) else each.method
+        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
+
+
 def _function(computation: Computation) -> Callable[..., Tensor]:
-    group = method_groups()[computation.method]
-    module = module_of(group, computation.method)
-    if group == "merges":
+    module = _module(computation)
+    if method_groups()[computation.method] == "merges":
         merge: Any = getattr(module, computation.method)
         return partial(merge, **computation.parameters)
     dtype = DTYPES[computation.dtype]

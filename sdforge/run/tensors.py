@@ -44,6 +44,8 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# the least fp32 number that is Inf when it is rounded: half a step beyond the largest one, which is even there
+TOO_LARGE = {torch.float16: 65520.0, torch.bfloat16: float.fromhex("0x1.FFp127")}
 PART = 1 << 16  # elements made at a time: what an operation takes and makes of them stays in a core's cache
 
 
@@ -79,7 +81,7 @@ def finite(tensor: Tensor) -> bool:
         return True
     for part in _parts(tensor):
         wide = part.float() if part.dtype.itemsize < 4 else part
-        if not (math.isfinite(float(wide.sum())) or bool(torch.isfinite(wide).all())):
+        if not (math.isfinite(wide.sum().item()) or bool(torch.isfinite(wide).all())):
             return False
     return True
 
@@ -98,12 +100,26 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     tensor = tensor.detach().to("cpu")
+    if tensor.numel() <= PART or dtype == tensor.dtype:
+        return _rounded(name, tensor, dtype)
     result = torch.empty(tensor.shape, dtype=dtype)
     for given, made in zip(_parts(tensor), _parts(result), strict=True):
-        made.copy_(given if dtype == tensor.dtype else given.to(torch.float32))
-        if not finite(made):
-            raise _unfit(name, given, dtype)
+        made.copy_(_rounded(name, given, dtype))
     return result
+
+
+def _rounded(name: str, given: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = given if dtype == given.dtype else given.to(torch.float32)
+    made = wide.to(dtype)
+    if not (_fits(wide, TOO_LARGE[dtype]) if wide.dtype == torch.float32 and dtype in TOO_LARGE else finite(made)):
+        raise _unfit(name, given, dtype)
+    return made
+
+
+def _fits(wide: Tensor, too_large: float) -> bool:
+    """Say whether all fp32 numbers are less than a bound, of either sign. NaN is not, and comes through min and max."""
+    numbers = wide.numpy()
+    return not numbers.size or (float(numbers.max()) < too_large and float(numbers.min()) > -too_large)
 
 
 def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdforge.edits import cast
 from sdforge.errors import ActionFailed
 from sdforge.formula import Plan
-from sdforge.run.tensors import rounded
+from sdforge.run.tensors import TOO_LARGE, rounded
 from tests.families.workbench import SD15, Taken, keep, made, same_bytes
 
 NAME = "conv_in.weight"
@@ -74,6 +74,25 @@ def test_what_does_not_fit_stops_with_the_tensors_name(value: float, dtype: str,
     else:
         with pytest.raises(ActionFailed, match="which does not fit into bfloat16"):
             recast(tmp_path, torch.tensor([value], dtype=kind), dtype)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_fits_is_told_from_what_does_not_to_the_last_fp32_number(dtype: torch.dtype, sign: int) -> None:
+    """Where it does not, the type itself rounds to Inf."""
+    fits = torch.nextafter(torch.tensor(TOO_LARGE[dtype]), torch.tensor(0.0)) * sign
+    other = torch.zeros(70_000)  # more than is rounded at a time
+    for place in (0, 69_999):
+        other[place] = fits
+        assert rounded("x", other, dtype)[place] == torch.finfo(dtype).max * sign
+        other[place] = TOO_LARGE[dtype] * sign
+        assert other.to(dtype)[place].isinf()
+        with pytest.raises(ActionFailed, match="x holds .*, which does not fit"):
+            rounded("x", other, dtype)
+        other[place] = torch.nan
+        with pytest.raises(ActionFailed, match="x holds NaN or Inf"):
+            rounded("x", other, dtype)
+        other[place] = 0
 
 
 def test_integers_stay_what_they_are(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ UNORDERED = (  # the order of what they take any number of decides nothing
     "karcher",
     "clamp",
 )
+KEEPS_NAN = [name for name in MERGES if getattr(module_of("merges", name), "KEEPS_NAN", False)]
 ELEMENTWISE = [name for name in MERGES if getattr(module_of("merges", name), "ELEMENTWISE", False)]
 CHANGED = {"adjust": {"detail_in": 2.0}}  # settings of merges that do nothing by themselves
 
@@ -154,6 +155,26 @@ def test_what_is_elementwise_gives_the_same_bits_in_parts_of_any_size(name: str,
         flat = zip(*(tensor.reshape(-1).split(size) for tensor in given), strict=True)
         parts = torch.cat([function(name)(*part, **settings(name)) for part in flat])
         assert same_bytes(parts.reshape(whole.shape), whole), size
+
+
+@pytest.mark.parametrize("name", KEEPS_NAN)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_in_an_input_is_not_finite_in_the_result(name: str, value: float) -> None:
+    """The engine looks for it there alone. Weights of 0 are no exception."""
+    for place in range(count(name)):
+        for wanted in (settings(name), _with_zeros(settings(name))):
+            given = inputs(name)
+            for i, tensor in enumerate(given):
+                tensor.reshape(-1)[3] = value if i == place else -given[place].reshape(-1)[3]
+                tensor.reshape(-1)[7] = value  # in all of them
+            found = function(name)(*given, **wanted).reshape(-1)
+            assert not found[3].isfinite()
+            assert not found[7].isfinite()
+
+
+def _with_zeros(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Return settings whose numbers are 0, and whose weights end with one."""
+    return {k: [*v[:-1], 0.0] if isinstance(v, list) else 0.0 if isinstance(v, float) else v for k, v in wanted.items()}
 
 
 @pytest.mark.parametrize("name", [name for name in MERGES if name not in CHANGE_ONE])

@@ -252,7 +252,7 @@ def test_tensors_of_two_shapes_are_named(tmp_path: Path) -> None:
 def test_nan_and_inf_stop_with_the_tensors_name(bad: float, dtype: torch.dtype, tmp_path: Path) -> None:
     sick = torch.tensor([1, bad], dtype=dtype)
     taken = _pair(tmp_path, {"conv_in.bias": torch.ones(2, dtype=dtype)}, {"conv_in.bias": sick})
-    with pytest.raises(ActionFailed, match=r"unet\.conv_in\.bias.*NaN or Inf") as caught:
+    with pytest.raises(ActionFailed, match=r"unet\.conv_in\.bias: an input \(.*\) holds NaN or Inf") as caught:
         made(planned("weighted_sum", taken, weights=[0.5, 0.5]), *taken)
     assert caught.value.exit_code == 1
 
