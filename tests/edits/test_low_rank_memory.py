@@ -28,9 +28,9 @@ FORMS = {
 }
 
 
-# form → how many copies of the update may be held, with blocks of 256 rows, of which this one has two
-# (what they are multiplied from, and four products of slices, count too): measured 4.3, 4.4, 4.4, 2.4 and 2.6
-MOST = {"Tucker": 4.8, "LoHa": 4.9, "LoHa with cores": 4.9, "LoKr": 2.9, "differences": 3.1}
+# form → how many copies of the update may be held: with blocks of 256 rows, of which this one has two, and with what
+# it is multiplied from, measured 2.8, 2.9, 2.9, 2.4 and 2.6
+MOST = {"Tucker": 3.4, "LoHa": 3.4, "LoHa with cores": 3.4, "LoKr": 2.9, "differences": 3.1}
 
 
 def few(order: Order, most: float) -> bool:
