@@ -18,9 +18,7 @@ from tests.merges.test_merge_contract import ELEMENTWISE, count, settings
 from tests.peak import holds_less, peak
 
 SHAPE, RANK = (1024, 4096), 4
-WIDE = 4 * prod(
-    SHAPE
-)  # bytes of one tensor in fp32, the narrowest type that is computed in: 16.8 MB; parts take 6 to 10
+WIDE = 4 * prod(SHAPE)  # bytes of one tensor in fp32, the narrowest type that is computed in; parts take half
 SMALL = (256, 1024)
 FACTORS = {"up": (SHAPE[0], RANK), "down": (RANK, SHAPE[1]), "rows": (SHAPE[0], 1)}
 HALVES = dict.fromkeys(("left", "right"), (SHAPE[0], SHAPE[1] // 2))
