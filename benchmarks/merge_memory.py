@@ -30,6 +30,7 @@ FORGE = Path(sys.executable).with_name("forge")
 FAMILY = "sdxl"
 BOUND, ELEMENTWISE_BOUND = 1500, 500  # MB
 RANKS = (8, 128)
+RESIZED = ("LoRA, LoCon", "LoCon, Tucker", "LoHa", "LoHa, Tucker", "LoKr", "LoKr, whole", "differences")
 TICK = 0.01  # seconds between looks
 CHECKPOINTS = ("a", "b", "c")
 
@@ -116,14 +117,17 @@ def jobs() -> Iterator[Job]:
             yield Job(f"bake of {kind}{ranked}", _bake(1), ((kind, rank),))
     yield Job("bake of three LoRAs, rank 128", _bake(3), (("LoRA, LoCon", RANKS[-1]),) * 3)
     yield Job("bake of LoRA to fp32, rank 128", f'{_bake(1)}dtype = "fp32"\n', (("LoRA, LoCon", RANKS[-1]),))
-    for rank in RANKS:
-        yield Job(f"extract, rank {rank}", f'[extract.made]\ntuned = "b"\nbase = "a"\nrank = {rank}\n')
-    for kind in ("LoRA, LoCon", "LoHa", "LoKr", "differences"):
+    for rank in (*RANKS, 0):
+        title = f"rank {rank}" if rank else "any rank"
+        yield Job(f"extract, {title}", f'[extract.made]\ntuned = "b"\nbase = "a"\nrank = {rank}\n')
+    for kind in RESIZED:
+        ranked = "" if kind in RANKLESS else f", {RANKS[-1]}"
         resized = f'[resize.made]\nlora = "l0"\nrank = {RANKS[0]}\n'
-        yield Job(f"resize {kind}, 128 to {RANKS[0]}", resized, ((kind, RANKS[-1]),))
+        yield Job(f"resize {kind}{ranked} to {RANKS[0]}", resized, ((kind, RANKS[-1]),))
     side = "[lora_merge.{name}]\nloras = {{ l0 = {{ strength = 0.5 }}, l1 = {{ strength = 0.5 }} }}\n"
     two = (("LoRA, LoCon", RANKS[-1]),) * 2
     yield Job("lora_merge, rank 128 twice", side.format(name="made"), two)
+    yield Job("lora_merge of differences twice", side.format(name="made"), (("differences", 0),) * 2)
     reduced = f'{side.format(name="both")}[resize.made]\nlora = "both"\nrank = {RANKS[-1]}\n'
     yield Job("lora_merge by SVD, rank 128 twice to 128", reduced, two)
 

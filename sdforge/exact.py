@@ -373,11 +373,11 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
 
 def _summed(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:
     """Return the product of two matrices, each the sum of its slices: one, or two of which the first is larger."""
-    products = [[left @ right for right in rights] for left in lefts]
-    if len(products) == 1:
-        return products[0][0]
-    (high, above), (below, low) = products
-    return high + (above + below) + low
+    if len(lefts) == 1:
+        return lefts[0] @ rights[0]
+    (left, left_rest), (right, right_rest) = lefts, rights
+    middle = (left @ right_rest).add_(left_rest @ right)
+    return (left @ right).add_(middle).add_(left_rest @ right_rest)
 
 
 def _slices(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:

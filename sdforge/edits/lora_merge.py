@@ -105,6 +105,11 @@ def _one(
     return computed("lora_merge", VERSION, name, target, shape, list(tensors), {"join": join, "scales": scales})
 
 
+def by_rows(parameters: dict[str, Any], shapes: list[tuple[int, ...]]) -> list[bool] | None:
+    """Say that each row of what is side by side or added needs the same row of all tensors; None: they are stacked."""
+    return None if parameters["join"] == ROWS else [True] * len(shapes)
+
+
 def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:  # noqa: ARG001
     """Return the tensors, each times its scale, above one another, side by side, or added; in fp64."""
     import torch

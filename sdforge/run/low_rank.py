@@ -22,6 +22,7 @@ from torch import Tensor
 from sdforge.dtypes import SAFETENSORS
 from sdforge.edits.bake.forms import ADDITIVE
 from sdforge.errors import ActionFailed
+from sdforge.exact import runs
 from sdforge.families import Family
 from sdforge.formats.kohya import KERNELS
 from sdforge.formats.lora import Part, alpha_fact, alpha_of, change_of, has_alpha, parts_of
@@ -29,7 +30,7 @@ from sdforge.order import Given, Order, Outcome
 from sdforge.ref import Ref
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
-from sdforge.run.tensors import DTYPES, Aside, load, rounded, write_pack
+from sdforge.run.tensors import DTYPES, Aside, finite, load, rounded, write_pack
 
 Report = Callable[..., None]
 NONE = 1e-6  # a singular value below this share of the largest one counts as none: the roots of a Gram matrix's noise
@@ -228,7 +229,7 @@ def _resize(making: _Making, module: str, part: Part, refs: dict[str, Ref], fact
     if part.form not in ADDITIVE or part.form in RELATIVE or "dora_scale" in refs:
         name = "dora" if "dora_scale" in refs else part.form
         raise ActionFailed(f"{module} is a {name}, which says nothing without the weight that it changes", hint=AWAY)
-    factors = {name: _finite(f"{module}.{name}", load(ref).to(making.device)) for name, ref in refs.items()}
+    factors = {name: _taken(f"{module}.{name}", ref).to(making.device) for name, ref in refs.items()}
     if part.form not in ("lora", "loha", "lokr") and (part.form != "diff" or factors["diff"].dim() < 2):
         ((name, difference),) = factors.items()
         making.whole(f"{module}.{name}", difference)
@@ -248,9 +249,14 @@ def _resize(making: _Making, module: str, part: Part, refs: dict[str, Ref], fact
             making.shares[module] = 0.0, float(found.values_N.square().sum())
             making.keep(module, up, down, alpha)
         return
-    doubled = {name: factor.double() for name, factor in factors.items()}
-    matrix = scale * ADDITIVE[part.form](doubled[part.factors[0]], doubled, True)
+    matrix = _change(part, factors, scale)
     making.reduce(module, of_matrix(matrix.reshape(len(matrix), -1)), most, _columns(module, matrix))
+
+
+def _change(part: Part, factors: dict[str, Tensor], scale: float) -> Tensor:
+    """Return the update that factors say, in fp64, of which nothing else is held afterwards."""
+    doubled = {name: factor.double() for name, factor in factors.items()}
+    return ADDITIVE[part.form](doubled[part.factors[0]], doubled, True).mul_(scale)
 
 
 def _columns(module: str, matrix: Tensor) -> tuple[int, ...]:
@@ -269,10 +275,9 @@ def extract(order: Order, report: Report) -> Outcome:
     tuned, base = order.the("tuned"), order.the("base")
     making = _Making(order, _stated(order, next(ref.dtype for refs in tuned.components.values() for ref in refs)))
     pairs, left = list(_pairs(order.architecture, tuned, base, order.settings["components"])), {}
-    for done, (name, ours, theirs) in enumerate(pairs):
-        difference = _finite(name, load(ours).to(making.device).double() - load(theirs).to(making.device).double())
-        if bool(difference.any()) and not _extract(making, order.architecture, name, difference):
-            left[name] = float(difference.square().sum())
+    for done, (name, *both) in enumerate(pairs):
+        if squares := _extract(making, order.architecture, name, _difference(name, *both).to(making.device)):
+            left[name] = squares
         report(step=done + 1, steps=len(pairs))
     if not (making.shares or making.tensors or left):
         raise ActionFailed("the two checkpoints are the same in what a LoRA can change", hint="is it the right base?")
@@ -304,24 +309,36 @@ def _pairs(family: Family, tuned: Given, base: Given, components: list[str]) -> 
                 yield f"{component}.{name}", ref, theirs[name]
 
 
-def _extract(making: _Making, family: Family, name: str, difference: Tensor) -> bool:
-    """Keep what a LoRA can say of a difference; return whether it can say anything."""
+def _difference(name: str, ours: Ref, theirs: Ref) -> Tensor:
+    """Return ours − theirs in fp64: no other tensor of its size is made. Raises ActionFailed for NaN and Inf."""
+    difference = _taken(name, ours).double()
+    for mine, other in runs(difference, _taken(name, theirs)):
+        mine.sub_(other)
+    return difference
+
+
+def _extract(making: _Making, family: Family, name: str, difference: Tensor) -> float:
+    """Keep what a LoRA can say of a difference; return the sum of its squares where it can say nothing, 0 otherwise."""
+    if not bool(difference.any()):
+        return 0.0
     module, _, kind = name.rpartition(".")
     matrix, norm = module in family.modules(), module in family.norms()
     if kind == "weight" and matrix:
         most = making.most(module)
-        if most is None:
-            return False
-        making.reduce(module, of_matrix(difference.reshape(len(difference), -1)), most, _columns(module, difference))
-        return True
-    if not making.settings["biases"] or not (matrix or norm):
-        return False
-    making.whole(f"{module}.{'diff_b' if matrix else 'w_norm' if kind == 'weight' else 'b_norm'}", difference)
-    return True
+        if most is not None:
+            found = of_matrix(difference.reshape(len(difference), -1))
+            making.reduce(module, found, most, _columns(module, difference))
+            return 0.0
+    elif making.settings["biases"] and (matrix or norm):
+        making.whole(f"{module}.{'diff_b' if matrix else 'w_norm' if kind == 'weight' else 'b_norm'}", difference)
+        return 0.0
+    return float(difference.square_().sum())
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+def _taken(name: str, ref: Ref) -> Tensor:
+    """Return a tensor from its file. Raises ActionFailed for NaN and Inf."""
+    tensor = load(ref)
+    if not finite(tensor):
         raise ActionFailed(f"{name} holds NaN or Inf", hint="the file is broken: take another copy of it")
     return tensor
 

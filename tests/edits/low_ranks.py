@@ -16,18 +16,26 @@ RANKS = {"dtype": "fp32", "rank": 0, "conv_rank": None, "energy": 1.0, "threshol
 
 def resized(work: Path, lora: Taken, **settings: Any) -> Taken:
     """Resize a LoRA, in fp32 and to any rank unless the settings say otherwise."""
-    work.mkdir(parents=True, exist_ok=True)
-    order = Order("", "", "resize", "edits", "sd15", RANKS | settings, str(work), {"lora": [lora.given()]})
-    return _kept(work, resize.run(order, lambda **_: None))[0]
+    return _kept(work, resize.run(order_to_resize(work, lora, **settings), lambda **_: None))[0]
 
 
 def extracted(work: Path, tuned: Taken, base: Taken, **settings: Any) -> tuple[Taken, dict[str, Any]]:
     """Extract a LoRA, in fp32 and of any rank unless the settings say otherwise; return it and the record."""
+    return _kept(work, extract.run(order_to_extract(work, tuned, base, **settings), lambda **_: None))
+
+
+def order_to_resize(work: Path, lora: Taken, **settings: Any) -> Order:
+    """Return the order that `resized` runs."""
+    work.mkdir(parents=True, exist_ok=True)
+    return Order("", "", "resize", "edits", "sd15", RANKS | settings, str(work), {"lora": [lora.given()]})
+
+
+def order_to_extract(work: Path, tuned: Taken, base: Taken, **settings: Any) -> Order:
+    """Return the order that `extracted` runs."""
     work.mkdir(parents=True, exist_ok=True)
     stated = RANKS | {"components": [], "biases": False} | settings
     inputs = {"tuned": [tuned.given()], "base": [base.given()]}
-    order = Order("", "", "extract", "edits", tuned.artifact.family, stated, str(work), inputs)
-    return _kept(work, extract.run(order, lambda **_: None))
+    return Order("", "", "extract", "edits", tuned.artifact.family, stated, str(work), inputs)
 
 
 def _kept(work: Path, outcome: Outcome) -> tuple[Taken, dict[str, Any]]:

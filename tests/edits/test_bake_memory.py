@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Callable
 from math import prod
-from pathlib import Path
 
 import pytest
 import torch
 
 from sdforge.edits.bake import compute
+from tests.peak import holds_less
 
 WEIGHT = (512, 512, 3, 3)  # 18.9 MB in fp64
 RANK = 8
@@ -43,21 +40,4 @@ def test_a_form_that_needs_the_whole_weight_holds_few_copies_of_it(title: str) -
     def baked() -> None:
         compute({"updates": [["lora", len(tensors), parameters]]}, [weight, *tensors], torch.float16)
 
-    baked()  # what libraries allocate the first time is not counted
-    assert peak(baked) < most * 8 * prod(WEIGHT)
-
-
-def peak(work: Callable[[], None]) -> int:
-    """Return by how many bytes this process's anonymous memory grows at most."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = held("RssAnon")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
-    work()
-    return held("VmHWM") - before - (held("VmRSS") - held("RssAnon"))
-
-
-def held(field: str) -> int:
-    """Return a figure of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) * 1024
+    assert holds_less(baked, int(most * 8 * prod(WEIGHT)))

@@ -79,18 +79,32 @@ def low_rank(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
 
 def _tucker(core_RRkk: Tensor, up_OR: Tensor, down_RI: Tensor, exact: bool) -> Tensor:
     """Return Σ core[m, n] · up[:, m] · down[n, :] (LyCORIS, https://arxiv.org/abs/2309.14859)."""
-    inner_IRkk = _product(down_RI.T, core_RRkk.transpose(0, 1), exact)
-    return _product(up_OR, inner_IRkk.transpose(0, 1), exact)
+    return _product(up_OR, _inner(core_RRkk, down_RI, exact), exact)
+
+
+def _inner(core_RRkk: Tensor, down_RI: Tensor, exact: bool) -> Tensor:
+    """Return Σ core[m, n] · down[n, :] for every m: (rank, in, k, k), the right side of Tucker's product."""
+    return _product(down_RI.T, core_RRkk.transpose(0, 1), exact).transpose(0, 1)
 
 
 def hadamard(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
-    """(w1_a w1_b) ⊙ (w2_a w2_b) (LoHa; FedPara, Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098, eq. 1)."""
-    sides = []
-    for i in "12":
-        a, b = f[f"hada_w{i}_a"], f[f"hada_w{i}_b"]
-        core = f.get(f"hada_t{i}")  # with a core, the first factor is kept transposed
-        sides.append(_product(a, b, exact) if core is None else _tucker(core, a.T, b, exact))
-    return sides[0].mul_(sides[1])
+    """(w1_a w1_b) ⊙ (w2_a w2_b) (LoHa; FedPara, Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098, eq. 1).
+
+    The second product is never there as a whole: its rows are made as many at a time as `exact.product` makes.
+    """
+    (up, right), (other_up, other_right) = (_side(f, i, exact) for i in "12")
+    result = _product(up, right, exact)
+    for start in range(0, len(result), arithmetic.ROWS):
+        rows = slice(start, start + arithmetic.ROWS)
+        result[rows].mul_(_product(other_up[rows], other_right, exact))
+    return result
+
+
+def _side(f: Factors, i: str, exact: bool) -> tuple[Tensor, Tensor]:
+    """Return what is multiplied for a side of LoHa: (out, rank) and (rank, …)."""
+    a, b = f[f"hada_w{i}_a"], f[f"hada_w{i}_b"]
+    core = f.get(f"hada_t{i}")  # with a core, the first factor is kept transposed
+    return (a, b) if core is None else (a.T, _inner(core, b, exact))
 
 
 def kronecker(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
