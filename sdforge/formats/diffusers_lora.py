@@ -16,7 +16,7 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError, nearest
+from sdforge.errors import UsageError, counted, nearest
 from sdforge.families import Family, family, family_names
 from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.lora import FACTORS as CANONICAL
@@ -106,8 +106,9 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
             parts[module][factor] = replace(entry, shape=(size, 1)) if factor == "dora_scale" else entry
     refuse_stranger(path, header.tensors)
     if odd:
+        some = ", ".join(sorted(odd)[:2])
         raise UsageError(
-            f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
+            f"{path} holds {counted(len(odd), 'tensor')} of a kind of LoRA that cannot be read here: {some}",
             hint="LoRA, DoRA, LoHa, LoKr and OFT of diffusers and PEFT are read",
         )
     found, names = _family(path, list(parts))

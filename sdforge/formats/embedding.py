@@ -26,6 +26,7 @@ KEY = "emb_params"
 SPELLED = (KEY, "emp_params", "string_to_param.*")  # how the rows of a single text encoder are called
 WHOSE = dict(zip(SPELLED, ("kohya", "OneTrainer", "A1111"), strict=True))
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+WIDTHS = {"text_encoder": "text", "text_encoder_2": "text_2"}  # what families call how wide those are
 FOLDER = {"text_encoder": "learned_embeds", "text_encoder_2": "learned_embeds_2"}  # diffusers' files, by encoder
 TOKEN, POLARITY, GUIDANCE = "sdforge.token", "sdforge.polarity", "sdforge.guidance"  # metadata of files that we write
 OPPOSITE = "-neg"  # behind the name of the file with the rows of a word for the negative prompt
@@ -119,7 +120,7 @@ def carried(header: Header) -> dict[str, list[str]]:
 def _dialect(header: Header) -> str:
     names = set(header.tensors)
     if names & set(ENCODERS):
-        return "two text encoders"
+        return "ComfyUI"
     return next((whose for name, whose in WHOSE.items() if name in names), "diffusers")
 
 
@@ -143,8 +144,8 @@ def _concluded(layout: Layout, token: str) -> Layout:
     counts = {shape[0] for shape in rows.values()}
     if len(counts) != 1:
         raise UsageError(f"{layout.files[0]} has another number of vectors for each text encoder")
+    layout.notes["widths"] = {WIDTHS[encoder]: shape[1] for encoder, shape in rows.items()}
     if "text_encoder" in rows:
-        layout.notes["widths"] = {"text": rows["text_encoder"][1]}
         layout.family = FAMILY_OF_WIDTH.get(rows["text_encoder"][1], "")
     if "text_encoder_2" in rows:
         layout.family = "sdxl"

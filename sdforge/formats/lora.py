@@ -256,7 +256,8 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
         if name in ("lora_down", "hada_w1_b")
     }
     layout.notes["widths"] = {"context": contexts.pop()} if len(contexts) == 1 else {}
-    layout.notes["rank"] = max(neutral.values(), default=0)
+    if rank := max(neutral.values(), default=0):
+        layout.notes["rank"] = rank
     return layout
 
 

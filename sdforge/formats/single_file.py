@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.families import Family, Name, family_of
 from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import EMA, TABLE, UNET
@@ -77,8 +77,9 @@ def read(path: Path, header: Header) -> Layout:
         else:
             unknown.append(raw)
     if unknown:
+        some = ", ".join(unknown[:3])
         raise UsageError(
-            f"{path} holds {len(unknown)} tensors that {family.title} does not have: {', '.join(unknown[:3])}",
+            f"{path} holds {counted(len(unknown), 'tensor')} that {family.title} does not have: {some}",
             hint="is it another family, or a checkpoint with something baked in beside it?",
         )
     _refuse_gaps(path, family, layout)

@@ -69,7 +69,7 @@ def test_it_says_what_it_wrote_and_what_it_read_over(exported: Path, convert: Co
     assert (row["path"], row["bytes"]) == (str(tmp_path / "y.safetensors"), (tmp_path / "y.safetensors").stat().st_size)
     assert len(row["autov3"]) == 12
     (note,) = told["notes"]
-    assert note.startswith("1 tensors read over")
+    assert note.startswith("1 tensor read over")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
