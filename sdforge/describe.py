@@ -31,7 +31,7 @@ MOST_LETTERS = 100  # of a metadata entry
 KEY = 8  # letters of the column that says what a line is about
 TIED = "\u00a0"  # a space at which no line is broken
 SAID = (FACTS, TOKENIZER, MANIFEST)  # metadata whose content stands among the other lines
-UNSAID = ("", None, [], {})  # settings that nobody wrote
+UNSAID: tuple[Any, ...] = ("", None, [], {})  # settings that nobody wrote
 TYPES = {theirs: ours for ours, theirs in SAFETENSORS.items()}  # as files write them → as recipes do
 
 
