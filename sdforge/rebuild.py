@@ -163,12 +163,15 @@ def _declared(session: Session) -> Iterator[tuple[Taken, str]]:
 
 
 def _loose(session: Session) -> Iterator[dict[str, Any]]:
-    """Yield tables for all files and checkpoint folders in the folders of this machine."""
+    """Yield tables for all files, checkpoint folders and folders of a network alone in the folders of this machine."""
     for folder in session.project.folders:
         for path in sorted(folder.rglob("*.safetensors")):
             yield {"from": str(path.relative_to(folder))}
         for path in sorted(folder.rglob("model_index.json")):
             yield {"from": str(path.parent.relative_to(folder))}
+        for path in sorted(folder.rglob("config.json")):
+            if not (path.parent.parent / "model_index.json").is_file():  # else it is a part of a whole checkpoint
+                yield {"from": str(path.parent.relative_to(folder))}
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ Read: A1111's and the first ones (pickles, converted to `emb_params`), diffusers
 folder of `learned_embeds` where there are two text encoders), kohya's and civitai's `emb_params`, OneTrainer's
 `emp_params`, everyone's `clip_l` with `clip_g`; pictures that carry one; and those that a LoRA's file brings along
 (`bundle_emb.NAME.…`, or beside the factors of the first implementation), when a source names which. What is added
-behind a text encoder (`…_out`) or made for a T5 no table of words can hold: that is refused by name.
+behind a text encoder (`…_out`) no table of words can hold, and rows for a T5 (`t5` of OneTrainer and diffusers, `t5xxl`
+of ComfyUI) no family here: those are refused by name. The rows beside a T5's were learned together with them, and are
+not taken alone.
 
 Canonical: one tensor per text encoder, named as the component (`text_encoder`), of shape (vectors, width). An
 embedding with a word for the negative prompt too has that word's rows in a component of their own, and two files.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
+from sdforge.families.strangers import FAMILIES_HINT
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
 
@@ -35,14 +38,14 @@ FAMILY_OF_WIDTH = {
     768: "sd15",
     1024: "sd2",
 }  # widths that say more than they hide; other files take the family of the recipe
-# tensors that only other kinds of embeddings have → what has them
+FOR_T5 = "an embedding for Stable Diffusion 3 or FLUX: it has rows for a T5, which no family here has"
+BEHIND = "an embedding that is added behind the text encoder (OneTrainer makes them), where no table of words ends"
+EXTENDED = "an extended textual inversion, which has a word for every layer and none for the whole"
+# tensors that only other kinds of embeddings have → what has them, and why it cannot be used
 OTHER = {
-    "t5": "an embedding for Stable Diffusion 3 or FLUX",
-    "t5xxl": "an embedding for Stable Diffusion 3 or FLUX",
-    "emp_params_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "clip_l_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "clip_g_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "MID": "an extended textual inversion, which has a word for every layer",
+    **dict.fromkeys(("t5", "t5xxl"), FOR_T5),
+    **dict.fromkeys(("emp_params_out", "clip_l_out", "clip_g_out", "t5_out"), BEHIND),
+    "MID": EXTENDED,
 }
 PICTURE_TEXT = b"sd-ti-embedding"
 MOST_CHUNKS = 256  # of a PNG that are looked at
@@ -59,7 +62,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 
 def read(path: Path, header: Header) -> Layout:
     if other := next((OTHER[name] for name in header.tensors if name in OTHER), ""):
-        raise UsageError(f"{path} is {other}, which no table of words can hold")
+        raise UsageError(f"{path} is {other}", hint=FAMILIES_HINT if other == FOR_T5 else "")
     layout = Layout("embedding", "", [path], dialect=_dialect(header))
     for raw in header.tensors:
         _take(layout, header, raw, ENCODERS.get(raw, "text_encoder"), 0)

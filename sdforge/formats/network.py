@@ -2,8 +2,8 @@
 
 It is a file, or a folder of diffusers (`unet/`, `vae/`: configuration and weights, also in parts). VAEs are handed
 around so (`vae-ft-mse-840000`, `sdxl-vae-fp16-fix`), to take the place of a checkpoint's own. All families share their
-topology, so a VAE is of no family. No tensor tells its scale: where a file is swapped in, the scale of what was there
-holds, and a folder's own does where its configuration states one.
+topology, so a VAE is of no family. No tensor tells its scale: where it is swapped in, the scale of what was there
+holds, unless a folder's configuration states its own (or the metadata of a file of ours).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdforge.families.strangers import FAMILIES_HINT, stranger_unet, stranger_va
 from sdforge.formats.diffusers_folder import canonical_name, read_json, weight_files
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Entry, Header
-from sdforge.formats.single_file import note_unsaid
+from sdforge.formats.single_file import note_unsaid, stated_facts
 from sdforge.identity import Json
 
 Files = list[tuple[Path, Header]]
@@ -47,7 +47,12 @@ def _stated(path: Path) -> str:
 
 
 def read(path: Path, header: Header) -> Layout:
-    return (_read_unet if _network(header) == "unet" else _read_vae)(path, [(path, header)])
+    if _network(header) == "unet":
+        return _read_unet(path, [(path, header)])
+    layout, some = _read_vae(path, [(path, header)]), families()[0]
+    stated = stated_facts(path, header.metadata, some)
+    layout.facts = {fact: value for fact, value in stated.items() if some.owners[fact] == "vae"}
+    return layout
 
 
 def read_folder(path: Path, header_of: HeaderOf) -> Layout:
