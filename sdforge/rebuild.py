@@ -196,8 +196,9 @@ class _Writing:
                 self._action(i, entry)
         made = [entry["manifest"]["family"] for entry in self.actions if "manifest" in entry]
         taken = [source.artifact.family for source in self.found.values() if source.artifact.kind == "checkpoint"]
+        told = [name for name in (*made, *taken) if name]  # a VAE or text encoder alone is of no family
         head = [f"# written from the manifests in {json.dumps(path.name)}", *self.notes]
-        return "\n".join([*head, f"family = {toml.value((made + taken)[-1])}", "", *self.tables, self._preset()])
+        return "\n".join([*head, f"family = {toml.value(told[-1])}", "", *self.tables, self._preset()])
 
     def _source(self, i: int, source: Found) -> None:
         name = source.name or self._free(f"{source.kind}-{i}")
