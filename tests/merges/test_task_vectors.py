@@ -318,6 +318,7 @@ def test_who_is_left_out_of_dare_leaves_the_masks_of_the_others() -> None:
 def test_t24_model_stock_goes_as_far_as_two_agree() -> None:
     found = model_stock(vector(1, 1), vector(2, 1), vector(2, 2))
     assert torch.allclose(found, vector(1.82842712474619, 1.414213562373095), rtol=1e-15)
+    assert model_stock(vector(1, 1), vector(3, 1), vector(0, 1)).tolist() == [1, 1]  # of two opposite ones nothing
     assert model_stock(vector(1, 1), vector(2, 1), vector(1, 3)).tolist() == [1, 1]
 
 
