@@ -74,7 +74,7 @@ def _unet_facts(name: str, config: dict[str, Any]) -> dict[str, Json]:
 def _vae_facts(config: dict[str, Any]) -> dict[str, Json]:
     """Return what a VAE's configuration states, in full: what is neutral differs between families.
 
-    A scale that it leaves out is not taken to be diffusers' default: many that serve SDXL leave it out, too.
+    A scale that it leaves out is not taken to be diffusers' default, which is that of Stable Diffusion 1.
     """
     some = families()[0]
     found = some.facts_of_folder({"vae": config})
