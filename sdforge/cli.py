@@ -336,10 +336,22 @@ def _verify(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _shown_file(wishes: argparse.Namespace) -> Path | None:
-    """Return the file that `show` is to look at; a plain word is a target, even if a folder is called so."""
-    path = Path(wishes.at) / wishes.target
+    """Return the file that `show` is to look at; a plain word is a target before it is a folder."""
+    path: Path = Path(wishes.at) / wishes.target
     plain = "/" not in wishes.target and "." not in wishes.target
-    return path if path.is_file() or (path.exists() and not plain) else None
+    if path.is_file() or (path.exists() and not plain):
+        return path
+    return path if path.is_dir() and not _is_target(wishes) else None
+
+
+def _is_target(wishes: argparse.Namespace) -> bool:
+    """Say whether a word names a target, or a recipe that has mistakes."""
+    try:
+        return bool(_open(wishes).resolve([wishes.target]))
+    except RecipeError:
+        return True
+    except UsageError:
+        return False
 
 
 def _without_project(wishes: argparse.Namespace) -> int:

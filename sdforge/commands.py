@@ -24,7 +24,7 @@ from sdforge.plan import Plan, Step
 from sdforge.report.blocks import block_table
 from sdforge.report.cost import begun, estimate, total
 from sdforge.report.progress import names, reporter, short, width_of
-from sdforge.report.table import row
+from sdforge.report.table import IDLE, remark, row
 from sdforge.report.words import INSET, glyphs, say, seconds, size
 from sdforge.resources import refuse_strange_targets, strange_targets
 from sdforge.room import refuse_lack, room
@@ -100,7 +100,7 @@ def conclude(session: Session, summary: Summary, spent: float, *, as_json: bool)
     plan = summary.plan
     assert plan is not None
     done = {*summary.built, *summary.fetched, *summary.restored}
-    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in done and not s.idle]
+    reused = [s for s in plan.steps.values() if s.state == "reuse" and s.id not in done and s.listed]
     counts = {
         "fetched": len(summary.fetched),
         "built": len(summary.built),
@@ -167,7 +167,7 @@ def show_plan(
     """
     asked = asked or {}
     explainer = Explainer(session, plan)
-    rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if not step.idle]
+    rows = [(step, explainer.causes(step) if step.to_do else []) for step in plan.steps.values() if step.listed]
     if as_json:
         jobs = {name: {"resources": each._asdict()} for name, each in asked.items()}
         actions = [_planned(session, step, causes, blocks=blocks) | jobs.get(step.id, {}) for step, causes in rows]
@@ -255,8 +255,8 @@ def _planned(session: Session, step: Step, causes: list[Cause], *, blocks: bool)
 
 def plan_text(session: Session, step: Step, causes: list[Cause]) -> str:
     """Return what stands behind a step in the plan: time, and the reason in short."""
-    if step.barred:
-        return step.reason
+    if step.barred or step.idle:
+        return remark(step)
     if step.result is not None and step.result.kind == "verdict":
         return str(step.result.facts["says"])
     if not step.to_do:
@@ -327,6 +327,8 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         digest = step.result.digest[:8] if step.result else ""
         if step.within:
             say(f"{name} is not made by itself: {other_name(step, step.within)} alone takes it, and computes it within")
+        elif step.idle:
+            say(f"{name}: {IDLE} for it, `forge show {step.id}` says what its parts are")
         elif step.state == "unneeded":
             say(f"{name} is not needed: nothing that is wanted reads its bytes")
         elif step.result and step.key != step.result.key:

@@ -19,7 +19,7 @@ from sdforge.artifact import DIFFUSERS
 from sdforge.describe import made_by
 from sdforge.dtypes import ITEM_SIZE, NOT_FLOAT, SAFETENSORS
 from sdforge.edits.export import FORMS, run
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.families import Family, family, family_names
 from sdforge.formats.embedding import read_named
 from sdforge.formats.layout import Found, HeaderOf, Layout, read_layout, refused_pickle, transposed
@@ -180,7 +180,7 @@ def _target(tensor: Found, dtype: str) -> str:
 def _left_behind(layout: Layout, of: Family, form: str) -> Iterator[str]:
     """Say what of the file the new one does not have. Raises UsageError where nothing could open it."""
     for reason, count in layout.passed.items():
-        yield f"{count} tensors read over: {reason}"
+        yield f"{counted(count, 'tensor')} read over: {reason}"
     if "unsaid" in layout.notes:
         yield str(layout.notes["unsaid"])
     tokens: Any = layout.facts.get("tokens", [])

@@ -6,22 +6,33 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.dtypes import SAFETENSORS
+from sdforge.errors import UsageError, counted
 from sdforge.formats.finite import Finite
 from sdforge.formats.layout import Layout, read_layout
 from sdforge.formats.own import MANIFEST
 from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import Header, read_header, read_range
-from sdforge.report.words import safe, size
+from sdforge.formats.single_file import FACTS, TOKENIZER
+from sdforge.import_step import import_file
+from sdforge.pictures import PICTURES
+from sdforge.report.words import safe, screen_width, size
 from sdforge.store.files import open_regular, sha256_of
 
 MOST_TENSORS = 12  # of a file of no known kind, that are named
 MOST_LETTERS = 100  # of a metadata entry
+KEY = 8  # letters of the column that says what a line is about
+TIED = "\u00a0"  # a space at which no line is broken
+SAID = (FACTS, TOKENIZER, MANIFEST)  # metadata whose content stands among the other lines
+UNSAID: tuple[Any, ...] = ("", None, [], {})  # settings that nobody wrote
+TYPES = {theirs: ours for ours, theirs in SAFETENSORS.items()}  # as files write them → as recipes do
 
 
 def show_file(path: Path, *, as_json: bool) -> None:
@@ -32,7 +43,22 @@ def show_file(path: Path, *, as_json: bool) -> None:
         return
     for key, value in described.items():
         for line in _lines(key, value):
-            print(safe(line, sys.stdout))
+            print(safe(_broken(line, screen_width(sys.stdout)), sys.stdout))
+
+
+def _broken(line: str, width: int) -> str:
+    """Return a line that is set in, broken where a terminal is `width` letters wide (0: nowhere); words stay whole."""
+    inset, hang = "  ", " " * (KEY + 3)
+    if not width:
+        return inset + line.replace(TIED, " ")
+    return textwrap.fill(
+        line,
+        width,
+        initial_indent=inset,
+        subsequent_indent=hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace(TIED, " ")
 
 
 def _model_in(path: Path) -> Path:
@@ -50,6 +76,8 @@ def describe(path: Path) -> dict[str, Any]:
     """
     path = _model_in(path)
     described: dict[str, Any] = {"path": str(path)}
+    if not path.is_dir() and path.suffix.lower() in PICTURES:
+        return described | _picture(path)
     if not path.is_dir() and is_pickle(path):
         return described | _pickle(path)
     header = None if path.is_dir() else read_header(path)
@@ -123,31 +151,61 @@ def _of_folder(path: Path, layout: Layout) -> dict[str, Any]:
     }
 
 
+def _picture(path: Path) -> dict[str, Any]:
+    """Return what an embedding is that a picture carries. Raises UsageError for a picture without one."""
+    with tempfile.TemporaryDirectory() as work:
+        imported = Path(work) / f"{path.stem}.safetensors"
+        import_file(path, imported, "picture")
+        told = _told(read_layout(imported))
+    return told | {"dialect": "A1111, in a picture"} | _whole(path)
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """Return size and hashes of a file that is no safetensors."""
+    sha256 = sha256_of(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256, "autov2": sha256[:10].upper()}
+
+
 def _pickle(path: Path) -> dict[str, Any]:
     """Return what can be said of a pickle without opening it: its hashes."""
     os.close(open_regular(path))
-    sha256 = sha256_of(path)
-    return {
-        "kind": "pickle",
-        "refused": 'it could run code when it is opened; a source that states pickle = "allow" converts it safely',
-        "bytes": path.stat().st_size,
-        "sha256": sha256,
-        "autov2": sha256[:10].upper(),
-    }
+    refused = (
+        "it could run code when it is opened; `forge convert --pickle allow`, or a source that states "
+        'pickle = "allow", converts it safely'
+    )
+    return {"kind": "pickle", "refused": refused} | _whole(path)
 
 
 def _lines(key: str, value: Any) -> Iterator[str]:
     """Yield one entry as people read it."""
     if key in ("metadata", "files"):
         for name, text in sorted(value.items()):
-            shown = text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}… ({len(text):,} characters)"
-            yield f"  {name}: {shown}"
+            if name not in SAID:
+                yield f"{name}: {_cut(text)}"
     elif key == "made":
         for number, action in enumerate(value):
-            yield f"  made {number:<3} {_action(action)}"
+            yield f"made {number:<3} {_action(action)}"
+    elif key == "passed":
+        yield from (f"{key:<{KEY}} {counted(count, 'tensor')}: {reason}" for reason, count in value.items())
+    elif key == "tensors" and any(isinstance(each, list) for each in value.values()):
+        yield from (f"{key:<{KEY}} {name} {each}" for name, each in value.items())
     elif value or value == 0:
-        text = value if isinstance(value, str) else size(value) if key == "bytes" else json.dumps(value)
-        yield f"  {key:<8} {text}"
+        yield f"{key:<{KEY}} {_text(key, value)}"
+
+
+def _text(key: str, value: Any) -> str:
+    """Return a value in words: a table as `name value, name value`, a list as its parts."""
+    if key == "bytes":
+        return size(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{TYPES.get(name, name)}{TIED}{_text('', each)}" for name, each in value.items())
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}… ({len(text):,} characters)"
 
 
 def _action(action: dict[str, Any]) -> str:
@@ -157,6 +215,14 @@ def _action(action: dict[str, Any]) -> str:
     manifest = action.get("manifest")
     method = manifest.get("method") if isinstance(manifest, dict) else action.get("method")
     settings = manifest.get("settings", {}) if isinstance(manifest, dict) else {}
-    told = ", ".join(f"{name} = {json.dumps(each)}" for name, each in sorted(settings.items()))
+    told = ", ".join(f"{name} = {json.dumps(each)}" for name, each in sorted(settings.items()) if each not in UNSAID)
     digest = f" → {str(action['digest'])[:8]}" if "digest" in action else ""
-    return f"{method}{digest}" + (f"  {told[:MOST_LETTERS]}" if told else "")
+    return f"{method}{_inputs(action)}{digest}" + (f"  {_cut(told)}" if told else "")
+
+
+def _inputs(action: dict[str, Any]) -> str:
+    """Return the numbers of the actions from which one was made: ` of 0, 1`."""
+    inputs = action.get("inputs")
+    lists = inputs.values() if isinstance(inputs, dict) else ()
+    numbers = [str(number) for each in lists if isinstance(each, list) for number in each]
+    return f" of {', '.join(numbers)}" if numbers else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
 
-from sdforge.artifact import Tensor
+from sdforge.artifact import Artifact, Tensor
 from sdforge.drawn import previews_in
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family, family_names
@@ -23,7 +23,7 @@ from sdforge.method import is_target, method, method_groups
 from sdforge.plan import Plan, Step
 from sdforge.recipe import Recipe
 from sdforge.report.progress import names, short, shown_digest, width_of
-from sdforge.report.table import row
+from sdforge.report.table import IDLE, row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
 from sdforge.store.entries import Result
@@ -131,7 +131,7 @@ def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
         except (RecipeError, UsageError) as error:
             found.append({"recipe": name, "mistake": error.message, "shown_by": f"forge check {name}"})
             continue
-        steps = [step for step in plan.steps.values() if step.node.recipe.name == name and not step.idle]
+        steps = [step for step in plan.steps.values() if step.node.recipe.name == name and step.listed]
         about = session.project.recipe(name)
         found.append(
             {
@@ -208,6 +208,9 @@ def show(session: Session, name: str, *, as_json: bool) -> None:
 
 
 def _show_step(session: Session, step: Step, *, as_json: bool) -> None:
+    if step.idle and step.artifact is not None:
+        _show_idle(step, step.artifact, as_json=as_json)
+        return
     if step.result is None:
         raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
     record = session.store.record(step.result)
@@ -217,6 +220,19 @@ def _show_step(session: Session, step: Step, *, as_json: bool) -> None:
         print(json.dumps(about | step.result.to_json() | {"record": record, "manifest": manifest}))
         return
     _show_result(session, step, step.result, record)
+
+
+def _show_idle(step: Step, artifact: Artifact, *, as_json: bool) -> None:
+    """Say of a swap, or an edit that changes nothing, whose parts it has."""
+    if as_json:
+        about = {"v": 1, "event": "show", "target": step.id, "kind": artifact.kind, "digest": artifact.digest}
+        print(json.dumps(about | {"components": step.makers, "facts": artifact.facts}))
+        return
+    say(f"{step.id}  {step.node.target.signature.name} → {artifact.kind}: {IDLE}")
+    for name, maker in step.makers.items():
+        say(f"  {name:<12} of {maker}")
+    for name, fact in sorted(artifact.facts.items()):
+        say(f"  {name} = {json.dumps(fact, ensure_ascii=False)}")
 
 
 def _show_result(session: Session, step: Step, result: Result, record: dict[str, Any]) -> None:
@@ -293,6 +309,8 @@ def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
     steps = steps or [step for step in plan.steps.values() if step.result]
     width = width_of(map(short, steps))
     for step in steps:
+        if step.idle:
+            raise UsageError(f"{step.id} has no run: {IDLE} for it", hint=f"forge show {step.id}")
         result = step.result or _last_result(session, step)
         if result is None or (not step.result and _unfinished(session, step)):
             _log_unfinished(session, step, as_json=as_json)

@@ -193,7 +193,7 @@ def _targets(session: Session, made: Plan) -> tuple[Target, ...]:
             step.reason or (in_short(explainer.causes(step)) if step.to_do else ""),
         )
         for step in made.steps.values()
-        if not step.idle
+        if step.listed
     )
 
 

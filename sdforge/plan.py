@@ -59,6 +59,11 @@ class Step:
         return self.idle and self.kind != "moves"
 
     @property
+    def listed(self) -> bool:
+        """Whether people are told of it: of what a preset adds by itself only what computes something."""
+        return not self.idle or not self.node.target.implicit
+
+    @property
     def to_do(self) -> bool:
         return self.state in ("build", "maybe", "fetch")
 

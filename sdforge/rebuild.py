@@ -163,12 +163,15 @@ def _declared(session: Session) -> Iterator[tuple[Taken, str]]:
 
 
 def _loose(session: Session) -> Iterator[dict[str, Any]]:
-    """Yield tables for all files and checkpoint folders in the folders of this machine."""
+    """Yield tables for all files, checkpoint folders and folders of a network alone in the folders of this machine."""
     for folder in session.project.folders:
         for path in sorted(folder.rglob("*.safetensors")):
             yield {"from": str(path.relative_to(folder))}
         for path in sorted(folder.rglob("model_index.json")):
             yield {"from": str(path.parent.relative_to(folder))}
+        for path in sorted(folder.rglob("config.json")):
+            if not (path.parent.parent / "model_index.json").is_file():  # else it is a part of a whole checkpoint
+                yield {"from": str(path.parent.relative_to(folder))}
 
 
 # -- the recipe --------------------------------------------------------------------------------------------------------
@@ -193,8 +196,9 @@ class _Writing:
                 self._action(i, entry)
         made = [entry["manifest"]["family"] for entry in self.actions if "manifest" in entry]
         taken = [source.artifact.family for source in self.found.values() if source.artifact.kind == "checkpoint"]
+        told = [name for name in (*made, *taken) if name]  # a VAE or text encoder alone is of no family
         head = [f"# written from the manifests in {json.dumps(path.name)}", *self.notes]
-        return "\n".join([*head, f"family = {toml.value((made + taken)[-1])}", "", *self.tables, self._preset()])
+        return "\n".join([*head, f"family = {toml.value(told[-1])}", "", *self.tables, self._preset()])
 
     def _source(self, i: int, source: Found) -> None:
         name = source.name or self._free(f"{source.kind}-{i}")

@@ -10,6 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -171,9 +172,34 @@ class Family(ABC):
         """Return `facts` without those at their neutral value."""
         return {name: value for name, value in facts.items() if value != self.neutral.get(name)}
 
+    def odd_fact(self, facts: dict[str, Any]) -> str:
+        """Return the name of a fact that is unknown here, or stated as what it cannot be; "" where there is none."""
+        return next((n for n, v in facts.items() if n not in self.neutral or not _can_be(n, v, self.neutral[n])), "")
+
     def fact(self, facts: dict[str, Json], name: str) -> Any:
         """Return a fact, stated or neutral."""
         return facts.get(name, self.neutral[name])
+
+
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
+def _can_be(name: str, value: Any, neutral: Any) -> bool:
+    """Say whether a fact can have a value: of the type of its neutral one, whole numbers and scales above 0."""
+    if name == "prediction":
+        return value in PREDICTIONS
+    if name == "tokens":
+        rows = value if isinstance(value, list) else [None]
+        return all(isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and _is_count(r[1]) for r in rows)
+    if name == "unet_heads" and isinstance(value, list):
+        return all(map(_is_count, value))
+    if isinstance(neutral, float):
+        return type(value) in (int, float) and 0 < value < inf
+    return _is_count(value) if name == "unet_heads" or type(neutral) is int else type(value) is type(neutral)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 @cache

@@ -244,7 +244,11 @@ class StableDiffusion(Family):
         for name in counts:
             if not isinstance(facts[name], int) or isinstance(facts[name], bool):
                 raise UsageError(f"states {name.replace('_', ' ')} as {facts[name]!r} where one whole number belongs")
-        return self.stated(facts)
+        for name in ("beta_start", "beta_end", "latent_scaling"):
+            if type(facts[name]) not in (int, float):
+                raise UsageError(f"states {name.replace('_', ' ')} as {facts[name]!r} where a number belongs")
+        missing = {"unet", "vae"} - configs.keys()  # of which diffusers' defaults say nothing
+        return self.stated({name: value for name, value in facts.items() if self.owners[name] not in missing})
 
     def _refuse_others(self, configs: dict[str, dict[str, Any]]) -> None:
         unet = {

@@ -23,6 +23,11 @@ TELLTALE = {
     "joint_blocks.0.x_block.attn.qkv.weight": SD3,
     "encoder.block.0.layer.0.SelfAttention.q.weight": "the T5 text encoder of Stable Diffusion 3 and FLUX",
 }
+# the refiner's U-Net is told of sizes, as SDXL's is, and has four levels, the first without attention
+REFINER_HAS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.2.weight"
+REFINER_LACKS = "input_blocks.1.1.proj_in.weight"
+REFINER_UNET = "add_embedding.linear_1.weight", "down_blocks.3.resnets.0.conv1.weight"
+VAES = {16: "the VAE of Stable Diffusion 3 or FLUX"}  # channels of its latents → whose VAE it is
 NETWORKS = {"FluxTransformer2DModel": FLUX, "SD3Transformer2DModel": SD3}
 # what stands in the names of LoRAs' tensors, however they are spelled → for which architecture those are
 ADAPTED = {
@@ -40,11 +45,27 @@ def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
     for name, title in TELLTALE.items():
         if name in shapes or UNET + name in shapes:
             return title
-    if "conditioner.embedders.0.model.ln_final.weight" in shapes:
+    if "conditioner.embedders.0.model.ln_final.weight" in shapes or _has_refiner(shapes):
         return REFINER
     if "edm_vpred.sigma_max" in shapes:
         return "a checkpoint that predicts as EDM does"
     return TOLD.get(channels(shapes), "")
+
+
+def _has_refiner(shapes: dict[str, tuple[int, ...]]) -> bool:
+    return all(UNET + name in shapes for name in REFINER_HAS) and UNET + REFINER_LACKS not in shapes
+
+
+def stranger_unet(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Say whose a U-Net with these tensors (diffusers' name → shape) is, if that is none of ours but known."""
+    if all(name in shapes for name in REFINER_UNET):
+        return REFINER
+    return TOLD.get((*shapes.get("conv_in.weight", ()), 0, 0)[1], "")
+
+
+def stranger_vae(shapes: dict[str, tuple[int, ...]]) -> str:
+    """Say whose a VAE with these tensors (name → shape) is, if that is none of ours but known."""
+    return VAES.get((*shapes.get("decoder.conv_in.weight", ()), 0, 0)[1], "")
 
 
 def stranger_adapter(names: Iterable[str]) -> str:

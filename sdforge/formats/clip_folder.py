@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.families.naming import clip_vision_names
 from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD
 from sdforge.formats.diffusers_folder import read_json, weight_files
@@ -61,7 +61,7 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
                 raise UsageError(f"{path} holds {raw}, which a CLIP does not have")
     gaps = sorted({PROJECTION, *(name for name, each in known.items() if not each.optional)} - here)
     if gaps:
-        raise UsageError(f"{path} lacks {len(gaps)} tensors of a CLIP: {', '.join(gaps[:3])}")
+        raise UsageError(f"{path} lacks {counted(len(gaps), 'tensor')} of a CLIP: {', '.join(gaps[:3])}")
     layout.notes["widths"] = {"text": layout.shapes()["text_projection"]["weight"][1]}
     return layout
 

@@ -75,7 +75,7 @@ def places(of: Family, component: str) -> list[str]:
 def _refuse_unusual(path: Path, component: str, text: str) -> None:
     try:
         classes = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         classes = [text]
     if not isinstance(classes, list) or not set(map(str, classes)) <= USUAL:
         raise UsageError(f"{path} counts other layers of {component} than usual: {text[:80]}")

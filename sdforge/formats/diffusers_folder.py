@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.families import Family, families
 from sdforge.families.naming import VAE_ATTENTION_OLD, lacking
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
@@ -143,7 +143,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout, h
     if unknown:
         raise UsageError(f"{path / component} holds tensors that {found.title} does not have: {', '.join(unknown[:3])}")
     if gaps := lacking(known.values(), here):
-        raise UsageError(f"{path / component} lacks {len(gaps)} tensors: {', '.join(gaps[:3])}")
+        raise UsageError(f"{path / component} lacks {counted(len(gaps), 'tensor')}: {', '.join(gaps[:3])}")
 
 
 def canonical_name(component: str, raw: str) -> str:

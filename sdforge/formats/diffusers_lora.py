@@ -16,12 +16,12 @@ from math import prod, sqrt
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError, nearest
+from sdforge.errors import UsageError, counted, nearest
 from sdforge.families import Family, family, family_names
 from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.lora import FACTORS as CANONICAL
 from sdforge.formats.lora import Shape, alpha_of, family_with, lora_layout, read_scalar, refuse_stranger
-from sdforge.formats.safetensors import Entry, Header
+from sdforge.formats.safetensors import Entry, Header, stated_json
 from sdforge.identity import Json, canonical
 
 MAGNITUDE = "lora_magnitude_vector"
@@ -42,6 +42,7 @@ METADATA = "lora_adapter_metadata"  # since diffusers 0.35: {"unet.r": 8, "unet.
 CONFIG, PEFT = "adapter_config.json", "base_model.model."
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there
 MOST_CONFIG = 4 << 20  # bytes
+MOST_ALPHA = 2.0**64
 KINDS = ("LORA", "LOHA", "LOKR", "OFT")  # of PEFT's adapters
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to begin a LoRA, of which some move W too
 
@@ -86,7 +87,9 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     layout.files.append(config)
     layout.dialect = "PEFT"
     if kind == "OFT" and value.get("use_cayley_neumann", True):
-        layout.facts["neumann"] = int(value.get("num_cayley_neumann_terms", 5))
+        layout.facts["neumann"] = terms = value.get("num_cayley_neumann_terms", 5)
+        if type(terms) is not int or terms < 1:
+            raise UsageError(f"{config} states num_cayley_neumann_terms as {terms!r} where a whole number belongs")
     return layout
 
 
@@ -106,8 +109,9 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
             parts[module][factor] = replace(entry, shape=(size, 1)) if factor == "dora_scale" else entry
     refuse_stranger(path, header.tensors)
     if odd:
+        some = ", ".join(sorted(odd)[:2])
         raise UsageError(
-            f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
+            f"{path} holds {counted(len(odd), 'tensor')} of a kind of LoRA that cannot be read here: {some}",
             hint="LoRA, DoRA, LoHa, LoKr and OFT of diffusers and PEFT are read",
         )
     found, names = _family(path, list(parts))
@@ -116,7 +120,7 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
     entries = {names[module]: factors for module, factors in parts.items()}
     for module, factors in parts.items():
         rank = _rank(path, module, factors)
-        alpha = _alpha(stated, module, rank)
+        alpha = _alpha(path, stated, module, rank)
         if alpha is not None:
             alphas.setdefault(module, alpha)
         if not rank and "oft_r" not in factors and "dora_scale" not in factors and _scales(stated, alpha):
@@ -164,12 +168,9 @@ def _family(path: Path, modules: list[str]) -> tuple[Family, dict[str, str]]:
 
 
 def _stated(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata.get(METADATA, "{}"))
-    except ValueError:
-        raise UsageError(f"{path} has metadata {METADATA} that is not JSON") from None
+    value = stated_json(metadata, METADATA) if METADATA in metadata else {}
     if not isinstance(value, dict):
-        raise UsageError(f"{path} has metadata {METADATA} that is no table")
+        raise UsageError(f"{path} has metadata {METADATA} that is no table in JSON")
     return value
 
 
@@ -183,18 +184,23 @@ def _rank(path: Path, module: str, factors: dict[str, Entry]) -> int:
     return factors[inner].shape[0]
 
 
-def _alpha(stated: dict[str, Any], module: str, rank: int) -> float | None:
+def _alpha(path: Path, stated: dict[str, Any], module: str, rank: int) -> float | None:
     """Return the alpha that is stated for a module; PEFT's rsLoRA divides by √rank instead of rank."""
     component, _, name = module.partition(".")
     if "*.peft_type" in stated:  # a folder of one network
         component, name = "*", module
     name = name.removeprefix("text_model.")
     alpha = stated.get(f"{component}.lora_alpha", stated.get(f"{component}.alpha"))
-    for pattern, value in (stated.get(f"{component}.alpha_pattern") or {}).items():
+    patterns = stated.get(f"{component}.alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UsageError(f"{path} states {str(patterns)[:60]!r} as the alpha of modules, which is no table")
+    for pattern, value in patterns.items():
         if re.search(rf"(^|\.){re.escape(pattern)}$", name):
             alpha = value
-    if not isinstance(alpha, int | float):
+    if alpha is None:
         return None
+    if type(alpha) not in (int, float) or not abs(alpha) < MOST_ALPHA:
+        raise UsageError(f"{path} states {str(alpha)[:60]!r} as the alpha of {module}, which is no number")
     return float(alpha) * (sqrt(rank) if stated.get(f"{component}.use_rslora") else 1.0)
 
 

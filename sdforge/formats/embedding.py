@@ -4,7 +4,9 @@ Read: A1111's and the first ones (pickles, converted to `emb_params`), diffusers
 folder of `learned_embeds` where there are two text encoders), kohya's and civitai's `emb_params`, OneTrainer's
 `emp_params`, everyone's `clip_l` with `clip_g`; pictures that carry one; and those that a LoRA's file brings along
 (`bundle_emb.NAME.…`, or beside the factors of the first implementation), when a source names which. What is added
-behind a text encoder (`…_out`) or made for a T5 no table of words can hold: that is refused by name.
+behind a text encoder (`…_out`) no table of words can hold, and rows for a T5 (`t5` of OneTrainer and diffusers, `t5xxl`
+of ComfyUI) no family here: those are refused by name. The rows beside a T5's were learned together with them, and are
+not taken alone.
 
 Canonical: one tensor per text encoder, named as the component (`text_encoder`), of shape (vectors, width). An
 embedding with a word for the negative prompt too has that word's rows in a component of their own, and two files.
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
+from sdforge.families.strangers import FAMILIES_HINT
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
 
@@ -26,6 +29,7 @@ KEY = "emb_params"
 SPELLED = (KEY, "emp_params", "string_to_param.*")  # how the rows of a single text encoder are called
 WHOSE = dict(zip(SPELLED, ("kohya", "OneTrainer", "A1111"), strict=True))
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+WIDTHS = {"text_encoder": "text", "text_encoder_2": "text_2"}  # what families call how wide those are
 FOLDER = {"text_encoder": "learned_embeds", "text_encoder_2": "learned_embeds_2"}  # diffusers' files, by encoder
 TOKEN, POLARITY, GUIDANCE = "sdforge.token", "sdforge.polarity", "sdforge.guidance"  # metadata of files that we write
 OPPOSITE = "-neg"  # behind the name of the file with the rows of a word for the negative prompt
@@ -34,14 +38,14 @@ FAMILY_OF_WIDTH = {
     768: "sd15",
     1024: "sd2",
 }  # widths that say more than they hide; other files take the family of the recipe
-# tensors that only other kinds of embeddings have → what has them
+FOR_T5 = "an embedding for Stable Diffusion 3 or FLUX: it has rows for a T5, which no family here has"
+BEHIND = "an embedding that is added behind the text encoder (OneTrainer makes them), where no table of words ends"
+EXTENDED = "an extended textual inversion, which has a word for every layer and none for the whole"
+# tensors that only other kinds of embeddings have → what has them, and why it cannot be used
 OTHER = {
-    "t5": "an embedding for Stable Diffusion 3 or FLUX",
-    "t5xxl": "an embedding for Stable Diffusion 3 or FLUX",
-    "emp_params_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "clip_l_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "clip_g_out": "an embedding that is added behind the text encoder, as OneTrainer can make them",
-    "MID": "an extended textual inversion, which has a word for every layer",
+    **dict.fromkeys(("t5", "t5xxl"), FOR_T5),
+    **dict.fromkeys(("emp_params_out", "clip_l_out", "clip_g_out", "t5_out"), BEHIND),
+    "MID": EXTENDED,
 }
 PICTURE_TEXT = b"sd-ti-embedding"
 MOST_CHUNKS = 256  # of a PNG that are looked at
@@ -58,7 +62,7 @@ def recognises(path: Path, header: Header | None) -> bool:
 
 def read(path: Path, header: Header) -> Layout:
     if other := next((OTHER[name] for name in header.tensors if name in OTHER), ""):
-        raise UsageError(f"{path} is {other}, which no table of words can hold")
+        raise UsageError(f"{path} is {other}", hint=FAMILIES_HINT if other == FOR_T5 else "")
     layout = Layout("embedding", "", [path], dialect=_dialect(header))
     for raw in header.tensors:
         _take(layout, header, raw, ENCODERS.get(raw, "text_encoder"), 0)
@@ -119,7 +123,7 @@ def carried(header: Header) -> dict[str, list[str]]:
 def _dialect(header: Header) -> str:
     names = set(header.tensors)
     if names & set(ENCODERS):
-        return "two text encoders"
+        return "ComfyUI"
     return next((whose for name, whose in WHOSE.items() if name in names), "diffusers")
 
 
@@ -143,8 +147,8 @@ def _concluded(layout: Layout, token: str) -> Layout:
     counts = {shape[0] for shape in rows.values()}
     if len(counts) != 1:
         raise UsageError(f"{layout.files[0]} has another number of vectors for each text encoder")
+    layout.notes["widths"] = {WIDTHS[encoder]: shape[1] for encoder, shape in rows.items()}
     if "text_encoder" in rows:
-        layout.notes["widths"] = {"text": rows["text_encoder"][1]}
         layout.family = FAMILY_OF_WIDTH.get(rows["text_encoder"][1], "")
     if "text_encoder_2" in rows:
         layout.family = "sdxl"

@@ -12,7 +12,6 @@ No other program has a safetensors form, so it is ours (see `own`); pickles are 
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.null_text import FACTS, FAMILY, KIND
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Header, stated_json
 from sdforge.identity import Json
 
 NAME = "hypernetwork"
@@ -159,10 +158,7 @@ def check_shapes(what: str, found: dict[str, tuple[int, ...]], facts: dict[str, 
 
 
 def _facts(path: Path, header: Header) -> dict[str, Json]:
-    try:
-        facts = json.loads(header.metadata.get(FACTS, ""))
-    except ValueError:
-        facts = None
+    facts = stated_json(header.metadata, FACTS)
     if not isinstance(facts, dict) or not is_structure(facts.get("structure")):
         raise UsageError(f"{path} does not say which structure and activation its hypernetwork has")
     wrong = [name for name, value in facts.items() if name != "structure" and not _is_fact(name, value)]

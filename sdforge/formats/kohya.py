@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdforge.errors import UsageError, nearest
+from sdforge.errors import UsageError, counted, nearest
 from sdforge.families import Family, families
 from sdforge.families.stable_diffusion import UNET
 from sdforge.formats.embedding import BUNDLE, carried
@@ -89,8 +89,9 @@ def read(path: Path, header: Header) -> Layout:
             odd.append(raw)
     odd += [module + ON_INPUT for module in on_input if "ia3" not in parts.get(module, {})]
     if odd:
+        some = ", ".join(sorted(odd)[:2])
         raise UsageError(
-            f"{path} holds {len(odd)} tensors of a kind of LoRA that cannot be read here: {', '.join(sorted(odd)[:2])}",
+            f"{path} holds {counted(len(odd), 'tensor')} of a kind of LoRA that cannot be read here: {some}",
             hint="LoRA, LoCon, DoRA, LoHa, LoKr, GLoRA, OFT, BOFT, IA3 and full differences are read",
         )
     if lost := sorted(set(alphas) - set(parts)):

@@ -27,7 +27,7 @@ READERS = (
     "custom_diffusion",
     "tokenizer",
     "single_file",
-    "network_file",
+    "network",
     "text_encoder",
     "kohya",
     "diffusers_lora",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
-from math import isqrt, prod
+from math import isfinite, isqrt, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,7 +256,8 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
         if name in ("lora_down", "hada_w1_b")
     }
     layout.notes["widths"] = {"context": contexts.pop()} if len(contexts) == 1 else {}
-    layout.notes["rank"] = max(neutral.values(), default=0)
+    if rank := max(neutral.values(), default=0):
+        layout.notes["rank"] = rank
     return layout
 
 
@@ -309,4 +310,7 @@ def read_scalar(path: Path, header: Header, entry: Entry) -> float:
         raw, form = b"\0\0" + raw, "<f"
     else:
         form = SCALAR[entry.dtype]
-    return float(struct.unpack(form, raw)[0])
+    alpha = float(struct.unpack(form, raw)[0])
+    if not isfinite(alpha):
+        raise UsageError(f"{path} states an alpha that is no number")
+    return alpha

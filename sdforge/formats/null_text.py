@@ -6,13 +6,12 @@ metadata `sdforge.kind`, `sdforge.family` and `sdforge.facts`, JSON of prompt, g
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Header, stated_json
 from sdforge.identity import Json, canonical
 
 KIND, FAMILY, FACTS = "sdforge.kind", "sdforge.family", "sdforge.facts"
@@ -42,10 +41,7 @@ def read(path: Path, header: Header) -> Layout:
 
 
 def _facts(path: Path, header: Header) -> dict[str, Json]:
-    try:
-        facts = json.loads(header.metadata.get(FACTS, ""))
-    except ValueError:
-        facts = None
+    facts = stated_json(header.metadata, FACTS)
     if not isinstance(facts, dict) or not all(isinstance(facts.get(n), kind) for n, kind in NEEDED.items()):
         raise UsageError(f"{path} does not say with which prompt, guidance and steps it was inverted")
     return facts

@@ -5,7 +5,6 @@ Metadata: `sdforge.kind`, `sdforge.family`, and `sdforge.facts` as JSON.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from sdforge.errors import UsageError
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.null_text import FACTS, FAMILY, KIND
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Header, stated_json
 from sdforge.identity import canonical
 
 Value = TypeVar("Value")
@@ -28,8 +27,8 @@ def own_metadata(kind: str, family: str, facts: dict[str, Any]) -> dict[str, str
 
 
 def own_statement(metadata: dict[str, str]) -> tuple[str, dict[str, Any]]:
-    """Return (kind, facts) that a file of ours states; kind "" where it states none."""
-    return metadata.get(KIND, ""), json.loads(metadata.get(FACTS, "{}"))
+    """Return (kind, facts) that a file of ours states; kind "" where it states none, facts as its JSON has them."""
+    return metadata.get(KIND, ""), stated_json(metadata, FACTS) if FACTS in metadata else {}
 
 
 def own_names(components: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
@@ -48,10 +47,7 @@ def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- on
 
 def read(path: Path, header: Header) -> Layout:
     """Read a file of one of the kinds that have a single component."""
-    try:
-        kind, facts = own_statement(header.metadata)
-    except ValueError:
-        facts = None
+    kind, facts = own_statement(header.metadata)
     if not isinstance(facts, dict):
         raise UsageError(f"{path} does not state its facts as it should")
     needed, width = READ[kind]

@@ -54,6 +54,14 @@ class Header:
     file: Path
 
 
+def stated_json(metadata: dict[str, str], key: str) -> Any:
+    """Return what a metadata entry holds as JSON; None where there is none, or it is no JSON that can be read."""
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except (ValueError, RecursionError):
+        return None
+
+
 # how files begin that are often met under the name of a safetensors file → what they are, and the way out
 OTHER_FILES = {
     b"version ": ("is a pointer of Git LFS, not the file itself", "`git lfs pull` where it was cloned gets the file"),

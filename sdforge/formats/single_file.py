@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import UsageError
-from sdforge.families import Family, Name, family_of
+from sdforge.errors import UsageError, counted
+from sdforge.families import Family, Name, family, family_of
 from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Entry, Header
-from sdforge.formats.tokenizer import USUAL, usual_words
+from sdforge.formats.safetensors import Entry, Header, stated_json
+from sdforge.formats.tokenizer import USUAL, is_vocabulary, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
@@ -57,15 +57,15 @@ def read(path: Path, header: Header) -> Layout:
         raise UsageError(
             f"{path} keeps the scales of its fp8 weights apart", hint="a source or `forge convert` joins them"
         )
-    family = family_of(shapes)
-    assert family is not None
+    found = family_of(shapes)
+    assert found is not None
     dialect = "SGM" if any(name.startswith("conditioner.") for name in header.tensors) else "LDM"
-    layout = Layout("checkpoint", family.name, [path], dialect=dialect)
-    known = _by_single(family)
+    layout = Layout("checkpoint", found.name, [path], dialect=dialect)
+    known = _by_single(found)
     here, unknown = set(), []
     for raw, entry in header.tensors.items():
-        name = family.alias(raw)
-        reason = "" if name in known else family.ignored(raw)
+        name = found.alias(raw)
+        reason = "" if name in known else found.ignored(raw)
         if reason:
             layout.passed[reason] += 1
         elif raw in MARKERS:
@@ -73,22 +73,23 @@ def read(path: Path, header: Header) -> Layout:
             layout.facts[fact] = value
         elif name in known and name not in here:
             here.add(name)
-            layout.tensors += taken_apart(path, family, raw, entry, known[name])
+            layout.tensors += taken_apart(path, found, raw, entry, known[name])
         else:
             unknown.append(raw)
     if unknown:
+        some = ", ".join(unknown[:3])
         raise UsageError(
-            f"{path} holds {len(unknown)} tensors that {family.title} does not have: {', '.join(unknown[:3])}",
+            f"{path} holds {counted(len(unknown), 'tensor')} that {found.title} does not have: {some}",
             hint="is it another family, or a checkpoint with something baked in beside it?",
         )
-    _refuse_gaps(path, family, layout)
-    layout.facts = family.facts_of_shapes(layout.shapes()) | layout.facts
+    _refuse_gaps(path, found, layout)
+    layout.facts = found.facts_of_shapes(layout.shapes()) | layout.facts
     _state(path, header.metadata, layout)
-    note_unsaid(layout, family, header.metadata)
-    layout.facts = family.stated(layout.facts)
+    note_unsaid(layout, found, header.metadata)
+    layout.facts = found.stated(layout.facts)
     shapes_of = layout.shapes()
-    layout.notes["widths"] = family.widths(shapes_of)
-    tables = [shapes_of[encoder][TABLE][0] for encoder in family.text_encoders if encoder in shapes_of]
+    layout.notes["widths"] = found.widths(shapes_of)
+    tables = [shapes_of[encoder][TABLE][0] for encoder in found.text_encoders if encoder in shapes_of]
     if layout.tokenizer is None and tables and set(tables) == {USUAL}:
         layout.tokenizer = usual_words()
     return layout
@@ -134,19 +135,24 @@ def _state(path: Path, metadata: dict[str, str], layout: Layout) -> None:
     v_base = metadata.get("modelspec.architecture", "").endswith("-v")
     if v_base or metadata.get("modelspec.prediction_type") in ("v", "v_prediction"):
         layout.facts["prediction"] = "v_prediction"
-    for key in (FACTS, TOKENIZER):
-        if key in metadata:
-            try:
-                value = json.loads(metadata[key])
-            except ValueError:
-                raise UsageError(f"{path} has metadata {key} that is not JSON") from None
-            if key == FACTS:
-                layout.facts |= value
-            else:
-                layout.tokenizer = value
+    layout.facts |= stated_facts(path, metadata, family(layout.family))
+    if TOKENIZER in metadata:
+        layout.tokenizer = stated_json(metadata, TOKENIZER)
+        if not is_vocabulary(layout.tokenizer):
+            raise UsageError(f"{path} has metadata {TOKENIZER} that is no vocabulary")
     for key, note in (("modelspec.title", "title"), ("modelspec.license", "licence")):
         if key in metadata:
             layout.notes[note] = metadata[key]
+
+
+def stated_facts(path: Path, metadata: dict[str, str], of: Family) -> dict[str, Json]:
+    """Return the facts that a file of ours states. Raises UsageError for what is none that is known here."""
+    facts = stated_json(metadata, FACTS) if FACTS in metadata else {}
+    if not isinstance(facts, dict):
+        raise UsageError(f"{path} has metadata {FACTS} that is no table in JSON")
+    if odd := of.odd_fact(facts):
+        raise UsageError(f"{path} states {odd} = {json.dumps(facts[odd])[:60]}, which is not known here")
+    return facts
 
 
 def note_unsaid(layout: Layout, family: Family, metadata: dict[str, str]) -> None:

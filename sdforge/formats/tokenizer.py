@@ -76,10 +76,18 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
         added = _added(folder, len(words), files)
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
-    counted = isinstance(words, dict) and all(type(number) is int for number in words.values())
-    if not counted or sorted(words.values()) != list(range(len(words))) or START not in words or END not in words:
+    if not is_vocabulary({"vocab": words, "merges": pairs}):
         raise UsageError(f"{folder} is no CLIP tokenizer: its words are not numbered from 0, or it has no {END}")
     return {"vocab": words, "merges": pairs, "added": added}
+
+
+def is_vocabulary(value: Any) -> bool:
+    """Say whether this is {"vocab": word → number, counted from 0, "merges": lines} with CLIP's two marks."""
+    words, merges = (value.get(key) for key in ("vocab", "merges")) if isinstance(value, dict) else (None, None)
+    if not isinstance(words, dict) or not isinstance(merges, list) or not {START, END} <= words.keys():
+        return False
+    counted = all(type(number) is int for number in words.values())
+    return counted and sorted(words.values()) == list(range(len(words))) and all(isinstance(m, str) for m in merges)
 
 
 def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:

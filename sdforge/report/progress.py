@@ -45,9 +45,9 @@ def width_of(called: Iterable[str]) -> int:
 def shown_digest(step: Step, result: Result | None) -> str:
     """Return the digest by which people know what a step made: the one that the lock holds.
 
-    A merge makes some components, and others pass: its digest is that of the whole checkpoint.
+    A merge makes some components, and others pass: its digest is that of the whole checkpoint, as a swap's is.
     """
-    whole = step.artifact.digest if step.artifact is not None and step.kind == "formula" else ""
+    whole = step.artifact.digest if step.artifact is not None and step.kind in ("formula", "moves") else ""
     return whole or (result.digest if result else "")
 
 
@@ -72,9 +72,9 @@ class Plain:
 
     def planned(self, plan: Plan) -> None:
         self.names = names(plan)
-        self.width = width_of(self.names[step.id] for step in plan.steps.values() if not step.idle)
+        self.width = width_of(self.names[step.id] for step in plan.steps.values() if step.listed)
         for step in plan.steps.values():
-            if step.state == "reuse" and not step.restore and not step.idle:
+            if step.state == "reuse" and not step.restore and step.listed:
                 self.line(f"  {self.signs['reuse']} {self.head(step)} reused")
 
     def started(self, step: Step, device: str) -> None:

@@ -10,14 +10,15 @@ from sdforge.report.progress import NAMES, names, shown_digest, width_of
 from sdforge.report.words import glyphs, hung, screen_width
 
 MOST_ROWS = 60
+IDLE = "nothing is computed"  # of a swap, and of an edit that changes nothing here
 
 
 def nothing_to_do(plan: Plan) -> list[str]:
     """Return the lines that say that everything is reused."""
-    steps = [step for step in plan.steps.values() if not step.idle]
+    steps = [step for step in plan.steps.values() if step.listed]
     called = names(plan)
     width = width_of(called[step.id] for step in steps)
-    rows = [row(step, called[step.id], step.reason if step.barred else "", width=width) for step in steps]
+    rows = [row(step, called[step.id], remark(step), width=width) for step in steps]
     rows = rows if len(steps) <= MOST_ROWS else []
     recipes = sorted({step.node.recipe.name for step in steps if step.id in plan.wanted})
     rows.append(f"{', '.join(recipes[:5])}{', …' if len(recipes) > 5 else ''}: everything is reused, nothing to do")
@@ -26,7 +27,7 @@ def nothing_to_do(plan: Plan) -> list[str]:
 
 def nothing_as_json(plan: Plan) -> None:
     """Print the same for programs."""
-    steps = [step for step in plan.steps.values() if not step.idle]
+    steps = [step for step in plan.steps.values() if step.listed]
     for step in steps:
         event = {
             "v": 1,
@@ -38,8 +39,14 @@ def nothing_as_json(plan: Plan) -> None:
             "reason": [],
         }
         print(json.dumps(event))
-    counts = {"fetched": 0, "built": 0, "restored": 0, "reused": len(steps), "failed": 0, "skipped": 0}
+    reused = sum(step.state == "reuse" for step in steps)
+    counts = {"fetched": 0, "built": 0, "restored": 0, "reused": reused, "failed": 0, "skipped": 0}
     print(json.dumps({"v": 1, "event": "result", **counts}))
+
+
+def remark(step: Step) -> str:
+    """Return what stands behind a step that need not run: why it may not, or that there is nothing to run."""
+    return step.reason if step.barred else IDLE if step.idle else ""
 
 
 def row(step: Step, name: str, text: str = "", *, width: int = NAMES) -> str:

@@ -69,7 +69,7 @@ def test_it_says_what_it_wrote_and_what_it_read_over(exported: Path, convert: Co
     assert (row["path"], row["bytes"]) == (str(tmp_path / "y.safetensors"), (tmp_path / "y.safetensors").stat().st_size)
     assert len(row["autov3"]) == 12
     (note,) = told["notes"]
-    assert note.startswith("1 tensors read over")
+    assert note.startswith("1 tensor read over")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
@@ -217,3 +217,16 @@ def test_the_word_of_custom_diffusion_becomes_an_embedding(toy: Taken, convert: 
     save_file({"<cat>": torch.ones(2, 16)}, tmp_path / "cat" / "learned_embeds.safetensors")
     assert convert(tmp_path / "cat", tmp_path / "cat.safetensors", "--to", "custom-embeddings")[0] == 0
     assert torch.equal(load_file(tmp_path / "cat.safetensors")["emb_params"], torch.ones(2, 16))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_network_alone_goes_from_its_folder_into_a_file_with_its_facts(
+    part: str, toy: Taken, toys: Path, convert: Convert, tmp_path: Path
+) -> None:
+    assert part in toy.artifact.components
+    assert convert(toys / "toy" / part, tmp_path / "x.safetensors", "--family", "sd15")[0] == 0
+    folder, file = take(toys / "toy" / part), take(tmp_path / "x.safetensors")
+    assert file.artifact.digest == folder.artifact.digest
+    assert file.artifact.facts == folder.artifact.facts
+    code, said = convert(toys / "toy" / part, tmp_path / "folder", "--family", "sd15")
+    assert (code, "without which no folder can be loaded" in said) == (2, True)

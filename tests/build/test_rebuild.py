@@ -95,6 +95,27 @@ def test_sources_are_found_by_what_they_are_in_the_folders_of_this_machine(
     assert original.plan().steps["r:soft"].key in keys
 
 
+def test_a_folder_of_one_network_is_found_too_and_leaves_the_family_to_the_others(
+    bench_files: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bench_files / "ink" / "vae", tmp_path / "models" / "vae")
+    shutil.copytree(bench_files / "base", tmp_path / "models" / "a-base")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "forge.toml").touch()
+        (tmp_path / name / "forge.local.toml").write_text(f"folders = [{json.dumps(str(tmp_path / 'models'))}]\n")
+    sources = '[source.base]\nfrom = "a-base"\n[source.vae]\nfrom = "vae"\n'
+    swap = '[swap.other]\ncheckpoint = "base"\nvae = "vae"\n[preset]\ncheckpoint = "other"\ndtype = "bf16"\n'
+    first, second = Bench(tmp_path / "first"), Bench(tmp_path / "second")
+    first.recipe(sources + swap)
+    first.build()
+    made = first.root / "out" / "r" / "r.safetensors"
+    name = write_recipe(second.session(), made)
+    assert 'family = "sd15"' in (second.root / "recipes" / f"{name}.toml").read_text()
+    second.build(name)
+    assert (second.root / "out" / name / f"{name}.safetensors").read_bytes() == made.read_bytes()
+
+
 def test_sources_that_are_not_at_hand_are_named_with_their_identities(
     original: Bench, preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

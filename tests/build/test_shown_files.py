@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
+from sdforge import describe
 from sdforge.cli import main
+from sdforge.formats.safetensors import read_header
+from sdforge.run.embedding_picture import TEXT
 from tests.conftest import Project
 from tests.edits.test_bake_forms import ALL, FLAT
 from tests.families.conftest import each, toy, toys
@@ -98,6 +105,63 @@ def test_an_embedding_tells_its_word_and_for_what_it_is(show: Show, tmp_path: Pa
         {"token": "x"},
         2,
     )
+
+
+def test_an_embedding_in_a_picture_is_shown_as_one(show: Show, tmp_path: Path) -> None:
+    path = hidden(tmp_path / "ink.png", torch.ones(2, 768))
+    shown = show(path)
+    assert (shown["kind"], shown["dialect"], shown["vectors"]) == ("embedding", "A1111, in a picture", 2)
+    assert (shown["facts"], shown["sha256"]) == ({"token": "ink"}, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def hidden(path: Path, rows: torch.Tensor) -> Path:
+    terms = {"string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}}
+    text = PngInfo()
+    text.add_text(TEXT, base64.b64encode(json.dumps(terms).encode()).decode())
+    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+    return path
+
+
+def test_what_is_shown_is_in_words_and_fits_the_terminal(
+    toy: Taken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables are no JSON, values stay beside their names where lines are broken, and nothing is said twice."""
+    path = export(tmp_path, toy, ["checkpoint"], {"title": "A toy"}) / "checkpoint.safetensors"
+    save_file(load_file(path) | {"model_ema.oddweight": torch.ones(1)}, path, read_header(path).metadata)
+    monkeypatch.setattr(describe, "screen_width", lambda _: 60)
+    assert main(["show", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("  family   sd15") + 1
+    assert lines[at : at + 3] == [
+        "  facts    latent_scaling 0.2, resolution 64, text_heads 2,",
+        "           unet_groups 4, unet_heads 2, vae_groups 4",
+        "  tensors  text_encoder 36, vae 244, unet 684",
+    ]
+    assert "  dtypes   fp16 964, fp32 1" in lines
+    assert "  passed   1 tensor: a second copy of the weights (EMA)" in lines
+    assert not any("sdforge." in line or "{" in line for line in lines)
+
+
+@pytest.mark.parametrize("in_a_project", [True, False])
+def test_a_folder_is_shown_by_its_plain_name_where_no_target_has_it(
+    in_a_project: bool, toys: Path, toy: Taken, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert toy.artifact.kind == "checkpoint"
+    for name in ("vae", "soft"):
+        shutil.copytree(toys / "toy" / "vae", tmp_path / name)
+    if in_a_project:
+        (tmp_path / "forge.toml").touch()
+        (tmp_path / "recipes").mkdir()
+        (tmp_path / "recipes" / "r.toml").write_text(
+            'family = "sd15"\n[source.a]\nfrom = "vae"\n[source.b]\nfrom = "vae"\n'
+            '[weighted_sum.soft]\ncheckpoints = ["a", "b"]\nweights = [0.5, 0.5]\n'
+        )
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["show", "vae", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] == {"vae": 244}
+    assert main(["show", "soft"]) == 0
+    assert capsys.readouterr().out.startswith("r:soft  weighted_sum" if in_a_project else "  path     soft")
 
 
 def test_a_presets_folder_is_shown_by_the_model_in_it(show: Show, tmp_path: Path) -> None:

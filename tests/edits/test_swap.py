@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from sdforge.artifact import Artifact
+from sdforge.cli import main
 from sdforge.errors import RecipeError, UsageError
 from sdforge.session import open_session
 from tests.families.workbench import Taken, change_json
@@ -103,3 +105,34 @@ def test_a_source_that_is_no_checkpoint_predicts_nothing(root: Path) -> None:
         file.write('[source.words]\nfrom = "words"\nprediction = "v_prediction"\n')
     with pytest.raises(RecipeError, match="words is no checkpoint, and states prediction"):
         swapped(root, 'tokenizer = "words"')
+
+
+def test_a_swap_is_in_the_plan_and_says_whose_parts_it_has(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "recipes" / "r.toml").write_text(RECIPE.format(takes='vae = "other"') + '[preset]\ncheckpoint = "mixed"\n')
+    monkeypatch.chdir(root)
+
+    def said(*command: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main([*command]) == code
+        found = capsys.readouterr()
+        return found.out + found.err
+
+    first, *_ = said("plan", "r").splitlines()
+    assert first.split()[1:4] == ["mixed", "swap", "reuse"]
+    assert first.endswith("nothing is computed")
+    assert [row["target"] for row in json.loads(said("plan", "r", "--json"))["actions"]] == [
+        "r:mixed",
+        "r:preset.export",
+    ]
+    assert "nothing is computed for it" in said("why", "mixed")
+    assert sorted(said("show", "mixed").splitlines()[1:5]) == [
+        "  text_encoder of toy",
+        "  tokenizer    of toy",
+        "  unet         of toy",
+        "  vae          of other",
+    ]
+    assert json.loads(said("show", "mixed", "--json"))["components"]["vae"] == "other"
+    assert "r:mixed has no run" in said("log", "mixed", code=2)
+    assert "mixed              swap               reuse" in said("build", "r:mixed")

@@ -196,7 +196,7 @@ def test_a_tensor_less_is_refused_in_every_layout(name: str, exported: Path, tmp
     folder = Path(shutil.copytree(exported / "diffusers", tmp_path / "folder"))
     file = next((folder / component).glob("*.safetensors"))
     changed(file, file, less)
-    with pytest.raises(UsageError, match=f"lacks 1 tensors: {own}"):
+    with pytest.raises(UsageError, match=f"lacks 1 tensor: {own}"):
         read_layout(folder)
 
 

@@ -83,7 +83,7 @@ def test_a_tensor_that_no_clip_has_is_refused(folder: Path, tmp_path: Path) -> N
         read_layout(copy)
     del tensors["text_projection.weight"]
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(UsageError, match=r"lacks 1 tensors of a CLIP: text_projection\.weight"):
+    with pytest.raises(UsageError, match=r"lacks 1 tensor of a CLIP: text_projection\.weight"):
         read_layout(copy)
 
 

@@ -1,7 +1,8 @@
-"""A U-Net or a VAE in a file of its own, under every name that programs give their tensors."""
+"""A U-Net or a VAE of its own: a file under every name that programs give its tensors, or a folder of diffusers."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torch import Tensor
 from sdforge.errors import RecipeError, UsageError
 from sdforge.families import family_names
 from sdforge.families.naming import VAE_ATTENTION_OLD
+from sdforge.families.stable_diffusion import CROSS
 from sdforge.formats.layout import read_layout
 from sdforge.session import open_session
 from tests.families.toys import write_family
-from tests.families.workbench import Taken, take
+from tests.families.workbench import Taken, change_json, take
 
 SINGLE = "first_stage_model."
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -97,6 +99,116 @@ def test_a_unet_of_no_family_is_refused_as_one(exported: Path, tmp_path: Path) -
         read_layout(saved(tmp_path / "unet.safetensors", tensors))
 
 
+def as_it_is(folder: Path) -> None:
+    assert (folder / WEIGHTS).is_file()
+
+
+def parted(folder: Path) -> None:
+    """Lay a network's weights out in two files, as diffusers does with large ones."""
+    tensors = load_file(folder / WEIGHTS)
+    names, places = sorted(tensors), dict[str, str]()
+    for part in (names[::2], names[1::2]):
+        shard = WEIGHTS.replace(".", f"-{len(places):05}-of-2.", 1)
+        save_file({name: tensors[name] for name in part}, folder / shard)
+        places |= dict.fromkeys(part, shard)
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def variant(folder: Path) -> None:
+    """Call the weights as diffusers calls a copy in fp16."""
+    (folder / WEIGHTS).rename(folder / WEIGHTS.replace(".", ".fp16.", 1))
+
+
+@pytest.mark.parametrize("laid_out", [as_it_is, parted, variant])
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_folder_of_one_network_is_that_network(
+    part: str, laid_out: Any, toy: Taken, toys: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(toys / "toy" / part, tmp_path / part))
+    laid_out(folder)
+    found = take(folder)
+    assert (found.artifact.kind, found.artifact.family) == ("checkpoint", "sd15" if part == "unet" else "")
+    assert {name: found.identity(name) for name in found.artifact.components} == {part: toy.identity(part)}
+    assert read_layout(folder).files[-1] == folder / "config.json"
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_a_unets_folder_states_what_its_file_does_not_tell(name: str, toys: Path, tmp_path: Path) -> None:
+    whole = take(write_family(toys / name, name)).artifact
+    alone = take(Path(shutil.copytree(toys / name / "unet", tmp_path / "unet"))).artifact
+    assert alone.family == {"image_variations": "sd15"}.get(name, name)
+    of_unet = {"unet_heads", "unet_groups", "resolution"}
+    assert {fact: value for fact, value in whole.facts.items() if fact in of_unet} == alone.facts
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({}, {"vae_groups": 4, "latent_scaling": 0.2}),
+        ({"scaling_factor": None, "norm_num_groups": None}, {"vae_groups": 32}),
+        ({"scaling_factor": 0.18215}, {"vae_groups": 4, "latent_scaling": 0.18215}),
+    ],
+)
+def test_a_vaes_folder_states_its_scale_or_nothing(
+    change: dict[str, Any], facts: dict[str, Any], toys: Path, toy: Taken, tmp_path: Path
+) -> None:
+    assert toy.artifact.facts["latent_scaling"] == 0.2
+    folder = Path(shutil.copytree(toys / "toy" / "vae", tmp_path / "vae"))
+    config = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    assert take(folder).artifact.facts == facts
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("unet", {"act_fn": "gelu"}, "unet is not Stable Diffusion 1.x: unet states act_fn = 'gelu', expected 'silu'"),
+        ("vae", {"latent_channels": 8}, "vae is not Stable Diffusion 1.x: vae states latent_channels = 8, expected 4"),
+        ("vae", {"scaling_factor": "odd"}, "vae states latent scaling as 'odd' where a number belongs"),
+        ("unet", {"norm_num_groups": 4.5}, "unet states unet groups as 4.5 where one whole number belongs"),
+    ],
+)
+def test_a_folder_that_states_something_else_is_refused(
+    part: str, change: dict[str, Any], words: str, toys: Path, toy: Taken, tmp_path: Path
+) -> None:
+    assert part in toy.artifact.components
+    folder = Path(shutil.copytree(toys / "toy" / part, tmp_path / part))
+    change_json(folder / "config.json", change)
+    with pytest.raises(UsageError, match=words):
+        read_layout(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"decoder.conv_in.weight": (8, 16, 3, 3), "encoder.conv_in.weight": (8, 3, 3, 3)}, "the VAE of Stable Diff"),
+        (
+            {
+                "conv_in.weight": (8, 4, 3, 3),
+                CROSS: (8, 8),
+                "add_embedding.linear_1.weight": (8, 8),
+                "down_blocks.3.resnets.0.conv1.weight": (8, 8, 3, 3),
+            },
+            "the U-Net of the refiner",
+        ),
+        (
+            {
+                "model.diffusion_model.label_emb.0.0.weight": (8, 8),
+                "model.diffusion_model.input_blocks.11.0.in_layers.2.weight": (8, 8, 3, 3),
+            },
+            "is the refiner",
+        ),
+    ],
+)
+def test_networks_of_other_architectures_are_refused_by_name(
+    tensors: dict[str, tuple[int, ...]], words: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "other.safetensors", {name: torch.zeros(shape) for name, shape in tensors.items()})
+    with pytest.raises(UsageError, match=words):
+        read_layout(path)
+
+
 @pytest.fixture
 def project(toys: Path, toy: Taken, exported: Path, tmp_path: Path) -> Path:
     """The toy, whose VAE has a scale of its own (0.2), and another VAE in a file."""
@@ -128,3 +240,15 @@ def test_a_vae_alone_is_no_checkpoint_to_merge_or_to_draw_with(project: Path) ->
     with pytest.raises(RecipeError) as caught:
         planned(project, '[weighted_sum.m]\ncheckpoints = ["toy", "v"]\nweights = [0.5, 0.5]\n')
     assert "it has no unet at all" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_vaes_folder_brings_its_scale_where_it_states_one(silent: bool, project: Path) -> None:
+    vae = Path(shutil.copytree(project / "toy" / "vae", project / "vae"))
+    config = json.loads((vae / "config.json").read_text()) | {"scaling_factor": 0.25}
+    if silent:
+        del config["scaling_factor"]
+    (vae / "config.json").write_text(json.dumps(config))
+    (project / "forge.toml").write_text('[source.toy]\nfrom = "toy"\n[source.v]\nfrom = "vae"\n')
+    found = planned(project, '[swap.m]\ncheckpoint = "toy"\nvae = "v"\n')
+    assert found.facts["latent_scaling"] == (0.2 if silent else 0.25)

@@ -53,6 +53,13 @@ def test_prompts_become_the_numbers_that_transformers_gives(prompt: str, tmp_pat
     assert ours == stock(prompt, padding="max_length", max_length=LENGTH, truncation=True).input_ids
 
 
+def test_a_prompt_fills_as_many_places_as_a_text_encoder_has(tmp_path: Path) -> None:
+    """Programs pad and cut to `model_max_length`; without it transformers would take any length."""
+    stock = CLIPTokenizer.from_pretrained(write(tmp_path / "t", []))
+    assert stock.model_max_length == 77
+    assert len(stock("red " * 100, padding="max_length", truncation=True).input_ids) == 77
+
+
 def test_appended_words_become_their_rows(tmp_path: Path) -> None:
     words, size = Words(vocabulary(), ADDED), len(vocabulary()["vocab"])
     stock = CLIPTokenizer.from_pretrained(write(tmp_path / "t", ADDED))

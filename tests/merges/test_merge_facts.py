@@ -219,6 +219,10 @@ def test_stiff_limits_are_those_nearest_the_mean() -> None:
     assert clamp(vector(0.0), *limits, stiffness=1.0).tolist() == [4]
     assert clamp(vector(20.0), *limits, stiffness=1.0).tolist() == [10]
     assert clamp(vector(0.0), *limits, stiffness=0.25).tolist() == [1]
+    limits = vector(0), vector(4), vector(8), vector(10)  # of mean 5.5
+    assert clamp(vector(20.0), *limits, stiffness=1.0).tolist() == [8]
+    limits = vector(0), vector(5), vector(10)  # one of them is the mean: it is nearest on both sides
+    assert clamp(vector(0.0, 20.0), *(each.expand(2) for each in limits), stiffness=1.0).tolist() == [5, 5]
 
 
 def test_clamping_a_rounded_merge_gives_what_clamping_before_rounding_would() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.exact import drawn, largest, philox, random_words, share_of
 from sdforge.merges._task_vectors import coefficients, kept
+from sdforge.merges.add_difference import add_difference
+from sdforge.merges.add_perpendicular import add_perpendicular
 from sdforge.merges.breadcrumbs import breadcrumbs
 from sdforge.merges.breadcrumbs import simplify as simplify_breadcrumbs
 from sdforge.merges.dare import dare
 from sdforge.merges.dare import simplify as simplify_dare
 from sdforge.merges.della import _chances, della
 from sdforge.merges.della import simplify as simplify_della
+from sdforge.merges.euclidean_add_difference import euclidean_add_difference
+from sdforge.merges.extract_similar import extract_similar
 from sdforge.merges.model_stock import model_stock
 from sdforge.merges.model_stock import simplify as simplify_stock
 from sdforge.merges.sce import sce
@@ -28,6 +33,7 @@ from sdforge.merges.task_arithmetic import simplify as simplify_arithmetic
 from sdforge.merges.task_arithmetic import task_arithmetic
 from sdforge.merges.ties import simplify as simplify_ties
 from sdforge.merges.ties import ties
+from sdforge.merges.train_difference import train_difference
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 NUMBERS = st.lists(st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0]), min_size=1, max_size=12)
@@ -115,6 +121,58 @@ def test_outliers_go_only_as_long_as_enough_is_left() -> None:
 def test_breadcrumbs_without_outliers_trim_as_ties_do() -> None:
     found = breadcrumbs(BASE, D1, density=0.6, gamma=0.0)
     assert torch.equal(found, ties(BASE, D1, density=0.6, normalize=False))
+
+
+HALF: dict[str, Any] = {"density": 0.5, "seed": 3, "tensor": "unet.x"}
+OF_DIFFERENCES: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "add_difference": (lambda base, a, b, _: add_difference(a, b, base, weight=0.7), {}),
+    "add_perpendicular": (lambda base, a, b, _: add_perpendicular(a, b, base), {}),
+    "euclidean_add_difference": (lambda base, a, b, _: euclidean_add_difference(a, b, base, weight=0.3), {}),
+    "train_difference": (lambda base, a, b, _: train_difference(a, b, base), {}),
+    "extract_similar": (lambda base, a, b, _: extract_similar(base, a, b, alpha=0.3, beta=0.4), {}),
+    "task_arithmetic": (task_arithmetic, {"weights": [0.5, 1.5, -1.0], "scale": 0.9}),
+    "ties": (ties, {"weights": [0.5, 1.5, 1.0], "density": 0.6, "scale": 0.9}),
+    "ties by count": (ties, {"density": 0.6, "vote": "count", "normalize": False}),
+    "breadcrumbs": (breadcrumbs, {"density": 0.6, "gamma": 0.2}),
+    "breadcrumbs with a vote": (breadcrumbs, {"density": 0.6, "gamma": 0.2, "vote": "sum", "scale": 0.9}),
+    "dare": (dare, HALF),
+    "dare with a vote": (dare, HALF | {"vote": "sum", "scale": 0.9}),
+    "della": (della, HALF | {"epsilon": 0.2, "scale": 0.9}),
+    "della without": (della, HALF | {"epsilon": 0.2, "vote": "none"}),
+    "sce": (sce, {"select_topk": 0.6}),
+    "model_stock": (lambda base, a, b, _: model_stock(base, a, a + (b - base)), {}),
+}
+
+
+@pytest.mark.parametrize("name", OF_DIFFERENCES)
+def test_what_is_made_of_differences_moves_with_the_base(name: str) -> None:
+    """d = M − base alone decides: with all inputs shifted by the same numbers the result is shifted by those."""
+    merge, settings_of = OF_DIFFERENCES[name]
+    shift = vector(8, -16, 32, 0.5, -4)
+    still = merge(BASE, D1, D2, D3, **settings_of)
+    moved = merge(BASE + shift, D1 + shift, D2 + shift, D3 + shift, **settings_of)
+    assert not torch.equal(still, BASE)
+    assert torch.allclose(moved, still + shift, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("merge", "rest"),
+    [
+        (breadcrumbs, {"density": 0.6, "gamma": 0.0, "normalize": True}),
+        (dare, {"density": 1.0, "normalize": True}),
+        (della, {"density": 1.0, "epsilon": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("vote", ["sum", "count"])
+def test_a_vote_is_that_of_ties_where_the_same_is_left(merge: Callable[..., Tensor], rest: Any, vote: str) -> None:
+    """And without a vote all is added: w₁ d₁ + w₂ d₂ + w₃ d₃."""
+    three, weights = (BASE, D1, D2, D3), [0.5, 1.5, 1.0]
+    kept_share = rest["density"]
+    expected = ties(*three, weights=weights, density=kept_share, vote=vote, scale=0.5)
+    assert torch.allclose(merge(*three, **rest, weights=weights, vote=vote, scale=0.5), expected, rtol=1e-14)
+    added = sum(w * trimmed(d, kept_share) for w, d in zip(weights, (D1, D2, D3), strict=True))
+    found = merge(*three, **(rest | {"normalize": False}), weights=weights, vote="none", scale=0.5)
+    assert torch.allclose(found, 0.5 * added, rtol=1e-14, atol=1e-14)
 
 
 # -- the vote ----------------------------------------------------------------------------------------------------------
@@ -260,6 +318,7 @@ def test_who_is_left_out_of_dare_leaves_the_masks_of_the_others() -> None:
 def test_t24_model_stock_goes_as_far_as_two_agree() -> None:
     found = model_stock(vector(1, 1), vector(2, 1), vector(2, 2))
     assert torch.allclose(found, vector(1.82842712474619, 1.414213562373095), rtol=1e-15)
+    assert model_stock(vector(1, 1), vector(3, 1), vector(0, 1)).tolist() == [1, 1]  # of two opposite ones nothing
     assert model_stock(vector(1, 1), vector(2, 1), vector(1, 3)).tolist() == [1, 1]
 
 
@@ -330,4 +389,6 @@ def test_probabilities_of_della_stay_within_their_bounds() -> None:
     rest = {"weights": [], "rescale": True, "vote": "sum", "scale": 1.0, "normalize": True, "seed": 0, "tensor": "x"}
     with pytest.raises(UsageError, match=r"from 0\.1 − 0\.15 to 0\.1 \+ 0\.15"):
         simplify_della(["base", "a"], rest | {"density": 0.1, "epsilon": 0.15})
+    with pytest.raises(UsageError, match=r"from 0\.9 − 0\.15 to 0\.9 \+ 0\.15"):
+        simplify_della(["base", "a"], rest | {"density": 0.9, "epsilon": 0.15})
     assert simplify_della(["base", "base"], rest | {"density": 0.9, "epsilon": 0.1}) == "base"
