@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sdforge.arguments import SOMETHING_TO_DO, options, parser
 from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, ResourceError, UsageError
+from sdforge.hidden import hidden
 
 if TYPE_CHECKING:
     from sdforge.plan import Plan
@@ -76,7 +77,7 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     place = folder / ".forge" / "log" / "unforeseen.txt"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(traceback.format_exc())
+        place.write_text(hidden(traceback.format_exc()))
         hint = f"this is a mistake in forge; {place} says where"
     except OSError:
         hint = "this is a mistake in forge; --debug shows where"

@@ -25,7 +25,7 @@ from sdforge.lockfile import LockFile
 from sdforge.names import hint_at_name, is_name
 from sdforge.pictures import PICTURES
 from sdforge.places import FILE
-from sdforge.references import is_remote
+from sdforge.references import is_remote, parse
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
@@ -169,6 +169,8 @@ def add(wishes: argparse.Namespace) -> int:
     _refuse_name(session, name)
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
         return _add_pictures(session, wishes, layout)
+    if is_remote(reference):
+        parse(reference)  # before it stands in forge.toml
     if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
         raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
     table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
