@@ -20,7 +20,7 @@ from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import Lock, is_settled, publish, resources, sha256_of, stat_of
+from sdforge.store.files import Lock, is_settled, make_folder, publish, resources, sha256_of, stat_of
 from sdforge.variants import split
 
 REPLACED = ".replaced"
@@ -194,7 +194,7 @@ class Outputs:
         moved = ""
         with resources(f"{path} cannot be written"), self.lock() as lock:
             lock.acquire(wait=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # who wrote the file has just hashed what it wrote
             sha256 = sha256_of(made) if expected.startswith(COMPOSED) else expected
             if path.exists() or path.is_symlink():
