@@ -74,6 +74,8 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
 
     if isinstance(error, OSError) and error.errno is not None:
         return ResourceError(f"{error.strerror} ({error.filename or 'no file'})")
+    if isinstance(error, MemoryError):
+        return ResourceError("this machine is out of memory", "end other programs; what is done is kept")
     place = folder / ".forge" / "log" / "unforeseen.txt"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
