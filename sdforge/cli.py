@@ -175,6 +175,10 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
     from sdforge.report.table import nothing_as_json, nothing_to_do
     from sdforge.verdict import keep
 
+    if not all(session.chronicle.past(step.node.recipe.name).keys for step in made.steps.values()):
+        from sdforge.chapters import remember
+
+        remember(session, made, {}, {})  # in a shared cache, of a project that was moved
     words = nothing_to_do(made)
     with suppress(ResourceError):  # a project that was moved here, or copied: what it needs stays in the cache
         session.store.register(session.project.root)

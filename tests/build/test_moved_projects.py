@@ -43,6 +43,14 @@ def test_what_lies_there_stays_as_it_is(moved: Path, quick: Quick) -> None:
     assert aside(moved) == []
 
 
+def test_what_its_builds_were_is_still_known(moved: Path, quick: Quick) -> None:
+    recipe = moved / "recipes/toy.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 6", "steps = 7"))
+    assert "steps" in quick.forge(moved, "why", "toy:a").out
+    said = quick.forge(moved, "log", "a")
+    assert "made with other settings" in said.out, said.err
+
+
 def test_a_changed_recipe_replaces_it(moved: Path, quick: Quick) -> None:
     recipe = moved / "recipes/toy.toml"
     recipe.write_text(recipe.read_text().replace("steps = 6", "steps = 7"))
@@ -72,5 +80,8 @@ def test_a_shared_cache_tells_projects_apart(whole: Whole, quick: Quick, tmp_pat
     shutil.copy(first / "out/toy/preset.json", second / "out/toy")
     assert NOT_OURS in build(quick, second, **shared)
     assert aside(second) == ["card.md"]
-    first.rename(tmp_path / "moved")
-    assert NOT_OURS not in build(quick, tmp_path / "moved", **shared)
+    moved = tmp_path / "moved"
+    first.rename(moved)
+    assert NOT_OURS not in build(quick, moved, **shared)
+    (moved / "recipes/toy.toml").write_text((moved / "recipes/toy.toml").read_text().replace("steps = 6", "steps = 7"))
+    assert "made with other settings" in quick.forge(moved, "log", "a", **shared).out
