@@ -29,10 +29,11 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean `forge {guess}`?" if guess else "`forge --help` lists them"
             self.exit(2, f"error: there is no command {found[1]!r}\nhint: {hint}\n")
         if found := re.search(r"unrecognized arguments: (--[a-z-]+)", message):
-            known = {option for found_there in options().values() for option in found_there}
-            guess = nearest(found[1], known)
-            hint = f"did you mean {guess}? " if guess else ""
-            self.exit(2, f"error: there is no option {found[1]}\nhint: {hint}`forge COMMAND --help` lists them\n")
+            having = [name for name, known in options().items() if found[1] in known]
+            guess = nearest(found[1], {option for known in options().values() for option in known})
+            hint = f"it belongs to {', '.join(having)}; " if having else f"did you mean {guess}? " if guess else ""
+            here = " here" if having else ""
+            self.exit(2, f"error: there is no option {found[1]}{here}\nhint: {hint}`forge COMMAND --help` lists them\n")
         super().error(message)
 
 
