@@ -131,7 +131,9 @@ def _pinning(command: Command) -> None:
     lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
     fetch = command("fetch", "bring sources here that come from elsewhere, and results that the lock pins")
     fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
-    fetch.add_argument("--offline", action="store_true", help="open no connection")
+    fetch.add_argument(
+        "--offline", action="store_true", help="open no connection: link what this machine has, and name the rest"
+    )
     push = command("push", "put trained results that the lock pins into the remote cache")
     push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
     push.add_argument("--key", default="", metavar="FILE", help="sign what is put there with this Ed25519 key")

@@ -187,7 +187,8 @@ class Fetcher:
             return Path(os.path.realpath(known))
         for path in self._candidates(behind, file):
             real = Path(os.path.realpath(path))
-            if real.is_file() and self.store.seen.digest(real) == file.sha256:
+            fits = real.is_file() and self._is_as_large(real.stat().st_size, file)
+            if fits and self.store.seen.digest(real) == file.sha256:
                 return real
         return None
 
@@ -200,9 +201,7 @@ class Fetcher:
             yield from (revision / (reference.file or file.name) for revision in dict.fromkeys(revisions))
         for folder in self.folders:
             alike = [p for p in folder.rglob(f"*{Path(file.name).suffix}") if p.is_file()]
-            for path in sorted(alike, key=lambda path: (path.name != Path(file.name).name, path)):
-                if self._is_as_large(path.stat().st_size, file):
-                    yield path
+            yield from sorted(alike, key=lambda path: (path.name != Path(file.name).name, path))
 
     @staticmethod
     def _is_as_large(size: int, file: Remote) -> bool:

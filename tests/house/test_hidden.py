@@ -10,6 +10,7 @@ from sdforge.cli import complain, unforeseen
 from sdforge.errors import Place, Problem, ResourceError
 from sdforge.hidden import hidden
 from sdforge.report.problems import show_problems
+from sdforge.report.words import say
 
 SECRET = "s3cr3t-Value_0123456789"
 HOLDING = (
@@ -57,6 +58,11 @@ def test_errors_and_problems_hide_it(capsys: pytest.CaptureFixture[str], as_json
     if as_json:
         (row,) = json.loads(said.splitlines()[-1])["problems"]
         assert (row["place"]["column"], row["place"]["line"]) == (8, 3)
+
+
+def test_whatever_else_is_printed_hides_it(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"  toy:a: {HOLDING[0]}")
+    assert SECRET not in capsys.readouterr().out
 
 
 def test_what_is_kept_of_a_mistake_of_ours_hides_it(tmp_path_factory: pytest.TempPathFactory) -> None:
