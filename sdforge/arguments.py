@@ -29,10 +29,11 @@ class Parser(argparse.ArgumentParser):
             hint = f"did you mean `forge {guess}`?" if guess else "`forge --help` lists them"
             self.exit(2, f"error: there is no command {found[1]!r}\nhint: {hint}\n")
         if found := re.search(r"unrecognized arguments: (--[a-z-]+)", message):
-            known = {option for found_there in options().values() for option in found_there}
-            guess = nearest(found[1], known)
-            hint = f"did you mean {guess}? " if guess else ""
-            self.exit(2, f"error: there is no option {found[1]}\nhint: {hint}`forge COMMAND --help` lists them\n")
+            having = [name for name, known in options().items() if found[1] in known]
+            guess = nearest(found[1], {option for known in options().values() for option in known})
+            hint = f"it belongs to {', '.join(having)}; " if having else f"did you mean {guess}? " if guess else ""
+            here = " here" if having else ""
+            self.exit(2, f"error: there is no option {found[1]}{here}\nhint: {hint}`forge COMMAND --help` lists them\n")
         super().error(message)
 
 
@@ -130,7 +131,9 @@ def _pinning(command: Command) -> None:
     lock.add_argument("--prune", action="store_true", help="drop results that no recipe reaches")
     fetch = command("fetch", "bring sources here that come from elsewhere, and results that the lock pins")
     fetch.add_argument("sources", nargs="*", metavar="SOURCE|RECIPE", help="default: all of them")
-    fetch.add_argument("--offline", action="store_true", help="open no connection")
+    fetch.add_argument(
+        "--offline", action="store_true", help="open no connection: link what this machine has, and name the rest"
+    )
     push = command("push", "put trained results that the lock pins into the remote cache")
     push.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that the lock pins")
     push.add_argument("--key", default="", metavar="FILE", help="sign what is put there with this Ed25519 key")

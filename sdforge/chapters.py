@@ -9,6 +9,7 @@ from functools import partial
 from sdforge.chronicle import Chapter, Did, Past
 from sdforge.drawn import pictures_in
 from sdforge.explain import Explainer, in_short
+from sdforge.hidden import hidden
 from sdforge.plan import Plan, Step
 from sdforge.project import read_small
 from sdforge.report.progress import shown_digest
@@ -106,7 +107,7 @@ def chapter(session: Session, plan: Plan, recipe: str, states: dict[str, str], w
         if not step.passes
     }
     file = plan.steps[f"{recipe}:{EXPORT}"].node.recipe.file
-    text = read_small(session.project.root / file, "").decode(errors="replace")
+    text = hidden(read_small(session.project.root / file, "").decode(errors="replace"))  # reports show it
     drawn = plan.steps.get(f"{recipe}:{PREVIEWS}")
     pictures = pictures_in(drawn.artifact) if drawn is not None and drawn.artifact is not None else None
     return Chapter(time.time(), text, steps, pictures)

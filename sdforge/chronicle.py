@@ -109,7 +109,7 @@ def _chapter(row: dict[str, Any]) -> Chapter:
 
 
 class Chronicle:
-    """The records of one project's recipes."""
+    """The records of one project's recipes. In a cache of its own they are found wherever the project's folder is."""
 
     def __init__(self, index: Index, root: Path) -> None:
         self.index, self.root = index, root
@@ -136,4 +136,5 @@ class Chronicle:
         return self.past(identifier.partition(":")[0]).keys.get(identifier, "")
 
     def _row(self, recipe: str) -> str:
-        return f"{self.root}:{recipe}"
+        own = self.index.path.parents[1] == self.root / "cache"
+        return recipe if own else f"{self.root}:{recipe}"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sdforge.arguments import SOMETHING_TO_DO, options, parser
 from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, ResourceError, UsageError
+from sdforge.hidden import hidden
 
 if TYPE_CHECKING:
     from sdforge.plan import Plan
@@ -73,10 +74,12 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
 
     if isinstance(error, OSError) and error.errno is not None:
         return ResourceError(f"{error.strerror} ({error.filename or 'no file'})")
+    if isinstance(error, MemoryError):
+        return ResourceError("this machine is out of memory", "end other programs; what is done is kept")
     place = folder / ".forge" / "log" / "unforeseen.txt"
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(traceback.format_exc())
+        place.write_text(hidden(traceback.format_exc()))
         hint = f"this is a mistake in forge; {place} says where"
     except OSError:
         hint = "this is a mistake in forge; --debug shows where"
@@ -172,6 +175,10 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
     from sdforge.report.table import nothing_as_json, nothing_to_do
     from sdforge.verdict import keep
 
+    if not all(session.chronicle.past(step.node.recipe.name).keys for step in made.steps.values()):
+        from sdforge.chapters import remember
+
+        remember(session, made, {}, {})  # in a shared cache, of a project that was moved
     words = nothing_to_do(made)
     with suppress(ResourceError):  # a project that was moved here, or copied: what it needs stays in the cache
         session.store.register(session.project.root)

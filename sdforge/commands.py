@@ -12,7 +12,7 @@ from typing import Any
 
 from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
 from sdforge.build import Build
-from sdforge.errors import CheckFailed, Problem, RecipeError, UsageError, counted, exit_code
+from sdforge.errors import CheckFailed, Problem, RecipeError, ResourceError, UsageError, counted, exit_code
 from sdforge.executors import Cluster, Resources
 from sdforge.executors.local import LocalExecutor
 from sdforge.explain import Cause, Explainer, in_short
@@ -425,11 +425,18 @@ def lock(session: Session, wishes: argparse.Namespace) -> int:
 
 def _pin_sources(session: Session, wishes: argparse.Namespace) -> list[str]:
     """Pin what sources from elsewhere stand for, before their bytes are asked for. Returns those that are new."""
-    from sdforge.fetch.command import refuse_network, remote_sources, resolve_all
+    from sdforge.fetch.command import remote_sources, resolve_all
 
-    refuse_network(offline=wishes.offline and wishes.update)
-    sources = [] if wishes.offline else remote_sources(session, [])
-    return resolve_all(session, sources, update=wishes.update, as_json=wishes.json) if sources else []
+    sources = remote_sources(session, [])
+    if sources and wishes.offline and wishes.update:
+        names = ", ".join(taken.id for taken in sources)
+        raise ResourceError(
+            f"what {names} {'is' if len(sources) == 1 else 'are'} now has to be asked for, and --offline asks nobody",
+            hint="run it without --offline",
+        )
+    if not sources or wishes.offline:
+        return []
+    return resolve_all(session, sources, update=wishes.update, as_json=wishes.json)
 
 
 def take(session: Session, digest: str, *, as_json: bool) -> int:

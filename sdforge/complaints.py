@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 from sdforge.elsewhere import our_setting, our_value
-from sdforge.errors import Problem, nearest
+from sdforge.errors import Problem, UsageError, nearest
+from sdforge.hidden import hidden
 from sdforge.names import REFERENCE, hint_at_name
 from sdforge.places import DEVICE, VRAM
+from sdforge.references import refuse_secrets
 from sdforge.syntax import Document
 
 if TYPE_CHECKING:
@@ -44,6 +46,18 @@ def explain(
         else:
             sentence, written = _sentence(fault), document.place(*where, value=True)
             yield Problem("setting", f"`{name}` {sentence}", written, _other_value(fault))
+
+
+def secrets_in(addresses: Iterable[tuple[tuple[str, ...], str]], document: Document) -> Iterator[Problem]:
+    """Yield a problem for each address with a secret, before anything that was read is kept.
+
+    addresses: (path in the document, what stands there).
+    """
+    for path, address in addresses:
+        try:
+            refuse_secrets(address)
+        except UsageError as error:
+            yield Problem("secret", error.message, document.place(*path, value=True), error.hint)
 
 
 def _other_word(word: str, known: list[str]) -> str:
@@ -115,7 +129,7 @@ def _choices(fault: Any) -> list[str]:
 
 def _sentence(fault: Any) -> str:
     kind, context, given = fault["type"], fault.get("ctx", {}), fault.get("input")
-    shown = json.dumps(given, default=str, ensure_ascii=False)
+    shown = hidden(json.dumps(given, default=str, ensure_ascii=False))
     shown = shown if len(shown) <= 60 else shown[:57] + "…"
     if kind in ("int_type", "int_from_float"):
         return f"is a whole number, not {shown}"

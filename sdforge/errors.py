@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
+from sdforge.hidden import hidden
+
 
 class Place(NamedTuple):
     """Where in a text file: `line` and `column` count from 1; `length` is how many characters the caret covers."""
@@ -31,18 +33,23 @@ class Problem(NamedTuple):
     hint: str = ""
     warning: bool = False
 
+    def shown(self) -> Problem:
+        """Return it as people may see it, without secrets."""
+        place = self.place._replace(text=hidden(self.place.text)) if self.place else None
+        return self._replace(message=hidden(self.message), place=place, hint=hidden(self.hint))
+
 
 class ForgeError(Exception):
     """Base of every failure that a person may see. Raised where the mistake is known, printed once, in `cli`.
 
-    message: one sentence that names the thing and the place; hint: the way out.
+    message: one sentence that names the thing and the place; hint: the way out. Secrets are hidden in both.
     """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message, self.hint = hidden(message), hidden(hint)
+        super().__init__(self.message)
 
 
 class ActionFailed(ForgeError):

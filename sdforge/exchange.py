@@ -14,6 +14,7 @@ from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
 from sdforge.executors.beside import Beside
 from sdforge.lock import Pin
 from sdforge.places import LOCK
+from sdforge.remotes import is_folder
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
@@ -113,14 +114,22 @@ def pull(session: Session, wishes: argparse.Namespace) -> int:
 def look_for_pinned(session: Session, wishes: argparse.Namespace, recipes: list[str]) -> bool:
     """Bring what the lock pins of recipes (none: of all) and the store has not, from a remote cache if one is named.
 
-    Returns whether there was something to look for. Raises ResourceError.
+    Offline a folder is looked into, and nothing else. Returns whether there was something to look for. Raises
+    ResourceError.
     """
-    session.share("off" if wishes.offline else "")
-    if session.unreachable:
-        raise session.unreachable
-    if session.sharing is None:
+    remote = session.project.remote
+    if not remote.get("address") or remote.get("mode") == "off":
         return False
     lacking = [(pin, name) for pin, name in _wanted(session, recipes) if not _is_here(session, pin)]
+    if lacking and wishes.offline and not is_folder(remote["address"]):
+        names = ", ".join(name for _, name in lacking)
+        raise ResourceError(
+            f"pinned and not on this machine: {names}; --offline opens no connection", hint="run it without --offline"
+        )
+    session.share()
+    if session.unreachable:
+        raise session.unreachable
+    assert session.sharing is not None
     _bring(session.sharing, session, wishes, lacking)
     return bool(lacking)
 
@@ -195,6 +204,8 @@ def verify_signed(session: Session, *, as_json: bool) -> int:
 
 
 def _sharing(session: Session) -> Sharing:
+    if session.project.remote.get("mode") == "off":
+        raise UsageError("[remote] is switched off", hint='`mode = "read"` or `"write"` there switches it on')
     session.share("write")
     if session.unreachable:
         raise session.unreachable

@@ -144,6 +144,7 @@ def read_lock(source: bytes, file: str) -> Lock:
             needed = "resolved" if "resolved" in _like({}, row, name) else "digest"
             for field_ in {needed, *({"digest", "from"} & row.keys())}:
                 _like("", row.get(field_), f"{field_} of {name}")
+            _like(0, row.get("size", 0), f"size of {name}")
             for file_, sha256 in _like({}, row.get("files", {}), f"files of {name}").items():
                 _digest(sha256, f"{file_} of {name}")
         for name, row in targets.items():

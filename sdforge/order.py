@@ -97,6 +97,13 @@ class Order:
         (given,) = self.inputs[role]
         return given
 
+    def with_less(self) -> str:
+        """Say how it is done with less memory: a training in batches learns the same; "" where there is no way."""
+        if "batch" in self.settings:
+            less = "a smaller --vram" if self.how.get("vram") else "--vram 8GB (or what there is)"
+            return f"{less} computes the same in smaller parts, from the last kept state on"
+        return "a smaller resolution, or a device with more" if "resolution" in self.settings else ""
+
     def to_json(self) -> dict[str, Any]:
         found = dict(self.__dict__)
         found["inputs"] = {role: [dict(g.__dict__) for g in givens] for role, givens in self.inputs.items()}

@@ -2,7 +2,8 @@
 
 What lies at an output path and is not what a build wrote there last is moved to `out/.replaced/` and named, never
 overwritten. Builds that go on at the same time know each other's files by the cache's index: a build notes there what
-it is about to write, and only one at a time writes.
+it is about to write, and only one at a time writes. The index names files by their paths; where a project's folder was
+moved, or copied with its cache, a file is known by its place in the project and its bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import Lock, is_settled, publish, resources, sha256_of, stat_of
+from sdforge.store.files import Lock, is_settled, make_folder, publish, resources, sha256_of, stat_of
 from sdforge.variants import split
 
 REPLACED = ".replaced"
@@ -152,7 +153,7 @@ class Outputs:
         fits = sha256 == expected
         if expected.startswith(COMPOSED):
             written = self._rows(path).get(f"out:{path}")  # another build may have done so since the memo
-            fits = written is not None and written[2] == value
+            fits = (written is not None and written[2] == value) or value in self._noted_elsewhere(path)
         if fits:
             self.store.index.put("seen", {f"out:{path}": (json.dumps(stat), int(is_settled(stat, looked)), value)})
         return fits
@@ -167,6 +168,15 @@ class Outputs:
     def _rows(self, path: Path) -> dict[str, Any]:
         """Return what builds say now that they have written to a path, and are about to."""
         return self.store.index.read_keyed("seen", [f"out:{path}", f"coming:{path}"])
+
+    def _noted_elsewhere(self, path: Path) -> set[str]:
+        """Return what builds noted of the file at this place in a project when its folder was called otherwise.
+
+        Who has the same bytes there has a copy of what a build wrote, and loses nothing with it.
+        """
+        tail = f"/{path.relative_to(self.project.root).as_posix()}"
+        where = "(id >= 'out:' AND id < 'out;' OR id >= 'coming:' AND id < 'coming;') AND substr(id, ?) = ?"
+        return {str(row[3]) for row in self.store.index.read("seen", where, [-len(tail), tail])}
 
     def lies(self, path: Path, expected: str) -> bool:
         """Say whether a file lies at its place already."""
@@ -184,7 +194,7 @@ class Outputs:
         moved = ""
         with resources(f"{path} cannot be written"), self.lock() as lock:
             lock.acquire(wait=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # who wrote the file has just hashed what it wrote
             sha256 = sha256_of(made) if expected.startswith(COMPOSED) else expected
             if path.exists() or path.is_symlink():
@@ -210,7 +220,8 @@ class Outputs:
     def _clear(self, path: Path, coming: str) -> str:
         """Make room for a file: what a build wrote there or what is the same may go, anything else is moved aside."""
         rows = self._rows(path)
-        ours = {coming, *(str(row[2]).rpartition("\n")[2] for row in rows.values())}
+        noted = {str(row[2]) for row in rows.values()} | self._noted_elsewhere(path)
+        ours = {coming, *(value.rpartition("\n")[2] for value in noted)}
         stat, settled, _ = rows.get(f"out:{path}", ("", 0, ""))
         untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):

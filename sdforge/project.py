@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdforge.complaints import explain
+from sdforge.complaints import explain, secrets_in
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.method import method_groups
 from sdforge.names import REFERENCE, hint_at_name, is_name
@@ -233,6 +233,8 @@ def _checked(source: bytes, name: str, model: type[Table]) -> dict[str, Any]:
                 problems.append(Problem("name", reason, document.place(key, each), hint))
             seen[each] = key
     problems += _strange_jobs(found["cluster"], document)
+    stated = [(("source", name, "from"), table["from"]) for name, table in found.get("source", {}).items()]
+    problems += secrets_in([*stated, (("remote", "address"), found["remote"]["address"])], document)
     if problems:
         raise RecipeError(problems)
     found["stated"] = {  # what forge.local.toml itself says

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from sdforge.complaints import explain
+from sdforge.complaints import explain, secrets_in
 from sdforge.errors import Place, Problem, RecipeError, UsageError, counted, nearest
 from sdforge.identity import canonical
 from sdforge.implicit import Implicit
@@ -250,6 +250,8 @@ class _Reading:
             self.wrong("setting", "`description` is text", "description", value=True)
         sources = self._named("source", Source)
         datasets = self._named("dataset", Dataset)
+        stated = [(("source", name, "from"), table.from_) for name, table in sources.items()]
+        self.problems += secrets_in(stated, self.document)
         self._methods()
         preset = self._table(Preset, values["preset"], ("preset",)) if "preset" in values else None
         self._names()

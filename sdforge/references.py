@@ -15,8 +15,10 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from sdforge.errors import UsageError
+from sdforge.hidden import NAMES
 
-PREFIXES = ("hf://", "http://", "https://", "civitai.com/", "www.civitai.com/", "urn:air:", "air:")
+PAGES = ("civitai.com/", "www.civitai.com/")
+PREFIXES = ("hf://", "http://", "https://", *PAGES, "urn:air:", "air:")
 SECURE_OR_HERE = ("127.0.0.1", "localhost", "::1")
 PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 HUB = re.compile(rf"({PART}/{PART})(?:@((?:refs/[a-z]+/)?{PART}))?(?:/((?!/).+))?")
@@ -25,9 +27,7 @@ AIR = re.compile(
     r"(?:@(?P<version>[^+]+?))?(?:\+(?P<file>\d+))?(?:\.(?P<format>safetensors|diffusers|ckpt|pt|bin))?",
     re.IGNORECASE,
 )
-SECRETS = re.compile(
-    r"(?i)(access|api|auth|x-amz-security)?[-_]?token|api[-_]?key|password|secret|sig|(x-\w+-)?signature"
-)
+SECRETS = re.compile(NAMES, re.IGNORECASE)
 FORMS = "hf://ORG/REPO@REVISION/FILE, https://…, a page of civitai.com, or an AIR (urn:air:…)"
 
 
@@ -77,7 +77,7 @@ def parse(text: str) -> Reference:
     parts = address_parts(address)
     if parts is None or not parts.hostname or not text.isprintable():
         raise UsageError(f"{text!r} is no address of a file", hint=f"forms are {FORMS}")
-    _refuse_secrets(parts)
+    refuse_secrets(address)
     if parts.hostname in ("civitai.com", "www.civitai.com"):
         return _civitai(text, parts.path, parts.query)
     if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(parts.path)):
@@ -106,16 +106,20 @@ def without_query(address: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def _refuse_secrets(parts: SplitResult) -> None:
-    """Raise UsageError for an address that holds a password or token, without showing it."""
+def refuse_secrets(address: str) -> None:
+    """Raise UsageError for an address with a password or token, without showing it; an AIR and a path hold none."""
+    written = f"https://{address}" if address.lower().startswith(PAGES) else address
+    parts = address_parts(written)
+    if parts is None or "://" not in written:
+        return
     named = [name for name in parse_qs(parts.query, keep_blank_values=True) if SECRETS.fullmatch(name)]
-    if parts.username or parts.password or named:
+    if named or parts.password or (parts.username and parts.scheme in ("http", "https")):
         where = f"{parts.hostname}{parts.path}"
         what = f"a secret ({', '.join(named)})" if named else "a name or password"
         raise UsageError(
             f"the address of {where} holds {what}, which git would keep and everybody read",
-            hint="leave it out, and set CIVITAI_TOKEN or HF_TOKEN; what another host gives to members only is "
-            "downloaded by hand into a folder of forge.local.toml",
+            hint="leave it out, and set CIVITAI_TOKEN, HF_TOKEN or, for a remote cache, FORGE_REMOTE_TOKEN; what "
+            "another host gives to members only is downloaded by hand into a folder of forge.local.toml",
         )
 
 

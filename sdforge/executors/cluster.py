@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from sdforge.executors.beside import Beside
 from sdforge.executors.jobs import CANCELLED, LIMITS, LOST, MEMORY, Ended, Job, Launcher
 from sdforge.executors.ray import RayLauncher
 from sdforge.executors.slurm import SubmititLauncher
+from sdforge.hidden import hidden
 from sdforge.order import Order
 from sdforge.places import LOCAL
-from sdforge.run.spool import BUILDER, EVENTS, ORDER, STOP
+from sdforge.run.spool import BUILDER, EVENTS, LOG, ORDER, STOP
 from sdforge.store.files import publish_bytes
 
 TICK = 0.5  # seconds between looks
 LAG = 5.0  # seconds in which what a job wrote last arrives over a network's file system
 RETRIES = 3
+LINES = 50  # of a job's log that are shown at one look
+WIDTH = 300  # letters of such a line
 LAST = ("done", "failed", "stopped", "damaged")
 FOR_GOOD = {
     CANCELLED: (1, "its job ended: {word}", "somebody wanted that; a build goes on from the last kept state"),
@@ -44,7 +48,7 @@ class SpoolHandle(Beside):
         self.where = f'in [cluster.targets."{target}"] of {LOCAL}'
         self.job: Job | None = None
         self.killed = False
-        self.read = 0  # bytes of the events that were taken in
+        self.read: Counter[str] = Counter()  # bytes of events and log that were taken in
         super().__init__(self._follow)
 
     def stop(self) -> None:
@@ -100,7 +104,10 @@ class SpoolHandle(Beside):
         over, stands = 0.0, ""
         while True:
             os.utime(self.folder / BUILDER)
-            for event in self._news():
+            events = self._news()
+            for line in self._printed():
+                say({"event": "progress", "log": line})
+            for event in events:
                 if event["event"] in LAST:
                     return event
                 say(event)
@@ -118,15 +125,26 @@ class SpoolHandle(Beside):
             time.sleep(TICK)
 
     def _news(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._added(EVENTS)]
+
+    def _printed(self) -> list[str]:
+        """Return what the job has printed since the last look; of a bar that is drawn anew within a line its end."""
+        lines = [line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace") for line in self._added(LOG)]
+        shown = [hidden(line[:WIDTH]) for line in lines if line.strip()]
+        left_out = len(shown) - LINES
+        return [*shown[:LINES], f"… and {left_out} lines more"] if left_out > 0 else shown
+
+    def _added(self, name: str) -> list[bytes]:
+        """Return the whole lines by which a file of the folder has grown since the last look."""
         try:
-            with (self.folder / EVENTS).open("rb") as file:
-                file.seek(self.read)
+            with (self.folder / name).open("rb") as file:
+                file.seek(self.read[name])
                 data = file.read()
         except FileNotFoundError:
             return []
         whole = data[: data.rfind(b"\n") + 1]
-        self.read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        self.read[name] += len(whole)
+        return whole.split(b"\n")[:-1]
 
 
 class Jobs:

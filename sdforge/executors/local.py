@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sdforge.order import Order
@@ -21,14 +24,24 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait take nothing from those that compute
 }
 PATIENCE = 5.0  # seconds for an idle worker to end
+VMSTAT = Path("/proc/vmstat")
+
+
+def ended_for_memory() -> int:
+    """Return how many processes this machine has ended for their memory since it was started; 0 where none tells."""
+    with suppress(OSError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 class LocalHandle:
     """One action on one worker."""
 
     def __init__(self, worker: LocalWorker, order: Order, log: str, lock: int) -> None:
-        self.worker = worker
-        self.over = False
+        self.worker, self.order = worker, order
+        self.over, self.ended_before = False, ended_for_memory()
         worker.channel.send({"order": order.to_json(), "log": log}, (lock,) if lock >= 0 else ())
 
     def fileno(self) -> int:
@@ -42,9 +55,16 @@ class LocalHandle:
                 self.over = True
         if not self.over and self.worker.channel.closed:
             self.over = True
-            code = self.worker.process.wait()
-            events.append({"event": "lost", "code": code})
+            events.append(self._lost(self.worker.process.wait()))
         return events
+
+    def _lost(self, code: int) -> dict[str, Any]:
+        """Return the event of a worker that died."""
+        if code != -signal.SIGKILL or ended_for_memory() == self.ended_before:
+            return {"event": "lost", "code": code}
+        message = f"the system ended the worker of {self.order.target}, as memory ran out"
+        hint = self.order.with_less() or "end other programs; the same command goes on from what is kept"
+        return {"event": "failed", "code": 4, "message": message, "hint": hint}
 
     def stop(self) -> None:
         try:

@@ -2,28 +2,30 @@
 
 What was fetched lies in the cache, under its sha256 (a folder: under its pinned revision), and is verified by the hash
 that is promised or that the lock has. What this machine has already is linked instead: files in the folders of
-`forge.local.toml`, in the Hub's own cache, or among other projects' sources.
+`forge.local.toml`, in the Hub's own cache, or among other projects' sources. Offline that is all that is done, for what
+the lock or a declared sha256 tells.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdforge.errors import BrokenPromise, UsageError
-from sdforge.fetch.hosts import Behind, resolve
+from sdforge.errors import BrokenPromise, ResourceError, UsageError
+from sdforge.fetch.hosts import Behind, plain, resolve
 from sdforge.fetch.wire import Remote, download
 from sdforge.graph import Taken
 from sdforge.identity import digest_of_text
-from sdforge.references import Hub, parse
+from sdforge.references import Hub, Reference, Url, is_folder, parse
 from sdforge.store import COMPLETE, Store
 from sdforge.store.files import damaged, publish, resources
 
 Progress = Callable[[str, int, int], None]  # source, bytes done, bytes in all
 NEAR = 1024  # bytes within which a size that a page states is right
+ONLINE = "run it without --offline"
 
 
 class Got(NamedTuple):
@@ -37,11 +39,12 @@ class Got(NamedTuple):
 
 @dataclass
 class Fetcher:
-    """Gets sources into a store. folders: where else on this machine files may lie."""
+    """Gets sources into a store. folders: where else files of this machine may lie; offline: nobody is asked."""
 
     store: Store
     folders: list[Path]
     progress: Progress
+    offline: bool = False
 
     def resolve(self, taken: Taken, row: dict[str, Any], *, update: bool = False) -> Behind:
         """Return what a source stands for: as the lock has it (row), or with `update` as it is now.
@@ -51,7 +54,8 @@ class Fetcher:
         text = taken.table["from"]
         pinned = row.get("resolved", "") if row.get("from") == text and not update else ""
         try:
-            behind = resolve(parse(pinned or text))
+            reference = parse(pinned or text)
+            behind = self._told(taken, reference, row if pinned else {}) if self.offline else resolve(reference)
         except UsageError as error:
             raise UsageError(f"{taken.id}: {error.message}", error.hint) from None
         if pinned and behind.pinned != pinned:
@@ -61,7 +65,26 @@ class Fetcher:
         if declared and behind.whole:
             raise UsageError(f"{taken.id} is a folder, and sha256 is of a single file")
         files = tuple(self._promise(taken, file, promised.get(file.name, ""), declared) for file in behind.files)
-        return Behind(behind.pinned, files, behind.token, behind.whole, behind.about)
+        return replace(behind, files=files)
+
+    def _told(self, taken: Taken, reference: Reference, row: dict[str, Any]) -> Behind:
+        """Return what a source stands for by what is known here: its row of the lock, or else its declared sha256.
+
+        Raises ResourceError where neither tells.
+        """
+        whole, text = is_folder(reference), taken.table["from"]
+        size, names = row.get("size", 0), list(row.get("files", {}))
+        if not names and isinstance(reference, Url):
+            return resolve(reference)  # which asks nobody
+        if not names and taken.table.get("sha256") and not whole:
+            fetched = sorted(path.name for path in self.store.fetched("", taken.table["sha256"]).glob("*"))
+            names = fetched[:1] or ([reference.file.rpartition("/")[2]] if isinstance(reference, Hub) else [])
+        if not names:
+            raise ResourceError(f"what {text} stands for is not pinned, and --offline asks nobody", ONLINE)
+        files = tuple(
+            Remote("/".join(map(plain, name.split("/"))), "", size=0 if whole else size) for name in sorted(names)
+        )
+        return Behind(row.get("resolved", text), files, whole=whole, size=size if whole else 0)
 
     def _promise(self, taken: Taken, file: Remote, pinned: str, declared: str) -> Remote:
         """Bring together what recipe, lock and host promise of a file. Raises BrokenPromise where they differ."""
@@ -93,6 +116,7 @@ class Fetcher:
                 hows.add(how)
                 digests[file.name] = self.store.seen.digest(place)
             if behind.whole:
+                self._refuse_incomplete(taken, behind, folder)
                 with resources(f"{taken.id} cannot be kept"):
                     (folder / COMPLETE).touch()
         path = folder if behind.whole else place
@@ -119,6 +143,12 @@ class Fetcher:
                 place.unlink(missing_ok=True)
                 place.symlink_to(found)
             return "linked", place
+        if self.offline:
+            promised = f" (sha256 {file.sha256})" if file.sha256 else ""
+            raise ResourceError(
+                f"{file.name}{promised} is not on this machine, and --offline opens no connection",
+                hint=f"{ONLINE}, or put the file into a folder that forge.local.toml lists",
+            )
         part = self._part(behind, file)
         self._set_aside(part)
         sha256 = download(file, part, behind.token, lambda done, total: self.progress(taken.id, done, total))
@@ -127,6 +157,17 @@ class Fetcher:
             self._set_aside(place)
         publish(part, place)
         return "fetched", place
+
+    @staticmethod
+    def _refuse_incomplete(taken: Taken, behind: Behind, folder: Path) -> None:
+        """Raise ResourceError for a folder of which the lock does not name all files.
+
+        `forge lock` alone knows only those whose hashes the host tells.
+        """
+        if behind.size and not (folder / COMPLETE).is_file():
+            there = sum((folder / file.name).stat().st_size for file in behind.files)
+            if there != behind.size:
+                raise ResourceError(f"the lock does not name all files of {taken.id}", ONLINE)
 
     def _part(self, behind: Behind, file: Remote) -> Path:
         """Return where a file grows: one for each that is pinned, as the lock that is held while it does."""
@@ -146,7 +187,8 @@ class Fetcher:
             return Path(os.path.realpath(known))
         for path in self._candidates(behind, file):
             real = Path(os.path.realpath(path))
-            if real.is_file() and self.store.seen.digest(real) == file.sha256:
+            fits = real.is_file() and self._is_as_large(real.stat().st_size, file)
+            if fits and self.store.seen.digest(real) == file.sha256:
                 return real
         return None
 
@@ -154,15 +196,17 @@ class Fetcher:
         reference = parse(behind.pinned)
         if isinstance(reference, Hub):
             where = hub_cache() / f"models--{reference.repository.replace('/', '--')}" / "snapshots"
-            yield where / reference.revision / (reference.file or file.name)
+            # of a branch any commit will do, as the file must have the digest that is promised
+            revisions = [where / reference.revision, *sorted(where.glob("*"))]
+            yield from (revision / (reference.file or file.name) for revision in dict.fromkeys(revisions))
         for folder in self.folders:
-            for path in sorted(p for p in folder.rglob(f"*{Path(file.name).suffix}") if p.is_file()):
-                if self._is_as_large(path.stat().st_size, file):
-                    yield path
+            alike = [p for p in folder.rglob(f"*{Path(file.name).suffix}") if p.is_file()]
+            yield from sorted(alike, key=lambda path: (path.name != Path(file.name).name, path))
 
     @staticmethod
     def _is_as_large(size: int, file: Remote) -> bool:
-        return size == file.size if file.size else abs(size - file.near) <= NEAR
+        """Say whether a size is that of a file that is looked for; where nobody tells that, each may be."""
+        return size == file.size if file.size else not file.near or abs(size - file.near) <= NEAR
 
 
 def hub_cache() -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdforge import toml
 from sdforge.datasets import folders
-from sdforge.errors import ForgeError, RecipeError, ResourceError, UsageError, counted, exit_code, nearest
+from sdforge.errors import ForgeError, RecipeError, UsageError, counted, exit_code, nearest
 from sdforge.exchange import look_for_pinned
 from sdforge.fetch import Fetcher, Got
 from sdforge.fetch.hosts import Behind
@@ -25,7 +25,7 @@ from sdforge.lockfile import LockFile
 from sdforge.names import hint_at_name, is_name
 from sdforge.pictures import PICTURES
 from sdforge.places import FILE
-from sdforge.references import is_remote
+from sdforge.references import is_remote, parse
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
@@ -68,32 +68,26 @@ def remote_sources(session: Session, names: list[str]) -> list[Taken]:
 
 
 @contextmanager
-def fetcher(session: Session, *, as_json: bool) -> Iterator[Fetcher]:
+def fetcher(session: Session, *, as_json: bool, offline: bool = False) -> Iterator[Fetcher]:
     """Yield what gets sources; they are pinned before it ends, so that `clean` never finds one that nobody names."""
     with session.store.used_by(session.project.root):
-        yield Fetcher(session.store, session.project.folders, (lambda *_: None) if as_json else Fetching())
-
-
-def refuse_network(*, offline: bool) -> None:
-    """Raise ResourceError where no connection may be opened."""
-    if offline:
-        raise ResourceError("this needs the network, and --offline says no", hint="run it without --offline")
+        yield Fetcher(session.store, session.project.folders, (lambda *_: None) if as_json else Fetching(), offline)
 
 
 def fetch(session: Session, wishes: argparse.Namespace) -> int:
     """`forge fetch`: bring sources here, and pinned results; what one cannot have does not stop the others.
 
-    Returns the exit code.
+    Offline what this machine has is linked, and the lock stays as it is. Returns the exit code.
     """
     sources = remote_sources(session, wishes.sources)
-    refuse_network(offline=wishes.offline and bool(sources))
     errors = []
-    with fetcher(session, as_json=wishes.json) as getter:
+    with fetcher(session, as_json=wishes.json, offline=wishes.offline) as getter:
         for taken in sources:
             try:
                 behind = getter.resolve(taken, session.lock.sources.get(taken.id, {}))
                 got = getter.get(taken, behind)
-                pin(session, taken, got.row)
+                if not wishes.offline:
+                    pin(session, taken, got.row)
                 _tell(taken, got, as_json=wishes.json)
             except ForgeError as error:
                 errors.append(error)
@@ -175,6 +169,8 @@ def add(wishes: argparse.Namespace) -> int:
     _refuse_name(session, name)
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
         return _add_pictures(session, wishes, layout)
+    if is_remote(reference):
+        parse(reference)  # before it stands in forge.toml
     if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
         raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
     table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}

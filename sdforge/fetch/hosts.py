@@ -35,7 +35,8 @@ class Behind:
     """What a reference stands for now.
 
     pinned: the reference with its revision resolved, as the lock keeps it; whole: it is a folder of files; about:
-    licence and trigger words, as its page says.
+    licence and trigger words, as its page says; size: bytes of all files of a folder together, where only the lock
+    tells which there are (0: their host has told).
     """
 
     pinned: str
@@ -43,6 +44,7 @@ class Behind:
     token: Token | None = None
     whole: bool = False
     about: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
 
 
 def resolve(reference: Reference) -> Behind:
@@ -54,10 +56,10 @@ def resolve(reference: Reference) -> Behind:
 
 def _url(reference: Url) -> Behind:
     name = unquote(urlsplit(reference.address).path.rpartition("/")[2])
-    return Behind(reference.address, (Remote(_plain(name), reference.address),))
+    return Behind(reference.address, (Remote(plain(name), reference.address),))
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return the last part of a name, which becomes one of a file here. Raises UsageError."""
     odd = not name.isprintable() or any(c in name for c in '/\\:<>"|?*')
     ends = name.startswith((".", " ")) or name.endswith((".", " "))
@@ -121,7 +123,7 @@ def _hub(reference: Hub) -> Behind:
     files = []
     for name in names:
         lfs = siblings[name].lfs
-        shown = _plain(name.rpartition("/")[2]) if reference.file else "/".join(map(_plain, name.split("/")))
+        shown = plain(name.rpartition("/")[2]) if reference.file else "/".join(map(plain, name.split("/")))
         size = int(siblings[name].size or 0)
         with _understood("the Hub", reference.repository):
             files.append(Remote(shown, f"{where}/{quote(name)}", _digest(lfs and lfs.sha256), size))
@@ -169,7 +171,7 @@ def _civitai(reference: Civitai) -> Behind:
         if reference.model and model != reference.model:
             raise UsageError(f"version {version} on Civitai is of model {model}, not of {reference.model}")
         chosen = _chosen(files, reference.file, version)
-        name, sha256 = _plain(chosen["name"]), _digest(chosen["hashes"].get("SHA256"))
+        name, sha256 = plain(chosen["name"]), _digest(chosen["hashes"].get("SHA256"))
         address, near = str(chosen["downloadUrl"]), round(float(chosen.get("sizeKB", 0)) * 1024)
         words = [word.strip() for word in about.get("trainedWords", []) if word.strip()]
         pinned = f"air:any:model:civitai:{model}@{version}+{int(chosen['id'])}"

@@ -35,6 +35,11 @@ class Remote(Protocol):
         ...
 
 
+def is_folder(address: str) -> bool:
+    """Say whether a remote is a folder, to which no connection has to be opened."""
+    return "://" not in address
+
+
 def open_remote(address: str, root: Path) -> Remote:
     """Return the remote at an address; a path is within the project.
 
@@ -52,7 +57,7 @@ def open_remote(address: str, root: Path) -> Remote:
         from sdforge.remotes.bucket import BucketRemote
 
         return BucketRemote(address)
-    if "://" in address:
+    if not is_folder(address):
         raise UsageError(
             f"{address!r} is no address of a remote cache",
             hint="a folder, https://…, hf://ORG/REPO, or one of " + ", ".join(f"{scheme}…" for scheme in BUCKETS[:4]),

@@ -13,6 +13,7 @@ WIDTH = 160  # of a line that is shown
 
 def show_problems(problems: list[Problem], *, as_json: bool = False) -> None:
     """Print problems in the order of their places, errors and warnings counted at the end."""
+    problems = [problem.shown() for problem in problems]
     ordered = sorted(problems, key=lambda p: (p.place.file, p.place.line, p.place.column) if p.place else ("", 0, 0))
     if as_json:
         rows = [p._asdict() | {"place": p.place._asdict() if p.place else None} for p in ordered]

@@ -95,6 +95,8 @@ class Plain:
             self.line(f"    {self.name(step)}: {event['note']}")
         if "remark" in event:
             self.line(f"    {self.name(step)}: {event['remark']}")
+        if "log" in event:
+            self.line(f"    {self.name(step)} | {event['log']}")
         if "validation" in event:
             self.line(f"    {self.name(step)}: validation loss {event['validation']:.4f} at step {event['at']}")
         if "step" not in event:

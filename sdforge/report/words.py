@@ -7,6 +7,8 @@ import sys
 import textwrap
 from typing import TextIO
 
+from sdforge.hidden import hidden
+
 GLYPHS = {"reuse": "✓", "build": "●", "maybe": "○", "fetch": "↓", "unneeded": "·", "failed": "✗", "warning": "▲"}
 ASCII = {"reuse": "ok", "build": "*", "maybe": "?", "fetch": "get", "unneeded": "-", "failed": "FAIL", "warning": "!"}
 INSET = 6  # letters before what is said of a line above
@@ -23,8 +25,8 @@ def glyphs(stream: TextIO | None = None) -> dict[str, str]:
 
 
 def safe(text: str, stream: TextIO) -> str:
-    """Return text in letters that a stream can carry, without control characters that a file may have brought."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    """Return text in letters that a stream can carry, without secrets and control characters that a file brought."""
+    text = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in hidden(text))
     encoding = getattr(stream, "encoding", None) or "ascii"
     table = {"→": "->", "×": "x", "–": "-", "…": "...", "·": "-", "✓": "ok", "●": "*", "○": "?"}
     try:

@@ -104,12 +104,8 @@ def _refused(error: OSError) -> dict[str, Any]:
 
 
 def _too_little(order: Order, what: str) -> dict[str, Any]:
-    """Say that there is too little memory, and how a training in batches does with less and learns the same."""
-    hint = "a smaller resolution, or a device with more" if "resolution" in order.settings else ""
-    if "batch" in order.settings:
-        less = "a smaller --vram" if order.how.get("vram") else "--vram 8GB (or what there is)"
-        hint = f"{less} computes the same in smaller parts, from the last kept state on"
-    return {"event": "failed", "code": 4, "message": f"{what} is out of memory", "hint": hint}
+    """Say that there is too little memory, and how it is done with less."""
+    return {"event": "failed", "code": 4, "message": f"{what} is out of memory", "hint": order.with_less()}
 
 
 def _unforeseen(error: Exception) -> dict[str, Any]:

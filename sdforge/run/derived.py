@@ -13,7 +13,7 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
 from sdforge.run.tensors import DTYPES, NAMES, raw
-from sdforge.store.files import own_name, publish
+from sdforge.store.files import make_folder, own_name, publish
 
 CHECK = "xxh3"  # metadata: of names and bytes
 
@@ -37,7 +37,7 @@ class Derived:
         self.made[what] += 1
         tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._keep(tensors, path)
         return tensors
 

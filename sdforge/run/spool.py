@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +87,24 @@ def serve(folder: str) -> None:
     spool.say({"event": "progress", "remark": f"{order.how['device']} of {platform.node()} computes; log: {log_file}"})
     log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     before = os.dup(1), os.dup(2)
+    _flush()
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
-        spool.say(run_reporting(order, report, spool.stopped))
+        end = run_reporting(order, report, spool.stopped)
+        _flush()
+        spool.say(end)
     finally:
+        _flush()
         for number, fd in enumerate(before, start=1):
             os.dup2(fd, number)
             os.close(fd)
         os.close(log)
+
+
+def _flush() -> None:
+    """Let what was printed come to where it is printed to, and what will be line by line: the builder shows it."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        if isinstance(stream, TextIOWrapper):  # an engine may have put one of its own there
+            stream.reconfigure(line_buffering=True)

@@ -18,7 +18,7 @@ from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
 from sdforge.store.entries import sum_of
-from sdforge.store.files import publish, publish_bytes, read_entry, resources
+from sdforge.store.files import make_folder, publish, publish_bytes, read_entry, resources
 
 KEPT = 2
 VERSION = 2  # of a description; one of another version is passed over, as if it were damaged
@@ -41,7 +41,7 @@ class State:
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
     """Publish a state, then remove all but the newest two."""
     with resources(f"the state of step {step} cannot be kept"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
             written = write_file(
                 Path(place) / "state",

@@ -33,7 +33,9 @@ from sdforge.store.entries import Known, Result, alias_in, alias_text, load_resu
 from sdforge.store.files import (
     Lock,
     damaged,
+    flush_folder,
     is_abandoned,
+    make_folder,
     own_name,
     publish,
     publish_bytes,
@@ -92,9 +94,11 @@ class Store:
         if self._ready:
             return
         with resources(f"the cache {self.root} cannot be used"):
-            self.temporary.mkdir(parents=True, exist_ok=True)
+            make_folder(self.temporary)
             tag = self.root.parent / "CACHEDIR.TAG"
             if not tag.exists():
+                for made in (self.root.parent, self.root.parent.parent):  # the index may have made what is in these
+                    flush_folder(made)
                 tag.write_text(TAG)
         self.sweep()
         self._ready = True

@@ -1,7 +1,8 @@
 """Every call to the operating system that the store makes: publish, lock, look at a file. One publish for everything.
 
 A file appears under its final name whole or not at all: it is written in `tmp/` of the same file system, flushed,
-made read-only, renamed, and the folder is flushed. An action's result is published last.
+made read-only, renamed, and the folder is flushed; of a folder that was made for it, the one above too. An action's
+result is published last.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         temporary.replace(final)
         planted(_published, "late")
         flush_folder(final.parent)
@@ -225,6 +226,20 @@ def is_alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where there is none.
+
+    Their names are flushed: one that a power loss takes away takes all with it that was flushed within.
+    """
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        flush_folder(each.parent)
 
 
 def flush_folder(folder: Path) -> None:

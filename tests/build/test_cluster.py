@@ -38,6 +38,24 @@ def test_a_job_makes_what_this_machine_would(fresh: Project, uninterrupted: Proj
     assert fresh.lock == uninterrupted.lock
 
 
+def test_what_a_job_prints_is_shown_while_it_runs(fresh: Project, wait_for: Wait) -> None:
+    fresh.environment["REHEARSAL_PRINTS"] = "\x1b[1mepoch"
+    command = begin(fresh, wait_for, "--on", "processes")
+    assert command.stdout
+    said = []
+    while not said or "epoch 4" not in said[-1]:  # the job waits at step 5
+        said.append(command.stdout.readline())
+        assert said[-1], "the build has ended"
+    shown = [line.strip() for line in said if "epoch" in line]
+    assert shown == [f"a | �[1mepoch {step}" for step in range(5)]
+    shutil.rmtree(fresh.root / "gate")
+    out, err = command.communicate(timeout=60)
+    assert command.returncode == 0, err
+    assert [line.strip() for line in out.splitlines() if "epoch" in line] == [
+        f"a | �[1mepoch {n}" for n in range(5, 10)
+    ]
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL], ids=["preempted", "killed"])
 def test_a_job_that_is_lost_is_begun_again_from_its_last_state(
     fresh: Project, uninterrupted: Project, wait_for: Wait, number: int

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sdforge.run.states import save_state
 from tests import calls
+from tests.build.inline import Bench
 from tests.quick import WATCHED, Quick
 from tests.survival import Whole, leftovers
 
 KINDS = ("kill", "late-kill", "EIO", "ENOSPC", "late-EIO", "late-ENOSPC")
+SUM = '[weighted_sum.soft]\ncheckpoints = ["base", "ink"]\nweights = [0.6, 0.4]\n[preset]\ncheckpoint = "soft"\n'
 PUBLISHES = 28  # of a whole build: tables, states, preimages, results, aliases, outputs and the lock
 
 
@@ -85,6 +88,33 @@ def test_a_kill_between_two_system_calls_costs_only_time(root: Path, whole: Whol
     assert counts["fsync"] == 30
     assert quick.forge(root, "build", "--json").code == 0
     assert whole.differences(root) == []
+
+
+def test_what_a_build_keeps_lies_in_folders_whose_names_are_flushed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power loss could take a folder that was new, with all that was flushed in it."""
+    loose: set[Path] = set()
+    mkdir, fsync = os.mkdir, os.fsync
+
+    def note_mkdir(path: str | Path, *rest: int) -> None:
+        mkdir(path, *rest)
+        loose.add(Path(path))
+
+    def note_fsync(fd: int) -> None:
+        fsync(fd)
+        flushed = Path(f"/proc/self/fd/{fd}").readlink()
+        loose.difference_update([path for path in loose if path.parent == flushed])
+
+    monkeypatch.setattr(os, "mkdir", note_mkdir)
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    bench.recipe(SUM)
+    bench.build()
+    save_state(bench.root / "cache/v1/states/ab/key", 1, {}, {})
+    kept = {path for path in loose if path.is_dir() and path.name not in ("recipes", "locks", "roots")}
+    assert kept == set()
+    assert len(list((bench.root / "cache/v1/objects").iterdir())) > 1
+    assert (bench.root / "out/r/r.safetensors").is_file()
 
 
 def test_a_chain_of_kills_comes_to_its_end(root: Path, whole: Whole, quick: Quick) -> None:

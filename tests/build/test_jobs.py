@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdforge.executors import Resources, cluster, ray, slurm
-from sdforge.executors.cluster import RETRIES, SpoolHandle
+from sdforge.executors.cluster import LINES, RETRIES, WIDTH, SpoolHandle
 from sdforge.executors.jobs import CANCELLED, LIMITS, LOST, MEMORY, Ended
 from sdforge.executors.ray import RayJob
 from sdforge.executors.slurm import Queue, SlurmJob, SubmititLauncher
-from sdforge.run.spool import EVENTS, STOP, Spool
+from sdforge.run.spool import EVENTS, LOG, STOP, Spool
 
 ASKED = Resources(1, 4, 8 * 10**9, 120, "")
 
@@ -192,6 +193,23 @@ def follow(launcher: Ending, folder: Path, monkeypatch: pytest.MonkeyPatch) -> l
     first, *others = handle.poll()
     assert (first["remark"], first["resources"]["memory"]) == ("asks for 1 GPU, 4 CPUs, 8.0 GB, 2 h", 8 * 10**9)
     return others
+
+
+def test_what_a_job_prints_comes_line_by_line_and_before_its_end(tmp_path: Path) -> None:
+    handle = SpoolHandle.__new__(SpoolHandle)
+    handle.folder, handle.read = tmp_path, Counter()
+    assert handle._printed() == []
+    log = tmp_path / LOG
+    log.write_bytes(b"one\n\n 10%\r 20%\r 30%\r\ntw")
+    assert handle._printed() == ["one", " 30%"]
+    with log.open("ab") as file:
+        file.write(b"o \xff" + b"x" * 2 * WIDTH + b"\n")
+    (line,) = handle._printed()
+    assert line.startswith("two �x")
+    assert len(line) == WIDTH
+    with log.open("ab") as file:
+        file.write(b"again\n" * (LINES + 7))
+    assert handle._printed() == ["again"] * LINES + ["… and 7 lines more"]
 
 
 def test_a_job_without_a_last_word_is_begun_again_some_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,8 @@ def test_pinned_and_here_retrained_replaces_the_pin_and_keeps_the_result(here: P
 def test_another_result_is_reused_and_said_to_differ(there: Project) -> None:
     before = there.lock
     assert "differs from the pin" in there.forge("plan").out
+    assert "differs from the pin" in there.forge("build").out  # which has nothing to do
+    shutil.rmtree(there.root / "out")
     assert "differs from its pin" in there.forge("build").out
     ran = there.build()
     assert ran.built == there.trained() == []

@@ -168,6 +168,33 @@ def test_offline_opens_no_line(fresh: Machine, made: Whole) -> None:
     assert made.differences(fresh.root) == []
 
 
+def test_offline_a_fetch_looks_into_a_folder_and_names_what_only_a_server_has(fresh: Machine, made: Whole) -> None:
+    path = fresh.root / "forge.toml"
+    with caching(CacheServer()) as side:
+        text = path.read_text()
+        path.write_text(text.replace('"shared"', f'"{side.url}"'))
+        said = fresh.forge("fetch", "--offline", code=4)
+        assert "pinned and not on this machine: toy:a; --offline opens no connection" in said
+        assert side.asked == []
+        path.write_text(text)
+        assert "pulled" in fresh.forge("fetch", "--offline")
+        path.write_text(text.replace('"shared"', f'"{side.url}"'))
+        assert "nothing to fetch" in fresh.forge("fetch", "--offline")
+        assert side.asked == []
+    assert TRAINED not in fresh.forge("build", "--offline")
+    assert made.differences(fresh.root) == []
+
+
+def test_a_remote_that_is_switched_off_is_asked_by_no_command(fresh: Machine) -> None:
+    with caching(CacheServer()) as side:
+        (fresh.root / "forge.local.toml").write_text(f'[remote]\naddress = "{side.url}"\nmode = "off"\n')
+        assert TRAINED in fresh.forge("build")
+        for command in ("push", "pull"):
+            assert "[remote] is switched off" in fresh.forge(command, code=2)
+        fresh.forge("fetch")
+        assert side.asked == []
+
+
 def test_the_project_says_whether_builds_write_there_and_the_command_goes_before_it(fresh: Machine) -> None:
     fresh.empty_remote()
     with (fresh.root / "forge.toml").open("a") as file:

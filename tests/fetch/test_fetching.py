@@ -327,7 +327,7 @@ def test_what_one_project_fetched_is_not_cleaned_away_by_another(
     assert "here" in forge("fetch").out
 
 
-# -- lock and offline --------------------------------------------------------------------------------------------------
+# -- lock --------------------------------------------------------------------------------------------------------------
 
 
 def test_lock_pins_without_bytes_and_follows_a_branch_only_when_asked(root: Path, host: Host, forge: Forge) -> None:
@@ -342,19 +342,6 @@ def test_lock_pins_without_bytes_and_follows_a_branch_only_when_asked(root: Path
     assert COMMIT in pinned(root)["resolved"]
     said = forge("lock", "--update")
     assert "f" * 40 in pinned(root)["resolved"]
-
-
-def test_offline_opens_no_connection(root: Path, host: Host, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    source(root, "hf://a/b/x.safetensors")
-    assert "--offline says no" in forge("fetch", "--offline", code=4).err
-    forge("lock", "--offline")
-    assert "--offline says no" in forge("lock", "--offline", "--update", code=4).err
-    forge("add", "more", "hf://a/b/y.safetensors", "--offline")
-    assert host.asked == []
 
 
 # -- add ---------------------------------------------------------------------------------------------------------------

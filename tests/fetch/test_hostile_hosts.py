@@ -228,17 +228,24 @@ IN_ADDRESSES = (
 )
 
 
+READING = ("fetch", "lock", "list --sources", "list --sources --json", "check", "check --json", "fetch --json")
+
+
 @pytest.mark.usefixtures("host")
 @pytest.mark.parametrize("address", IN_ADDRESSES)
 def test_a_secret_in_an_address_is_refused_and_gets_nowhere(root: Path, forge: Forge, address: str) -> None:
-    said = [forge("add", "it", address, code=2)]
+    said = [forge("add", "it", address, code=2), forge("add", "it", address, "--offline", code=2)]
     assert SECRET not in (root / "forge.toml").read_text()
     source(root, address)
-    said += [forge("fetch", code=2), forge("lock", code=2)]
+    said += [forge(*command.split(), code=2) for command in READING]
+    (root / "forge.toml").write_text(f'[remote]\naddress = "{address}"\n')
+    said += [forge(*command.split(), code=2) for command in READING]
+    source(root, "x.safetensors")
+    (root / "recipes/r.toml").write_text(f'family = "sd15"\n[source.mine]\nfrom = "{address}"\n')
+    said += [forge("check", code=2), forge("check", "--json", code=2)]
     assert all("which git would keep" in each.out + each.err for each in said)
     assert not any(SECRET in each.out + each.err for each in said)
-    held = ("forge.toml", "index.db")  # where a person wrote it, and what was read from there
-    files = (path for path in root.rglob("*") if path.is_file() and path.name not in held)
+    files = (path for path in root.rglob("*") if path.is_file() and path.name != "r.toml")
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
 
 

@@ -24,6 +24,7 @@ SOFT = '[weighted_sum.soft]\ncheckpoints = ["flat", "ink"]\nweights = [60, 40]\n
             ["plan", "--lokced"],
             "error: there is no option --lokced\nhint: did you mean --locked? `forge COMMAND --help`",
         ),
+        (["pull", "--take"], "error: there is no option --take here\nhint: it belongs to lock; `forge COMMAND --help`"),
         ([], "usage: forge"),
     ],
 )

@@ -112,7 +112,9 @@ REF = Ref("w", "F16", (1,), "/somewhere", 0, "")
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-@pytest.mark.parametrize("error", [Damaged(REF), ActionFailed("w holds NaN", "a hint"), OSError(28, "full", "pack")])
+@pytest.mark.parametrize(
+    "error", [Damaged(REF), ActionFailed("w holds NaN", "a hint"), OSError(28, "full", "pack"), MemoryError("1 GB")]
+)
 def test_an_error_comes_back_as_it_was(error: Exception, processes: int) -> None:
     with pytest.raises(type(error)) as caught:
         list(in_order({"a": partial(fail, error)}, pass_by, processes))

@@ -150,20 +150,31 @@ def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace, mkdir = os.fsync, os.replace, os.mkdir
 
     def note_fsync(fd: int) -> None:
-        done.append("flush folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "flush file")
+        name = Path(f"/proc/self/fd/{fd}").readlink().name
+        done.append(f"flush {name}" if stat.S_ISDIR(os.fstat(fd).st_mode) else "flush file")
         fsync(fd)
+
+    def note_mkdir(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        done.append(f"make {path.name}")
 
     def note_replace(*arguments: str | Path) -> None:
         done.append("rename")
         replace(*arguments)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
+    (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(os, "replace", note_replace)
+    monkeypatch.setattr(os, "mkdir", note_mkdir)
     publish_bytes(b"x", tmp_path / "final", tmp_path / "tmp")
-    assert done == ["flush file", "rename", "flush folder"]
+    assert done == ["flush file", "rename", f"flush {tmp_path.name}"]
+    done.clear()
+    publish_bytes(b"x", tmp_path / "a/b/final", tmp_path / "tmp")
+    made = ["make a", f"flush {tmp_path.name}", "make b", "flush a"]
+    assert done == ["flush file", *made, "rename", "flush b"]
 
 
 def test_an_objects_file_cannot_be_written_to(store: Store) -> None:

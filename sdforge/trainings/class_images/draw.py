@@ -20,7 +20,7 @@ from sdforge.run.memory import RESERVE, held_bytes, kept_bytes
 from sdforge.run.sample import Wish, sample
 from sdforge.run.seeds import generator
 from sdforge.run.states import Stopped, sweep
-from sdforge.store.files import publish, sha256_of
+from sdforge.store.files import make_folder, publish, sha256_of
 
 BATCH = 8  # pictures at a time: part of what they are, since sums of other batches round in other places
 
@@ -29,7 +29,7 @@ def draw(order: Order, report: Callable[..., None], stopped: Callable[[], bool])
     """Return the pictures as files `N.png` and as a data set. Raises Stopped between batches."""
     began, settings = time.monotonic(), order.settings
     kept = Path(order.states or order.work)
-    kept.mkdir(parents=True, exist_ok=True)
+    make_folder(kept)
     count, diffusion, at_once = settings["count"], None, BATCH
     sweep(kept)
     done = _kept(kept)

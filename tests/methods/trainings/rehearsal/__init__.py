@@ -6,7 +6,8 @@ a wrong resume shows; with two threads the numbers differ a little, as those of 
 
 REHEARSAL_LOG: a file that gets a line for every start and step. REHEARSAL_GATE: a folder; at step `at` of a target the
 training writes `TARGET` there and waits until the folder is gone or the file `go` lies in it. REHEARSAL_PAUSE: seconds
-that a step takes longer. REHEARSAL_NOISE: what a broken machine adds to what is learned.
+that a step takes longer. REHEARSAL_NOISE: what a broken machine adds to what is learned. REHEARSAL_HUNGER: bytes of
+memory that the step at the gate takes. REHEARSAL_PRINTS: what each step prints.
 """
 
 from __future__ import annotations
@@ -95,7 +96,11 @@ def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) 
             save(order, step, learned, losses, resumed)
             raise Stopped
         note(f"step {order.target} {step}")
+        if words := os.environ.get("REHEARSAL_PRINTS"):
+            print(words, step)
         time.sleep(float(os.environ.get("REHEARSAL_PAUSE", "0")))
+        if step == int(os.environ.get("REHEARSAL_AT", "5")) and (hunger := os.environ.get("REHEARSAL_HUNGER")):
+            np.ones(int(hunger), np.uint8)
         if settings["fails"] and step == 2:
             raise ActionFailed("the rehearsal was told to fail", hint="fails = false")
         draw = np.random.default_rng([settings["seed"], step])
