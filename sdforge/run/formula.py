@@ -252,7 +252,7 @@ class _Parts:
         self.computation, self.name = computation, name
         self.function, self.working = _function(computation), _working(computation)
         self.dtype = DTYPES[computation.dtype]
-        self.fit = _widened if getattr(_module(computation), "KEEPS_NAN", False) else _fit
+        self.keeps_nan = getattr(_module(computation), "KEEPS_NAN", False)
         along = cut(computation)
         assert along is not None
         # what every part needs whole is fitted once
@@ -264,7 +264,7 @@ class _Parts:
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
         tensors = [
-            source if isinstance(source, Tensor) else self.fit(self.name, each, source.take(count), self.working)
+            source if isinstance(source, Tensor) else self._fitted(each, source.take(count))
             for each, source in zip(self.computation.inputs, self.inputs, strict=True)
         ]
         result = self.function(*tensors)
@@ -274,6 +274,11 @@ class _Parts:
             for each, tensor in zip(self.computation.inputs, tensors, strict=True):
                 _check(self.name, each, tensor)  # an input's fault is said to be its own
             raise
+
+    def _fitted(self, each: Ref | Computation, tensor: Tensor) -> Tensor:
+        if not self.keeps_nan:
+            return _fit(self.name, each, tensor, self.working)
+        return tensor if self.working is None else tensor.to(self.working)
 
 
 class _Reader:
@@ -356,11 +361,6 @@ def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtyp
     if working is not None and tensor.dtype.itemsize < 4:  # from there it is exact, and takes half the time
         tensor = tensor.to(torch.float32)
     _check(name, each, tensor)
-    return tensor if working is None else tensor.to(working)
-
-
-def _widened(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtype | None) -> Tensor:
-    """Return an input in the type that it is computed with: what the result shows of it needs no look here."""
     return tensor if working is None else tensor.to(working)
 
 

@@ -87,7 +87,7 @@ def test_what_fits_is_told_from_what_does_not_to_the_last_fp32_number(dtype: tor
         assert rounded("x", other, dtype)[place] == torch.finfo(dtype).max * sign
         other[place] = TOO_LARGE[dtype] * sign
         assert other.to(dtype)[place].isinf()
-        with pytest.raises(ActionFailed, match="x holds .*, which does not fit"):
+        with pytest.raises(ActionFailed, match=r"x holds .*, which does not fit"):
             rounded("x", other, dtype)
         other[place] = torch.nan
         with pytest.raises(ActionFailed, match="x holds NaN or Inf"):
