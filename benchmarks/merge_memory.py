@@ -90,7 +90,7 @@ class Place:
         shutil.copytree(self.known, self.project / "cache")
         try:
             measured([str(FORGE), "plan", "job:made"], self.project)
-            return measured([str(FORGE), "build", "job:made"], self.project, tick=TICK)
+            return measured([str(FORGE), "build", "job:made"], self.project, tick=TICK, share=1)
         except subprocess.CalledProcessError as error:
             sys.exit(f"{job.title}: {error.stderr}")
         finally:

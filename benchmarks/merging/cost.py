@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-TICK = 0.05  # seconds between looks at a process's memory, for which the system walks through its pages
+TICK = 0.05  # seconds between looks at a process's memory
+SHARE = 0.02  # of a processor's time for looks: the system walks through all pages for each, beside what is measured
 
 
 class Cost(NamedTuple):
@@ -24,18 +25,18 @@ class Cost(NamedTuple):
     anonymous: float
 
 
-def measured(command: list[str], folder: Path, *, most: float = 0, tick: float = TICK) -> Cost:
+def measured(command: list[str], folder: Path, *, most: float = 0, tick: float = TICK, share: float = SHARE) -> Cost:
     """Run a command and say what it took. Raises CalledProcessError.
 
     most: MB of anonymous memory beyond which it is killed, before the machine has none left; 0: any.
-    tick: seconds between looks at its memory.
+    tick: seconds between looks at its memory, as long as they take no more than `share` of a processor's time.
     """
     began = time.monotonic()
     log = folder / "log.txt"
     with log.open("w+b") as output:
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment)
-        with _watched(process.pid, most, tick) as peak:
+        with _watched(process.pid, most, tick, share) as peak:
             _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -49,14 +50,16 @@ def measured(command: list[str], folder: Path, *, most: float = 0, tick: float =
 
 
 @contextmanager
-def _watched(pid: int, most: float, tick: float) -> Iterator[list[float]]:
+def _watched(pid: int, most: float, tick: float, share: float) -> Iterator[list[float]]:
     """Note the anonymous memory of a process and all its children, in MB, until the end; kill those beyond `most`."""
     over, peak = threading.Event(), [0.0]
 
     def watch() -> None:
-        while not over.wait(tick):
-            members = _family(pid)
+        pause = tick
+        while not over.wait(pause):
+            began, members = time.thread_time(), _family(pid)
             peak[0] = max(peak[0], sum(map(_anonymous, members)))
+            pause = max(tick, (time.thread_time() - began) / share)
             if most and peak[0] > most:
                 for member in members:
                     with suppress(ProcessLookupError):
