@@ -93,9 +93,9 @@ def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round to `dtype` by way of fp32, as the same everywhere. Raises ActionFailed for NaN, Inf and overflow.
+    """Round to `dtype` by way of fp32, as the same everywhere; what has that type is returned itself.
 
-    torch's own fp64 → fp16 goes through fp32 too; saying it keeps it so.
+    torch's own fp64 → fp16 goes through fp32 too; saying it keeps it so. Raises ActionFailed for NaN, Inf and overflow.
     """
     if not tensor.is_floating_point():
         return tensor
