@@ -319,6 +319,7 @@ def test_t24_model_stock_goes_as_far_as_two_agree() -> None:
     found = model_stock(vector(1, 1), vector(2, 1), vector(2, 2))
     assert torch.allclose(found, vector(1.82842712474619, 1.414213562373095), rtol=1e-15)
     assert model_stock(vector(1, 1), vector(3, 1), vector(0, 1)).tolist() == [1, 1]  # of two opposite ones nothing
+    assert model_stock(vector(1, 1), vector(2, 1), vector(0, 2)).tolist() == [1, 1]  # nor of two at more than 90°
     assert model_stock(vector(1, 1), vector(2, 1), vector(1, 3)).tolist() == [1, 1]
 
 
@@ -361,6 +362,9 @@ def test_t28_sce_weighs_by_energy() -> None:
     base, a, b = vector(0, 0, 0, 0), vector(2, -1, 0, 1), vector(1, 1, 3, -1)
     assert near(sce(base, a, b), 4 / 3, 1, 3, 1)
     assert near(sce(base, a, b, select_topk=0.5), 0, 1, 3, 0)  # of two equal variances the first is used
+    base, a, b = vector(0, 0, 0, 0, 0, 0), vector(1, 2, 3, 4, 0, 0), vector(2, 4, 6, 8, 0, 0)
+    half = sce(base, a, b, select_topk=0.5)  # of the four that vary
+    assert [number != 0 for number in half.tolist()] == [False, False, True, True, False, False]
 
 
 def test_sce_weighs_small_differences_as_it_does_large_ones() -> None:
