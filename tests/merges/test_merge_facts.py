@@ -96,6 +96,20 @@ def test_t4_half_of_a_difference() -> None:
     assert add_difference(A, B, C, weight=0.5).tolist() == [2.5, 0.5, -2, 0.5]
 
 
+@pytest.mark.parametrize("weight", [0.49, 0.5, 0.55, -0.49, -0.55])
+def test_a_line_is_computed_from_its_nearer_end(weight: float) -> None:
+    a, b = torch.randn(2, 5000, generator=torch.Generator().manual_seed(3))
+    rest = complement(weight)
+    from_a, from_b = a + (b - a) * weight, b - (b - a) * rest
+    assert not torch.equal(from_a, from_b)
+    assert torch.equal(weighted_sum(a, b, weights=[rest, weight]), from_a if abs(weight) < 0.5 else from_b)
+
+
+def test_negative_weights_are_weights() -> None:
+    inputs, weights = ["a", "b"], [1.5, -0.5]
+    assert simplify_sum(inputs, {"weights": weights}) == (inputs, {"weights": weights})
+
+
 def test_t5_three_checkpoints() -> None:
     assert weighted_sum(A, B, C, weights=[0.25, 0.25, 0.5]).tolist() == [1, 0.5, -1, 0.5]
 
@@ -189,11 +203,16 @@ def test_the_cosine_of_columns_is_taken_over_rows() -> None:
     assert mean.flatten().tolist() == pytest.approx([3 - (1 + whole), 1 - whole / 2, 0, whole / 2])
 
 
-@pytest.mark.parametrize(("offset", "rows"), [(0.25, {2, 3, 4, 5}), (0.75, {0, 1, 6, 7})])
+@pytest.mark.parametrize(("offset", "rows"), [(0.25, {2, 3, 4, 5}), (0.625, {0, 5, 6, 7}), (0.75, {0, 1, 6, 7})])
 def test_t18_a_region_of_rows_comes_from_the_second(offset: float, rows: set[int]) -> None:
     found = tensor_sum(torch.zeros(8, 3), torch.ones(8, 3), width=0.5, offset=offset)
     assert {i for i, row in enumerate(found.tolist()) if row == [1, 1, 1]} == rows
     assert set(found.flatten().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize(("width", "expected"), [(0.5, 0), (0.51, 1)])
+def test_a_single_number_is_that_of_the_second_from_more_than_half_on(width: float, expected: int) -> None:
+    assert tensor_sum(torch.tensor(0), torch.tensor(1), width=width).item() == expected
 
 
 @PROPERTY
