@@ -1,4 +1,8 @@
-"""What `extract` and `resize` hold: a few copies of one weight's update in fp64. SDXL's largest takes 236 MB."""
+"""What `extract` and `resize` hold: a few copies of one weight's update in fp64. SDXL's largest takes 236 MB.
+
+`pytest -m slow tests/edits/test_low_rank_memory.py`, in a process of its own: the heap that other tests leave has once
+made four of these hold more than they do alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ from sdforge.order import Order
 from tests.edits.low_ranks import order_to_extract, order_to_resize
 from tests.families.workbench import Taken, keep
 from tests.peak import holds_less
+
+pytestmark = pytest.mark.slow
 
 MODULE, WEIGHT, RANK = "unet.up_blocks.0.resnets.0.conv1", (512, 512, 3, 3), 32
 UPDATE = 8 * prod(WEIGHT)  # bytes: 18.9 MB
