@@ -1,11 +1,13 @@
 """What `extract` and `resize` hold: a few copies of one weight's update in fp64. SDXL's largest takes 236 MB.
 
-`pytest -m slow tests/edits/test_low_rank_memory.py`, in a process of its own: the heap that other tests leave has once
-made four of these hold more than they do alone.
+They are looked at in a process of their own: the heap that other tests leave has once made four of them hold more.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from math import prod
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tests.edits.low_ranks import order_to_extract, order_to_resize
 from tests.families.workbench import Taken, keep
 from tests.peak import holds_less
 
-pytestmark = pytest.mark.slow
+ALONE = pytest.mark.slow  # in a process of its own, which the last test starts
 
 MODULE, WEIGHT, RANK = "unet.up_blocks.0.resnets.0.conv1", (512, 512, 3, 3), 32
 UPDATE = 8 * prod(WEIGHT)  # bytes: 18.9 MB
@@ -45,6 +47,7 @@ def few(order: Order, most: float) -> bool:
     return holds_less(lambda: run(order, lambda **_: None), int(most * UPDATE))
 
 
+@ALONE
 @pytest.mark.parametrize("form", FORMS)
 def test_resizing_holds_the_update_and_its_decomposition(form: str, tmp_path: Path) -> None:
     factors = {f"{MODULE}.{name}": (torch.randn(shape) * 0.01).half() for name, shape in FORMS[form].items()}
@@ -52,6 +55,7 @@ def test_resizing_holds_the_update_and_its_decomposition(form: str, tmp_path: Pa
     assert few(order_to_resize(tmp_path / "made", lora, rank=4), MOST[form])
 
 
+@ALONE
 @pytest.mark.parametrize(
     ("name", "shape", "most"),  # measured 2.4 and 1.4
     [(f"{MODULE}.weight", WEIGHT, 2.9), (f"text_encoder.{WORDS}", (4608, 512), 2.0)],
@@ -69,3 +73,10 @@ def test_extracting_holds_the_difference_and_its_decomposition(
         return keep(tmp_path / str(seed), {"unet": small} | {component: table | small})
 
     assert few(order_to_extract(tmp_path / "made", checkpoint(0), checkpoint(1), rank=4), most)
+
+
+def test_all_of_these_hold_no_more_in_a_process_of_their_own() -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", "-m", "slow", __file__]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
