@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +107,23 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preserve", action="store_true")
+    parser.add_argument("--shape", default="*", help="of which full sizes, as a pattern: 'SD1.5*'")
+    parser.add_argument("--ways", nargs="+", default=["short", "long"], help="of training, on CUDA")
     wishes = parser.parse_args()
     torch.set_num_threads(1)
     if wishes.preserve:
         print("| round | plain, ms a step | with preserve, ms a step | ratio |\n| --: | --: | --: | --: |")
         return preserve(wishes.steps, wishes.rounds, wishes.device)
-    print("| round | by hand, ms a step | sdforge, ms a step | ratio |\n| --: | --: | --: | --: |")
-    code = compare(wishes.steps, wishes.rounds, wishes.device)
     if wishes.device.startswith("cuda"):
-        from benchmarks.train_full_size import measure
+        from benchmarks.train_full_size import FULL, measure
+        from sdforge.run.__main__ import prepare
 
-        measure(torch.device(wishes.device), COSTS, PEAKS)
-    return code
+        prepare(wishes.device, threads=1)
+        shapes = {name: shape for name, shape in FULL.items() if fnmatch(name, wishes.shape)}
+        measure(torch.device(wishes.device), COSTS, PEAKS, shapes, wishes.steps, wishes.ways)
+        return 0
+    print("| round | by hand, ms a step | sdforge, ms a step | ratio |\n| --: | --: | --: | --: |")
+    return compare(wishes.steps, wishes.rounds, wishes.device)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """LoRA trainings on checkpoints of full size with random weights, for a CUDA device: pictures per second.
 
 Called by `python -m benchmarks.train --device cuda`. Pictures are noise; their latents and texts are cached, as in a
-long training; the median of the times between steps of the shared loop counts.
+long training; the median of the times between steps of the shared loop counts. Each is run as short trainings are,
+and as long ones, whose blocks are compiled and played from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ import itertools
 import json
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from PIL import Image
 
 from benchmarks.networks import BIG_G, UNETS, VIT_L
+from sdforge.run import speed
 
 ROOT = Path(__file__).parents[1] / "recipes" / "bases" / "flat"  # whose VAE, tokenizer and schedule serve
-STEPS = 60
+STEPS = 40
+WAYS = {"short": sys.maxsize, "long": 1}  # from how many steps on blocks are compiled
 
 
 class Shape(NamedTuple):
@@ -75,27 +80,31 @@ def measure(
     peaks: Mapping[str, float],
     shapes: Mapping[str, Shape] = FULL,
     steps: int = STEPS,
+    ways: Sequence[str] = ("short",),
 ) -> None:
-    """Print a row for every shape and batch: pictures per second, share of the peak, memory.
+    """Print a row for every shape, way and batch: pictures per second, share of the peak, memory.
 
-    costs: family → FLOP of a picture at its shape of full size; peaks: part of a device's name → FLOP per second.
+    costs: family → FLOP of a picture at its shape of full size; peaks: part of a device's name → FLOP per second;
+    ways: of `WAYS`.
     """
     name = torch.cuda.get_device_properties(device).name if device.type == "cuda" else device.type
     peak = next((value for key, value in peaks.items() if key in name), None)
-    print(f"\n{name}, torch {torch.__version__}\n\n| LoRA, rank 16 | batch | pictures/s | of the peak | GB |")
-    print("| --- | --: | --: | --: | --: |")
+    print(f"\n{name}, torch {torch.__version__}\n\n| LoRA, rank 16 | batch | pictures/s | of the peak | GB | as |")
+    print("| --- | --: | --: | --: | --: | --- |")
     for what, shape in shapes.items():
         with tempfile.TemporaryDirectory() as place:
-            write_base(Path(place) / "base", shape)
+            with device:  # where random numbers are drawn faster
+                write_base(Path(place) / "base", shape)
             (Path(place) / "data").mkdir()
             for i in range(4):
                 noise = Image.effect_noise((shape.edge, shape.edge), 60).convert("RGB")
                 noise.save(Path(place) / "data" / f"{i}.png")
                 (Path(place) / "data" / f"{i}.txt").write_text(f"a drawing, number {i}")
-            for batch in shape.batches:
-                rate, memory = pace(Path(place), shape.edge, batch, device, steps)
+            for way, batch in itertools.product(ways, shape.batches):
+                with mock.patch.object(speed, "LONG", WAYS[way]):
+                    rate, memory = pace(Path(place), shape.edge, batch, device, steps)
                 share = f"{rate * costs[shape.family] / peak:.0%}" if peak else "unknown"
-                print(f"| {what} | {batch} | {rate:.1f} | {share} | {memory} |", flush=True)
+                print(f"| {what} | {batch} | {rate:.1f} | {share} | {memory} | {way} |", flush=True)
 
 
 def pace(place: Path, edge: int, batch: int, device: torch.device, steps: int) -> tuple[float, str]:
@@ -106,7 +115,8 @@ def pace(place: Path, edge: int, batch: int, device: torch.device, steps: int) -
 
     settings = {"rank": 16, "batch": batch, "precision": "bf16", "steps": steps, "resolution": edge}
     how = {"device": str(device)}
-    wanted = order(place / f"w{batch}", "lora", take(place / "base"), dataset(place / "data"), **settings, how=how)
+    work, on, pictures = place / f"w{batch}-{speed.LONG}", take(place / "base"), dataset(place / "data")
+    wanted = order(work, "lora", on, pictures, **settings, how=how)
     stamps: list[float] = []
     cuda = device.type == "cuda"
     if cuda:

@@ -95,7 +95,7 @@ class _Inversion:
 
     def _kept(self, name: str, tensor: Tensor) -> Tensor:
         """Return what will be left of a tensor once it is kept, so that what is drawn later is what was found."""
-        return rounded(name, tensor.detach(), self.dtype).float()
+        return rounded(name, tensor.detach(), self.dtype).float().to(tensor.device)
 
     # -- a timestep ------------------------------------------------------------------------------------------------
 
