@@ -171,7 +171,16 @@ def _computing() -> Iterator[Finding]:
         how = f"in {seen['seconds']:.1f} s, {seen['processor']}"
         text = f"{seen['vectors']} known results come out right, to the bit ({how})"
         yield Finding("arithmetic", text)
+    yield _kernel(seen["kernel"])
     yield _gpus(seen)
+
+
+def _kernel(why_not: str) -> Finding:
+    """Say whether merges are computed by the compiled kernel, or why torch computes them."""
+    if not why_not:
+        return Finding("kernel", "merges and bakes are computed in one pass, to the bytes of torch")
+    text = f"torch computes merges and bakes, to the same bytes in more time: {why_not}"
+    return Finding("kernel", text, "with a C compiler `python -m sdforge.kernel` compiles it")
 
 
 def _gpus(seen: dict[str, Any], root: Path = Path("/")) -> Finding:

@@ -8,6 +8,7 @@ while this one writes and hashes the file in its order; only what needs a whole 
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -29,6 +30,7 @@ from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Order, Outcome
 from sdforge.ref import Damaged, Ref
+from sdforge.run.fused import CannotBeNotedError, Noted, Notes, without
 from sdforge.run.side_by_side import Stream, drained, in_order
 from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.store.files import open_regular
@@ -39,6 +41,9 @@ Written = tuple[Digests | None, Apart]
 Job = Callable[[], Stream[Written]]
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
+ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
+KEPT = 64 << 20  # bytes of freed memory that each process keeps at most
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)'s numbers
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
@@ -47,6 +52,8 @@ def run_formula(order: Order, report: Report) -> Outcome:
     rows = {f"{c.component}.{c.name}": c for c in order.compute}
     shapes: Shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
     others: Apart = {}
+    without()  # the processes that are forked have it from here
+    _keep_memory()
     with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
         jobs = _jobs(order.layout, pack, rows)
         with closing(_done(jobs, pack, rows)) as done:  # whatever happens here, no process is left behind
@@ -121,6 +128,13 @@ def _outcome(order: Order, pack: Pack, others: Apart) -> Outcome:
     return outcome
 
 
+def _keep_memory() -> None:
+    """Let the C library keep what is freed: parts come and go by thousands, and each would be given back and zeroed."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        mallopt(TRIM_THRESHOLD, KEPT)
+        mallopt(MMAP_THRESHOLD, KEPT // 2)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Compute with one thread, as each of several processes does; whoever computes next here has its own number."""
@@ -163,17 +177,21 @@ def results(computation: Computation, name: str, most: int = 0) -> Iterator[Tens
 
     most: elements of a part, or of a single row where that has more; 0: as many as pay.
     """
-    most = most or max(PART, _prepared_anew(computation))
     if cut(computation) is None:
         yield compute(computation, name)
         return
     size, flat = prod(computation.shape), not _needs_rows(computation)
     rows = size if flat else computation.shape[0]
-    step = max(1, most // max(1, size // max(1, rows)))
+    prepared = _prepared_anew(computation)
+    step, larger = (
+        min(rows, max(1, (most or max(pays, prepared)) // max(1, size // max(1, rows)))) for pays in (PART, ONE_PASS)
+    )
     with ExitStack() as stack:  # what was damaged is said to be so at its end, whatever came out of it
-        parts = _Parts(computation, name, _Steps(min(step, rows), flat, stack))
-        for start in range(0, rows, step):
+        parts, start = _Parts(computation, name, _Steps(larger, flat, stack)), 0
+        while start < rows:
             yield parts.take(min(step, rows - start))
+            start += step
+            step = larger if parts.noted else step
 
 
 def _prepared_anew(computation: Computation) -> int:
@@ -249,10 +267,11 @@ class _Parts:
     """A computation that is made in parts, with all that is computed on its way."""
 
     def __init__(self, computation: Computation, name: str, steps: _Steps) -> None:
-        self.computation, self.name = computation, name
+        self.computation, self.name, self.row = computation, name, steps.row(computation.shape)
         self.function, self.working = _function(computation), _working(computation)
         self.dtype = DTYPES[computation.dtype]
         self.keeps_nan = getattr(_module(computation), "KEEPS_NAN", False)
+        self.noted = self.working is not None and not without()  # whether the kernel computes it
         along = cut(computation)
         assert along is not None
         # what every part needs whole is fitted once
@@ -263,9 +282,12 @@ class _Parts:
 
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
+        given = [source if isinstance(source, Tensor) else source.take(count) for source in self.inputs]
+        if (made := self._in_one_pass(count, given)) is not None:
+            return made
         tensors = [
-            source if isinstance(source, Tensor) else self._fitted(each, source.take(count))
-            for each, source in zip(self.computation.inputs, self.inputs, strict=True)
+            source if isinstance(source, Tensor) else self._fitted(each, tensor)
+            for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
         ]
         result = self.function(*tensors)
         try:
@@ -274,6 +296,29 @@ class _Parts:
             for each, tensor in zip(self.computation.inputs, tensors, strict=True):
                 _check(self.name, each, tensor)  # an input's fault is said to be its own
             raise
+
+    def _in_one_pass(self, count: int, given: list[Tensor]) -> Tensor | None:
+        """Return the next rows as the kernel makes them; None where it cannot, or something is wrong with numbers."""
+        if not self.noted or self.working is None:
+            return None
+        notes, shape = Notes(self.working), (count, *self.row)
+        try:
+            result: Any = self.function(
+                *(
+                    tensor
+                    if isinstance(source, Tensor)
+                    else notes.given(tensor)
+                    if tensor.shape == shape
+                    else self._fitted(each, tensor)
+                    for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
+                )
+            )
+        except CannotBeNotedError:
+            self.noted = False
+            return None
+        made = notes.run(result, self.dtype) if isinstance(result, Noted) else None
+        self.noted = made is not None
+        return made
 
     def _fitted(self, each: Ref | Computation, tensor: Tensor) -> Tensor:
         if not self.keeps_nan:

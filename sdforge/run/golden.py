@@ -23,6 +23,7 @@ from sdforge.merges.dare import dare
 from sdforge.merges.slerp import slerp
 from sdforge.merges.ties import ties
 from sdforge.merges.weighted_sum import weighted_sum
+from sdforge.run.fused import without
 from sdforge.run.tensors import raw, rounded
 
 SHAPE = (384, 320)  # more than one block of 65,536
@@ -87,6 +88,7 @@ def look() -> dict[str, Any]:
         "vectors": len(VECTORS),
         "seconds": round(time.perf_counter() - began, 3),
         "processor": torch.backends.cpu.get_cpu_capability(),
+        "kernel": without(),
         "built_for": torch.version.cuda or "",
         "gpus": [],
     }

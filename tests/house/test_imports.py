@@ -18,7 +18,7 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 
 # from the bottom up, as DESIGN §3 lists the house; a module may import its own floor and those below
 FLOORS = (
-    {"slips", "elsewhere", "hidden"},
+    {"slips", "elsewhere", "hidden", "kernel"},
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
     {"pictures", "artifact", "settings", "syntax", "places", "index", "variants"},
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},

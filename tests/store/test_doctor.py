@@ -23,6 +23,7 @@ WELL: dict[str, Any] = {
     "vectors": 7,
     "seconds": 0.1,
     "processor": "AVX2",
+    "kernel": "",
     "built_for": "",
     "gpus": [],
 }
@@ -50,14 +51,25 @@ def examine(root: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> di
     return {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
+def test_it_says_whether_the_compiled_kernel_computes_merges(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert examine(root, capsys)["kernel"]["state"] == "well"
+    pretend(monkeypatch, kernel="it is not compiled")
+    found = examine(root, capsys)["kernel"]
+    assert (found["state"], found["code"]) == ("note", 0)
+    assert found["text"].endswith("it is not compiled")
+    assert "python -m sdforge.kernel" in found["hint"]
+
+
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_golden_vector_has_the_bytes_that_the_doctor_expects(name: str) -> None:
     assert digest(name) == VECTORS[name][1]
 
 
 def test_the_child_computes_the_golden_vectors() -> None:
-    (found, devices) = doctor._computing()
-    assert (found.code, devices.code) == (0, 0)
+    (found, kernel, devices) = doctor._computing()
+    assert (found.code, kernel.code, devices.code) == (0, 0, 0)
     assert f"{len(VECTORS)} known results come out right" in found.text
 
 

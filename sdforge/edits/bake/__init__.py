@@ -193,4 +193,4 @@ def compute(parameters: dict[str, Any], tensors: list[torch.Tensor], dtype: torc
         total = change.add_(0.0) if total is None else total.add_(change)  # 0 + −0 is 0, whatever the first change is
         rest = rest[count:]
     assert total is not None
-    return total.add_(weight)
+    return total.type_as(weight).add_(weight)

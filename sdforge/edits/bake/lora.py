@@ -133,4 +133,5 @@ def delta(
 
     up, down = tensors
     update = product(up, down.reshape(down.shape[0], -1), sliced=exact).reshape(weight.shape)
-    return update.mul_(float(parameters["scale"]))
+    # a type it has already; but where the weight is noted for the compiled kernel, so is what follows
+    return update.type_as(weight).mul_(float(parameters["scale"]))

@@ -1,0 +1,205 @@
+"""Formulas of `+ − ×` in one pass: what a method does to its tensors is noted down, and run by the compiled kernel.
+
+A method is given `Noted` tensors, which stand for parts of real ones. It adds, subtracts and multiplies as if they were
+torch's; whatever else it does with them says that it cannot be noted, and then torch computes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from sdforge.kernel import ADD, ADD_C, BF16, F16, F32, F64, MOST, MUL, MUL_C, SUB, SUB_C, Operation, kernel, missing
+from sdforge.run.tensors import TOO_LARGE
+
+TYPES = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32, torch.float64: F64}
+INFINITE = 0x7F800000  # bits of Inf; of what is finite they are less
+BITS = {dtype: int(torch.tensor(bound).view(torch.int32)) for dtype, bound in TOO_LARGE.items()}
+
+
+class CannotBeNotedError(Exception):
+    """A method does something with its tensors that the kernel has no operation for."""
+
+
+class _Step(NamedTuple):
+    """An operation: its number, which values it is of (input i is i, step k is −1 − k), and the constant."""
+
+    op: int
+    x: int
+    y: int
+    constant: float
+
+
+class Notes:
+    """What is done to tensors of one shape, computed in fp32 or fp64."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.inputs: list[Tensor] = []
+        self.steps: list[_Step] = []
+
+    def given(self, tensor: Tensor) -> Noted:
+        """Return what stands for a tensor. Raises CannotBeNotedError for types and layouts of no use to the kernel."""
+        narrower = tensor.dtype in TYPES and tensor.dtype.itemsize <= self.dtype.itemsize
+        if not narrower or not tensor.is_contiguous() or (self.inputs and tensor.shape != self.inputs[0].shape):
+            raise CannotBeNotedError
+        self.inputs.append(tensor)
+        return Noted(self, len(self.inputs) - 1)
+
+    def step(self, op: int, x: int, y: int = 0, constant: float = 0.0) -> int:
+        """Note an operation; return its value."""
+        self.steps.append(_Step(op, x, y, constant))
+        return -len(self.steps)
+
+    def run(self, result: Noted, dtype: torch.dtype) -> Tensor | None:
+        """Return the result, rounded to `dtype` by way of fp32; None where something is not finite or does not fit.
+
+        None also for what the kernel does not do: a result that is not the last step's, or of fp64.
+        """
+        if (library := kernel()) is None:
+            return None
+        made, largest, larger = self._run(library, result, dtype)
+        return None if largest >= INFINITE or larger >= BITS.get(dtype, INFINITE) else made
+
+    def _run(self, library: Any, result: Noted, dtype: torch.dtype) -> tuple[Tensor | None, int, int]:
+        """Return the result whatever it is, and the bits of the largest magnitudes in the inputs and in it."""
+        steps = len(self.steps)
+        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps or len(self.inputs) + steps > MOST:
+            return None, 0, 0
+        inputs, count, found = self.inputs, len(self.inputs), (ctypes.c_uint32 * 2)()
+        made = torch.empty(inputs[0].shape, dtype=dtype)
+        refused = library.run(
+            count,
+            (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in inputs)),
+            (ctypes.c_int32 * count)(*(TYPES[tensor.dtype] for tensor in inputs)),
+            len(self.steps),
+            _program(tuple(self.steps), count),
+            ctypes.c_int64(made.numel()),
+            int(self.dtype is torch.float64),
+            ctypes.c_void_p(made.data_ptr()),
+            TYPES[dtype],
+            found,
+        )
+        return None if refused else made, *found
+
+
+@cache
+def _program(steps: tuple[_Step, ...], inputs: int) -> Any:
+    """Return steps as the kernel takes them: there they are numbered behind the inputs."""
+
+    def value(number: int) -> int:
+        return number if number >= 0 else inputs - 1 - number
+
+    rows = [Operation(s.op, value(s.x), value(s.y), 0, s.constant) for s in steps]
+    return (Operation * len(rows))(*rows)
+
+
+def _cannot(*_: Any, **__: Any) -> NoReturn:
+    raise CannotBeNotedError
+
+
+class Noted:
+    """Stands for a tensor whose numbers are a value of some notes."""
+
+    def __init__(self, notes: Notes, value: int) -> None:
+        self._notes, self.value = notes, value
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._notes.inputs[0].shape
+
+    def double(self) -> Noted:
+        """Return itself, where it is computed in fp64."""
+        return self if self._notes.dtype is torch.float64 else _cannot()
+
+    def type_as(self, other: Any) -> Noted:
+        """Return itself, which is noted where the other one is."""
+        return self if isinstance(other, Noted) and other._notes is self._notes else _cannot()
+
+    def _with(self, other: Any, pair: int, single: int) -> int:
+        if isinstance(other, Noted) and other._notes is self._notes:
+            return self._notes.step(pair, self.value, other.value)
+        if isinstance(other, float | int):
+            return self._notes.step(single, self.value, constant=float(other))
+        _cannot()
+
+    def __add__(self, other: Any) -> Noted:
+        return Noted(self._notes, self._with(other, ADD, ADD_C))
+
+    def __sub__(self, other: Any) -> Noted:
+        return Noted(self._notes, self._with(other, SUB, SUB_C))
+
+    def __mul__(self, other: Any) -> Noted:
+        return Noted(self._notes, self._with(other, MUL, MUL_C))
+
+    __radd__, __rmul__ = __add__, __mul__  # a + b and b + a are the same bits
+
+    def add_(self, other: Any) -> Noted:
+        self.value = self._with(other, ADD, ADD_C)
+        return self
+
+    def sub_(self, other: Any) -> Noted:
+        self.value = self._with(other, SUB, SUB_C)
+        return self
+
+    def mul_(self, other: Any) -> Noted:
+        self.value = self._with(other, MUL, MUL_C)
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Noted:
+        """Note `torch.add`, `sub` and `mul`. What becomes `type_as` a noted tensor takes part as it lies there then."""
+        more = dict(kwargs or {})
+        out = more.pop("out", None)
+        name = {torch.add: "__add__", torch.sub: "__sub__", torch.mul: "__mul__"}.get(function)
+        if more or len(args) != 2 or not isinstance(args[1] if name is None else args[0], Noted):
+            raise CannotBeNotedError
+        if function is torch.Tensor.type_as:
+            given: Noted = args[1]._notes.given(args[0])
+            return given
+        if name is None or not (out is None or isinstance(out, Noted)):
+            raise CannotBeNotedError
+        found: Noted = getattr(args[0], name)(args[1])
+        if out is not None:
+            out.value = found.value
+        return found
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise CannotBeNotedError(name)
+
+    __rsub__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __neg__ = __abs__ = _cannot
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __len__ = __iter__ = _cannot
+    __getitem__ = __setitem__ = __and__ = __or__ = __invert__ = _cannot
+    __hash__ = object.__hash__
+
+
+@cache
+def without() -> str:
+    """Return why the kernel does not compute here, or nothing where it does: its bytes must be torch's.
+
+    Tried on all numbers of 16 bits, in both precisions, once in a process.
+    """
+    return missing() or ("" if _agrees() else "it computes other bytes than torch here")
+
+
+def _agrees() -> bool:
+    library = kernel()
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
+    for narrow, wide in ((torch.float16, torch.float32), (torch.bfloat16, torch.float64)):
+        a = bits.view(narrow)
+        a = a[a.isfinite()]
+        b = a.flip(0)
+        notes = Notes(wide)
+        x, y = notes.given(a), notes.given(b)
+        found, *_ = notes._run(library, (x - y).mul_(0.3).add_(x), narrow)
+        plain = (a.to(wide) - b.to(wide)).mul_(0.3).add_(a.to(wide)).to(torch.float32).to(narrow)
+        if found is None or not torch.equal(found.view(torch.int16), plain.view(torch.int16)):
+            return False
+    return True
