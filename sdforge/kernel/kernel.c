@@ -1,5 +1,5 @@
 /* Elementwise arithmetic in one pass: numbers are widened, go through a few operations in the nearest cache, and are
-   rounded once, while whatever is not finite is noticed.
+   rounded once, while it is noticed how large they are.
 
    A program is values and operations. The first values are the inputs; every operation makes one more, of two earlier
    ones or of one and a constant; the last value is the result. All of it is IEEE 754 in separate operations (compile
@@ -19,7 +19,7 @@ typedef struct {
 } Operation;
 
 static uint32_t largest(const float *x, int64_t n, uint32_t most) {
-    const int32_t *bits = (const int32_t *)x;      /* without the sign they are ordered as the numbers are */
+    const int32_t *bits = (const int32_t *)x;      /* without the sign they are ordered as magnitudes, NaN last */
     int32_t found = (int32_t)most;
     for (int64_t i = 0; i < n; i++) {
         int32_t own = bits[i] & 0x7fffffff;
@@ -91,20 +91,20 @@ int usable(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 }
 
-/* Run a program on n numbers. found: the bits of the largest magnitude of all inputs of up to 32 bits, and of the
-   result as fp32; what is not finite in an input of 64 bits is not finite in the result.
+/* Run a program on n numbers. most: the bits of the result's largest magnitude, in fp32. What is not finite in an input
+   is not finite in what is made of it: no sum, difference or product loses it.
    wide: whether it is computed in fp64; inputs may be F64 only then. Returns 0, or 1 for what it cannot do. */
 int run(int32_t inputs, const void *const *in, const int32_t *types, int32_t count, const Operation *operations,
-        int64_t n, int32_t wide, void *out, int32_t type, uint32_t *found) {
+        int64_t n, int32_t wide, void *out, int32_t type, uint32_t *most) {
     static _Thread_local float narrow[MOST][CHUNK] __attribute__((aligned(64)));
     static _Thread_local double broad[MOST][CHUNK] __attribute__((aligned(64)));
     const double *values[MOST];
     const int32_t last = inputs + count - 1;
-    uint32_t most_in = 0, most_out = 0;
     if (inputs < 1 || count < 1 || last >= MOST || type > F32) return 1;
     for (int32_t i = 0; i < inputs; i++)
         if (types[i] == F64 && !wide) return 1;
     for (int32_t i = 0; i < MOST; i++) values[i] = broad[i];
+    *most = 0;
     for (int64_t at = 0; at < n; at += CHUNK) {
         const int64_t left = n - at < CHUNK ? n - at : CHUNK;
         for (int32_t i = 0; i < inputs; i++) {
@@ -113,7 +113,6 @@ int run(int32_t inputs, const void *const *in, const int32_t *types, int32_t cou
                 continue;
             }
             widen(in[i], types[i], at, narrow[i], left);
-            most_in = largest(narrow[i], left, most_in);
             if (wide) for (int64_t j = 0; j < left; j++) broad[i][j] = (double)narrow[i][j];
         }
         for (int32_t k = 0; k < count; k++) {
@@ -123,10 +122,8 @@ int run(int32_t inputs, const void *const *in, const int32_t *types, int32_t cou
             else operate_f32(o, narrow[o->x], narrow[o->y], narrow[z], left);
         }
         if (wide) for (int64_t j = 0; j < left; j++) narrow[last][j] = (float)broad[last][j];
-        most_out = largest(narrow[last], left, most_out);
+        *most = largest(narrow[last], left, *most);
         rounded(narrow[last], out, type, at, left);
     }
-    found[0] = most_in;
-    found[1] = most_out;
     return 0;
 }

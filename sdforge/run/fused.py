@@ -18,7 +18,8 @@ from sdforge.kernel import ADD, ADD_C, BF16, F16, F32, F64, MOST, MUL, MUL_C, SU
 from sdforge.run.tensors import TOO_LARGE
 
 TYPES = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32, torch.float64: F64}
-INFINITE = 0x7F800000  # bits of Inf; of what is finite they are less
+PAIRS = (ADD, SUB, MUL)
+INFINITE = 0x7F800000  # bits of Inf; of what is finite they are less, of NaN more
 BITS = {dtype: int(torch.tensor(bound).view(torch.int32)) for dtype, bound in TOO_LARGE.items()}
 
 
@@ -62,38 +63,43 @@ class Notes:
     def run(self, result: Noted, dtype: torch.dtype) -> Tensor | None:
         """Return the result, rounded to `dtype` by way of fp32; None where something is not finite or does not fit.
 
-        None also for what the kernel does not do: a result that is not the last step's, or of fp64.
+        None also for what the kernel does not do: a result that is not the last step's, or of fp64; and where an input
+        is not used, in which nothing would be noticed.
         """
         if (library := kernel()) is None:
             return None
-        made, largest, larger = self._run(library, result, dtype)
-        return None if largest >= INFINITE or larger >= BITS.get(dtype, INFINITE) else made
+        made, most = self._run(library, result, dtype)
+        return None if most >= BITS.get(dtype, INFINITE) else made
 
-    def _run(self, library: Any, result: Noted, dtype: torch.dtype) -> tuple[Tensor | None, int, int]:
-        """Return the result whatever it is, and the bits of the largest magnitudes in the inputs and in it."""
-        steps = len(self.steps)
-        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps or len(self.inputs) + steps > MOST:
-            return None, 0, 0
-        inputs, count, found = self.inputs, len(self.inputs), (ctypes.c_uint32 * 2)()
+    def _run(self, library: Any, result: Noted, dtype: torch.dtype) -> tuple[Tensor | None, int]:
+        """Return the result whatever it is, and the bits of its largest magnitude in fp32."""
+        steps, inputs, count = len(self.steps), self.inputs, len(self.inputs)
+        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps or count + steps > MOST:
+            return None, 0
+        if (program := _program(tuple(self.steps), count)) is None:
+            return None, 0
+        most = ctypes.c_uint32()
         made = torch.empty(inputs[0].shape, dtype=dtype)
         refused = library.run(
             count,
             (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in inputs)),
             (ctypes.c_int32 * count)(*(TYPES[tensor.dtype] for tensor in inputs)),
-            len(self.steps),
-            _program(tuple(self.steps), count),
+            steps,
+            program,
             ctypes.c_int64(made.numel()),
             int(self.dtype is torch.float64),
             ctypes.c_void_p(made.data_ptr()),
             TYPES[dtype],
-            found,
+            ctypes.byref(most),
         )
-        return None if refused else made, *found
+        return None if refused else made, most.value
 
 
 @cache
 def _program(steps: tuple[_Step, ...], inputs: int) -> Any:
-    """Return steps as the kernel takes them: there they are numbered behind the inputs."""
+    """Return steps as the kernel takes them: there they are numbered behind the inputs. None: an input is not used."""
+    if not set(range(inputs)) <= {place for s in steps for place in ((s.x, s.y) if s.op in PAIRS else (s.x,))}:
+        return None
 
     def value(number: int) -> int:
         return number if number >= 0 else inputs - 1 - number
@@ -201,7 +207,7 @@ def _agrees() -> bool:
         b = a.flip(0)
         notes = Notes(wide)
         x, y = notes.given(a), notes.given(b)
-        found, *_ = notes._run(library, (x - y).mul_(0.3).add_(x), narrow)
+        found, _ = notes._run(library, (x - y).mul_(0.3).add_(x), narrow)
         plain = (a.to(wide) - b.to(wide)).mul_(0.3).add_(a.to(wide)).to(torch.float32).to(narrow)
         if found is None or not torch.equal(found.view(torch.int16), plain.view(torch.int16)):
             return False
