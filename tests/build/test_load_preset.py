@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sdforge import load_preset
 from sdforge.errors import BrokenPromise, UsageError
+from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.run.tokens import Words
 from tests.conftest import Project, new_project
 from tests.toys import vocabulary
@@ -320,6 +322,46 @@ def test_loading_says_nothing(form: Any, folder: Path, capfd: pytest.CaptureFixt
     load_preset(folder, form=form)
     assert capfd.readouterr() == ("", "")
     assert logging.is_progress_bar_enabled()
+
+
+def test_what_libraries_say_of_what_they_load_is_not_shown(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """transformers prints a table of every tensor that it did not expect, or misses, as a warning."""
+    from transformers.utils import logging
+
+    copy, level = copied(folder, tmp_path), logging.get_verbosity()
+    (copy / "preset.json").write_text(json.dumps(json.loads((copy / "preset.json").read_text()) | {"files": []}))
+    encoder = copy / "diffusers" / "text_encoder" / "model.safetensors"
+    encoder.chmod(0o644)
+    save_file(load_file(encoder) | {"text_model.other": torch.ones(1)}, encoder, {"format": "pt"})
+    load_preset(copy, form="diffusers")
+    assert capfd.readouterr() == ("", "")
+    assert logging.get_verbosity() == level < logging.ERROR
+
+
+@pytest.mark.parametrize("form", ["diffusers", "checkpoint"])
+def test_loading_draws_no_random_numbers(form: Any, folder: Path) -> None:
+    """transformers fills new rows of a table with some, unless it is told not to."""
+    state = torch.random.get_rng_state()
+    load_preset(folder, form=form)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_words_are_not_put_behind_rows_that_have_no_words(folder: Path, tmp_path: Path) -> None:
+    """They would be read as the rows before theirs."""
+    copy = copied(folder, tmp_path)
+    (copy / "preset.json").write_text(json.dumps(json.loads((copy / "preset.json").read_text()) | {"files": []}))
+    (copy / "toy.safetensors").chmod(0o644)
+    save_file(load_file(copy / "toy.safetensors"), copy / "toy.safetensors")  # without the vocabulary in its metadata
+    shutil.rmtree(copy / "diffusers")
+    (copy / "tokenizer").mkdir()
+    words = vocabulary()
+    longer = {"vocab": words["vocab"] | {"one more": len(words["vocab"])}, "merges": words["merges"]}
+    for name, text in tokenizer_files(longer, []).items():
+        (copy / "tokenizer" / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"embeddings/word\.safetensors does not fit the text encoder of toy"):
+        load_preset(copy, form="checkpoint")
 
 
 def test_another_version_of_the_description_is_refused(folder: Path, tmp_path: Path) -> None:
