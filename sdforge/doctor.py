@@ -137,8 +137,10 @@ def _vision(tested: dict[str, str]) -> Iterator[Finding]:
 
 def _least_versions() -> dict[str, str]:
     """Return what sdforge asks of its libraries: library → least version."""
-    found = {}
-    for requirement in metadata.requires("sdforge") or []:
+    found, requirements = {}, []
+    with suppress(metadata.PackageNotFoundError):  # it runs from its source, which states nothing
+        requirements = metadata.requires("sdforge") or []
+    for requirement in requirements:
         name, _, rest = requirement.partition(">=")
         if ";" not in requirement:
             found[name.strip().lower()] = rest.split(",")[0].strip()

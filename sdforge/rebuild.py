@@ -18,6 +18,7 @@ from sdforge.artifact import SIDECARS, Artifact, artifact_identity
 from sdforge.errors import ForgeError, UsageError
 from sdforge.families import family, family_names
 from sdforge.formats.own import MANIFEST
+from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import read_header
 from sdforge.graph import Taken
 from sdforge.method import Role, Signature, method, method_groups
@@ -45,6 +46,10 @@ def recipe_text(session: Session, path: Path) -> str:
 
     Raises UsageError for a file without manifests, and for sources that are not at hand, naming all of them.
     """
+    if path.is_file() and is_pickle(path):
+        raise UsageError(
+            f"{path} is a pickle, which carries no recipe", hint="presets that forge has exported do: safetensors files"
+        )
     metadata = read_header(path).metadata
     try:
         return _text(session, path, metadata)

@@ -64,17 +64,19 @@ static void rounded(const float *x, void *y, int type, int64_t at, int64_t n) {
     else memcpy((float *)y + at, x, (size_t)n * sizeof(float));
 }
 
-#define OPERATE(NAME, T)                                                                                    \
-    static void NAME(const Operation *o, const T *restrict x, const T *restrict y, T *restrict z, int64_t n) {  \
-        const T c = (T)o->constant;                                                                         \
-        switch (o->op) {                                                                                    \
-        case ADD: for (int64_t i = 0; i < n; i++) z[i] = x[i] + y[i]; break;                                \
-        case SUB: for (int64_t i = 0; i < n; i++) z[i] = x[i] - y[i]; break;                                \
-        case MUL: for (int64_t i = 0; i < n; i++) z[i] = x[i] * y[i]; break;                                \
-        case ADD_C: for (int64_t i = 0; i < n; i++) z[i] = x[i] + c; break;                                 \
-        case SUB_C: for (int64_t i = 0; i < n; i++) z[i] = x[i] - c; break;                                 \
-        case MUL_C: for (int64_t i = 0; i < n; i++) z[i] = x[i] * c; break;                                 \
-        }                                                                                                   \
+#define EACH(VALUE) for (int64_t i = 0; i < n; i++) z[i] = VALUE
+#define OPERATE(NAME, T)                                                                                     \
+    static void NAME(const Operation *o, const T *restrict x, const T *restrict y, T *restrict z, int64_t n) \
+    {                                                                                                        \
+        const T c = (T)o->constant;                                                                          \
+        switch (o->op) {                                                                                     \
+        case ADD: EACH(x[i] + y[i]); break;                                                                  \
+        case SUB: EACH(x[i] - y[i]); break;                                                                  \
+        case MUL: EACH(x[i] * y[i]); break;                                                                  \
+        case ADD_C: EACH(x[i] + c); break;                                                                   \
+        case SUB_C: EACH(x[i] - c); break;                                                                   \
+        case MUL_C: EACH(x[i] * c); break;                                                                   \
+        }                                                                                                    \
     }
 
 OPERATE(operate_f32, float)

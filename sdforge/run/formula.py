@@ -30,7 +30,7 @@ from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Order, Outcome
 from sdforge.ref import Damaged, Ref
-from sdforge.run.fused import CannotBeNotedError, Noted, Notes, without
+from sdforge.run.fused import CannotBeNoted, Noted, Notes, without
 from sdforge.run.side_by_side import Stream, drained, in_order
 from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.store.files import open_regular
@@ -313,7 +313,7 @@ class _Parts:
                     for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
                 )
             )
-        except CannotBeNotedError:
+        except CannotBeNoted:
             self.noted = False
             return None
         made = notes.run(result, self.dtype) if isinstance(result, Noted) else None

@@ -22,17 +22,20 @@ INFINITE = 0x7F800000  # bits of Inf; of what is finite they are less
 BITS = {dtype: int(torch.tensor(bound).view(torch.int32)) for dtype, bound in TOO_LARGE.items()}
 
 
-class CannotBeNotedError(Exception):
+class CannotBeNoted(Exception):
     """A method does something with its tensors that the kernel has no operation for."""
 
 
 class _Step(NamedTuple):
-    """An operation: its number, which values it is of (input i is i, step k is −1 − k), and the constant."""
+    """An operation: its number, which values it is of (input i is i, step k is −1 − k), and the constant in hex.
+
+    As numbers 0 and −0 would be equal.
+    """
 
     op: int
     x: int
     y: int
-    constant: float
+    constant: str
 
 
 class Notes:
@@ -44,16 +47,16 @@ class Notes:
         self.steps: list[_Step] = []
 
     def given(self, tensor: Tensor) -> Noted:
-        """Return what stands for a tensor. Raises CannotBeNotedError for types and layouts of no use to the kernel."""
+        """Return what stands for a tensor. Raises CannotBeNoted for types and layouts of no use to the kernel."""
         narrower = tensor.dtype in TYPES and tensor.dtype.itemsize <= self.dtype.itemsize
         if not narrower or not tensor.is_contiguous() or (self.inputs and tensor.shape != self.inputs[0].shape):
-            raise CannotBeNotedError
+            raise CannotBeNoted
         self.inputs.append(tensor)
         return Noted(self, len(self.inputs) - 1)
 
     def step(self, op: int, x: int, y: int = 0, constant: float = 0.0) -> int:
         """Note an operation; return its value."""
-        self.steps.append(_Step(op, x, y, constant))
+        self.steps.append(_Step(op, x, y, constant.hex()))
         return -len(self.steps)
 
     def run(self, result: Noted, dtype: torch.dtype) -> Tensor | None:
@@ -95,12 +98,12 @@ def _program(steps: tuple[_Step, ...], inputs: int) -> Any:
     def value(number: int) -> int:
         return number if number >= 0 else inputs - 1 - number
 
-    rows = [Operation(s.op, value(s.x), value(s.y), 0, s.constant) for s in steps]
+    rows = [Operation(s.op, value(s.x), value(s.y), 0, float.fromhex(s.constant)) for s in steps]
     return (Operation * len(rows))(*rows)
 
 
 def _cannot(*_: Any, **__: Any) -> NoReturn:
-    raise CannotBeNotedError
+    raise CannotBeNoted
 
 
 class Noted:
@@ -160,19 +163,19 @@ class Noted:
         out = more.pop("out", None)
         name = {torch.add: "__add__", torch.sub: "__sub__", torch.mul: "__mul__"}.get(function)
         if more or len(args) != 2 or not isinstance(args[1] if name is None else args[0], Noted):
-            raise CannotBeNotedError
+            raise CannotBeNoted
         if function is torch.Tensor.type_as:
             given: Noted = args[1]._notes.given(args[0])
             return given
         if name is None or not (out is None or isinstance(out, Noted)):
-            raise CannotBeNotedError
+            raise CannotBeNoted
         found: Noted = getattr(args[0], name)(args[1])
         if out is not None:
             out.value = found.value
         return found
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise CannotBeNotedError(name)
+        raise CannotBeNoted(name)
 
     __rsub__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __pow__ = __neg__ = __abs__ = _cannot
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __float__ = __len__ = __iter__ = _cannot

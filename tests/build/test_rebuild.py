@@ -10,6 +10,7 @@ import pytest
 
 from sdforge.cli import main
 from sdforge.errors import UsageError
+from sdforge.formats.pickled import write_pickle
 from sdforge.formats.safetensors import read_header, write_file
 from sdforge.rebuild import recipe_text, write_recipe
 from tests.build.inline import Bench
@@ -160,6 +161,12 @@ HOSTILE = [
     '{"v":1,"actions":[7]}',
     '{"v":1,"actions":[{"manifest":{"method":"cast","family":"..store"},"inputs":{}}]}',
 ]
+
+
+def test_a_pickle_carries_no_recipe_and_is_told_as_such(original: Bench, tmp_path: Path) -> None:
+    write_pickle(tmp_path / "x.ckpt", {"a": 1})
+    with pytest.raises(UsageError, match="is a pickle, which carries no recipe"):
+        recipe_text(original.session(), tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

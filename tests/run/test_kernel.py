@@ -19,7 +19,7 @@ from sdforge.exact import line
 from sdforge.kernel import build
 from sdforge.order import Computation
 from sdforge.run import formula, fused
-from sdforge.run.fused import CannotBeNotedError, Noted, Notes
+from sdforge.run.fused import CannotBeNoted, Noted, Notes
 from sdforge.run.tensors import rounded
 from tests.families.workbench import keep, reference, same_bytes
 
@@ -205,6 +205,15 @@ def test_any_sums_and_products_have_the_bytes_of_torch(
         assert same_bytes(found, expected)
 
 
+def test_a_constant_of_0_is_not_one_of_minus_0() -> None:
+    a = torch.ones(3, dtype=torch.float16)
+    for constant in (0.0, -0.0):
+        notes = Notes(torch.float32)
+        found = notes.run(notes.given(a) * constant, torch.float16)
+        assert found is not None
+        assert same_bytes(found, a * constant)
+
+
 def test_what_becomes_of_the_type_of_a_noted_tensor_takes_part() -> None:
     a, change = random((600,), torch.float16, 0), random((600,), torch.float64, 1)
     before = change.clone()
@@ -246,7 +255,7 @@ REFUSED: dict[str, Callable[[Any, Tensor], Any]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_noted_says_so_and_changes_nothing(what: str) -> None:
     real = torch.ones(3)
-    with pytest.raises(CannotBeNotedError):
+    with pytest.raises(CannotBeNoted):
         REFUSED[what](Notes(torch.float32).given(torch.ones(3, dtype=torch.float16)), real)
     assert torch.equal(real, torch.ones(3))
 
@@ -260,7 +269,7 @@ def test_only_what_the_kernel_reads_is_given_to_it() -> None:
         torch.ones(2, 3, dtype=torch.int32),
         torch.ones(3, 2, dtype=torch.float16).T,
     ):
-        with pytest.raises(CannotBeNotedError):
+        with pytest.raises(CannotBeNoted):
             notes.given(other)
 
 

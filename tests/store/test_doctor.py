@@ -51,6 +51,16 @@ def examine(root: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> di
     return {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
 
 
+def test_it_looks_at_a_machine_from_its_source_too(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def requires(name: str) -> list[str]:
+        raise doctor.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "requires", requires)
+    assert examine(root, capsys)["libraries"]["state"] == "well"
+
+
 def test_it_says_whether_the_compiled_kernel_computes_merges(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
