@@ -192,6 +192,7 @@ def test_stock_diffusers_finds_the_new_words(toy: Taken, face: Taken, style: Tak
     ids = pipeline.tokenizer(prompt, add_special_tokens=False).input_ids
     assert [i - SIZE for i in ids if i >= SIZE] == [0, 1, 2, 3, 4]
     assert pipeline.text_encoder.config.vocab_size == SIZE + 5
+    assert pipeline.text_encoder.config.eos_token_id == pipeline.tokenizer.eos_token_id == SIZE - 1
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[SIZE : SIZE + 3], rows_of(face).half().float())
 
