@@ -39,7 +39,9 @@ def test_a_worker_is_offline_before_it_imports_anything(monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     worker = LocalWorker(1)
     try:
-        entries = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
+        environment = Path(f"/proc/{worker.process.pid}/environ")
+        while not (entries := environment.read_bytes().split(b"\0"))[0]:  # it is empty for a moment after the start
+            assert worker.alive()
     finally:
         worker.process.kill()
         worker.end()
