@@ -9,10 +9,11 @@ from typing import Any
 from sdforge.errors import UsageError, counted
 from sdforge.families import Family, families
 from sdforge.families.naming import VAE_ATTENTION_OLD, lacking
+from sdforge.families.stable_diffusion import TABLE
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
-from sdforge.formats.tokenizer import read_padding, read_tokenizer
+from sdforge.formats.tokenizer import read_padding, read_tokenizer, refuse_uncounted
 from sdforge.identity import Json
 
 # elsewhere it is `diffusion_pytorch_model`
@@ -62,6 +63,8 @@ def _read_tokenizers(path: Path, found: Family, layout: Layout) -> None:
                 raise UsageError(f"{path / folder} fills prompts with {padding!r}, which is not in its vocabulary")
             facts[fact] = padding
     layout.facts |= found.stated(facts)
+    tables = {name: shapes[TABLE][0] for name, shapes in layout.shapes().items() if name in found.text_encoders}
+    refuse_uncounted(path, layout, tables)
 
 
 def read_json(path: Path) -> dict[str, Any]:

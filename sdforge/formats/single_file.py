@@ -18,7 +18,7 @@ from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header, stated_json
-from sdforge.formats.tokenizer import USUAL, is_vocabulary, usual_words
+from sdforge.formats.tokenizer import USUAL, is_vocabulary, refuse_uncounted, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
@@ -89,9 +89,10 @@ def read(path: Path, header: Header) -> Layout:
     layout.facts = found.stated(layout.facts)
     shapes_of = layout.shapes()
     layout.notes["widths"] = found.widths(shapes_of)
-    tables = [shapes_of[encoder][TABLE][0] for encoder in found.text_encoders if encoder in shapes_of]
-    if layout.tokenizer is None and tables and set(tables) == {USUAL}:
+    tables = {encoder: shapes_of[encoder][TABLE][0] for encoder in found.text_encoders if encoder in shapes_of}
+    if layout.tokenizer is None and tables and set(tables.values()) == {USUAL}:
         layout.tokenizer = usual_words()
+    refuse_uncounted(path, layout, tables)
     return layout
 
 

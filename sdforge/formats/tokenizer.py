@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.safetensors import Header
 from sdforge.identity import H
@@ -91,14 +91,25 @@ def is_vocabulary(value: Any) -> bool:
 
 
 def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
-    """Words appended behind the vocabulary, as [word, rows]: `<x>`, `<x>_1`, `<x>_2` are the rows of one word."""
-    path = folder / "added_tokens.json"
-    if not path.is_file():
+    """Words appended behind the vocabulary, as [word, rows]: `<x>`, `<x>_1`, `<x>_2` are the rows of one word.
+
+    transformers 5 keeps them in tokenizer.json alone.
+    """
+    path, whole = folder / "added_tokens.json", folder / "tokenizer.json"
+    if path.is_file():
+        numbers = json.loads(path.read_bytes())
+    elif whole.is_file():
+        path = whole
+        numbers = {each["content"]: each["id"] for each in json.loads(path.read_bytes()).get("added_tokens", [])}
+    else:
         return []
-    files.append(path)
-    extra = sorted((index, word) for word, index in json.loads(path.read_bytes()).items() if index >= size)
+    if path not in files:
+        files.append(path)
+    extra = sorted((index, word) for word, index in numbers.items() if index >= size)
     if [index for index, _ in extra] != list(range(size, size + len(extra))):
-        raise ValueError("added_tokens.json leaves numbers out")
+        raise ValueError(f"{path.name} leaves numbers out")
+    if not all(isinstance(word, str) for _, word in extra):
+        raise TypeError(f"{path.name} has a word that is no text")
     groups: list[list[Any]] = []
     for _, word in extra:
         if groups and word == f"{groups[-1][0]}_{groups[-1][1]}":
@@ -106,6 +117,24 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
         else:
             groups.append([word, 1])
     return groups
+
+
+def refuse_uncounted(path: Path, layout: Layout, rows: dict[str, int]) -> None:
+    """Refuse text encoders with another number of rows than there are words, where the words are known.
+
+    rows: of each text encoder's table. Where a prompt ends is counted from the last one, and what is appended follows
+    it: with one too many both would be wrong, and nobody would be told.
+    """
+    if layout.tokenizer is None:
+        return
+    tokens: Any = layout.facts.get("tokens", [])
+    words = len(layout.tokenizer["vocab"]) + sum(count for _, count in tokens)
+    for encoder, count in rows.items():
+        if count != words:
+            raise UsageError(
+                f"{path} has {counted(count, 'row')} in its {encoder} and {counted(words, 'word')} in its tokenizer",
+                hint="save it again with the tokenizer that its text encoder was trained with, a word for each row",
+            )
 
 
 def read_padding(folder: Path, files: list[Path]) -> str:

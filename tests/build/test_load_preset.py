@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sdforge import load_preset
 from sdforge.errors import BrokenPromise, UsageError
+from sdforge.formats.safetensors import read_header
+from sdforge.formats.single_file import TOKENIZER
+from sdforge.formats.tokenizer import tokenizer_files
 from sdforge.run.tokens import Words
 from tests.conftest import Project, new_project
 from tests.toys import vocabulary
@@ -138,7 +143,7 @@ def test_a_sidecar_draws_its_picture_again_and_an_edit(pipeline: Any, folder: Pa
 
 def test_words_of_several_rows_are_the_numbers_that_we_draw_with(pipeline: Any) -> None:
     words = Words(vocabulary(), [["<toy>", 3], ["<toy>-er", 2]])
-    for prompt in (PROMPT, "<toy>-er of <toy>, red", "a<toy> red <toy>s", "green"):
+    for prompt in (PROMPT, "<toy>-er of <toy>, red", "a<toy> red <toy>s", "<TOY>", "green"):
         written = pipeline.maybe_convert_prompt(prompt, pipeline.tokenizer)
         found = pipeline.tokenizer(written, padding="max_length", max_length=77).input_ids
         assert found == words.encode(prompt), prompt
@@ -320,6 +325,53 @@ def test_loading_says_nothing(form: Any, folder: Path, capfd: pytest.CaptureFixt
     load_preset(folder, form=form)
     assert capfd.readouterr() == ("", "")
     assert logging.is_progress_bar_enabled()
+
+
+def test_what_libraries_say_of_what_they_load_is_not_shown(folder: Path, tmp_path: Path) -> None:
+    """transformers warns with a table of every tensor that it did not expect, or misses."""
+    from diffusers import StableDiffusionPipeline
+
+    copy, handler = copied(folder, tmp_path), logging.Handler()
+    heard: list[logging.LogRecord] = []
+    (copy / "preset.json").write_text(json.dumps(json.loads((copy / "preset.json").read_text()) | {"files": []}))
+    encoder = copy / "diffusers" / "text_encoder" / "model.safetensors"
+    encoder.chmod(0o644)
+    save_file(load_file(encoder) | {"text_model.other": torch.ones(1)}, encoder, {"format": "pt"})
+    handler.emit = heard.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        load_preset(copy, form="diffusers")
+        assert heard == []
+        StableDiffusionPipeline.from_pretrained(copy / "diffusers")
+        assert any("UNEXPECTED" in record.getMessage() for record in heard)
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "checkpoint"])
+def test_loading_draws_no_random_numbers(form: Any, folder: Path) -> None:
+    """transformers fills new rows of a table with some, unless it is told not to."""
+    state = torch.random.get_rng_state()
+    load_preset(folder, form=form)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_words_are_not_put_behind_rows_that_have_no_words(folder: Path, tmp_path: Path) -> None:
+    """They would be read as the rows before theirs."""
+    copy = copied(folder, tmp_path)
+    (copy / "preset.json").write_text(json.dumps(json.loads((copy / "preset.json").read_text()) | {"files": []}))
+    single = copy / "toy.safetensors"
+    single.chmod(0o644)
+    metadata = {key: text for key, text in read_header(single).metadata.items() if key != TOKENIZER}
+    save_file(load_file(single), single, metadata)
+    shutil.rmtree(copy / "diffusers")
+    (copy / "tokenizer").mkdir()
+    words = vocabulary()
+    longer = {"vocab": words["vocab"] | {"one more": len(words["vocab"])}, "merges": words["merges"]}
+    for name, text in tokenizer_files(longer, []).items():
+        (copy / "tokenizer" / name).write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"embeddings/word\.safetensors does not fit the text encoder of toy"):
+        load_preset(copy, form="checkpoint")
 
 
 def test_another_version_of_the_description_is_refused(folder: Path, tmp_path: Path) -> None:

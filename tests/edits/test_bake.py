@@ -161,6 +161,14 @@ def test_the_result_has_the_declared_type_in_every_network(dtype: str, toy: Take
     assert plan.dtypes() == {"unet": stored, "text_encoder": stored}
 
 
+def test_the_type_in_which_a_bake_is_rounded_is_a_part_of_its_name(toy: Taken, lora: Lora, work: Path) -> None:
+    """Other bytes must not be taken for it: a `fuse_lora` in half precision is not one in fp32 that is cast."""
+    kept = [(kept_lora(work / "q", lora), 0.8)]
+    names = {dtype: planned(toy, kept, dtype).identities()["unet"] for dtype in ("", "fp16", "bf16", "fp32")}
+    assert names[""] == names["fp16"]  # the checkpoint's own
+    assert len(set(names.values())) == 3
+
+
 def test_a_module_that_the_family_lacks_is_named_with_the_nearest(toy: Taken, work: Path) -> None:
     kept = keep(work / "o", {"lora": {"unet.mid_blok.x.lora_down": torch.ones(1, 2)}}, kind="lora")
     with pytest.raises(UsageError, match=r"changes unet\.mid_blok\.x, which Stable Diffusion 1\.x does not have"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdforge.artifact import Artifact
@@ -15,6 +16,7 @@ from sdforge.edits import insert
 from sdforge.edits.export import run as run_export
 from sdforge.edits.insert import ROWS
 from sdforge.errors import ActionFailed, UsageError
+from sdforge.formats.safetensors import read_header
 from sdforge.formula import Plan
 from sdforge.order import Order
 from tests.families.workbench import SD15, Taken, keep, made, same_bytes, take
@@ -190,6 +192,7 @@ def test_stock_diffusers_finds_the_new_words(toy: Taken, face: Taken, style: Tak
     ids = pipeline.tokenizer(prompt, add_special_tokens=False).input_ids
     assert [i - SIZE for i in ids if i >= SIZE] == [0, 1, 2, 3, 4]
     assert pipeline.text_encoder.config.vocab_size == SIZE + 5
+    assert pipeline.text_encoder.config.eos_token_id == pipeline.tokenizer.eos_token_id == SIZE - 1
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[SIZE : SIZE + 3], rows_of(face).half().float())
 
@@ -211,6 +214,38 @@ def test_a_folder_with_new_words_is_read_as_the_same_checkpoint(toy: Taken, face
     assert again.artifact.facts["tokens"] == [["<face>", 3]]
     assert again.vocabulary == toy.vocabulary
     assert again.tensors("text_encoder")[ROWS].shape == (SIZE + 3, 16)
+
+
+def test_a_folder_with_new_words_that_diffusers_saved_anew_is_the_same_checkpoint(
+    toy: Taken, face: Taken, style: Taken, tmp_path: Path
+) -> None:
+    """transformers 5 keeps appended words elsewhere; what is appended next must follow them, rows and numbers alike."""
+    out = exported(tmp_path, toy, planned(toy, face), face)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(out / "diffusers", dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "saved")
+    again = take(tmp_path / "saved")
+    assert again.artifact.facts == take(out / "diffusers").artifact.facts
+    assert again.identity("text_encoder") == take(out / "diffusers").identity("text_encoder")
+    plan = planned(again, style)
+    assert plan.facts == {"tokens": [["<face>", 3], ["<style>", 2]]}
+    assert torch.equal(made(plan, again, style)["text_encoder"][ROWS][SIZE + 3 :], rows_of(style).half())
+
+
+@pytest.mark.parametrize("count", [SIZE - 1, SIZE + 1])
+def test_a_table_with_more_or_fewer_rows_than_words_is_refused(
+    count: int, toy: Taken, style: Taken, tmp_path: Path
+) -> None:
+    """Where a prompt ends is counted from the last row: pooled, a row too many is the prompt's beginning."""
+    out = exported(tmp_path, toy, planned(toy, style, over={"<style>": ["cat", "red"]}), style)
+    folder, single = out / "diffusers" / "text_encoder" / "model.safetensors", out / "checkpoint.safetensors"
+    rows = torch.ones(count, 16, dtype=torch.float16)
+    for path, source, name in (
+        (folder, out / "diffusers", ROWS),
+        (single, single, f"cond_stage_model.transformer.{ROWS}"),
+    ):
+        save_file(load_file(path) | {name: rows}, path, read_header(path).metadata)
+        with pytest.raises(UsageError, match=f"has {count} rows in its text_encoder and {SIZE} words in its tokenizer"):
+            take(source)
 
 
 def test_a_single_file_has_no_room_for_appended_words(toy: Taken, face: Taken, tmp_path: Path) -> None:

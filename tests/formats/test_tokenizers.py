@@ -42,6 +42,35 @@ def test_the_layout_of_transformers_5_is_read_as_the_same_words(tmp_path: Path) 
     assert tokenizer_identity(found) == tokenizer_identity(vocabulary())
 
 
+def test_words_that_transformers_5_appended_are_read_from_its_one_file(tmp_path: Path) -> None:
+    """It writes no added_tokens.json: without them what is appended next would be called by their rows' numbers."""
+    CLIPTokenizer.from_pretrained(write(tmp_path / "t", ADDED)).save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new" / "added_tokens.json").exists()
+    files: list[Path] = []
+    found = read_tokenizer(tmp_path / "new", files)
+    assert found == {**vocabulary(), "added": ADDED}
+    assert files == [tmp_path / "new" / "tokenizer.json"]
+
+
+def test_the_files_that_transformers_4_looks_for_are_written(tmp_path: Path) -> None:
+    """Its tokenizers in Python know no tokenizer.json; a word whose number stands nowhere would be spelled out."""
+    folder, size = write(tmp_path / "t", ADDED), len(vocabulary()["vocab"])
+    assert json.loads((folder / "vocab.json").read_text()) == vocabulary()["vocab"]
+    assert (folder / "merges.txt").read_text().splitlines() == ["#version: 0.2", *vocabulary()["merges"]]
+    assert json.loads((folder / "added_tokens.json").read_text()) == {
+        "<toy>": size,
+        "<toy>_1": size + 1,
+        "<toy>_2": size + 2,
+        "EasyNegative": size + 3,
+        "EasyNegative_1": size + 4,
+        "mytoy": size + 5,
+    }
+    assert {path.name for path in folder.iterdir()} == {
+        *("vocab.json", "merges.txt", "added_tokens.json"),
+        *("special_tokens_map.json", "tokenizer_config.json"),
+    }
+
+
 def test_no_folder_is_no_tokenizer(tmp_path: Path) -> None:
     assert read_tokenizer(tmp_path / "nothing", []) is None
 
@@ -127,6 +156,10 @@ def _without_end(vocab: dict[str, int]) -> dict[str, int]:
         ("added_tokens.json", "[1]"),
         ("added_tokens.json", '{"<toy>": "x"}'),
         ("added_tokens.json", "[" * 100_000),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"added_tokens": [{"id": 528}]}'),
+        ("tokenizer.json", '{"added_tokens": [{"id": 529, "content": "<toy>"}]}'),
+        ("tokenizer.json", '{"added_tokens": [{"id": 528, "content": 1}]}'),
     ],
 )
 def test_files_that_do_not_fit_together_are_refused(file: str, text: str, tmp_path: Path) -> None:
