@@ -15,7 +15,6 @@ from sdforge.kernel.build import LIBRARY, fingerprint
 
 F16, BF16, F32, F64 = range(4)  # types, as kernel.c has them
 ADD, SUB, MUL, ADD_C, SUB_C, MUL_C = range(6)
-MOST = 32  # values of a program
 
 
 class Operation(ctypes.Structure):

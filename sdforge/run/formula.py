@@ -8,7 +8,6 @@ while this one writes and hashes the file in its order; only what needs a whole 
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -42,8 +41,6 @@ Job = Callable[[], Stream[Written]]
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
-KEPT = 64 << 20  # bytes of freed memory that each process keeps at most
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)'s numbers
 LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
@@ -53,7 +50,6 @@ def run_formula(order: Order, report: Report) -> Outcome:
     shapes: Shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
     others: Apart = {}
     without()  # the processes that are forked have it from here
-    _keep_memory()
     with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
         jobs = _jobs(order.layout, pack, rows)
         with closing(_done(jobs, pack, rows)) as done:  # whatever happens here, no process is left behind
@@ -126,13 +122,6 @@ def _outcome(order: Order, pack: Pack, others: Apart) -> Outcome:
         fast |= {name: ref.xxh3 for name, ref in order.layout.passing.items()}
         outcome.laid = [order.layout.key(fast), pack.file.body_sha256]
     return outcome
-
-
-def _keep_memory() -> None:
-    """Let the C library keep what is freed: parts come and go by thousands, and each would be given back and zeroed."""
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
-        mallopt(TRIM_THRESHOLD, KEPT)
-        mallopt(MMAP_THRESHOLD, KEPT // 2)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from sdforge.kernel import ADD, ADD_C, BF16, F16, F32, F64, MOST, MUL, MUL_C, SUB, SUB_C, Operation, kernel, missing
+from sdforge.kernel import ADD, ADD_C, BF16, F16, F32, F64, MUL, MUL_C, SUB, SUB_C, Operation, kernel, missing
 from sdforge.run.tensors import TOO_LARGE
 
 TYPES = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32, torch.float64: F64}
@@ -63,8 +63,8 @@ class Notes:
     def run(self, result: Noted, dtype: torch.dtype) -> Tensor | None:
         """Return the result, rounded to `dtype` by way of fp32; None where something is not finite or does not fit.
 
-        None also for what the kernel does not do: a result that is not the last step's, or of fp64; and where an input
-        is not used, in which nothing would be noticed.
+        None also for what the kernel does not do: a result that is not the last step's, or of fp64, or more values than
+        it has room for; and where an input is not used, in which nothing would be noticed.
         """
         if (library := kernel()) is None:
             return None
@@ -74,7 +74,7 @@ class Notes:
     def _run(self, library: Any, result: Noted, dtype: torch.dtype) -> tuple[Tensor | None, int]:
         """Return the result whatever it is, and the bits of its largest magnitude in fp32."""
         steps, inputs, count = len(self.steps), self.inputs, len(self.inputs)
-        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps or count + steps > MOST:
+        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps:
             return None, 0
         if (program := _program(tuple(self.steps), count)) is None:
             return None, 0

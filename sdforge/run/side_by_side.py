@@ -8,6 +8,7 @@ where its pipes do: nobody takes what a process makes whose parent is gone.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import sys
@@ -23,6 +24,8 @@ from sdforge.errors import ResourceError
 NUMBER = 4  # bytes of a job's number
 SLOT = 1 << 20  # bytes that are handed over at once
 SLOTS = 24  # of each process: so far it may be ahead
+KEPT = 64 << 20  # bytes of freed memory that each process keeps at most
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)'s numbers
 CAN_FORK = sys.platform == "linux"  # elsewhere libraries do not survive it
 
 Answer = TypeVar("Answer")
@@ -193,8 +196,16 @@ class _Hand:
         self.slot, self.filled = -1, 0  # where nothing was filled, no slot was taken
 
 
+def _keep_memory() -> None:
+    """Let the C library keep what is freed: parts come and go by thousands, and each would be given back and zeroed."""
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc's
+        mallopt(TRIM_THRESHOLD, KEPT)
+        mallopt(MMAP_THRESHOLD, KEPT // 2)
+
+
 def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _Ends, all_ends: Sequence[_Ends]) -> None:
     """Do jobs as long as there are any."""
+    _keep_memory()
     for each in all_ends:
         each.pieces.close()
         os.close(each.freed)
