@@ -67,6 +67,7 @@ class Build:
                 plan = self._loop(plan, wanted)
             finally:
                 self._end()
+                self.store.sweep()  # for builds killed meanwhile: the next may find nothing to do
         for name in self.lockfile.write(plan):
             self.reporter.note(f"source `{name}` is not what it was: pinned anew")
         remember(self.session, plan, self.summary.done, why)

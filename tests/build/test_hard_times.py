@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +116,21 @@ def test_builds_and_clean_ups_at_once_do_no_harm_and_no_work_twice(whole: Whole,
     assert len(steps) == len(set(steps)) == 6
     assert whole.differences(one) == whole.differences(two) == []
     assert leftovers(one, cache) == []
+
+
+def test_a_build_leaves_nothing_of_one_that_was_killed_beside_it(whole: Whole, quick: Quick, tmp_path: Path) -> None:
+    """The next ones may find nothing to do, and sweep nothing then."""
+    root, cache = whole.clone(tmp_path / "one"), tmp_path / "cache"
+    environment = {"FORGE_CACHE": str(cache), "REHEARSAL_PAUSE": "0.03"}
+    builds = {str(each.pid): each for each in (quick.start(root, "build", "--json", **environment) for _ in range(2))}
+    until = time.monotonic() + 30
+    while not (places := [p for p in cache.glob("v1/tmp/*-*-*") if p.name.split("-")[1] in builds]):
+        assert time.monotonic() < until
+    killed = places[0].name.split("-")[1]
+    os.kill(int(killed), signal.SIGKILL)
+    assert builds.pop(killed).wait().code == -signal.SIGKILL
+    assert [each.wait().code for each in builds.values()] == [0]
+    assert leftovers(root, cache) == []
 
 
 def test_a_cache_that_is_deleted_is_made_anew(whole: Whole, quick: Quick, tmp_path: Path) -> None:
