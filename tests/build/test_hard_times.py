@@ -120,13 +120,16 @@ def test_builds_and_clean_ups_at_once_do_no_harm_and_no_work_twice(whole: Whole,
 
 def test_a_build_leaves_nothing_of_one_that_was_killed_beside_it(whole: Whole, quick: Quick, tmp_path: Path) -> None:
     """The next ones may find nothing to do, and sweep nothing then."""
-    root, cache = whole.clone(tmp_path / "one"), tmp_path / "cache"
-    environment = {"FORGE_CACHE": str(cache), "REHEARSAL_PAUSE": "0.03"}
+    root, cache, log = whole.clone(tmp_path / "one"), tmp_path / "cache", tmp_path / "log"
+    log.touch()
+    environment = {"FORGE_CACHE": str(cache), "REHEARSAL_LOG": str(log), "REHEARSAL_PAUSE": "0.15"}
     builds = {str(each.pid): each for each in (quick.start(root, "build", "--json", **environment) for _ in range(2))}
     until = time.monotonic() + 30
-    while not (places := [p for p in cache.glob("v1/tmp/*-*-*") if p.name.split("-")[1] in builds]):
+    while log.read_text().count("step") < 3:  # the second of three targets is at work, and both have swept
         assert time.monotonic() < until
-    killed = places[0].name.split("-")[1]
+        time.sleep(0.01)
+    (place,) = cache.glob("v1/tmp/*-*-*")
+    killed = place.name.split("-")[1]
     os.kill(int(killed), signal.SIGKILL)
     assert builds.pop(killed).wait().code == -signal.SIGKILL
     assert [each.wait().code for each in builds.values()] == [0]
