@@ -86,7 +86,7 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_runs(
 ) -> None:
     project = new_project(tmp_path / "project", toy_checkpoint, RECIPE.replace("count = 3", 'prompt = "a cat"'))
     ran = project.forge("build", "toy", code=2)
-    assert "toy.toml:3" in ran.err + ran.out or "toy.toml:4" in ran.err + ran.out
+    assert "toy.toml:6" in ran.err + ran.out
     assert "not in both" in ran.err + ran.out
 
 
