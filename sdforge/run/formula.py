@@ -291,17 +291,14 @@ class _Parts:
         if not self.noted or self.working is None:
             return None
         notes, shape = Notes(self.working), (count, *self.row)
+
+        def stands_for(each: Ref | Computation, source: object, tensor: Tensor) -> Any:
+            if isinstance(source, Tensor):
+                return tensor
+            return notes.given(tensor) if tensor.shape == shape else self._fitted(each, tensor)
+
         try:
-            result: Any = self.function(
-                *(
-                    tensor
-                    if isinstance(source, Tensor)
-                    else notes.given(tensor)
-                    if tensor.shape == shape
-                    else self._fitted(each, tensor)
-                    for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
-                )
-            )
+            result: Any = self.function(*map(stands_for, self.computation.inputs, self.inputs, given))
         except CannotBeNoted:
             self.noted = False
             return None
