@@ -11,12 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from tests.toys import write_checkpoint, write_drawings
+
+if TYPE_CHECKING:
+    from tests.quick import Quick
 
 FORGE = Path(sys.executable).with_name("forge")
 METHODS = Path(__file__).parent / "methods"
@@ -59,12 +63,16 @@ checkpoint = "c"
 
 @dataclass
 class Ran:
-    """How a command ended. events: its JSON Lines, where it was asked for them."""
+    """How a command ended."""
 
     code: int
     out: str
     err: str
-    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        """Its JSON Lines, where it was asked for them."""
+        return [json.loads(line) for line in self.out.splitlines() if line.startswith("{")]
 
     @property
     def built(self) -> list[str]:
@@ -85,8 +93,9 @@ def _bare(event: dict[str, Any]) -> str:
 
 @dataclass
 class Project:
-    """A project in a folder of its own, and `forge` in it."""
+    """A project in a folder of its own, and `forge` in it. quick: what runs commands instead of new interpreters."""
 
+    quick: ClassVar[Quick | None] = None
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -130,22 +139,28 @@ class Project:
 
     def forge(self, *arguments: str, code: int | None = 0, **environment: str) -> Ran:
         """Run `forge` to its end; its exit code must be this one (None: any)."""
+        if self.quick:
+            ran = self.quick.start(self.root, *arguments, **self.environment | environment).wait()
+        else:
+            ran = self.real(*arguments, **environment)
+        out, err = ran.out, ran.err
+        assert "Traceback" not in out + err, err
+        assert code is None or ran.code == code, f"exit code {ran.code}\n{out}\n{err}"
+        return ran
+
+    def real(self, *arguments: str, **environment: str) -> Ran:
+        """Run a real `forge` to its end, also where others are forks."""
         process = self.start(*arguments, **environment)
         try:
             out, err = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        ran = Ran(process.returncode, out, err)
-        assert "Traceback" not in out + err, err
-        assert code is None or ran.code == code, f"exit code {ran.code}\n{out}\n{err}"
-        return ran
+        return Ran(process.returncode, out, err)
 
     def build(self, *arguments: str, code: int | None = 0, **environment: str) -> Ran:
         """Run `forge build --json`."""
-        ran = self.forge("build", "--json", *arguments, code=code, **environment)
-        ran.events = [json.loads(line) for line in ran.out.splitlines()]
-        return ran
+        return self.forge("build", "--json", *arguments, code=code, **environment)
 
     def trained(self) -> list[str]:
         """Say what the rehearsals noted since the last question: `start ID`, `step ID N`, `state ID N`."""
@@ -187,6 +202,44 @@ def new_project(root: Path, toy_checkpoint: Path, recipe: str = RECIPE) -> Proje
     shutil.copytree(toy_checkpoint, root / "base")
     write_drawings(root / "drawings")
     return Project(root)
+
+
+@pytest.fixture(scope="session")
+def quick() -> Iterator[Quick]:
+    """Run many builds in little time."""
+    from tests.quick import Quick
+
+    found = Quick()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Quick]:
+    """Run builds that train, draw and export in little time: their forks need not import the libraries."""
+    from tests.quick import HEAVY, Quick
+
+    found = Quick(*HEAVY)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def forked(quick: Quick) -> Iterator[None]:
+    """Run this module's commands in forks of one process (`Project.start` still starts a real one)."""
+    yield from _through(quick)
+
+
+@pytest.fixture(scope="module")
+def forked_with_libraries(loaded: Quick) -> Iterator[None]:
+    """Run this module's commands in forks of a process that has imported the libraries."""
+    yield from _through(loaded)
+
+
+def _through(quick: Quick) -> Iterator[None]:
+    Project.quick = quick
+    yield
+    Project.quick = None
 
 
 @pytest.fixture

@@ -22,6 +22,13 @@ from tests import calls
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
+HEAVY = (  # what most builds with trainings, previews and exports import
+    "sdforge.families.sd15.load",
+    "sdforge.run.train",
+    "sdforge.edits.previews.draw",
+    "sdforge.trainings.lora.adapter",
+    "sdforge.trainings.textual_inversion.adapter",
+)
 WATCHED = "QUICK_WATCHED"  # system calls of a command on which `Running.watch` decides
 LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
@@ -94,11 +101,6 @@ class Running:
         return calls.watch(self.pid, self.place / "listener", decide)
 
     def wait(self) -> Ran:
-        ran = self.end()
-        return Ran(ran.code, ran.out, ran.err, [json.loads(t) for t in ran.out.splitlines() if t.startswith("{")])
-
-    def end(self) -> Ran:
-        """Wait for the end of a command whose output may be broken: its events are not read."""
         assert self.quick.process.stdin
         assert self.quick.process.stdout
         self.quick.process.stdin.write(json.dumps({"wait": self.pid}) + "\n")

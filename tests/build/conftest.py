@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,14 +52,6 @@ def bench_files(tmp_path_factory: pytest.TempPathFactory, toy_checkpoint: Path) 
 def bench(tmp_path: Path, bench_files: Path) -> Bench:
     shutil.copytree(bench_files, tmp_path / "project")
     return Bench(tmp_path / "project")
-
-
-@pytest.fixture(scope="session")
-def quick() -> Iterator[Quick]:
-    """Run many builds in little time."""
-    found = Quick()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ from sdforge.arguments import parser
 from sdforge.formats.safetensors import read_header
 from tests.conftest import FORGE, Project, new_project
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Wait = Callable[[Callable[[], object]], None]
 
 TWO = """\

@@ -69,7 +69,7 @@ def test_a_system_call_that_fails_costs_only_time(root: Path, whole: Whole, quic
     """One in the midst of a build; `benchmarks/reliability` has all of them. Only the index uses pwrite64."""
     running = quick.start(root, "build", "--json", **{WATCHED: name})
     counts = running.watch(lambda _, at: "EIO" if at == 11 else "")
-    ran = running.end()
+    ran = running.wait()
     assert counts[name] >= 11
     expected = {"pwrite64": {0}, "fsync": {4}}  # a file that could not be flushed is not kept
     assert ran.code in expected.get(name, {0, 4}), ran.out + ran.err
@@ -84,7 +84,7 @@ def test_a_system_call_that_fails_costs_only_time(root: Path, whole: Whole, quic
 def test_a_kill_between_two_system_calls_costs_only_time(root: Path, whole: Whole, quick: Quick) -> None:
     running = quick.start(root, "build", "--json", **{WATCHED: "rename fsync"})
     counts = running.watch(lambda name, at: "kill" if (name, at) == ("fsync", 30) else "")
-    assert running.end().code == -9
+    assert running.wait().code == -9
     assert counts["fsync"] == 30
     assert quick.forge(root, "build", "--json").code == 0
     assert whole.differences(root) == []

@@ -23,6 +23,8 @@ from sdforge.run.tokens import Words
 from tests.conftest import Project, new_project
 from tests.toys import vocabulary
 
+pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+
 RECIPE = """\
 family = "sd15"
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import Project, new_project
 
+pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+
 RECIPE = """\
 family = "sd15"
 

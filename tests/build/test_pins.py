@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import Project, new_project
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RECIPE = """\
 family = "sd15"
 

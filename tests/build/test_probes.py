@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.conftest import Project, new_project
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 Wait = Callable[[Callable[[], object]], None]
 ALL = ["a", "b", "c", "preset.export"]
 

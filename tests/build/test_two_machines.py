@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,7 @@ FORMULAS = ("toy:soft", "toy:end")
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Quick]:
-    found = Quick("torch")
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, machine: Quick) -> Whole:
+def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, loaded: Quick) -> Whole:
     place = tmp_path_factory.mktemp("two machines")
     root = place / "first"
     shutil.copytree(bench_files, root)
@@ -57,7 +49,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, machine: 
     (root / "recipes" / "toy.toml").write_text(RECIPE)
     with (root / "forge.toml").open("a") as file:
         file.write(f'\n[remote]\naddress = "{place / "shared"}"\n')
-    ran = machine.forge(root, "build", "toy", "--remote=write")
+    ran = loaded.forge(root, "build", "toy", "--remote=write")
     assert ran.code == 0, ran.out + ran.err
     return Whole(root)
 
@@ -79,8 +71,8 @@ def second(first: Whole, shared: Path, tmp_path: Path) -> Path:
     return root
 
 
-def build(machine: Quick, root: Path, *arguments: str) -> Ran:
-    return machine.forge(root, "build", "toy", *arguments, OMP_NUM_THREADS="2")
+def build(quick: Quick, root: Path, *arguments: str) -> Ran:
+    return quick.forge(root, "build", "toy", *arguments, OMP_NUM_THREADS="2")
 
 
 def made(root: Path) -> dict[str, list[str]]:
@@ -89,8 +81,8 @@ def made(root: Path) -> dict[str, list[str]]:
     return {v["record"]["target"]: sorted(v["packs"]) for v in values if v["record"].get("target") in FORMULAS}
 
 
-def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole, second: Path, machine: Quick) -> None:
-    ran = build(machine, second)
+def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole, second: Path, loaded: Quick) -> None:
+    ran = build(loaded, second)
     assert ran.code == 0, ran.out + ran.err
     assert not (second / "rehearsal.log").exists()
     assert first.differences(second) == []
@@ -98,11 +90,11 @@ def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole,
 
 
 def test_with_an_empty_remote_it_trains_and_says_that_the_result_differs(
-    first: Whole, second: Path, shared: Path, machine: Quick
+    first: Whole, second: Path, shared: Path, loaded: Quick
 ) -> None:
     shutil.rmtree(shared)
-    assert build(machine, second, "--locked").code == 3
-    ran = build(machine, second)
+    assert build(loaded, second, "--locked").code == 3
+    ran = build(loaded, second)
     assert ran.code == 0, ran.out + ran.err
     assert (second / "rehearsal.log").is_file()
     assert "differs from its pin" in ran.out
@@ -111,17 +103,17 @@ def test_with_an_empty_remote_it_trains_and_says_that_the_result_differs(
 
 
 def test_with_a_wrong_byte_in_any_file_there_nothing_wrong_is_taken(
-    first: Whole, second: Path, shared: Path, machine: Quick
+    first: Whole, second: Path, shared: Path, loaded: Quick
 ) -> None:
     files = sorted(path for path in shared.glob("*/*/*") if path.is_file())
     assert len(files) == 6  # action, description, manifest, table, pack, losses
     for path in files:
         before = path.read_bytes()
         flip(path, path)
-        ran = build(machine, second, "--locked")
+        ran = build(loaded, second, "--locked")
         assert ran.code == 3, ran.out + ran.err
         assert not (second / "out").exists()
         path.write_bytes(before)
     assert not (second / "rehearsal.log").exists()
-    assert build(machine, second, "--locked").code == 0
+    assert build(loaded, second, "--locked").code == 0
     assert first.differences(second) == []

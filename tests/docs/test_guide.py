@@ -28,13 +28,6 @@ FAST = (
     (r"^seeds = .*", "seeds = [1]"),
     (r"^prompts = \[\n(.*\n)(?:.*,\n)*\]", r"prompts = [\n\1]"),
 )
-HEAVY = (  # what most builds of the guide import
-    "sdforge.families.sd15.load",
-    "sdforge.run.train",
-    "sdforge.edits.previews.draw",
-    "sdforge.trainings.lora.adapter",
-    "sdforge.trainings.textual_inversion.adapter",
-)
 DRIVE = "/mnt/drive"  # of the guide's network drive
 OTHERS = ("git", "mkdir")  # programs that the guide uses besides
 WRITER = {f"GIT_{who}_{what}": "guide" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -123,38 +116,31 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 @pytest.fixture(scope="module")
-def quick() -> Iterator[Quick]:
-    found = Quick(*HEAVY)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, quick: Quick) -> Path:
+def workshop(tmp_path_factory: pytest.TempPathFactory, loaded: Quick) -> Path:
     """Where the tutorial ends."""
-    reader = Reader(quick, tmp_path_factory.mktemp("guide"))
+    reader = Reader(loaded, tmp_path_factory.mktemp("guide"))
     reader.follow("tutorial")
     return reader.folder
 
 
-def page_reader(quick: Quick, workshop: Path, folder: Path) -> Reader:
+def page_reader(loaded: Quick, workshop: Path, folder: Path) -> Reader:
     """Begin another page in a copy of the workshop, without its history."""
     shutil.copytree(workshop, folder / "workshop", ignore=shutil.ignore_patterns(".git"))
-    return Reader(quick, folder / "workshop")
+    return Reader(loaded, folder / "workshop")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs(quick: Quick, workshop: Path, tmp_path: Path, page: str) -> None:
-    page_reader(quick, workshop, tmp_path).follow(page)
+def test_every_command_of_a_page_runs(loaded: Quick, workshop: Path, tmp_path: Path, page: str) -> None:
+    page_reader(loaded, workshop, tmp_path).follow(page)
 
 
 @pytest.mark.slow
-def test_the_long_commands_run_too(quick: Quick, workshop: Path, tmp_path: Path) -> None:
+def test_the_long_commands_run_too(loaded: Quick, workshop: Path, tmp_path: Path) -> None:
     pages = [page for page in PAGES if any(block.comment == "slow" for block in blocks(page))]
     assert pages
     for page in pages:
         (tmp_path / page).mkdir()
-        page_reader(quick, workshop, tmp_path / page).follow(page, slow=True)
+        page_reader(loaded, workshop, tmp_path / page).follow(page, slow=True)
 
 
 def test_the_reference_is_what_the_schemas_say() -> None:

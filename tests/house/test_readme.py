@@ -16,6 +16,8 @@ from sdforge.arguments import parser
 from sdforge.method import is_target, method_groups
 from tests.conftest import Project
 
+pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPE = "recipes/anime-preset.toml"

@@ -25,6 +25,8 @@ from tests.remotes.server import CacheServer, caching
 from tests.signing.test_signatures import new_key
 from tests.survival import flip
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 RECIPE = """\
 family = "sd15"
 
