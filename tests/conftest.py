@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import shutil
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 FORGE = Path(sys.executable).with_name("forge")
 METHODS = Path(__file__).parent / "methods"
+HEAVY = (  # what most builds with trainings, previews and exports import
+    "sdforge.families.sd15.load",
+    "sdforge.run.train",
+    "sdforge.edits.previews.draw",
+    "sdforge.trainings.lora.adapter",
+    "sdforge.trainings.textual_inversion.adapter",
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FORGE_TOML = """\
@@ -180,6 +189,15 @@ class Project:
         return Project(root, dict(self.environment))
 
 
+def pytest_collection_finish() -> None:
+    """Spare the collector what stays: in the processes of a whole run it went through it again and again."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        for name in HEAVY:
+            importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with random weights. Read only: copy it before you write to it."""
@@ -217,7 +235,7 @@ def quick() -> Iterator[Quick]:
 @pytest.fixture(scope="session")
 def loaded() -> Iterator[Quick]:
     """Run builds that train, draw and export in little time: their forks need not import the libraries."""
-    from tests.quick import HEAVY, Quick
+    from tests.quick import Quick
 
     found = Quick(*HEAVY)
     yield found

@@ -22,13 +22,6 @@ from tests import calls
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
-HEAVY = (  # what most builds with trainings, previews and exports import
-    "sdforge.families.sd15.load",
-    "sdforge.run.train",
-    "sdforge.edits.previews.draw",
-    "sdforge.trainings.lora.adapter",
-    "sdforge.trainings.textual_inversion.adapter",
-)
 WATCHED = "QUICK_WATCHED"  # system calls of a command on which `Running.watch` decides
 LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
