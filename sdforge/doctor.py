@@ -175,6 +175,9 @@ def _computing() -> Iterator[Finding]:
         yield Finding("arithmetic", text)
     yield _kernel(seen["kernel"])
     yield _gpus(seen)
+    for name, why in seen["unfit"].items():
+        text = f"{name} leaves the choosing and ranking of merges to the processor, to the same bytes: {why}"
+        yield Finding("selection", text)
 
 
 def _kernel(why_not: str) -> Finding:

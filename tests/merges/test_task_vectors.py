@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from sdforge.exact import drawn, largest, philox, random_words, share_of
+from sdforge.exact import drawn, philox, random_words, share_of
 from sdforge.merges._task_vectors import coefficients, kept
 from sdforge.merges.add_difference import add_difference
 from sdforge.merges.add_perpendicular import add_perpendicular
