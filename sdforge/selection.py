@@ -127,7 +127,7 @@ def _agrees(device: torch.device) -> bool:
         wave = (torch.arange(1 << 17) * 40_503 % 509).to(dtype)
         least = torch.finfo(dtype).tiny / 2**20  # a denormal number
         matrix = torch.cat([wave * least, wave * 2.0**100, wave.flip(0)]).reshape(96, -1)
-        numbers = matrix.reshape(-1).split(BLOCK)
+        numbers = torch.split(matrix.reshape(-1), BLOCK)
         for count in (1, matrix.numel() // 3, matrix.numel() - 500):
             here = _largest_here(partial(iter, numbers), count, matrix.numel())
             if not torch.equal(_largest_there(device, iter(numbers), count), here):

@@ -79,27 +79,6 @@ def test_t22_of_equal_numbers_the_first_are_kept() -> None:
 
 
 @PROPERTY
-@given(NUMBERS, st.integers(0, 12))
-def test_the_largest_are_those_that_a_stable_sort_puts_first(numbers: list[float], count: int) -> None:
-    magnitudes = vector(*numbers).abs()
-    expected = np.zeros(len(numbers), bool)
-    expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert largest(Tensor.abs, count, magnitudes).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [1, 50_000, 99_999, 139_999])
-def test_many_numbers_of_every_size_are_told_apart(count: int, dtype: torch.dtype) -> None:
-    draw = np.random.RandomState(0)
-    numbers = np.abs(draw.standard_normal(140_000)) * 2.0 ** draw.randint(-60, 60, 140_000)
-    magnitudes = torch.from_numpy(numbers).to(dtype)
-    magnitudes[::3] = magnitudes[0]
-    expected = np.zeros(140_000, bool)
-    expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert np.array_equal(largest(Tensor.abs, count, magnitudes).numpy(), expected)
-
-
-@PROPERTY
 @given(NUMBERS, st.sampled_from([0.2, 0.5, 0.8]))
 def test_what_has_been_trimmed_stays(numbers: list[float], density: float) -> None:
     once = trimmed(vector(*numbers), density)
