@@ -159,10 +159,11 @@ def test_where_a_device_fails_at_one_tensor_the_processor_chooses_of_it(
     assert why in only
 
 
-def test_a_device_that_is_not_there_is_named_with_the_reason() -> None:
+def test_a_device_that_is_not_there_is_named_with_the_reason_as_long_as_it_is_wished_for() -> None:
     found: list[str] = []
     with selecting_on("cuda:9", found.append):
         choose()
+    choose()
     (only,) = found
     assert only.startswith("cuda:9 leaves choosing and ranking to the processor: ")
 
