@@ -29,7 +29,7 @@ GIB = 2**30
 PROCESS = 2 * GIB  # python with its libraries, and what pictures and texts take
 NETWORK = 6  # bytes for each number of the networks: fp32, and a copy in 16 bits
 STATE = 1.5  # of what a training learns: with its optimiser's memory, and gradients or a copy that is being written
-# elements to be chosen from: a processor takes 4 s for them (`ties`); for fewer no device is opened and kept from others
+# elements to be chosen from: a processor takes 4 s for them (`ties`); for fewer no device is kept from others
 WORTH_A_DEVICE = 1 << 27
 
 
