@@ -3,8 +3,10 @@
 One tensor (two matrices of an SDXL feed-forward layer, or the shape that is asked for) of random numbers stands for a
 base, and two copies with noise for what was fine-tuned from it. Each method makes it as the worker does: read from
 files that the page cache holds, verified, computed, rounded, hashed and written. Reported is the CPU time (user and
-system) per million elements, the least of several rounds in one process, its ratio to a weighted sum of two, and the
-peak of anonymous memory in bytes per element beyond what the process held before.
+system) per million elements, the least of several rounds in one process, its ratio to a weighted sum of two, the time
+that passed, and the peak of anonymous memory in bytes per element beyond what the process held before.
+
+`--device cuda:0` lets a GPU choose and rank for the merges that do so, and says if it does not.
 """
 
 from __future__ import annotations
@@ -60,23 +62,26 @@ def order(name: str, refs: list[Ref], shape: tuple[int, ...]) -> Computation:
     return Computation("unet", "x", "F16", shape, name, SETTINGS.get(name, {}), tuple(refs[:count]))
 
 
-def made(computation: Computation) -> None:
+def made(computation: Computation, device: str) -> None:
     """Make the tensor into a pack of its own, and throw it away."""
     with tempfile.TemporaryDirectory() as work:
-        run_formula(Order("", "", computation.method, "merges", "sdxl", {}, work, compute=[computation]), silent)
+        how = {"device": device}
+        run_formula(Order("", "", computation.method, "merges", "sdxl", {}, work, compute=[computation], how=how), say)
 
 
-def silent(**_: Any) -> None:
-    """Hear of progress and say nothing."""
+def say(**event: Any) -> None:
+    """Hear of progress, and pass on what is remarked."""
+    if "remark" in event:
+        print(event["remark"])
 
 
-def peak_of(computation: Computation) -> int:
+def peak_of(computation: Computation, device: str) -> int:
     """Return by how many bytes anonymous memory grew at most."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, and not counted as held before
     before = status("RssAnon")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is held now
-    made(computation)
+    made(computation, device)
     return status("VmHWM") - before - (status("VmRSS") - status("RssAnon"))
 
 
@@ -91,24 +96,28 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", help="default: all")
     parser.add_argument("--shape", type=int, nargs="+", default=[10240, 1280])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="what chooses and ranks")
     arguments = parser.parse_args()
     shape, names = tuple(arguments.shape), [n for n, group in method_groups().items() if group == "merges"]
     chosen = sorted({REFERENCE, *(arguments.methods or names)})
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    passed: dict[str, list[float]] = {name: [] for name in chosen}
     with tempfile.TemporaryDirectory() as folder:
         refs = write_tensors(Path(folder), shape)
         orders = {name: order(name, refs, shape) for name in chosen}
-        peaks = {name: peak_of(each) for name, each in orders.items()}
+        peaks = {name: peak_of(each, arguments.device) for name, each in orders.items()}
         for _ in range(arguments.rounds):
             for name, each in orders.items():
-                start = time.process_time()
-                made(each)
+                start, began = time.process_time(), time.perf_counter()
+                made(each, arguments.device)
                 seconds[name].append(time.process_time() - start)
+                passed[name].append(time.perf_counter() - began)
     size, reference = prod(shape), min(seconds[REFERENCE])
-    print("| method | tensors | CPU ms per million | to weighted_sum | peak bytes per element |")
-    print("| --- | --: | --: | --: | --: |")
+    print("| method | tensors | CPU ms per million | to weighted_sum | ms per million | peak bytes per element |")
+    print("| --- | --: | --: | --: | --: | --: |")
     for name, least in sorted(((name, min(times)) for name, times in seconds.items()), key=lambda row: row[1]):
-        row = f"{least / size * 1e9:.0f} | {least / reference:.1f} | {peaks[name] / size:.1f}"
+        row = f"{least / size * 1e9:.0f} | {least / reference:.1f} | {min(passed[name]) / size * 1e9:.0f}"
+        row += f" | {peaks[name] / size:.1f}"
         print(f"| {name} | {len(orders[name].inputs)} | {row} |")
 
 

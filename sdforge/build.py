@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import shutil
 import time
+from dataclasses import replace
 
 from sdforge.chapters import presets, reasons, remember
 from sdforge.devices import device_lock, devices
@@ -21,7 +22,7 @@ from sdforge.places import OUT
 from sdforge.placing import show_failed, write_grids
 from sdforge.plan import Plan, Step
 from sdforge.ready import is_ready
-from sdforge.resources import is_job, kind_of, resources
+from sdforge.resources import is_job, kind_of, resources, selects
 from sdforge.room import refuse_lack
 from sdforge.session import Session
 from sdforge.store.files import Lock
@@ -252,6 +253,9 @@ class Build:
         order = make_order(self.session, step, key, manifest, work, how, formula)
         bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
         asked = self._resources(step) if self._goes(step) and not bytes_only else None
+        if asked is None and selects(order) and (idle := self._idle_device()):  # the processor selects the same
+            device, guard = idle
+            order = replace(order, how=how | {"device": device})
         step.state = "running"
         self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
@@ -283,21 +287,28 @@ class Build:
 
         Formulas, what only moves bytes and what needs no torch need no device.
         """
-        if kind_of(step) in ("", "formulas"):
-            return "cpu", None
         if self._goes(step):  # there the engine says which one is free
             return self.options.device.partition(":")[0] if self._resources(step).gpus else "cpu", None
+        if kind_of(step) in ("", "formulas"):
+            return "cpu", None
+        if found := self._idle_device():
+            return found
+        if step.id not in self.patient:
+            self.patient.add(step.id)
+            name = devices(self.options.device)[-1]
+            with device_lock(name) as taken:
+                self.reporter.waiting(step, f"{name}, which process {taken.holder()} uses")
+        return None
+
+    def _idle_device(self) -> tuple[str, Lock | None] | None:
+        """Return a device that nobody uses, with its lock, or None while all are taken. The processor has none."""
         for name in devices(self.options.device):
             if name == "cpu":
                 return name, None
             guard = device_lock(name)
             if guard.acquire(wait=False):
                 return name, guard
-            holder = guard.holder()
             guard.release()
-        if step.id not in self.patient:
-            self.patient.add(step.id)
-            self.reporter.waiting(step, f"{name}, which process {holder} uses")
         return None
 
     # -- what happens ----------------------------------------------------------------------------------------------

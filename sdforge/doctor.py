@@ -175,6 +175,9 @@ def _computing() -> Iterator[Finding]:
         yield Finding("arithmetic", text)
     yield _kernel(seen["kernel"])
     yield _gpus(seen)
+    for name, why in seen["unfit"].items():
+        text = f"{name} leaves choosing and ranking of merges to the processor, to the same bytes in more time: {why}"
+        yield Finding("selection", text, "a device with free memory, another driver or build of torch may serve")
 
 
 def _kernel(why_not: str) -> Finding:

@@ -4,8 +4,7 @@ Elementwise `+ − × ÷` on arrays need nothing from here, as long as they are 
 MKL's, which is one unit off in the last place of every sixth fp32 number, so roots are taken by numpy. Library
 functions such as `sin` or `acos`, dot products and norms differ between processors and thread counts, so scalars are
 computed with 50 decimal digits and reductions in blocks of 65,536 folded by halves, whose sums are added exactly.
-The largest numbers of a tensor are chosen exactly, the first of equal ones; random ones come from a counter, so that
-neither order nor threads nor what else is drawn decides them.
+Random numbers come from a counter, so that neither order nor threads nor what else is drawn decides them.
 """
 
 from __future__ import annotations
@@ -198,86 +197,6 @@ def column_dots(a: Tensor, b: Tensor) -> Tensor:
             x = x[: x.shape[0] // 2] + x[x.shape[0] // 2 :]
         total = total + x[0]
     return total
-
-
-def largest(function: Callable[..., Tensor], count: int, *tensors: Tensor) -> Tensor:
-    """Return where the `count` largest of some numbers ≥ 0 stand (bool, same shape); of equal ones the first.
-
-    function: elementwise, what makes the numbers of the tensors, which have one shape and one type of 32 or 64 bits.
-    Ties are common: the differences of fp16 weights take few values, and a threshold alone would keep too many.
-    """
-    import torch
-
-    first = tensors[0]
-    if count <= 0 or count >= first.numel():
-        return torch.full(first.shape, count > 0, dtype=torch.bool)
-    threshold, above = _threshold(lambda: (function(*parts) for parts in runs(*tensors)), count)
-    chosen, start, left = torch.empty(first.numel(), dtype=torch.bool), 0, count - above
-    for parts in runs(*tensors):
-        numbers, own = function(*parts), chosen[start : start + BLOCK]
-        torch.gt(numbers, threshold, out=own)
-        if left:
-            equal = (numbers == threshold).nonzero().reshape(-1)[:left]
-            own[equal] = True
-            left -= equal.numel()
-        start += BLOCK
-    return chosen.reshape(first.shape)
-
-
-def _threshold(numbers: Callable[[], Iterator[Tensor]], count: int) -> tuple[float, int]:
-    """Return the `count`-th largest of some numbers ≥ 0, and how many are larger; `numbers` yields them anew each time.
-
-    The bits of such numbers are ordered as whole numbers are. Their digits of 16 bits are counted, the highest first,
-    each among the numbers that begin as the one that is sought: nothing is sorted or kept.
-    """
-    import numpy as np
-
-    dtype = next(numbers()).numpy().dtype
-    unsigned, found, above = np.dtype(f"u{dtype.itemsize}"), 0, 0
-
-    def digits(shift: int) -> Iterator[Any]:
-        for run in numbers():
-            bits = run.contiguous().numpy().view(unsigned) >> unsigned.type(shift)
-            first = shift + 16 == 8 * dtype.itemsize  # and nothing has been found yet
-            yield (bits if first else bits[bits >> unsigned.type(16) == found]).astype(np.uint16)
-
-    for shift in range(8 * dtype.itemsize - 16, -1, -16):
-        counts = _counted(digits(shift))
-        larger = above + counts[::-1].cumsum()[::-1] - counts  # than each digit
-        digit = int(np.flatnonzero(larger < count)[0])
-        found, above = found << 16 | digit, int(larger[digit])
-    return float(np.array(found, unsigned).view(dtype)), above
-
-
-def _counted(parts: Iterator[Any]) -> Any:
-    """Return how often each number below 2¹⁶ occurs, counted many at a time: each time all counts are added."""
-    import numpy as np
-
-    total, waiting, size = np.zeros(1 << 16, np.int64), [], 0
-    for part in parts:
-        waiting.append(part)
-        size += part.size
-        if size >= 8 * BLOCK:
-            total += np.bincount(np.concatenate(waiting), minlength=1 << 16)
-            waiting, size = [], 0
-    return total + np.bincount(np.concatenate(waiting), minlength=1 << 16) if waiting else total
-
-
-def ranks(magnitudes: Tensor) -> Tensor:
-    """Return the rank of each number ≥ 0 of a matrix within its row, 0 for the smallest; equal ones in their order."""
-    import numpy as np
-    import torch
-
-    places = torch.arange(magnitudes.shape[1]).expand(magnitudes.shape)
-    if magnitudes.dtype == torch.float32:
-        # bits and place as one number leave a sort no choice, be it stable or not; numpy has a fast one for such
-        keys = magnitudes.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
-        keys |= places.numpy().astype(np.uint64)
-        keys.sort(axis=1)
-        order = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.int64))
-    else:
-        order = magnitudes.argsort(stable=True)
-    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def share_of(count: int, share: float) -> int:

@@ -5,16 +5,18 @@ Like all of how to run, it decides no result and enters no key.
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from sdforge.errors import Place, Problem, RecipeError, UsageError, nearest
 from sdforge.executors import Resources
 from sdforge.method import method
+from sdforge.order import Computation, Order
 from sdforge.places import FILE, LOCAL, amount
 from sdforge.plan import Plan, Step
 from sdforge.project import Project, read_small
 from sdforge.room import numbers_of, size_of, state_size
+from sdforge.selection import LARGE
 from sdforge.session import Session
 from sdforge.syntax import read_toml
 
@@ -27,6 +29,8 @@ GIB = 2**30
 PROCESS = 2 * GIB  # python with its libraries, and what pictures and texts take
 NETWORK = 6  # bytes for each number of the networks: fp32, and a copy in 16 bits
 STATE = 1.5  # of what a training learns: with its optimiser's memory, and gradients or a copy that is being written
+# elements to be chosen from: a processor takes 4 s for them (`ties`); for fewer no device is kept from others
+WORTH_A_DEVICE = 1 << 27
 
 
 def kind_of(step: Step) -> str:
@@ -63,6 +67,16 @@ def resources(session: Session, step: Step, device: str, threads: int) -> Resour
     return Resources(
         gpus, stated.get("cpus", cpus), memory, stated.get("minutes", MINUTES), stated.get("partition", "")
     )
+
+
+def selects(order: Order) -> bool:
+    """Say whether a formula chooses or ranks so many numbers that a device pays (see `sdforge.selection`)."""
+    return sum(prod(c.shape) for c in order.compute if prod(c.shape) > LARGE and _selects(c)) >= WORTH_A_DEVICE
+
+
+def _selects(computation: Computation) -> bool:
+    inner = [each for each in computation.inputs if isinstance(each, Computation)]
+    return getattr(method(computation.method).module, "SELECTS", False) or any(map(_selects, inner))
 
 
 def _stated(cluster: dict[str, Any], step: Step, kind: str) -> dict[str, Any]:

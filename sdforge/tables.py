@@ -123,7 +123,9 @@ class SampleRun(Table):
 class Run(Table):
     """How to run: never what comes out."""
 
-    device: str = Field("auto", pattern=DEVICE, description="where trainings run")
+    device: str = Field(
+        "auto", pattern=DEVICE, description="where trainings run; large merges choose numbers there too"
+    )
     jobs: int = Field(1, ge=1, le=64, description="actions side by side")
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a training; recorded with its result")
     vram: str = Field(

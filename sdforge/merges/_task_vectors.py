@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from sdforge.exact import fraction, in_runs, largest, share_of
+from sdforge.exact import fraction, in_runs, share_of
+from sdforge.selection import largest
 from sdforge.settings import PerBlock, Weight
 
 if TYPE_CHECKING:

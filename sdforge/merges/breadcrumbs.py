@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 WIDENS = True
+SELECTS = True
 
 
 def breadcrumbs(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sdforge.errors import SettingErrors
-from sdforge.exact import drawn, fraction, in_runs, ranks
+from sdforge.exact import drawn, fraction, in_runs
 from sdforge.merges._task_vectors import Density, Strengths, Vote, coefficients, simplified, voted, weighed
+from sdforge.selection import ranks
 from sdforge.settings import Share, Weight
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 WIDENS = True
+SELECTS = True
 
 
 def della(

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdforge.exact import fraction, largest, runs, squares
+from sdforge.exact import fraction, runs, squares
 from sdforge.merges._task_vectors import Density, joined, masked_vectors, total
+from sdforge.selection import largest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VERSION = 1
 WIDENS = True
+SELECTS = True
 
 
 def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tensor:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 WIDENS = True
+SELECTS = True
 
 
 def ties(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -32,16 +32,17 @@ from sdforge.ref import Damaged, Ref
 from sdforge.run.fused import CannotBeNoted, Noted, Notes, without
 from sdforge.run.side_by_side import Stream, drained, in_order
 from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
+from sdforge.selection import LARGE, selecting_on
 from sdforge.store.files import open_regular
 
 Report = Callable[..., None]
 Apart = dict[str, tuple[Digests, bytes]]  # what a file holds otherwise than it is
 Written = tuple[Digests | None, Apart]
 Job = Callable[[], Stream[Written]]
+Selecting = Callable[[], AbstractContextManager[None]]  # what is selected within is selected by a device
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
-LARGE = 1 << 22  # elements; of larger tensors that are needed whole only one is in memory
 
 
 def run_formula(order: Order, report: Report) -> Outcome:
@@ -52,7 +53,8 @@ def run_formula(order: Order, report: Report) -> Outcome:
     without()  # the processes that are forked have it from here
     with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
         jobs = _jobs(order.layout, pack, rows)
-        with closing(_done(jobs, pack, rows)) as done:  # whatever happens here, no process is left behind
+        on_device = partial(selecting_on, order.how.get("device", "cpu"), cache(lambda why: report(remark=why)))
+        with closing(_done(jobs, pack, rows, on_device)) as done:  # whatever happens here, no process is left behind
             for number, (name, (digests, apart)) in enumerate(done, 1):
                 pack.wrote(name, digests)
                 others |= apart
@@ -136,23 +138,26 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _done(jobs: dict[str, Job], pack: Pack, rows: dict[str, Computation]) -> Generator[tuple[str, Written]]:
+def _done(
+    jobs: dict[str, Job], pack: Pack, rows: dict[str, Computation], on_device: Selecting
+) -> Generator[tuple[str, Written]]:
     """Do all jobs, and yield the name of each with what it wrote.
 
     Processes make what can be made in parts, or is small; this one hashes and writes, and makes what is large and
-    needed whole, with all threads, while the others wait.
+    needed whole, with all threads and the device, while the others wait.
     """
     alone = {name for name in jobs if name in rows and prod(rows[name].shape) > LARGE and _needs_whole(rows[name])}
 
-    def with_all_threads(job: Job) -> Stream[Written]:
+    def with_all_there_is(job: Job) -> Stream[Written]:
         torch.set_num_threads(_processors())
         try:
-            return (yield from job())
+            with on_device():
+                return (yield from job())
         finally:
             torch.set_num_threads(1)
 
     several = _processors() > 1 and sum(pack.sizes.values()) > SMALL
-    ways = {name: partial(with_all_threads, job) if name in alone else job for name, job in jobs.items()}
+    ways = {name: partial(with_all_there_is, job) if name in alone else job for name, job in jobs.items()}
     return in_order(ways, pack.file.write, PROCESSES if several else 0, alone)
 
 

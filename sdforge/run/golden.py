@@ -25,6 +25,7 @@ from sdforge.merges.ties import ties
 from sdforge.merges.weighted_sum import weighted_sum
 from sdforge.run.fused import without
 from sdforge.run.tensors import raw, rounded
+from sdforge.selection import why_not
 
 SHAPE = (384, 320)  # more than one block of 65,536
 
@@ -80,7 +81,10 @@ def digest(name: str) -> str:
 
 
 def look() -> dict[str, Any]:
-    """Return what this process computes and sees. differing: the vectors that are not what they must be."""
+    """Return what this process computes and sees.
+
+    differing: the vectors that are not what they must be; unfit: the GPUs by which merges are not sorted, and why.
+    """
     began = time.perf_counter()
     differing = [name for name, (_, expected) in VECTORS.items() if digest(name) != expected]
     found: dict[str, Any] = {
@@ -91,11 +95,14 @@ def look() -> dict[str, Any]:
         "kernel": without(),
         "built_for": torch.version.cuda or "",
         "gpus": [],
+        "unfit": {},
     }
     if torch.version.cuda and torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             found["gpus"].append([f"cuda:{i}", properties.name, properties.total_memory])
+            if why := why_not(f"cuda:{i}"):
+                found["unfit"][f"cuda:{i}"] = why
     return found
 
 

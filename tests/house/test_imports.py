@@ -20,7 +20,7 @@ ADAPTERS = (".draw", ".adapter", ".load", ".forms")  # files beside a method or 
 FLOORS = (
     {"slips", "elsewhere", "hidden", "kernel"},
     {"errors", "identity", "licences", "toml", "names", "dtypes", "exact", "sampler", "wire", "references", "signing"},
-    {"pictures", "artifact", "settings", "syntax", "places", "index", "variants"},
+    {"pictures", "artifact", "settings", "syntax", "places", "index", "variants", "selection"},
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "ref", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},

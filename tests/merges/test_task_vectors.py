@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from sdforge.exact import drawn, largest, philox, random_words, share_of
+from sdforge.exact import drawn, philox, random_words, share_of
 from sdforge.merges._task_vectors import coefficients, kept
 from sdforge.merges.add_difference import add_difference
 from sdforge.merges.add_perpendicular import add_perpendicular
@@ -76,27 +76,6 @@ def test_t21_two_tenths_of_ten_are_two() -> None:
 
 def test_t22_of_equal_numbers_the_first_are_kept() -> None:
     assert trimmed(vector(1, -1, 1, -1, 2), 0.6).tolist() == [1, -1, 0, 0, 2]
-
-
-@PROPERTY
-@given(NUMBERS, st.integers(0, 12))
-def test_the_largest_are_those_that_a_stable_sort_puts_first(numbers: list[float], count: int) -> None:
-    magnitudes = vector(*numbers).abs()
-    expected = np.zeros(len(numbers), bool)
-    expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert largest(Tensor.abs, count, magnitudes).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [1, 50_000, 99_999, 139_999])
-def test_many_numbers_of_every_size_are_told_apart(count: int, dtype: torch.dtype) -> None:
-    draw = np.random.RandomState(0)
-    numbers = np.abs(draw.standard_normal(140_000)) * 2.0 ** draw.randint(-60, 60, 140_000)
-    magnitudes = torch.from_numpy(numbers).to(dtype)
-    magnitudes[::3] = magnitudes[0]
-    expected = np.zeros(140_000, bool)
-    expected[np.argsort(-magnitudes.numpy(), kind="stable")[:count]] = True
-    assert np.array_equal(largest(Tensor.abs, count, magnitudes).numpy(), expected)
 
 
 @PROPERTY

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from sdforge.families.sd15.load import load
 from sdforge.method import module_of
-from sdforge.order import Given, Outcome
+from sdforge.order import Computation, Given, Order, Outcome
 from sdforge.run.__main__ import prepare
+from sdforge.run.formula import run_formula
 from sdforge.run.low_rank import Spectrum, of_matrix, of_product
 from sdforge.run.sample import Wish, sample
+from sdforge.run.tensors import DTYPES
 from sdforge.sidecars import attached
 from sdforge.sidecars.null_text import replay
 from tests.families.toys import write_family
-from tests.families.workbench import Taken, take
+from tests.families.workbench import Taken, keep, reference, take
 from tests.run.hypernetworks import SWISH, random_nets
 from tests.run.order import order, shown, train
 from tests.sidecars.test_pictures_and_aesthetics import shown as shown_picture
@@ -131,3 +133,28 @@ def test_matrices_are_decomposed_there_as_exactly() -> None:
         assert float((_whole(found).cpu() - matrix).norm() / matrix.norm()) < 1e-12
     here, there = of_matrix(full), of_matrix(full.cuda())
     assert torch.allclose(there.values_N.cpu(), here.values_N, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "sce", "della"])
+@pytest.mark.parametrize("dtype", ["F16", "F32"])
+def test_merges_that_choose_or_rank_have_the_bytes_of_the_cpu(name: str, dtype: str, tmp_path: Path) -> None:
+    """Of fp16 most differences are equal to others; those of fp32 are compared in fp64."""
+    draw, shape = torch.Generator().manual_seed(0), (2304, 1920)  # larger than what is left to the CPU
+    base = 0.02 * torch.randn(shape, generator=draw)
+    tensors = [base, *(base + 0.001 * torch.randn(shape, generator=draw) for _ in range(2))]
+    taken = keep(tmp_path, {"unet": {f"{i}": tensor.to(DTYPES[dtype]) for i, tensor in enumerate(tensors)}})
+    refs = tuple(reference(row, taken.files) for row in taken.tables["unet"])
+    parameters: dict[str, Any] = {"sce": {"select_topk": 0.3}, "della": {"tensor": "x"}}.get(name, {})
+    found, told = {}, []
+    for device in ("cpu", "cuda:0"):
+        (tmp_path / device).mkdir()
+        merge = Computation("unet", "x", dtype, shape, name, parameters, refs)
+        asked = Order(
+            "", "", name, "merges", "sd15", {}, str(tmp_path / device), compute=[merge], how={"device": device}
+        )
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found[device] = run_formula(asked, lambda **event: told.append(event)).components
+        assert (torch.cuda.max_memory_allocated() > before) == (device != "cpu")
+    assert found["cuda:0"] == found["cpu"]
+    assert not [event for event in told if "remark" in event]  # that the CPU had to do it

@@ -26,6 +26,7 @@ WELL: dict[str, Any] = {
     "kernel": "",
     "built_for": "",
     "gpus": [],
+    "unfit": {},
 }
 
 
@@ -70,6 +71,16 @@ def test_it_says_whether_the_compiled_kernel_computes_merges(
     assert (found["state"], found["code"]) == ("note", 0)
     assert found["text"].endswith("it is not compiled")
     assert "python -m sdforge.kernel" in found["hint"]
+
+
+def test_a_gpu_that_sorts_otherwise_than_the_processor_is_named(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "selection" not in examine(root, capsys)
+    pretend(monkeypatch, unfit={"cuda:1": "it selects otherwise than the processor"})
+    found = examine(root, capsys)["selection"]
+    assert (found["state"], found["code"]) == ("note", 0)
+    assert found["text"].startswith("cuda:1 leaves choosing and ranking of merges to the processor")
 
 
 @pytest.mark.parametrize("name", VECTORS)
