@@ -30,6 +30,7 @@ STALE = 7 * 86_400.0  # seconds without a change, after which what another machi
 OWN_NAME = re.compile(r"\.?([0-9a-f]{12})-(\d+)-[0-9a-f]{12}")  # where, process, chance
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
+ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
 _published = 0
@@ -218,13 +219,19 @@ def sweep_parts(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process of this machine lives."""
+    """Say whether a process of this machine lives. One that has ended does not, where Linux tells of it.
+
+    Whoever started it may not have asked yet how it ended; until then its id is taken.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True
+        pass  # it is another user's
+    with suppress(OSError):
+        told = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]  # its name may hold brackets
+        return told.split()[0] not in ENDED
     return True
 
 

@@ -92,6 +92,23 @@ def test_what_a_dead_process_left_is_swept(cache: Path) -> None:
     assert not any(p.is_dir() for p in (cache / "v1" / "tmp").iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells of processes that have ended")
+def test_what_a_killed_process_left_is_swept_before_anybody_asks_how_it_ended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(os, "getpid", lambda: killed.pid)
+    folder = store.workplace()
+    monkeypatch.undo()
+    Store(store.root.parent).prepare()
+    assert folder.is_dir()
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked for its exit code
+    Store(store.root.parent).prepare()
+    assert not folder.exists()
+    assert killed.wait() == -9
+
+
 def test_the_workplace_of_a_living_process_is_left_alone(store: Store) -> None:
     folder = store.workplace()
     Store(store.root.parent).prepare()
