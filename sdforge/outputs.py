@@ -20,7 +20,7 @@ from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import Lock, is_settled, make_folder, publish, resources, sha256_of, stat_of
+from sdforge.store.files import Lock, flush_folder, is_settled, make_folder, publish, resources, sha256_of, stat_of
 from sdforge.variants import split
 
 REPLACED = ".replaced"
@@ -230,8 +230,9 @@ class Outputs:
         place, n = aside, 1
         while place.exists():
             place, n = aside.with_name(f"{aside.name}.{n}"), n + 1
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         path.replace(place)
+        flush_folder(place.parent)  # its new name lasts before another file takes its old one
         return str(place.relative_to(self.project.root))
 
 

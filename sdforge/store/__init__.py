@@ -33,7 +33,6 @@ from sdforge.store.entries import Known, Result, alias_in, alias_text, load_resu
 from sdforge.store.files import (
     Lock,
     damaged,
-    flush_folder,
     is_abandoned,
     make_folder,
     own_name,
@@ -97,8 +96,6 @@ class Store:
             make_folder(self.temporary)
             tag = self.root.parent / "CACHEDIR.TAG"
             if not tag.exists():
-                for made in (self.root.parent, self.root.parent.parent):  # the index may have made what is in these
-                    flush_folder(made)
                 tag.write_text(TAG)
         self.sweep()
         self._ready = True

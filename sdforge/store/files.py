@@ -1,8 +1,8 @@
 """Every call to the operating system that the store makes: publish, lock, look at a file. One publish for everything.
 
 A file appears under its final name whole or not at all: it is written in `tmp/` of the same file system, flushed,
-made read-only, renamed, and the folder is flushed; of a folder that was made for it, the one above too. An action's
-result is published last.
+made read-only, renamed, and the folder is flushed, as are all folders on the way there. An action's result is published
+last.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
 _published = 0
+_lasting: set[Path] = set()  # folders whose names this process knows to be flushed
 
 
 class Stat(NamedTuple):
@@ -238,15 +239,30 @@ def is_alive(pid: int) -> bool:
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where there is none.
 
-    Their names are flushed: one that a power loss takes away takes all with it that was flushed within.
+    Their names are flushed: one that a power loss takes away takes all with it that was flushed within. A folder that
+    is there may lack that too, since who made it may have been killed before, or be at it now. So all on the way are
+    flushed, once a process.
     """
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        each.mkdir(exist_ok=True)
-        flush_folder(each.parent)
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
+        _lasting.add(folder)
+    elif folder not in _lasting:
+        if _may_be_new(folder):
+            make_folder(folder.parent)
+            with os.scandir(folder.parent) as entries:
+                there = {folder.parent / entry.name for entry in entries if entry.is_dir()}
+            flush_folder(folder.parent)
+            _lasting.update(there)
+        _lasting.add(folder)
+
+
+def _may_be_new(folder: Path) -> bool:
+    """Say whether somebody like this process can have made a folder: not a disk's first one, nor another user's."""
+    above = folder.parent
+    same_disk = above != folder and above.stat().st_dev == folder.stat().st_dev
+    return same_disk and os.access(above, os.R_OK | os.W_OK)
 
 
 def flush_folder(folder: Path) -> None:

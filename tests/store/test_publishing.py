@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,7 @@ def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
         done.append("rename")
         replace(*arguments)
 
+    files.make_folder(tmp_path)
     monkeypatch.setattr(os, "fsync", note_fsync)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(os, "replace", note_replace)
@@ -192,6 +194,51 @@ def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
     publish_bytes(b"x", tmp_path / "a/b/final", tmp_path / "tmp")
     made = ["make a", f"flush {tmp_path.name}", "make b", "flush a"]
     assert done == ["flush file", *made, "rename", "flush b"]
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that are flushed from now on, by a process that knows of none yet."""
+    found: list[Path] = []
+
+    def note(folder: Path, flush: Callable[[Path], None] = files.flush_folder) -> None:
+        found.append(folder)
+        flush(folder)
+
+    monkeypatch.setattr(files, "flush_folder", note)
+    monkeypatch.setattr(files, "_lasting", set())
+    return found
+
+
+def test_folders_that_a_killed_build_made_and_did_not_flush_are_flushed_by_the_next_one(
+    store: Store, tmp_path: Path, flushed: list[Path]
+) -> None:
+    """Or by one that is at work beside it: a power loss would take what it said is done."""
+    place = store.object(digest_of(b"x")).parent
+    place.mkdir(parents=True)
+    store.put_bytes(b"x")
+    assert flushed.index(tmp_path) < flushed.index(store.root) < flushed.index(place.parent) < flushed.index(place)
+
+
+def test_folders_are_flushed_once_a_process_and_where_a_disk_is_mounted_never(
+    store: Store, flushed: list[Path]
+) -> None:
+    made = [store.object(digest_of(data)).parent for data in (b"x", b"y")]
+    for place in made:
+        place.mkdir(parents=True)
+    store.put_bytes(b"x")
+    flushed.clear()
+    store.put_bytes(b"y")  # its folder was there when the one above was flushed
+    assert flushed == made[1:]
+    late = store.object(digest_of(b"z")).parent
+    late.mkdir()
+    flushed.clear()
+    store.put_bytes(b"z")
+    assert flushed == [late.parent, late]
+    flushed.clear()
+    files._lasting.clear()
+    files.make_folder(Path("/proc"))
+    assert flushed == []
 
 
 def test_an_objects_file_cannot_be_written_to(store: Store) -> None:
