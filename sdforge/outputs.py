@@ -45,9 +45,13 @@ class Outputs:
 
     def __init__(self, project: Project, store: Store) -> None:
         self.project, self.store = project, store
-        self.lists = Written(project.out)
         self._memo: dict[str, tuple[str, int, str]] = {}
         self.looked_at: set[str] = set()
+
+    @property
+    def lists(self) -> Written:
+        """What builds wrote to the folder in which this project's files are made now."""
+        return Written(self.project.out)
 
     def folder(self, step: Step) -> Path:
         return self.project.out / step.node.recipe.name

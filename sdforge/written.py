@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,11 @@ class Noted(NamedTuple):
     made_from: str = ""
 
 
+@dataclass(frozen=True)
 class Written:
     """The lists of a project's output folder. Who writes holds the lock of `out/`."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self._opened: set[Path] = set()
+    out: Path
 
     def noted(self, path: Path) -> list[Noted]:
         """Return what a build may have left at a path: what it wrote last, or, if it was killed then, what before."""
@@ -47,13 +47,12 @@ class Written:
     def announce(self, path: Path, file: Noted) -> None:
         """Note, lastingly, what is about to be written. Raises OSError."""
         place = self._list(path)
-        if place not in self._opened:
-            make_folder(place.parent)
-            self._shorten(place)
+        make_folder(place.parent)
+        self._shorten(place)
+        is_new = not place.exists()
         self._append(path, file, lasting=True)
-        if place not in self._opened:
+        if is_new:
             flush_folder(place.parent)
-            self._opened.add(place)
 
     def confirm(self, path: Path, file: Noted) -> None:
         """Note that what was announced is there. Raises OSError."""

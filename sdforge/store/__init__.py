@@ -31,6 +31,7 @@ from sdforge.identity import digest_of_text
 from sdforge.index import Index
 from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of, table_bytes
 from sdforge.store.files import (
+    CACHE_TAG,
     Lock,
     damaged,
     is_abandoned,
@@ -54,6 +55,11 @@ ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 NO_KEY = "-"  # in the place of a key: nothing is ever kept under it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
+
+
+def called(project: Path) -> str:
+    """Return what a cache calls a project's folder: 16 hexadecimal digits that do not tell where it is."""
+    return hashlib.sha256(str(project).encode()).hexdigest()[:16]
 
 
 class Store:
@@ -94,7 +100,7 @@ class Store:
             return
         with resources(f"the cache {self.root} cannot be used"):
             make_folder(self.temporary)
-            tag = self.root.parent / "CACHEDIR.TAG"
+            tag = self.root.parent / CACHE_TAG
             if not tag.exists():
                 tag.write_text(TAG)
         self.sweep()
@@ -421,8 +427,7 @@ class Store:
 
     def register(self, project: Path) -> None:
         """Note a project as a root: what its recipes need is not removed by `clean`."""
-        name = hashlib.sha256(str(project).encode()).hexdigest()[:16]
-        path = self.root / "roots" / name
+        path = self.root / "roots" / called(project)
         if not path.exists():
             publish_bytes(str(project).encode(), path, self.temporary, 0o644)
 

@@ -220,6 +220,14 @@ def test_folders_that_a_killed_build_made_and_did_not_flush_are_flushed_by_the_n
     assert flushed.index(tmp_path) < flushed.index(store.root) < flushed.index(place.parent) < flushed.index(place)
 
 
+@pytest.mark.parametrize("mark", ["forge.toml", "CACHEDIR.TAG"])
+def test_nothing_above_a_project_or_a_cache_is_looked_at(tmp_path: Path, flushed: list[Path], mark: str) -> None:
+    (tmp_path / mark).touch()
+    (tmp_path / "out").mkdir()
+    publish_bytes(b"x", tmp_path / "out/toy/card.md", tmp_path)
+    assert flushed == [tmp_path, tmp_path / "out", tmp_path / "out/toy"]
+
+
 def test_folders_are_flushed_once_a_process_and_where_a_disk_is_mounted_never(
     store: Store, flushed: list[Path]
 ) -> None:
