@@ -11,19 +11,29 @@
 
 None of it decides a result but a check's that compares with the build before. It is lost with the index, and what
 another version wrote counts as lost: then there is nothing to compare with, and everything else goes on.
+
+In a cache of its own a project's records are found wherever its folder is. In a shared one they stand under the name of
+its folder; `out/.project` says under which one it was built last, so that they go along when it is moved or copied.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sdforge.drawn import Pictures
+from sdforge.errors import ResourceError
 from sdforge.index import Index
+from sdforge.places import OUT
+from sdforge.store import called
+from sdforge.store.files import publish_bytes, read_entry, sweep_parts
 
+TOLD = ".project"  # in `out/`, which git ignores
 VERSION = 1  # of the record's format: raised, what is there is forgotten
 MOST = 2  # builds that are remembered, and previews that passed
 
@@ -109,21 +119,40 @@ def _chapter(row: dict[str, Any]) -> Chapter:
 
 
 class Chronicle:
-    """The records of one project's recipes. In a cache of its own they are found wherever the project's folder is."""
+    """The records of one project's recipes."""
 
     def __init__(self, index: Index, root: Path) -> None:
-        self.index, self.root = index, root
+        self.index, self.name = index, called(root)
+        self.shared = index.path.parents[1] != root / "cache"
+        self.told = root / OUT / TOLD
         self._read: dict[str, Past] = {}
 
+    @cached_property
+    def before(self) -> str:
+        """What the project's folder was called when it was last built with a shared cache, "" where nothing says."""
+        return self._told()
+
+    @property
+    def moved(self) -> bool:
+        """Whether what is remembered stands under another name still."""
+        return self.before not in ("", self.name)
+
     def past(self, recipe: str) -> Past:
-        """Return what is remembered of a recipe."""
+        """Return what is remembered of a recipe.
+
+        Where a folder was moved, what stands under its name of now may be older, or another project's.
+        """
         if recipe not in self._read:
-            row = self.index.read_keyed("builds", [self._row(recipe)]).get(self._row(recipe))
+            rows = self.index.read_keyed("builds", [self._row(recipe), self._row(recipe, self.before)])
+            row = rows.get(self._row(recipe, self.before)) or rows.get(self._row(recipe))
             self._read[recipe] = Past.load(row) if row else Past()
         return self._read[recipe]
 
     def change(self, recipe: str, change: Callable[[Past], Past]) -> None:
         """Change what is remembered of a recipe, whatever another build has entered since it was read."""
+        self.before = self._told()  # another build may have settled meanwhile
+        if self.shared and self.before != self.name:
+            self._settle()
         self._read.pop(recipe, None)
         before = self.past(recipe)
         now = change(before)
@@ -135,6 +164,25 @@ class Chronicle:
         """Return the plan key with which a target was last made here, or ""."""
         return self.past(identifier.partition(":")[0]).keys.get(identifier, "")
 
-    def _row(self, recipe: str) -> str:
-        own = self.index.path.parents[1] == self.root / "cache"
-        return recipe if own else f"{self.root}:{recipe}"
+    def _settle(self) -> None:
+        """Go on under the name that the folder has now, with all that stands under the one that it had.
+
+        A copy begins with what is remembered of its original; neither sees the other's builds after that.
+        """
+        if self.moved:
+            start = f"{self.before}:"
+            rows = self.index.read("builds", "id >= ? AND id < ?", [start, f"{start}\U0010ffff"])
+            self.index.put("builds", {self._row(row[0].removeprefix(start)): row[1] for row in rows})
+        with suppress(ResourceError):  # where nothing can be written, it is only forgotten with the next move
+            sweep_parts(self.told.parent)
+            publish_bytes(self.name.encode(), self.told, self.told.parent, 0o644)
+        self.before = self.name
+
+    def _told(self) -> str:
+        try:
+            return read_entry(self.told).decode(errors="replace") if self.shared else ""
+        except (OSError, ValueError):
+            return ""
+
+    def _row(self, recipe: str, name: str = "") -> str:
+        return f"{name or self.name}:{recipe}" if self.shared else recipe

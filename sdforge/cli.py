@@ -175,10 +175,11 @@ def _nothing_to_do(session: Session, made: Plan, wishes: argparse.Namespace) -> 
     from sdforge.report.table import nothing_as_json, nothing_to_do
     from sdforge.verdict import keep
 
-    if not all(session.chronicle.past(step.node.recipe.name).keys for step in made.steps.values()):
+    chronicle = session.chronicle
+    if chronicle.moved or not all(chronicle.past(step.node.recipe.name).keys for step in made.steps.values()):
         from sdforge.chapters import remember
 
-        remember(session, made, {}, {})  # in a shared cache, of a project that was moved
+        remember(session, made, {}, {})  # of a project that was moved, or has lost what was remembered
     words = nothing_to_do(made)
     with suppress(ResourceError):  # a project that was moved here, or copied: what it needs stays in the cache
         session.store.register(session.project.root)

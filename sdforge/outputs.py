@@ -1,9 +1,8 @@
 """What lies in `out/`: which files a preset has there, whether they are whole, and how they get there.
 
 What lies at an output path and is not what a build wrote there last is moved to `out/.replaced/` and named, never
-overwritten. Builds that go on at the same time know each other's files by the cache's index: a build notes there what
-it is about to write, and only one at a time writes. The index names files by their paths; where a project's folder was
-moved, or copied with its cache, a file is known by its place in the project and its bytes.
+overwritten. Whose it is, lists beside the files say (`written.py`): a build notes there what it is about to write, and
+only one at a time writes. The cache's index repeats it, with the files' times, so that a null build reads none of them.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from sdforge.identity import digest_of_text
 from sdforge.plan import Step
 from sdforge.project import Project
 from sdforge.store import Store
-from sdforge.store.files import Lock, is_settled, make_folder, publish, resources, sha256_of, stat_of
+from sdforge.store.files import Lock, flush_folder, is_settled, make_folder, publish, resources, sha256_of, stat_of
 from sdforge.variants import split
+from sdforge.written import Noted, Written
 
 REPLACED = ".replaced"
 FAILED = ".failed"  # where pictures lie that did not pass the checks of their preset
@@ -45,9 +45,13 @@ class Outputs:
 
     def __init__(self, project: Project, store: Store) -> None:
         self.project, self.store = project, store
-        self._seen: dict[str, Any] = {}
         self._memo: dict[str, tuple[str, int, str]] = {}
         self.looked_at: set[str] = set()
+
+    @property
+    def lists(self) -> Written:
+        """What builds wrote to the folder in which this project's files are made now."""
+        return Written(self.project.out)
 
     def folder(self, step: Step) -> Path:
         return self.project.out / step.node.recipe.name
@@ -152,8 +156,7 @@ class Outputs:
         value = _value(expected, sha256)
         fits = sha256 == expected
         if expected.startswith(COMPOSED):
-            written = self._rows(path).get(f"out:{path}")  # another build may have done so since the memo
-            fits = (written is not None and written[2] == value) or value in self._noted_elsewhere(path)
+            fits = self.lists.is_there(path, _noted(expected, sha256))
         if fits:
             self.store.index.put("seen", {f"out:{path}": (json.dumps(stat), int(is_settled(stat, looked)), value)})
         return fits
@@ -164,19 +167,6 @@ class Outputs:
             found = self.store.index.read_keyed("seen", [identifier])
             self._memo[identifier] = found.get(identifier, ())
         return self._memo[identifier]
-
-    def _rows(self, path: Path) -> dict[str, Any]:
-        """Return what builds say now that they have written to a path, and are about to."""
-        return self.store.index.read_keyed("seen", [f"out:{path}", f"coming:{path}"])
-
-    def _noted_elsewhere(self, path: Path) -> set[str]:
-        """Return what builds noted of the file at this place in a project when its folder was called otherwise.
-
-        Who has the same bytes there has a copy of what a build wrote, and loses nothing with it.
-        """
-        tail = f"/{path.relative_to(self.project.root).as_posix()}"
-        where = "(id >= 'out:' AND id < 'out;' OR id >= 'coming:' AND id < 'coming;') AND substr(id, ?) = ?"
-        return {str(row[3]) for row in self.store.index.read("seen", where, [-len(tail), tail])}
 
     def lies(self, path: Path, expected: str) -> bool:
         """Say whether a file lies at its place already."""
@@ -199,14 +189,14 @@ class Outputs:
             sha256 = sha256_of(made) if expected.startswith(COMPOSED) else expected
             if path.exists() or path.is_symlink():
                 moved = self._clear(path, sha256)
-            value = _value(expected, sha256)
-            # first: who finds the file in its way must know whose it is, also if this build dies here
-            self.store.index.put("seen", {f"coming:{path}": ("", 0, value)})
+            noted = _noted(expected, sha256)
+            self.lists.announce(path, noted)  # first: who finds the file must know whose it is, also if this build dies
             beside = path.with_name(f".{path.name}.part")
             _move(made, beside)
             linked = beside.stat().st_nlink > 1  # it is the store's own file too, so nobody may write into it
             publish(beside, path, 0o444 if linked else 0o644)
-            self._note(path, value)
+            self.lists.confirm(path, noted)
+            self._note(path, _value(expected, sha256))
         return moved
 
     def _note(self, path: Path, value: str) -> None:
@@ -219,10 +209,8 @@ class Outputs:
 
     def _clear(self, path: Path, coming: str) -> str:
         """Make room for a file: what a build wrote there or what is the same may go, anything else is moved aside."""
-        rows = self._rows(path)
-        noted = {str(row[2]) for row in rows.values()} | self._noted_elsewhere(path)
-        ours = {coming, *(value.rpartition("\n")[2] for value in noted)}
-        stat, settled, _ = rows.get(f"out:{path}", ("", 0, ""))
+        ours = {coming, *(noted.sha256 for noted in self.lists.noted(path))}
+        stat, settled, _ = self.store.index.read_keyed("seen", [f"out:{path}"]).get(f"out:{path}", ("", 0, ""))
         untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""
@@ -230,14 +218,20 @@ class Outputs:
         place, n = aside, 1
         while place.exists():
             place, n = aside.with_name(f"{aside.name}.{n}"), n + 1
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         path.replace(place)
+        flush_folder(place.parent)  # its new name lasts before another file takes its old one
         return str(place.relative_to(self.project.root))
 
 
 def _value(expected: str, sha256: str) -> str:
     """Return what the index says of a file: of what is put together, what it was made from and its bytes."""
     return f"{expected}\n{sha256}" if expected.startswith(COMPOSED) else sha256
+
+
+def _noted(expected: str, sha256: str) -> Noted:
+    """Return what the list of written files says of a file."""
+    return Noted(sha256, digest_of_text("made from", expected) if expected.startswith(COMPOSED) else "")
 
 
 def verdicts(step: Step) -> dict[str, Any]:

@@ -55,8 +55,8 @@ class Whole:
 
 
 def outputs(root: Path) -> dict[str, bytes]:
-    """Return what lies in `out/`, but for what had to be moved aside, and the report, which tells times."""
-    aside = {".replaced", "report.html"}
+    """Return what lies in `out/`, but for what is moved aside, what tells times (report, list) and where it is."""
+    aside = {".replaced", ".written", ".project", "report.html"}
     files = (p for p in (root / "out").rglob("*") if p.is_file() and not aside & set(p.parts))
     return {str(p.relative_to(root)): p.read_bytes() for p in files}
 

@@ -25,7 +25,7 @@ from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
-from sdforge.store.files import Lock, flush_folder, resources, sha256_of, share
+from sdforge.store.files import Lock, flush_folder, make_folder, resources, sha256_of, share
 
 BESIDE = (".json", ".png", ".jpg", ".jpeg", ".webp", ".txt", ".info")  # how files end that say something of another one
 PRESET = r"[a-z][a-z0-9_-]*(@[a-z0-9_-]+)?"
@@ -326,7 +326,7 @@ def _missing(into: Path, path: str) -> list[str]:
 def put(wanted: Wanted, target: Path, *, replace: bool, copy: bool) -> str:
     """Bring a file to its place, whole; return how. Raises UsageError if something has come there meanwhile."""
     with resources(f"{target} cannot be written"):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         part = _part(target)
         part.unlink(missing_ok=True)
         how = _bring(wanted.source, part, copy=copy)

@@ -31,9 +31,9 @@ from sdforge.identity import digest_of_text
 from sdforge.index import Index
 from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of, table_bytes
 from sdforge.store.files import (
+    CACHE_TAG,
     Lock,
     damaged,
-    flush_folder,
     is_abandoned,
     make_folder,
     own_name,
@@ -55,6 +55,11 @@ ALL_LISTED = "*"  # in the index of tensors: no result is missing from it
 NO_KEY = "-"  # in the place of a key: nothing is ever kept under it
 COMPLETE = ".complete"  # in a folder of what was fetched, when all of it is there
 TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache of sdforge.\n"
+
+
+def called(project: Path) -> str:
+    """Return what a cache calls a project's folder: 16 hexadecimal digits that do not tell where it is."""
+    return hashlib.sha256(str(project).encode()).hexdigest()[:16]
 
 
 class Store:
@@ -95,10 +100,8 @@ class Store:
             return
         with resources(f"the cache {self.root} cannot be used"):
             make_folder(self.temporary)
-            tag = self.root.parent / "CACHEDIR.TAG"
+            tag = self.root.parent / CACHE_TAG
             if not tag.exists():
-                for made in (self.root.parent, self.root.parent.parent):  # the index may have made what is in these
-                    flush_folder(made)
                 tag.write_text(TAG)
         self.sweep()
         self._ready = True
@@ -424,8 +427,7 @@ class Store:
 
     def register(self, project: Path) -> None:
         """Note a project as a root: what its recipes need is not removed by `clean`."""
-        name = hashlib.sha256(str(project).encode()).hexdigest()[:16]
-        path = self.root / "roots" / name
+        path = self.root / "roots" / called(project)
         if not path.exists():
             publish_bytes(str(project).encode(), path, self.temporary, 0o644)
 

@@ -1,8 +1,7 @@
 """Every call to the operating system that the store makes: publish, lock, look at a file. One publish for everything.
 
 A file appears under its final name whole or not at all: it is written in `tmp/` of the same file system, flushed,
-made read-only, renamed, and the folder is flushed; of a folder that was made for it, the one above too. An action's
-result is published last.
+made read-only, renamed, and the folder is flushed, as are those on the way there. An action's result is published last.
 """
 
 from __future__ import annotations
@@ -24,15 +23,19 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from sdforge.errors import BrokenPromise, ForgeError, ResourceError, UsageError
+from sdforge.places import FILE
 
 CHUNK = 1 << 20
 STALE = 7 * 86_400.0  # seconds without a change, after which what another machine left unfinished is given up
 OWN_NAME = re.compile(r"\.?([0-9a-f]{12})-(\d+)-[0-9a-f]{12}")  # where, process, chance
+CACHE_TAG = "CACHEDIR.TAG"  # lies in a cache whose own name, and all above it, have been flushed
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
+ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
 _published = 0
+_lasting: set[Path] = set()  # folders whose names this process knows to be flushed
 
 
 class Stat(NamedTuple):
@@ -218,28 +221,54 @@ def sweep_parts(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process of this machine lives."""
+    """Say whether a process of this machine lives. One that has ended does not, where Linux tells of it.
+
+    Whoever started it may not have asked yet how it ended; until then its id is taken.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True
+        pass  # it is another user's
+    with suppress(OSError):
+        told = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]  # its name may hold brackets
+        return told.split()[0] not in ENDED
     return True
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, where there is none.
 
-    Their names are flushed: one that a power loss takes away takes all with it that was flushed within.
+    Their names are flushed: one that a power loss takes away takes all with it that was flushed within. A folder that
+    is there may lack that too, since who made it may have been killed before, or be at it now. So all on the way from
+    the project or cache are flushed, once a process.
     """
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for each in reversed(missing):
-        each.mkdir(exist_ok=True)
-        flush_folder(each.parent)
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush_folder(folder.parent)
+        _lasting.add(folder)
+    elif folder not in _lasting:
+        if _may_be_new(folder):
+            make_folder(folder.parent)
+            with os.scandir(folder.parent) as entries:
+                there = {folder.parent / entry.name for entry in entries if entry.is_dir()}
+            flush_folder(folder.parent)
+            _lasting.update(there)
+        _lasting.add(folder)
+
+
+def _may_be_new(folder: Path) -> bool:
+    """Say whether a folder's name may not be flushed yet: somebody like this process can have made it.
+
+    Not a project's, which a person made, nor a tagged cache's, nor a disk's first one, nor another user's.
+    """
+    above = folder.parent
+    if any((folder / mark).exists() for mark in (FILE, CACHE_TAG)):
+        return False
+    same_disk = above != folder and above.stat().st_dev == folder.stat().st_dev
+    return same_disk and os.access(above, os.R_OK | os.W_OK)
 
 
 def flush_folder(folder: Path) -> None:

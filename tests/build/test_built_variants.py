@@ -190,7 +190,7 @@ def test_forge_grid_draws_and_leaves_recipe_lock_and_presets_alone(
     said = capsys.readouterr().out
     assert "    2,1     soft.weights = [0.0, 1.0]\n" in said
     assert [line for line in said.splitlines() if "grid.png" in line] == ["    out/r@grid/grid.png"]
-    assert [path.name for path in (here.root / "out").iterdir()] == ["r@grid"]
+    assert sorted(path.name for path in (here.root / "out").iterdir()) == [".written", "r@grid"]
     assert (here.root / "recipes" / "r.toml").read_bytes() == before
     assert not (here.root / "forge.lock").exists()
     with Image.open(io.BytesIO((here.root / "out" / "r@grid" / "grid.png").read_bytes())) as sheet:

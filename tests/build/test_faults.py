@@ -109,12 +109,15 @@ def test_what_a_build_keeps_lies_in_folders_whose_names_are_flushed(
     monkeypatch.setattr(os, "mkdir", note_mkdir)
     monkeypatch.setattr(os, "fsync", note_fsync)
     bench.recipe(SUM)
+    (bench.root / "out/r").mkdir(parents=True)
+    (bench.root / "out/r/r.safetensors").write_text("a person's")
     bench.build()
     save_state(bench.root / "cache/v1/states/ab/key", 1, {}, {})
     kept = {path for path in loose if path.is_dir() and path.name not in ("recipes", "locks", "roots")}
     assert kept == set()
     assert len(list((bench.root / "cache/v1/objects").iterdir())) > 1
     assert (bench.root / "out/r/r.safetensors").is_file()
+    assert (bench.root / "out/.replaced/r/r.safetensors").read_text() == "a person's"
 
 
 def test_a_chain_of_kills_comes_to_its_end(root: Path, whole: Whole, quick: Quick) -> None:

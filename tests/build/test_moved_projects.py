@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from sdforge.chronicle import Chronicle
+from sdforge.index import Index
 from tests.quick import Quick
 from tests.survival import Whole, outputs
 
@@ -85,3 +88,65 @@ def test_a_shared_cache_tells_projects_apart(whole: Whole, quick: Quick, tmp_pat
     assert NOT_OURS not in build(quick, moved, **shared)
     (moved / "recipes/toy.toml").write_text((moved / "recipes/toy.toml").read_text().replace("steps = 6", "steps = 7"))
     assert "made with other settings" in quick.forge(moved, "log", "a", **shared).out
+
+
+@pytest.mark.parametrize("move", [Path.rename, shutil.copytree], ids=["moved", "copied"])
+def test_a_shared_cache_goes_on_with_the_history_of_a_moved_project(
+    whole: Whole, quick: Quick, tmp_path: Path, move: Move
+) -> None:
+    shared = {"FORGE_CACHE": str(tmp_path / "shared")}
+    before, after = tmp_path / "before", tmp_path / "after"
+    build(quick, whole.clone(before), **shared)
+    assert str(tmp_path) not in (before / "out/.project").read_text()
+    move(before, after)
+    recipe = after / "recipes/toy.toml"
+    recipe.write_text(recipe.read_text().replace("steps = 6", "steps = 7"))
+    assert "6 → 7" in quick.forge(after, "why", "toy:a", **shared).out
+    build(quick, after, **shared)
+    last, first = remembered(tmp_path / "shared", after).past("toy").builds
+    assert last.steps["toy:a"].why == "steps 6 → 7"
+    assert remembered(tmp_path / "shared", before).past("toy").builds == (first,)  # those of a copy's are its own
+
+
+# -- what stands in a shared cache -------------------------------------------------------------------------------------
+
+
+def remembered(cache: Path, root: Path) -> Chronicle:
+    return Chronicle(Index(cache / "v1/index.db"), root)
+
+
+def enter(cache: Path, root: Path, recipe: str, key: str) -> None:
+    remembered(cache, root).change(recipe, lambda past: past.with_keys({f"{recipe}:a": key}))
+
+
+def test_all_recipes_go_along_also_when_a_project_comes_back(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("one", "two", "one")]
+    (places[0] / "out").mkdir(parents=True)
+    for recipe in ("r", "s"):
+        enter(tmp_path, places[0], recipe, "old")
+    for old, new in pairwise(places):
+        old.rename(new)
+        assert remembered(tmp_path, new).moved
+        enter(tmp_path, new, "r", f"in {new.name}")
+        assert not remembered(tmp_path, new).moved
+    found = remembered(tmp_path, places[-1])
+    assert (found.last_key("r:a"), found.past("r").before, found.last_key("s:a")) == (
+        "in one",
+        {"r:a": "in two"},
+        "old",
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"../../../../etc", b"0123456789abcdef"])
+def test_a_name_that_nobody_had_is_no_history(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "project/out").mkdir(parents=True)
+    (tmp_path / "project/out/.project").write_bytes(text)
+    enter(tmp_path, tmp_path / "project", "r", "new")
+    assert remembered(tmp_path, tmp_path / "project").past("r").before == {}
+
+
+def test_a_folder_that_cannot_be_written_to_costs_only_the_history_of_the_next_move(tmp_path: Path) -> None:
+    (tmp_path / "project/out/.project").mkdir(parents=True)
+    (tmp_path / "project/out/.project/x").touch()
+    enter(tmp_path, tmp_path / "project", "r", "new")
+    assert remembered(tmp_path, tmp_path / "project").last_key("r:a") == "new"

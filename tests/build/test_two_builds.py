@@ -16,7 +16,7 @@ def test_builds_of_one_preset_at_once_move_nothing_aside(whole: Whole, quick: Qu
         (root / "recipes" / "toy.toml").write_text(RECIPE.replace("steps = 6", f"steps = {steps}"))
         ran = [running.wait() for running in [quick.start(root, "build", "--json") for _ in range(BUILDERS)]]
         assert [each.code for each in ran] == [0] * BUILDERS, ran
-        assert sorted(p.name for p in (root / "out").iterdir()) == ["toy"]
+        assert sorted(p.name for p in (root / "out").iterdir()) == [".written", "toy"]
         assert leftovers(root) == []
         assert quick.forge(root, "build", "--json").built == []
     starts = [line for line in (root / "rehearsal.log").read_text().splitlines() if line.startswith("start")]

@@ -24,7 +24,7 @@ FLOORS = (
     {"store.files", "store.entries", "store.seen", "verdict", "devices"},
     {"store", "formats", "families", "formula", "file_layout", "order", "ref", "datasets", "blocks", "lines"},
     {"method", "merges", "trainings", "edits", "checks", "tables", "target", "complaints", "implicit", "recipe"},
-    {"project", "graph", "lock", "remotes", "repack", "picture_advice"},
+    {"project", "graph", "lock", "remotes", "repack", "picture_advice", "written"},
     {"plan", "import_step", "sources", "outputs", "drawn", "looks", "chronicle"},
     {"manifest", "fitting", "moving", "needs", "planner"},
     {"one_pass"},

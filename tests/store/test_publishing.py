@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,23 @@ def test_what_a_dead_process_left_is_swept(cache: Path) -> None:
     assert not any(p.is_dir() for p in (cache / "v1" / "tmp").iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells of processes that have ended")
+def test_what_a_killed_process_left_is_swept_before_anybody_asks_how_it_ended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(os, "getpid", lambda: killed.pid)
+    folder = store.workplace()
+    monkeypatch.undo()
+    Store(store.root.parent).prepare()
+    assert folder.is_dir()
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked for its exit code
+    Store(store.root.parent).prepare()
+    assert not folder.exists()
+    assert killed.wait() == -9
+
+
 def test_the_workplace_of_a_living_process_is_left_alone(store: Store) -> None:
     folder = store.workplace()
     Store(store.root.parent).prepare()
@@ -165,6 +183,7 @@ def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
         done.append("rename")
         replace(*arguments)
 
+    files.make_folder(tmp_path)
     monkeypatch.setattr(os, "fsync", note_fsync)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(os, "replace", note_replace)
@@ -175,6 +194,59 @@ def test_bytes_are_flushed_before_their_name_and_the_name_after_them(
     publish_bytes(b"x", tmp_path / "a/b/final", tmp_path / "tmp")
     made = ["make a", f"flush {tmp_path.name}", "make b", "flush a"]
     assert done == ["flush file", *made, "rename", "flush b"]
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders that are flushed from now on, by a process that knows of none yet."""
+    found: list[Path] = []
+
+    def note(folder: Path, flush: Callable[[Path], None] = files.flush_folder) -> None:
+        found.append(folder)
+        flush(folder)
+
+    monkeypatch.setattr(files, "flush_folder", note)
+    monkeypatch.setattr(files, "_lasting", set())
+    return found
+
+
+def test_folders_that_a_killed_build_made_and_did_not_flush_are_flushed_by_the_next_one(
+    store: Store, tmp_path: Path, flushed: list[Path]
+) -> None:
+    """Or by one that is at work beside it: a power loss would take what it said is done."""
+    place = store.object(digest_of(b"x")).parent
+    place.mkdir(parents=True)
+    store.put_bytes(b"x")
+    assert flushed.index(tmp_path) < flushed.index(store.root) < flushed.index(place.parent) < flushed.index(place)
+
+
+@pytest.mark.parametrize("mark", ["forge.toml", "CACHEDIR.TAG"])
+def test_nothing_above_a_project_or_a_cache_is_looked_at(tmp_path: Path, flushed: list[Path], mark: str) -> None:
+    (tmp_path / mark).touch()
+    (tmp_path / "out").mkdir()
+    publish_bytes(b"x", tmp_path / "out/toy/card.md", tmp_path)
+    assert flushed == [tmp_path, tmp_path / "out", tmp_path / "out/toy"]
+
+
+def test_folders_are_flushed_once_a_process_and_where_a_disk_is_mounted_never(
+    store: Store, flushed: list[Path]
+) -> None:
+    made = [store.object(digest_of(data)).parent for data in (b"x", b"y")]
+    for place in made:
+        place.mkdir(parents=True)
+    store.put_bytes(b"x")
+    flushed.clear()
+    store.put_bytes(b"y")  # its folder was there when the one above was flushed
+    assert flushed == made[1:]
+    late = store.object(digest_of(b"z")).parent
+    late.mkdir()
+    flushed.clear()
+    store.put_bytes(b"z")
+    assert flushed == [late.parent, late]
+    flushed.clear()
+    files._lasting.clear()
+    files.make_folder(Path("/proc"))
+    assert flushed == []
 
 
 def test_an_objects_file_cannot_be_written_to(store: Store) -> None:
