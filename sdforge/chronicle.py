@@ -29,7 +29,6 @@ from typing import Any
 from sdforge.drawn import Pictures
 from sdforge.errors import ResourceError
 from sdforge.index import Index
-from sdforge.places import OUT
 from sdforge.store import called
 from sdforge.store.files import publish_bytes, read_entry, sweep_parts
 
@@ -119,12 +118,12 @@ def _chapter(row: dict[str, Any]) -> Chapter:
 
 
 class Chronicle:
-    """The records of one project's recipes."""
+    """The records of one project's recipes. root, out: its folder, and where its files are made now."""
 
-    def __init__(self, index: Index, root: Path) -> None:
+    def __init__(self, index: Index, root: Path, out: Path) -> None:
         self.index, self.name = index, called(root)
         self.shared = index.path.parents[1] != root / "cache"
-        self.told = root / OUT / TOLD
+        self.told = out / TOLD
         self._read: dict[str, Past] = {}
 
     @cached_property

@@ -66,7 +66,7 @@ class Session:
     _found: dict[str, Path] = field(default_factory=dict)  # sha256 → file, since the last plan was begun
 
     def __post_init__(self) -> None:
-        self.chronicle = Chronicle(self.store.index, self.project.root)
+        self.chronicle = Chronicle(self.store.index, self.project.root, self.project.out)
 
     def share(self, mode: str = "") -> None:
         """Have the remote cache at hand that `[remote]` names; mode: `read`, `write` or `off`, before what it says."""

@@ -253,7 +253,7 @@ def make_folder(folder: Path) -> None:
         if _may_be_new(folder):
             make_folder(folder.parent)
             with os.scandir(folder.parent) as entries:
-                there = {folder.parent / entry.name for entry in entries if entry.is_dir()}
+                there = {folder.parent / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
             flush_folder(folder.parent)
             _lasting.update(there)
         _lasting.add(folder)

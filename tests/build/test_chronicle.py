@@ -82,7 +82,7 @@ def test_two_previews_that_passed_are_remembered_and_unchecked_ones_begin_anew()
 
 def test_what_another_process_has_entered_meanwhile_is_not_lost(tmp_path: Path) -> None:
     Index(tmp_path / "index.db").put("history", {"x": "1"})
-    one, two = (Chronicle(Index(tmp_path / "index.db"), tmp_path) for _ in range(2))
+    one, two = (Chronicle(Index(tmp_path / "index.db"), tmp_path, tmp_path / "out") for _ in range(2))
     assert one.past("r") == Past()
     two.change("r", lambda found: found.with_keys({"r:a": "1"}))
     one.change("r", lambda found: found.with_keys({"r:b": "1"}))

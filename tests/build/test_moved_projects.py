@@ -112,7 +112,7 @@ def test_a_shared_cache_goes_on_with_the_history_of_a_moved_project(
 
 
 def remembered(cache: Path, root: Path) -> Chronicle:
-    return Chronicle(Index(cache / "v1/index.db"), root)
+    return Chronicle(Index(cache / "v1/index.db"), root, root / "out")
 
 
 def enter(cache: Path, root: Path, recipe: str, key: str) -> None:

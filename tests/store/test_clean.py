@@ -136,7 +136,7 @@ def test_what_a_check_compares_with_stays(root: Path, cache: Path, clean: Clean,
     (root / "recipes").mkdir(exist_ok=True)
     (root / "recipes" / "r.toml").write_text('family = "sd15"\n')
     passed = Pictures(MERGED, "digest", "column")
-    Chronicle(store.index, root).change("r", lambda past: past.with_passed(passed, unchecked=False))
+    Chronicle(store.index, root, root / "out").change("r", lambda past: past.with_passed(passed, unchecked=False))
     store.close()
     clean()
     assert kept(cache) == {MERGED}
