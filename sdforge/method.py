@@ -165,6 +165,7 @@ def is_target(name: str) -> bool:
     return name not in BY_PRESET and method_groups()[name] != "checks"
 
 
+@cache
 def module_of(group: str, name: str) -> ModuleType:
     """Import the module of a method (or its part, as in `lora.adapter`)."""
     package = importlib.import_module(f"sdforge.{group}")
