@@ -35,6 +35,7 @@ UNPINNED = ("files", "pictures", "verdict")  # kinds that can always be made aga
 SIDECARS = ("hypernetwork", "null_text", "image_embedding", "aesthetic")  # kinds that act while pictures are drawn
 DIGITS = 16  # of a digest, by which files are called until they get a person's name
 DIFFUSERS = ".diffusers"  # behind the name of the file of a LoRA or embedding as diffusers writes them
+WORDS = "words"  # the note of how many words text encoders read, or a tokenizer has, without appended ones
 WITH = "-with"  # behind the name of a folder of pictures: those that were drawn with a preset's sidecars
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sdforge.artifact import Artifact
+from sdforge.artifact import WORDS, Artifact
+from sdforge.errors import counted
 from sdforge.families import Family
 from sdforge.identity import canonical
 
@@ -31,6 +32,13 @@ def immovable(name: str, artifact: Artifact, moves: tuple[str, ...], family: Fam
             yield f"`{name}` is a {part}, and {family.title} has none"
 
 
+def miscounted(name: str, checkpoint: Artifact, artifact: Artifact, moves: tuple[str, ...]) -> Iterator[str]:
+    """Yield that a tokenizer has another number of words than those text encoders read with which it would be."""
+    theirs, ours = artifact.notes.get(WORDS, 0), checkpoint.notes.get(WORDS, 0)
+    if moves == ("tokenizer",) and theirs and ours and theirs != ours:
+        yield f"`{name}` has {counted(theirs, 'word')}, and the text encoders have rows for {ours}"
+
+
 def moved_into(checkpoint: Artifact, artifact: Artifact, moves: tuple[str, ...], family: Family) -> Artifact:
     """Return a checkpoint with parts of an artifact in the place of its own."""
     taken = parts(artifact, moves)
@@ -45,11 +53,12 @@ def moved_into(checkpoint: Artifact, artifact: Artifact, moves: tuple[str, ...],
     facts = {fact: value for fact, value in checkpoint.facts.items() if fact not in stated}
     facts |= {fact: artifact.facts[fact] for fact in stated if fact in artifact.facts}
     widths = checkpoint.notes.get("widths", {}) | artifact.notes.get("widths", {})
+    words = {WORDS: artifact.notes[WORDS]} if "text_encoder" in taken and WORDS in artifact.notes else {}
     return replace(
         checkpoint,
         components=stay | {name: artifact.components[name] for name in taken},
         facts=family.stated(facts),
-        notes=checkpoint.notes | {"widths": widths},
+        notes=checkpoint.notes | {"widths": widths} | words,
     )
 
 

@@ -19,7 +19,7 @@ from sdforge.identity import H, digest_of_text
 from sdforge.lock import Lock, Pin
 from sdforge.manifest import Manifests
 from sdforge.method import method
-from sdforge.moving import immovable, moved_into, parts, words_of
+from sdforge.moving import immovable, miscounted, moved_into, parts, words_of
 from sdforge.needs import Needs
 from sdforge.plan import Plan, Step, View, Wishes
 from sdforge.store.entries import Result
@@ -121,6 +121,8 @@ class Planner:
             assert artifact is not None
             for message in immovable(link.use.reference, artifact, moves, ours):
                 self.problems.append(misfit(step, link.use, "component", message))
+            for message in miscounted(link.use.reference, found, artifact, moves):
+                self.problems.append(misfit(step, link.use, "component", message, "take its text encoders as well"))
             found = moved_into(found, artifact, moves, ours)
             for name in parts(artifact, moves):
                 step.makers[name] = link.id if link.id in self.graph.sources else self.steps[link.id].makers[name]

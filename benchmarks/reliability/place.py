@@ -127,7 +127,7 @@ class Bench:
         """Run a build on whose calls of these names `decide` decides; return how many of each there were."""
         running = self.quick.start(root, "build", "--json", **{WATCHED: " ".join(names)})
         counts = running.watch(decide)
-        return running.end(), counts
+        return running.wait(), counts
 
     @cached_property
     def calls(self) -> list[tuple[str, int]]:

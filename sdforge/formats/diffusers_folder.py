@@ -13,7 +13,7 @@ from sdforge.families.stable_diffusion import TABLE
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
-from sdforge.formats.tokenizer import read_padding, read_tokenizer, refuse_uncounted
+from sdforge.formats.tokenizer import count_words, read_padding, read_tokenizer
 from sdforge.identity import Json
 
 # elsewhere it is `diffusion_pytorch_model`
@@ -64,7 +64,7 @@ def _read_tokenizers(path: Path, found: Family, layout: Layout) -> None:
             facts[fact] = padding
     layout.facts |= found.stated(facts)
     tables = {name: shapes[TABLE][0] for name, shapes in layout.shapes().items() if name in found.text_encoders}
-    refuse_uncounted(path, layout, tables)
+    count_words(path, layout, tables)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout
 from sdforge.formats.safetensors import Entry, Header, stated_json
-from sdforge.formats.tokenizer import USUAL, is_vocabulary, refuse_uncounted, usual_words
+from sdforge.formats.tokenizer import USUAL, count_words, is_vocabulary, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
@@ -92,7 +92,7 @@ def read(path: Path, header: Header) -> Layout:
     tables = {encoder: shapes_of[encoder][TABLE][0] for encoder in found.text_encoders if encoder in shapes_of}
     if layout.tokenizer is None and tables and set(tables.values()) == {USUAL}:
         layout.tokenizer = usual_words()
-    refuse_uncounted(path, layout, tables)
+    count_words(path, layout, tables)
     return layout
 
 

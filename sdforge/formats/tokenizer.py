@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sdforge.artifact import WORDS
 from sdforge.errors import UsageError, counted
 from sdforge.formats.layout import HeaderOf, Layout
 from sdforge.formats.safetensors import Header
@@ -48,6 +49,7 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:  # noqa: ARG001 -- o
     if tokenizer is None or tokenizer["added"]:
         raise UsageError(f"{path} has words of its own, which belong to a text encoder", hint="name that checkpoint")
     layout.tokenizer = {"vocab": tokenizer["vocab"], "merges": tokenizer["merges"]}
+    layout.notes[WORDS] = len(tokenizer["vocab"])
     return layout
 
 
@@ -119,16 +121,20 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     return groups
 
 
-def refuse_uncounted(path: Path, layout: Layout, rows: dict[str, int]) -> None:
-    """Refuse text encoders with another number of rows than there are words, where the words are known.
+def count_words(path: Path, layout: Layout, rows: dict[str, int]) -> None:
+    """Note how many words text encoders read, without those that were appended.
 
-    rows: of each text encoder's table. Where a prompt ends is counted from the last one, and what is appended follows
-    it: with one too many both would be wrong, and nobody would be told.
+    rows: of each text encoder's table. Where the words are known there must be as many, or UsageError is raised: where
+    a prompt ends is counted from the last one, and what is appended follows it. With one too many both would be wrong,
+    and nobody would be told.
     """
+    tokens: Any = layout.facts.get("tokens", [])
+    appended = sum(count for _, count in tokens)
+    if rows:
+        layout.notes[WORDS] = max(rows.values()) - appended
     if layout.tokenizer is None:
         return
-    tokens: Any = layout.facts.get("tokens", [])
-    words = len(layout.tokenizer["vocab"]) + sum(count for _, count in tokens)
+    words = len(layout.tokenizer["vocab"]) + appended
     for encoder, count in rows.items():
         if count != words:
             raise UsageError(

@@ -107,6 +107,26 @@ def test_a_source_that_is_no_checkpoint_predicts_nothing(root: Path) -> None:
         swapped(root, 'tokenizer = "words"')
 
 
+@pytest.mark.parametrize("base", ["toy", "mixed"])
+def test_a_tokenizer_with_other_words_than_the_text_encoder_reads_is_refused(root: Path, base: str) -> None:
+    """Its last word, where prompts end, would be none of the table's rows."""
+    shutil.copytree(root / "toy" / "tokenizer", root / "words")
+    path = root / "words" / "tokenizer.json"
+    told = json.loads(path.read_text())
+    count = len(told["model"]["vocab"])
+    told["model"]["vocab"]["more</w>"] = count
+    path.write_text(json.dumps(told))
+    with (root / "forge.toml").open("a") as file:
+        file.write('[source.words]\nfrom = "words"\n')
+    recipe = RECIPE.format(takes='text_encoder = "other"')
+    recipe += f'[swap.spoken]\ncheckpoint = "{base}"\ntokenizer = "words"\n'
+    (root / "recipes" / "r.toml").write_text(recipe)
+    session = open_session(root)
+    refusal = f"`words` has {count + 1} words, and the text encoders have rows for {count}"
+    with pytest.raises(RecipeError, match=refusal):
+        session.plan(session.resolve(["r:spoken"]))
+
+
 def test_a_swap_is_in_the_plan_and_says_whose_parts_it_has(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
