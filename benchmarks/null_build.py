@@ -75,13 +75,12 @@ def pretend(root: Path) -> None:
 
 def settle(session: Session, wanted: list[str]) -> None:
     """Do what a build does at its end."""
-    from sdforge.build import Build
+    from sdforge.chapters import remember
     from sdforge.lockfile import LockFile
-    from sdforge.under_way import Options
 
     plan = session.plan(wanted)
     assert not plan.to_do
-    Build(session, None, None, Options())._remember(plan)  # type: ignore[arg-type]
+    remember(session, plan, {}, {})
     LockFile(session).write(plan)
 
 

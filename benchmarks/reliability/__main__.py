@@ -143,7 +143,7 @@ def one_case(bench: Bench, name: str, promise: Promise, tally: Tally) -> None:
         tally.facts[fact] = min(value, tally.facts.get(fact, value))
     if not again:
         tally.at += 1
-        tally.runs[found.kind] = tally.runs.get(found.kind, 0) + found.count
+        tally.runs[found.kind] = tally.runs.get(found.kind, 0) + found.tried
 
 
 def table(tallies: dict[str, Tally]) -> str:

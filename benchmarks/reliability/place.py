@@ -49,11 +49,11 @@ Problems = list[str]
 
 
 class Found(NamedTuple):
-    """What a case found. count: how many things it tried; facts: figures, of which the least is kept."""
+    """What a case found. tried: how many things; facts: figures, of which the least is kept."""
 
     kind: str
     problems: Problems
-    count: int = 1
+    tried: int = 1
     facts: Mapping[str, float] = MappingProxyType({})
 
 
