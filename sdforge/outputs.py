@@ -209,8 +209,9 @@ class Outputs:
 
     def _clear(self, path: Path, coming: str) -> str:
         """Make room for a file: what a build wrote there or what is the same may go, anything else is moved aside."""
-        ours = {coming, *(noted.sha256 for noted in self.lists.noted(path))}
-        stat, settled, _ = self.store.index.read_keyed("seen", [f"out:{path}"]).get(f"out:{path}", ("", 0, ""))
+        stat, settled, value = self.store.index.read_keyed("seen", [f"out:{path}"]).get(f"out:{path}", ("", 0, ""))
+        noted = [each.sha256 for each in self.lists.noted(path)]
+        ours = {coming, *(noted or [value.rpartition("\n")[2]])}  # no list yet: it was written before there were any
         untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""

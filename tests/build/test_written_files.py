@@ -83,6 +83,19 @@ def test_without_its_list_a_file_counts_as_a_persons(root: Path, quick: Quick, s
     assert NOT_OURS not in build(quick, root)
 
 
+def test_what_was_written_before_there_were_lists_is_known_by_the_index(
+    whole: Whole, quick: Quick, tmp_path: Path
+) -> None:
+    root = whole.copy(tmp_path / "project")
+    build(quick, root)
+    (root / "out/.written/toy").unlink()
+    card = root / "out/toy/card.md"
+    card.write_text(card.read_text() + "mine")
+    change(root)
+    assert NOT_OURS in build(quick, root)
+    assert list(aside(root)) == ["card.md"]
+
+
 def test_a_killed_build_had_said_what_it_was_about_to_write(whole: Whole, quick: Quick, tmp_path: Path) -> None:
     root = whole.clone(tmp_path / "project")
     assert quick.forge(root, "build", FORGE_FAULT=f"late-kill:{PUBLISHES}").code == -9  # the report's, the last one
