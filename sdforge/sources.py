@@ -211,7 +211,8 @@ class Sources:
         before_that: Any = None
         for _ in range(4):
             looked = time.time_ns()
-            value, places = self._pictures(taken, path) if _is_pictures(taken, path) else self._read(taken, path)
+            with self.store.seen.gathering():
+                value, places = self._pictures(taken, path) if _is_pictures(taken, path) else self._read(taken, path)
             stats = {str(place): stat for place in places if (stat := stat_of(place))}
             newest = max(max(stat.mtime_ns, stat.ctime_ns) for stat in stats.values())
             # times may lie in the future: then two readings must agree

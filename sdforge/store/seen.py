@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sdforge.index import Index
 from sdforge.store.files import Stat, is_settled, sha256_of, stat_of
+
+MANY = 500  # files of which the index is told at once
 
 
 class Seen:
@@ -20,6 +25,18 @@ class Seen:
         self.index = index
         self._looked: dict[Path, tuple[Stat, str]] = {}
         self._places: dict[str, Path] = {}  # sha256 → a file that had it
+        self._files: dict[str, Any] = {}  # rows of which the index has not been told yet
+        self._gathers = False
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Tell the index of many files at once, and at the end: it waits for the disk each time."""
+        before, self._gathers = self._gathers, True
+        try:
+            yield
+        finally:
+            self._gathers = before
+            self._tell()
 
     def known_digest(self, path: Path) -> str:
         """Return the sha256 that a file had when it was last looked at, if it has not been touched since; else "".
@@ -52,9 +69,14 @@ class Seen:
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
         self._looked[path], self._places[sha256] = (stat, sha256), path
-        row = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
-        self.index.put("seen", {f"file:{path}": row})
-        self.index.insert("digests", [(sha256, str(path))])
+        self._files[str(path)] = (json.dumps(stat), int(is_settled(stat, looked_ns)), sha256)
+        if not self._gathers or len(self._files) >= MANY:
+            self._tell()
+
+    def _tell(self) -> None:
+        self.index.put("seen", {f"file:{path}": row for path, row in self._files.items()})
+        self.index.insert("digests", [(sha256, path) for path, (_, _, sha256) in self._files.items()])
+        self._files.clear()
 
     def note_written(self, path: Path, sha256: str) -> None:
         """Note the bytes of a file that this process has just put in its place, and has hashed when it wrote it."""

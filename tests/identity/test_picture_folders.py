@@ -11,6 +11,7 @@ import pytest
 
 from sdforge.errors import UsageError
 from sdforge.graph import Taken
+from sdforge.index import Index
 from sdforge.project import Project
 from sdforge.sources import Sources
 from sdforge.store import Store
@@ -175,6 +176,24 @@ def test_a_text_that_is_far_too_long_is_no_caption(folder: Path) -> None:
     (folder / "a.txt").write_text("a dog, " * 20_000)
     with pytest.raises(UsageError, match="is no caption"):
         identity(folder)
+
+
+def test_many_pictures_make_the_disk_wait_no_oftener_than_few(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = 0
+    write = Index.write
+
+    def counted(index: Index, *arguments: Any) -> None:
+        nonlocal times
+        times += 1
+        write(index, *arguments)
+
+    monkeypatch.setattr(Index, "write", counted)
+    identity(folder)
+    few, times = times, 0
+    for n in range(40):
+        (folder / f"{n}.png").write_bytes(f"pixels of {n}".encode())
+    identity(folder)
+    assert times == few
 
 
 # -- folders as kohya's scripts have them, templates, masks ------------------------------------------------------------

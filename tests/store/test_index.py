@@ -7,13 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdforge.index import VERSION, Index
-from sdforge.store import Store
+from sdforge.store import Store, seen
 from sdforge.store.files import SETTLED, Stat, is_settled, stat_of
 from tests.store.conftest import digest_of, make_result
 
@@ -238,6 +239,37 @@ def test_a_file_put_in_its_place_is_noticed_by_its_inode(store: Store, cache: Pa
     twin.replace(file)
     assert file.stat().st_ino != before.st_ino
     assert Store(cache).seen.digest(file) == digest_of(b"other")
+
+
+def test_of_many_files_the_index_is_told_at_once_also_if_something_breaks(
+    store: Store, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time it waits for the disk, and a data set has thousands of pictures."""
+    told: list[int] = []
+    write = Index.write
+
+    def watched(index: Index, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        told.append(len(rows := list(rows)))
+        write(index, statement, rows)
+
+    monkeypatch.setattr(Index, "write", watched)
+    monkeypatch.setattr(seen, "MANY", 3)
+    paths = [tmp_path / f"{n}.png" for n in range(5)]
+
+    def look() -> None:
+        with store.seen.gathering():
+            for path in paths:
+                path.write_bytes(path.name.encode())
+                stat = stat_of(path)
+                assert stat is not None
+                store.seen.remember(path, stat, digest_of(path.read_bytes()), stat.ctime_ns + SETTLED)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        look()
+    assert told == [3, 3, 2, 2]  # what they hold, and by what they are found
+    store.close()
+    assert [Store(cache).seen.known_digest(path) for path in paths] == [digest_of(p.read_bytes()) for p in paths]
 
 
 def test_a_file_is_found_by_its_bytes_while_it_is_unchanged(store: Store, cache: Path, file: Path) -> None:
