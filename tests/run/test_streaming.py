@@ -17,7 +17,7 @@ from tests.families.workbench import keep, reference
 from tests.merges.test_merge_contract import ELEMENTWISE, count, settings
 from tests.peak import holds_less, peak
 
-SHAPE, RANK = (1024, 4096), 4
+SHAPE, RANK = (2048, 4096), 4
 WIDE = 4 * prod(SHAPE)  # bytes of one tensor in fp32, the narrowest type that is computed in; parts take half
 SMALL = (256, 1024)
 FACTORS = {"up": (SHAPE[0], RANK), "down": (RANK, SHAPE[1]), "rows": (SHAPE[0], 1)}
