@@ -14,12 +14,11 @@ from sdforge.remotes.action_result import decode
 from sdforge.sharing import statement_name
 from tests.conftest import Ran
 from tests.quick import Quick
-from tests.remotes.server import KEPT, CacheServer, caching
+from tests.remotes.server import KEPT, CacheServer, as_bucket, caching
 from tests.signing.test_signatures import new_key
 from tests.survival import Whole, flip
 
-S3 = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}  # of nobody
-KINDS = ("folder", "http", "s3")
+KINDS = ("folder", "http", "s3", "gs")
 
 
 @dataclass
@@ -94,12 +93,11 @@ def shared(request: pytest.FixtureRequest, whole: Whole, quick: Quick, tmp_path:
         found.forge("push")
         yield found
         return
-    if request.param == "s3":
+    if request.param != "http":
         pytest.importorskip("obstore")
     with caching(CacheServer()) as side:
-        origin = f"http://127.0.0.1:{side.port}"
-        address_at(root, side.url if request.param == "http" else "s3://cache")
-        found = Shared(root, quick, S3 | {"AWS_ENDPOINT_URL": origin, "AWS_ALLOW_HTTP": "true"}, side)
+        address_at(root, side.url if request.param == "http" else f"{request.param}://cache")
+        found = Shared(root, quick, as_bucket(request.param, side, tmp_path), side)
         found.forge("push")
         yield found
 

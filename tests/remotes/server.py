@@ -1,9 +1,13 @@
-"""A cache with /ac and /cas on this machine, which checks what it is given as bazel-remote does, and can misbehave."""
+"""A cache with /ac and /cas on this machine, which checks what it is given as bazel-remote does, and can misbehave.
+
+It answers as S3 and Google Cloud Storage do, too: large files come in parts (the multipart uploads of their XML APIs).
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import socket
 import struct
 import threading
@@ -12,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
 from sdforge.remotes.action_result import decode
 
@@ -40,6 +46,7 @@ class CacheServer:
     asked: list[tuple[str, str]] = field(default_factory=list)  # verb, path
     port: int = 0
     absent: bytes = b""  # what is said of what is not there
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)  # path → number → bytes of an upload that goes on
 
     @property
     def url(self) -> str:
@@ -65,7 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
     server_side: CacheServer
 
     def _path(self) -> str:
-        return self.path.removeprefix("/cache")
+        return unquote(self.path.partition("?")[0]).removeprefix("/cache")  # Google's names of objects have no slash
+
+    def _asked(self) -> dict[str, list[str]]:
+        return parse_qs(self.path.partition("?")[2], keep_blank_values=True)
 
     def _is_let_in(self) -> bool:
         side = self.server_side
@@ -157,17 +167,40 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if not self._is_let_in():
             return None
-        path, side = self._path(), self.server_side
         if fault:
             return self._send(int(fault))
+        if "partNumber" in (asked := self._asked()):
+            self.server_side.parts[self._path()][int(asked["partNumber"][0])] = data
+            return self._send(200)
+        return self._keep(data)
+
+    def do_POST(self) -> None:
+        """Begin or end an upload in parts."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if not self._is_let_in():
+            return None
+        path, side = self._path(), self.server_side
+        if "uploads" in self._asked():
+            side.parts[path] = {}
+            names = f"<Bucket>cache</Bucket><Key>{path}</Key><UploadId>1</UploadId>"
+            return self._send(200, f"<InitiateMultipartUploadResult>{names}</InitiateMultipartUploadResult>".encode())
+        parts = side.parts.pop(path)
+        answer = b"<CompleteMultipartUploadResult><ETag>1</ETag></CompleteMultipartUploadResult>"
+        return self._keep(b"".join(parts[number] for number in sorted(parts)), answer)
+
+    def _keep(self, data: bytes, answer: bytes = b"") -> None:
+        """Check what is to lie under a path, and keep it."""
+        path, side = self._path(), self.server_side
         if path.startswith("/cas/"):
-            if hashlib.sha256(data).hexdigest() != path.removeprefix("/cas/"):
-                return self._send(400)
-        elif not all(f"/cas/{file.sha256}" in side.held for file in decode(data)):
-            return self._send(400)
+            right = hashlib.sha256(data).hexdigest() == path.removeprefix("/cas/")
+        else:
+            right = all(f"/cas/{file.sha256}" in side.held for file in decode(data))
+        if not right:
+            self._send(400)
+            return
         if side.fault != KEPT or path not in side.held:
             side.held[path] = data
-        return self._send(200)
+        self._send(200, answer)
 
     def _send(self, code: int, body: bytes = b"", pause: float = 0.0, **headers: str) -> None:
         self.send_response(code)
@@ -188,6 +221,18 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """Whoever asks may go at any time."""
+
+
+def as_bucket(scheme: str, side: CacheServer, folder: Path) -> dict[str, str]:
+    """Return the environment in which `SCHEME://cache` is this server. folder: where Google's file of a key is put."""
+    origin = f"http://127.0.0.1:{side.port}"
+    if scheme == "gs":
+        key = {"gcs_base_url": origin, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        (folder / "key.json").write_text(json.dumps(key))
+        return {"GOOGLE_SERVICE_ACCOUNT": str(folder / "key.json"), "GOOGLE_ALLOW_HTTP": "true"}
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1"}  # of nobody
+    return keys | {"AWS_ENDPOINT_URL": origin, "AWS_ALLOW_HTTP": "true"}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from sdforge.lines import Patience, open_line
 from sdforge.remotes import Remote, open_remote
 from sdforge.remotes.action_result import File, decode, encode
 from sdforge.remotes.http import TOKEN
-from tests.remotes.server import SLOW, CacheServer, caching
+from tests.remotes.server import SLOW, CacheServer, as_bucket, caching
 
 DATA = b"some bytes" * 1000
 NAME = hashlib.sha256(DATA).hexdigest()
@@ -65,6 +65,24 @@ def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
             open_remote(side.url, tmp_path).get("cas", NAME, tmp_path / "back", len(DATA))
         assert time.monotonic() - began < 5
     assert "--remote=off" in said.value.hint
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_is_large_goes_in_parts_to_a_bucket(scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    data = bytes(range(251)) * (13 << 12)  # 13 MB
+    name = hashlib.sha256(data).hexdigest()
+    (tmp_path / "data").write_bytes(data)
+    with caching(CacheServer()) as side:
+        for variable, value in as_bucket(scheme, side, tmp_path).items():
+            monkeypatch.setenv(variable, value)
+        place = open_remote(f"{scheme}://cache", tmp_path)
+        assert not place.has("cas", name)
+        place.put("cas", name, tmp_path / "data")
+        assert (side.held, side.parts) == ({f"/cas/{name}": data}, {})
+        assert [verb for verb, _ in side.asked].count("PUT") == 3
+        assert place.get("cas", name, tmp_path / "back", len(data))
+    assert (tmp_path / "back").read_bytes() == data
 
 
 @pytest.fixture
