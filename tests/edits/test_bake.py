@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,11 @@ def planned(base: Taken, loras: list[tuple[Taken, Any]], dtype: str = "") -> Pla
     return bake.plan(table, {"checkpoint": [base.input()], "loras": inputs}, SD15)
 
 
-def baked(base: Taken, loras: list[tuple[Taken, Any]], dtype: str = "") -> dict[str, Tensor]:
-    """Return module's weight → baked, over all components."""
-    found = made(planned(base, loras, dtype), base, *(taken for taken, _ in loras))
+def baked(
+    base: Taken, loras: list[tuple[Taken, Any]], dtype: str = "", only: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return module's weight → baked, over all components. only: the weights of those to be computed that are."""
+    found = made(planned(base, loras, dtype), base, *(taken for taken, _ in loras), only=only)
     return {f"{component}.{name}": tensor for component, table in found.items() for name, tensor in table.items()}
 
 

@@ -49,7 +49,8 @@ def places(name: str) -> tuple[str, ...]:
 def test_a_baked_weight_is_what_the_forms_formula_says(name: str, strength: float, toy: Taken, tmp_path: Path) -> None:
     """At another strength than 1 it lies on the line between W and W′, whatever the form."""
     before, case = weights(toy), ALL[name]
-    result = baked(toy, [(kept(tmp_path, places(name), case, before), strength)], "fp32")
+    loras = [(kept(tmp_path, places(name), case, before), strength)]
+    result = baked(toy, loras, "fp32", [f"{module}.weight" for module in places(name)])
     for i, module in enumerate(places(name)):
         weight = before[f"{module}.weight"].double()
         small = weight.reshape(shape(before, module))
@@ -85,7 +86,7 @@ def test_forms_of_many_kinds_are_baked_together_in_any_order(toy: Taken, tmp_pat
     for name in names:
         case = CASES[name]
         total = total + 0.3 * (changed(case, weight, random_factors(case, tuple(weight.shape))) - weight)
-    assert float((baked(toy, loras, "fp32")[f"{FLAT}.weight"].double() - total).abs().max()) < 1e-6
+    assert float((baked(toy, loras, "fp32", [f"{FLAT}.weight"])[f"{FLAT}.weight"].double() - total).abs().max()) < 1e-6
 
 
 def test_one_lora_may_hold_forms_of_several_kinds_and_plain_ones_keep_their_name(toy: Taken, tmp_path: Path) -> None:
@@ -197,8 +198,9 @@ def test_a_folder_of_pefts_is_read_and_baked_as_peft_merges_it(name: str, toy: T
     )
     config.save_pretrained(tmp_path)
     before = weights(toy)
-    result = baked(toy, [(take(tmp_path), 1.0)], "fp32")
-    for module in (FLAT, NARROW, KERNEL):
+    modules = (FLAT, NARROW, KERNEL)
+    result = baked(toy, [(take(tmp_path), 1.0)], "fp32", [f"{module}.weight" for module in modules])
+    for module in modules:
         layer: Any = unet.get_submodule(module.removeprefix("unet."))
         layer.merge()
         theirs, ours = layer.get_base_layer().weight, result[f"{module}.weight"]
@@ -248,5 +250,7 @@ def test_what_is_merely_added_is_linear_in_its_strength(toy: Taken, tmp_path: Pa
     for i, case in enumerate(sorted(MERELY_ADDED - set(WIDE))):
         lora = kept(tmp_path / str(i), (FLAT,), CASES[case], before)
         (row,) = (r for r in planned(toy, [(lora, 0.5)]).components["unet"] if f"unet.{r.tensor.name}" == name)
-        half, whole = (baked(toy, [(lora, s)], "fp32")[name].double() - before[name].double() for s in (0.5, 1.0))
+        half, whole = (
+            baked(toy, [(lora, s)], "fp32", [name])[name].double() - before[name].double() for s in (0.5, 1.0)
+        )
         assert torch.allclose(2 * half, whole, atol=1e-6), (case, row.parameters)

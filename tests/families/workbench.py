@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,15 +237,19 @@ def computations(plan: Plan, *taken: Taken) -> list[Computation]:
     ]
 
 
-def made(plan: Plan, *taken: Taken) -> dict[str, dict[str, Tensor]]:
-    """Return the components that a plan makes, computed or passed through: component → name → tensor."""
+def made(plan: Plan, *taken: Taken, only: Collection[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Return the components that a plan makes, computed or passed through: component → name → tensor.
+
+    only: the tensors (component.name) of those to be computed that are; none: all.
+    """
     files = {sha: path for each in taken for sha, path in each.files.items()}
     result: dict[str, dict[str, Tensor]] = {}
     for component, rows in plan.components.items():
         result[component] = {r.tensor.name: load(reference(r.inputs[0], files)) for r in rows if not r.method}
     for computation in computations(plan, *taken):
         name = f"{computation.component}.{computation.name}"
-        result[computation.component][computation.name] = computed(computation, name)
+        if not only or name in only:
+            result[computation.component][computation.name] = computed(computation, name)
     return result
 
 
