@@ -5,7 +5,8 @@
 
 The last two lines of a file count: until it is there, what lies in its place is what was written before. Lists lie
 beside the files and not in the cache, since they must last as long: the cache's index can be lost, another cache can be
-chosen, and a project's folder moved. What no list names, or a damaged one, counts as a person's.
+chosen, and a project's folder moved. What no list names, or a damaged one, counts as a person's, unless the index says
+that a build wrote these very bytes there, as it does of what was written before there were lists.
 """
 
 from __future__ import annotations
@@ -83,8 +84,8 @@ class Written:
             return 0, rows
         for line in lines:
             with suppress(ValueError, TypeError):  # damaged, or cut off
-                name, sha256, made_from = json.loads(line)
-                rows[name] = [*rows.get(name, [])[-1:], Noted(sha256, made_from)]
+                name, *file = json.loads(line)
+                rows[name] = [*rows.get(name, [])[-1:], Noted(*map(str, file))]
         return len(lines), rows
 
     def _list(self, path: Path) -> Path:

@@ -122,6 +122,16 @@ def test_until_a_file_is_there_what_was_there_before_counts_too(tmp_path: Path) 
     assert lists.noted(tmp_path / "toy/other.md") == lists.noted(tmp_path / "other/card.md") == []
 
 
+@pytest.mark.parametrize(
+    "line", ['["toy/card.md", [], {}]', '["toy/card.md"]', '["toy/card.md", 1, 2, 3]', "7", '"abc"']
+)
+def test_a_line_of_another_kind_is_nobodys_bytes(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".written").mkdir()
+    (tmp_path / ".written/toy").write_text(line)
+    noted = Written(tmp_path).noted(tmp_path / "toy/card.md")
+    assert "1" * 64 not in {file.sha256 for file in noted}
+
+
 def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path) -> None:
     lists, path = Written(tmp_path), tmp_path / "toy/card.md"
     first, second = Noted("1" * 64), Noted("2" * 64)
