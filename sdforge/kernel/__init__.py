@@ -1,8 +1,8 @@
 """The compiled kernel, where there is one: elementwise arithmetic of merges and bakes in one pass through the caches.
 
-Without it torch computes the same bytes, each operation by itself: its results lie in memory between two. It is
-compiled when sdforge is installed, if a C compiler is at hand, or by `python -m sdforge.kernel`.
-FORGE_KERNEL=off leaves it out, FORGE_KERNEL=avx2 what it has for AVX-512.
+Without it torch computes the same bytes, each operation by itself: its results lie in memory between two. What it has
+for checksums is in `sums`. It is compiled when sdforge is installed, if a C compiler is at hand, or by
+`python -m sdforge.kernel`. FORGE_KERNEL=off leaves it out, FORGE_KERNEL=avx2 what it has for AVX-512.
 """
 
 from __future__ import annotations
