@@ -80,18 +80,22 @@ class Notes:
             raise CannotBeNoted
         return self._input(tensor)
 
-    def product(self, left: Tensor, right: Tensor) -> Noted | None:
-        """Return what stands for left @ right, in the shape of the notes; None where the kernel has no room."""
-        products = [each for each in self.inputs if isinstance(each, Factors)]
-        ranks = [len(each.right) for each in products] + [len(right)]
-        same = all(each.right.shape[1] == right.shape[1] for each in products)
-        fits = len(ranks) <= PRODUCTS and sum(ranks) <= RANKS and same
-        plain = all(each.dtype is torch.float64 and each.is_contiguous() for each in (left, right))
-        if self.dtype is not torch.float64 or not fits or not plain:
-            return None
-        if left.shape[0] * right.shape[1] != self.shape.numel():
+    def products(self, factors: Sequence[tuple[Tensor, Tensor]]) -> list[Noted]:
+        """Return what stands for left @ right of each pair, in the shape of the notes; nothing where there is no room.
+
+        Raises CannotBeNoted for factors that are noted themselves, and for a product of another shape.
+        """
+        new = [Factors(left, right.reshape(len(right), -1)) for left, right in factors]
+        all_there = [*(each for each in self.inputs if isinstance(each, Factors)), *new]
+        plain = all(part.dtype is torch.float64 and part.is_contiguous() for each in new for part in each)
+        fits = len(all_there) <= PRODUCTS and sum(len(each.right) for each in all_there) <= RANKS
+        if self.dtype is not torch.float64 or not plain or not fits:
+            return []
+        if any(len(each.left) * each.right.shape[1] != self.shape.numel() for each in new):
             raise CannotBeNoted
-        return self._input(Factors(left, right))
+        if len({each.right.shape[1] for each in all_there}) > 1:
+            return []
+        return [self._input(each) for each in new]
 
     def _input(self, given: Tensor | Factors) -> Noted:
         self.inputs.append(given)
@@ -195,9 +199,9 @@ class Noted:
         """Return itself, where that is its shape already."""
         return self if tuple(shape) == self.shape else _cannot()
 
-    def product(self, left: Tensor, right: Tensor) -> Noted | None:
-        """Return what stands for left @ right beside this one; None where torch has to make it (see `Notes`)."""
-        return self._notes.product(left, right)
+    def products(self, factors: Sequence[tuple[Tensor, Tensor]]) -> list[Noted]:
+        """Return what stands for left @ right of each pair, beside this one (see `Notes.products`)."""
+        return self._notes.products(factors)
 
     def double(self) -> Noted:
         """Return itself, where it is computed in fp64."""

@@ -173,26 +173,27 @@ def test_products_are_made_within_the_pass_where_there_is_room(
     assert all(part is not None for part in ran)
     room = {(200, 57): [True, False], (300,): [False], (1,) * 9: [True] * 8 + [False]}
     assert inside[0] == [False, *room.get(ranks, [True] * len(ranks))]
-    if ranks not in room:  # the method is asked once for parts of one shape
-        assert counts == {1: [1], 50: [7, 11, 10], 19: [7, 11, 1]}[rows]
+    parts = {1: [1], 50: [7, 11, 11, 11, 10], 19: [7, 11, 1]}[rows]
+    # the method is asked once for parts of one shape, and for each part where torch makes something of its own rows
+    assert counts == (parts if ranks in room else list(dict.fromkeys(parts)))
 
 
 def test_a_product_of_another_shape_or_type_is_left_to_torch() -> None:
     left, right = torch.ones(4, 2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
     wide = Notes(torch.float64, (4, 3))
-    assert wide.product(left, right) is not None
-    assert wide.product(left.float(), right) is None
-    assert wide.product(left, right.T.contiguous().T) is None
-    assert Notes(torch.float32, (4, 3)).product(left, right) is None
+    assert len(wide.products([(left, right)])) == 1
+    assert wide.products([(left.float(), right)]) == []
+    assert wide.products([(left, right.T.contiguous().T)]) == []
+    assert wide.products([(torch.ones(6, 2).double(), torch.ones(2, 2).double())]) == []  # other columns than the first
+    assert Notes(torch.float32, (4, 3)).products([(left, right)]) == []
     with pytest.raises(CannotBeNoted):
-        wide.product(left[:2], right)
+        wide.products([(left[:2], right)])
 
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_whatever_a_bake_adds_it_ends_in_one_pass(
     updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch makes of the rows of a part is made anew for each, and the method asked for it."""
     monkeypatch.setattr(formula, "PART", 10 * 40)
     monkeypatch.setattr(formula, "ONE_PASS", 10 * 40)
     tensors = [random((48, 40), torch.float16, 0)]
@@ -202,7 +203,7 @@ def test_whatever_a_bake_adds_it_ends_in_one_pass(
     own = ["lora", 4, {"form": "loha", "factors": names, "scale": 0.3}]
     ran, counts = noted(monkeypatch), asked(monkeypatch)
     ours, torchs = both(computation(tmp_path, "bake", {"updates": [own] * updates}, tensors, "F16"), monkeypatch)
-    assert counts == [10, 10, 10, 10, 8]
+    assert counts == [10, 8]  # the method is asked once for parts of one shape
     assert len(ran) == 5
     assert all(part is not None for part in ran)
     assert same_bytes(ours, torchs)
