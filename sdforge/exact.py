@@ -297,7 +297,7 @@ def product(up: Tensor, down: Tensor, *, sliced: bool, like: Tensor | None = Non
 
 
 def noted_products(like: Tensor, factors: Sequence[tuple[Tensor, Tensor]], *, sliced: bool) -> Sequence[Tensor]:
-    """Return up @ down for each pair of factors, noted for the compiled kernel; nothing where torch has to make them."""
+    """Return up @ down of each pair, noted for the compiled kernel; nothing where torch has to make them."""
     found: Sequence[Tensor] = () if sliced else getattr(like, "products", lambda _: ())(factors)
     return found
 
