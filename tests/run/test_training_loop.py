@@ -16,7 +16,8 @@ from sdforge.order import Given
 from sdforge.run.states import Stopped, load_state
 from sdforge.run.train import pace, run_training
 from sdforge.trainings.lora import Lora
-from tests.families.workbench import Taken
+from tests.families.toys import write_family
+from tests.families.workbench import Taken, take
 from tests.run.order import order, train
 
 BOTH = pytest.mark.parametrize("name", ["lora", "textual_inversion"])
@@ -107,6 +108,21 @@ def test_what_was_encoded_before_is_not_encoded_again(toy: Taken, pictures: Give
     again = train(second)
     assert again.record["derived"] == {"reused": {"latents": 3, "texts": 4}, "made": {}}
     assert again.sha256 == first.sha256
+
+
+@pytest.mark.parametrize(("of", "reused"), [("sd15", True), ("unclip", False)])
+def test_what_captions_say_is_encoded_anew_for_a_u_net_that_is_told_of_pictures(
+    of: str, reused: bool, toys: Path, pictures: Given, tmp_path: Path
+) -> None:
+    """Two of Stable unCLIP share a text encoder, and are told that no picture is shown in 1536 and in 2048 zeros."""
+    on = take(write_family(toys / of, of))
+    first = order(tmp_path, "lora", on, pictures, steps=1)
+    train(first)
+    given = first.the("on")
+    other = dataclasses.replace(given, identities=given.identities | {"unet": "another"})
+    found = train(dataclasses.replace(first, states=str(tmp_path / "b"), inputs=first.inputs | {"on": [other]}))
+    assert ("texts" in found.record["derived"]["reused"]) == reused
+    assert ("texts" in found.record["derived"]["made"]) != reused
 
 
 def test_a_training_without_a_cache_gives_the_same(toy: Taken, pictures: Given, tmp_path: Path) -> None:
