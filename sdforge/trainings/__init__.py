@@ -97,8 +97,11 @@ class Training(Seeded, ABC):
     def state_bytes(self, of: Family, shapes: Shapes) -> int:
         """Return the size of a train state: each number, what the optimiser knows of it, and its average."""
         numbers, dtype = self.learns(of, shapes)
-        each = ITEM_SIZE[SAFETENSORS[dtype]] + KNOWN[self.optimizer] + (AVERAGE if self.ema else 0)
-        return numbers * each
+        return numbers * (ITEM_SIZE[SAFETENSORS[dtype]] + self.beside())
+
+    def beside(self) -> int:
+        """Return how many bytes the optimiser and the average keep of every number."""
+        return KNOWN[self.optimizer] + (AVERAGE if self.ema else 0)
 
 
 class Updates(Training):

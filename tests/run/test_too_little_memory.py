@@ -60,9 +60,9 @@ def test_one_that_was_fitted_already_is_told_to_take_less(
     ],
 )
 def test_what_the_system_refuses_is_said_in_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, toy: Taken, pictures: Given, tmp_path: Path, error: OSError, sentence: str, hint: str
+    monkeypatch: pytest.MonkeyPatch, toy: Taken, pictures: Given, error: OSError, sentence: str, hint: str
 ) -> None:
-    said = end(monkeypatch, order(tmp_path, "lora", toy, pictures), error)
+    said = end(monkeypatch, order(Path(), "lora", toy, pictures), error)
     assert (said["event"], said["code"], said["message"]) == ("failed", 4, f"it could not go on: {sentence}")
     assert said["hint"].startswith(hint)
     assert bool(said["hint"]) == bool(hint)
