@@ -99,7 +99,7 @@ def load_state(folder: Path, most: int) -> State | None:
             header = read_header(path)
         except (OSError, ValueError, UsageError):
             continue
-        tensors = {
+        tensors: Table = {
             name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])
             for name, e in header.tensors.items()
         }
