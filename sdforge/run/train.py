@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sdforge.dtypes import SAFETENSORS
 from sdforge.errors import ActionFailed
+from sdforge.formats.tokenizer import LENGTH
 from sdforge.identity import H
 from sdforge.method import module_of
 from sdforge.order import Given, Outcome
@@ -41,6 +42,7 @@ from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
+SHOWN = 60  # letters of a caption that is talked about
 
 
 def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) -> Outcome:
@@ -157,12 +159,21 @@ class _Training:
                 captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
                 for caption in sorted({"", *captions}):
                     self.texts.of([caption])
+        if self.adapter.reads_captions and self.diffusion.text_encoders:
+            self._say_what_is_cut(report)
         report(
             derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
             buckets=describe(self.shown[0].pictures),
         )
         if budget := int(self.order.how.get("vram", 0)):
             self._fit(budget, report)
+
+    def _say_what_is_cut(self, report: Report) -> None:
+        captions = sorted({picture.caption for picture in self.pictures})
+        cut = [caption for caption in captions if self.diffusion.words.is_cut(caption)]
+        if cut:
+            which = f"{len(cut)} of {len(captions)} captions are" if len(cut) > 1 else "a caption is"
+            report(remark=f"{which} longer than the {LENGTH - 2} tokens that are read: {cut[0][:SHOWN]!r}…")
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

@@ -256,6 +256,17 @@ def test_parts_of_a_batch_add_up_to_the_whole(
     assert all(float((a[n] - b[n]).abs().max()) < 1e-2 * scale for n in a)
 
 
+def test_what_is_dropped_of_a_picture_is_the_same_in_whatever_part_it_is_computed(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a prior, which is shown in the same pass."""
+    given: dict[str, Any] = {"batch": 3, "steps": 3, "dropout": 0.5, "learning_rate": 0.05, "prior": pictures}
+    whole = train(order(tmp_path / "a", "hypernetwork", toy, pictures, **given))
+    monkeypatch.setattr("sdforge.run.train.choose", lambda *_: Choice(2, False, False))
+    parts = train(order(tmp_path / "b", "hypernetwork", toy, pictures, how={"vram": 10**9}, **given))
+    assert parts.record["losses"] == pytest.approx(whole.record["losses"], rel=1e-5)
+
+
 def test_activations_that_are_computed_twice_give_the_same_bits(
     toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

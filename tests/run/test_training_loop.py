@@ -173,6 +173,21 @@ def paced(**settings: Any) -> list[float]:
     return [pace(wanted, step) for step in range(wanted.steps)]
 
 
+def test_captions_of_which_the_end_is_not_read_are_talked_about(toy: Taken, pictures: Given, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def report(**event: Any) -> None:
+        said.extend([event["remark"]] if "remark" in event else [])
+
+    first, *rows = pictures.pictures
+    long = [*first[:2], "red " * 75 + "<toy>", 1]
+    for row in (first, long):
+        given = dataclasses.replace(pictures, pictures=[row, *rows])
+        run_training(order(tmp_path / row[2][:5], "textual_inversion", toy, given, steps=1), report, lambda: False)
+    (remark,) = said
+    assert remark.startswith("a caption is longer than the 75 tokens that are read: 'red red ")
+
+
 def test_the_learning_rate_rises_over_the_warm_up() -> None:
     rates = paced(warmup=4)
     assert rates[:6] == [0.25, 0.5, 0.75, 1, 1, 1]
