@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, final
+from tempfile import TemporaryFile
+from typing import IO, Annotated, final
 
 from pydantic import Field
 
@@ -56,30 +57,35 @@ def run(order: Order, report: Callable[..., None]) -> Outcome:  # noqa: ARG001 -
     words, seconds = order.settings["command"], order.settings["seconds"]
     rows = order.the("pictures").pictures
     pictures = [{"path": path, "prompt": said, "number": n, "seed": seed} for path, _, said, n, seed in rows]
-    program = [sys.executable if words[0] == "python" else words[0], *words[1:]]
-    try:
-        process = subprocess.Popen(
-            program,
-            cwd=order.how["root"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that what it starts ends with it
-        )
-    except OSError as error:
-        raise ActionFailed(f"{words[0]} cannot be run: {error.strerror}", "is it installed, and executable?") from None
-    try:
-        said, _ = process.communicate(json.dumps({"v": 1, "pictures": pictures}), timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise ActionFailed(f"{words[0]} took more than {seconds:g} s", "`seconds` allows it more") from None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    # files, not pipes: what a command leaves running would hold those open
+    with TemporaryFile() as told, TemporaryFile() as spoken:
+        told.write(json.dumps({"v": 1, "pictures": pictures}).encode())
+        told.seek(0)
+        code = _exit_code(words, order.how["root"], seconds, told, spoken)
+        spoken.seek(0)
+        said = spoken.read().decode(errors="replace")
     print(said, end="")
-    code = process.returncode
+    if code is None:
+        raise ActionFailed(f"{words[0]} took more than {seconds:g} s", "`seconds` allows it more")
     if code < 0 or code in NOT_RUN:
         raise ActionFailed(f"{words[0]} gave no verdict: exit code {code}", "what it printed is in the log")
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")[:MOST_SAID]
     return verdict([last or f"exit code {code}"] if code else [], last, {"exit_code": code})
+
+
+def _exit_code(words: list[str], root: str, seconds: float, told: IO[bytes], spoken: IO[bytes]) -> int | None:
+    """Run a command, and end with it whatever it started; return its exit code, None where it took too long."""
+    program = [sys.executable if words[0] == "python" else words[0], *words[1:]]
+    try:
+        # in a session of its own, which what it starts belongs to
+        process = subprocess.Popen(program, cwd=root, stdin=told, stdout=spoken, start_new_session=True)
+    except OSError as error:
+        raise ActionFailed(f"{words[0]} cannot be run: {error.strerror}", "is it installed, and executable?") from None
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -23,6 +23,7 @@ from sdforge.method import module_of
 from sdforge.order import Order, Outcome
 from sdforge.ref import Damaged
 from sdforge.run.states import Stopped
+from sdforge.store.files import resources
 from sdforge.wire import Channel
 
 
@@ -100,7 +101,11 @@ def run_reporting(order: Order, report: Any, stopped: Any) -> dict[str, Any]:
 
 def _refused(error: OSError) -> dict[str, Any]:
     """Say what the operating system would not do."""
-    return {"event": "failed", "code": 4, "message": f"{error.strerror} ({error.filename or ''})", "hint": ""}
+    try:
+        with resources("it could not go on"):
+            raise error
+    except ResourceError as found:
+        return {"event": "failed", "code": found.exit_code, "message": found.message, "hint": found.hint}
 
 
 def _too_little(order: Order, what: str) -> dict[str, Any]:
@@ -120,11 +125,7 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
     own = getattr(module, "run", None)
     if order.compute:
         # formulas bring threads of their own, on whose number nothing depends, and are exact without torch's help
-        gc.disable()  # while torch is imported, whose many objects stay anyway
-        formula = importlib.import_module("sdforge.run.formula")
-        gc.freeze()
-        gc.enable()
-        made = formula.run_formula(order, report)
+        made = _formula().run_formula(order, report)
     elif own and getattr(module, "INLINE", False):  # it only moves bytes
         made = own(order, report)
     else:
@@ -133,6 +134,20 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
         own = own or importlib.import_module("sdforge.run.train").run_training
         made = own(order, report, stopped) if order.group == "trainings" else own(order, report)
     return made
+
+
+def _formula() -> Any:
+    """Return the module that computes formulas. What torch's import makes stays anyway, and is not looked through.
+
+    Only then: whatever a process made before it would stay as well, the networks of a training among it.
+    """
+    if "torch" in sys.modules:
+        return importlib.import_module("sdforge.run.formula")
+    gc.disable()
+    found = importlib.import_module("sdforge.run.formula")
+    gc.freeze()
+    gc.enable()
+    return found
 
 
 def prepare(device: str, threads: int) -> None:

@@ -21,6 +21,7 @@ class Batch:
     """What a step (or a part of it) learns from. Shapes: B pictures, C channels, H W of latents.
 
     masks_B1HW: how much every place counts, 0 … 1, or None for all alike. pictures: what the latents are of.
+    rows, whole: of a part that is computed by itself, which pictures of how many these are; otherwise nothing.
     """
 
     noisy_BCHW: Tensor
@@ -29,6 +30,8 @@ class Batch:
     captions: list[str]
     masks_B1HW: Tensor | None = None
     pictures: list[Picture] = field(default_factory=list)
+    rows: tuple[int, ...] = ()
+    whole: int = 0
 
     @property
     def framings(self) -> list[Framing]:
@@ -49,6 +52,8 @@ class Batch:
             self.captions[start:end],
             None if self.masks_B1HW is None else self.masks_B1HW[start:end],
             self.pictures[start:end],
+            tuple(range(len(self.captions)))[start:end],
+            len(self.captions),
         )
 
 
@@ -60,6 +65,8 @@ def joined(batches: Sequence[Batch]) -> Batch:
         torch.cat([b.timesteps_B for b in batches]),
         [caption for b in batches for caption in b.captions],
         pictures=[picture for b in batches for picture in b.pictures],
+        rows=tuple(i * b.whole + row for i, b in enumerate(batches) for row in b.rows),
+        whole=sum(b.whole for b in batches),
     )
 
 

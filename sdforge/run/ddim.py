@@ -20,7 +20,6 @@ SETTINGS = {  # what a scheduler of diffusers must be told to take the same step
     "steps_offset": 1,
     "set_alpha_to_one": False,
     "clip_sample": False,
-    "rescale_betas_zero_snr": False,
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -31,7 +33,8 @@ class Derived:
         path = self.folder / name[:2] / f"{name}.safetensors" if self.folder else None
         found = _read(path) if path else None
         if path and found is not None:
-            path.touch()  # it is used: `clean` removes what nobody has used for long
+            with suppress(OSError):  # of a cache that another user shares, or that cannot be written to
+                os.utime(path)  # it is used: `clean` removes what nobody has used for long
             self.reused[what] += 1
             return found
         self.made[what] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -201,12 +201,11 @@ class Order:
             self.buckets.setdefault(picture.size, []).append(picture)
         self._turns = {size: -(-len(found) // batch) for size, found in self.buckets.items()}
         self._lap = [size for size in sorted(self.buckets) for _ in range(self._turns[size])]
+        self._drawn: dict[str, tuple[int, Any]] = {}  # what was drawn last for a purpose, and for which time
 
     def at(self, step: int) -> Chosen:
         lap, place = divmod(step, len(self._lap))
-        order = torch.randperm(len(self._lap), generator=generator(self.seed, "buckets", lap)).tolist()
-        size = self._lap[order[place]]
-        turn = sum(self._lap[i] == size for i in order[:place]) + lap * self._turns[size]
+        size, turn = self._once("buckets", lap, self._turns_of)[place]
         pictures = [self._nth(size, turn * self.batch + i) for i in range(self.batch)]
         draw = torch.rand(2, self.batch, generator=generator(self.seed, "captions", step)).tolist()
         flips = [self.flip and u < 0.5 for u in draw[0]]
@@ -217,10 +216,28 @@ class Order:
         captions = ["" if u < self.dropout else caption for u, caption in zip(draw[1], said, strict=True)]
         return Chosen(pictures, flips, captions)
 
+    def _once(self, purpose: str, time: int, make: Callable[[torch.Generator, int], Any]) -> Any:
+        """Return what is made of a purpose's random numbers for a time; the last is remembered, as steps follow."""
+        if self._drawn.get(purpose, (-1,))[0] != time:
+            self._drawn[purpose] = time, make(generator(self.seed, purpose, time), time)
+        return self._drawn[purpose][1]
+
+    def _turns_of(self, draw: torch.Generator, lap: int) -> list[tuple[tuple[int, int], int]]:
+        """Return the batches of a lap in their order: of which bucket, and the how many-th of all its batches."""
+        turn = {size: lap * turns for size, turns in self._turns.items()}
+        found = []
+        for i in torch.randperm(len(self._lap), generator=draw).tolist():
+            size = self._lap[i]
+            found.append((size, turn[size]))
+            turn[size] += 1
+        return found
+
     def _nth(self, size: tuple[int, int], n: int) -> Picture:
         found = self.buckets[size]
         round_, place = divmod(n, len(found))
-        order = torch.randperm(len(found), generator=generator(self.seed, f"order {size[0]}x{size[1]}", round_))
+        order = self._once(
+            f"order {size[0]}x{size[1]}", round_, lambda draw, _: torch.randperm(len(found), generator=draw)
+        )
         return found[int(order[place])]
 
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdforge.formats.lora import alpha_fact, canonical_shape
+from sdforge.order import Order
 from sdforge.run.adapter import Adapter, Batch, Group, Learned
 from sdforge.run.diffusion import Conditioning, Diffusion
+from sdforge.run.images import Picture
 from sdforge.run.seeds import generator
 
 if TYPE_CHECKING:
@@ -57,6 +59,15 @@ class LayerAdapter(Adapter, ABC):
         self.static = not settings.preserve  # it asks about the captions that name the trigger, which are more or fewer
         self._classes: dict[str, Conditioning] = {}  # what captions with the class's word say
 
+    def prepare(self, order: Order, pictures: list[Picture]) -> None:  # noqa: ARG002 -- it reads captions alone
+        """Encode what captions say with the class's word, as long as the text encoders are there."""
+        trigger, word = self.settings.trigger, self.settings.preserve
+        if not (word and trigger and self.text_is_frozen) or self.settings.shuffle:
+            return
+        with torch.no_grad():
+            for caption in sorted({picture.caption for picture in pictures if trigger in picture.caption}):
+                self._class([caption.replace(trigger, word)])
+
     @abstractmethod
     def switch(self, *, on: bool) -> None:
         """Let the updates take part, or not."""
@@ -93,11 +104,14 @@ class LayerAdapter(Adapter, ABC):
         return self.settings.preserve_weight * square_BCHW.mean((1, 2, 3)).sum() / len(batch.captions)
 
     def _class(self, captions: list[str]) -> Conditioning:
-        """Return what captions say to the base, encoded once each."""
+        """Return what captions say to the base, encoded once each; shuffled ones hardly come again."""
+        found = []
         for caption in captions:
-            if caption not in self._classes:
-                self._classes[caption] = self.diffusion.encode_text([caption])
-        return Conditioning.stack([self._classes[caption] for caption in captions])
+            said = self._classes.get(caption) or self.diffusion.encode_text([caption]).to(torch.device("cpu"))
+            if not self.settings.shuffle:
+                self._classes[caption] = said
+            found.append(said)
+        return Conditioning.stack(found).to(self.diffusion.device)
 
     def _groups(self, parameters: dict[str, nn.Parameter]) -> list[Group]:
         """Return the parameters (`component.….factor`) in groups: the U-Net's, the text encoders'."""

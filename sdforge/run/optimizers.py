@@ -110,7 +110,8 @@ def progress_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 class Average:
     """An exponential moving average of parameters (EMA), which is what is saved.
 
-    Its decay rises to `decay` by (1 + step) / (10 + step), as in diffusers' EMAModel, whose first value is the weights.
+    Its decay rises to `decay` by (1 + step) / (10 + step), as in diffusers' EMAModel; but that takes the weights of the
+    first update as they are, where a tenth is left here of what they began with.
     """
 
     def __init__(self, decay: float, parameters: dict[str, nn.Parameter]) -> None:

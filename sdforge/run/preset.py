@@ -32,6 +32,7 @@ from sdforge.store.files import sha256_of
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMS = ("diffusers", "checkpoint")
+SAID = ("preset", "family", "words", "negative_prompt", "clip_skip", "sampler", "sidecars", "files")  # of a preset
 
 
 def load_preset(path: Path, *, form: str = "", device: str = "cpu", dtype: str = "fp32") -> Any:
@@ -82,6 +83,9 @@ def _described(root: Path) -> dict[str, Any]:
         )
     if "grid" in described:
         raise UsageError(f"{root} is no preset: it holds the grid of a sweep", hint=f"its presets are {root}-1, …")
+    if lost := [name for name in SAID if name not in described]:
+        hint = "`forge build` writes it anew, and keeps this one in out/.replaced"
+        raise UsageError(f"{root / 'preset.json'} does not say its {lost[0]}", hint=hint)
     return described
 
 

@@ -44,14 +44,19 @@ def put_back(state: State, parameters: Parameters, optimizer: torch.optim.Optimi
     kept = state.notes.get("optimizer", {"groups": [], "values": {}})
     for group, values in zip(optimizer.param_groups, kept["groups"], strict=False):
         group |= values
-    rows: dict[str, dict[str, Any]] = {}
-    for full, (dtype, shape, data) in state.tensors.items():
+    parts: dict[str, list[str]] = {}
+    for full in state.tensors:
         name, _, part = full.rpartition(".")
-        rows.setdefault(name, {})[part] = torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)
+        parts.setdefault(name, []).append(part)
     for name, parameter in parameters.items():
-        found = {part: tensor.to(parameter.device) for part, tensor in rows.get(name, {}).items()}
+        # one after the other: all of them together are several times as large as the weights
+        found = {part: _tensor(*state.tensors[f"{name}.{part}"]).to(parameter.device) for part in parts.get(name, [])}
         parameter.copy_(found.pop("value"))
         if average:
             average.values[name].copy_(found.pop("average"))
         if found or name in kept["values"]:
             optimizer.state[parameter] = {**found, **kept["values"].get(name, {})}
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape)

@@ -40,7 +40,7 @@ def write_scaled(path: Path, into: Path) -> None:
         if name not in scales:
             return [raw(tensor)]
         scale, (dtype, _) = _read(header, scales[name]).float(), shapes[name]
-        if scale.numel() not in (1, tensor.shape[0]):
+        if scale.numel() not in (1, *tensor.shape[:1]):
             raise UsageError(f"{path} scales {name} by {scale.numel()} numbers")
         scale = scale.reshape(-1, *([1] * (tensor.dim() - 1))) if scale.numel() > 1 else scale.reshape(())
         return [raw(rounded(name, tensor.float() * scale, DTYPES[dtype]))]

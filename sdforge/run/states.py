@@ -1,6 +1,7 @@
 """Train states: what is needed to go on as if nothing had happened, published like everything else.
 
-`STEP.safetensors` is published first, `STEP.json` last: a state is there whole or not at all. Two are kept.
+`STEP.safetensors` is published first, `STEP.json` last: a state is there whole or not at all. Two are kept; and two of
+later steps, which a longer training left that is otherwise the same.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ class State:
     """A training after `step` steps. notes: what is remembered beside the tensors (losses, fingerprint)."""
 
     step: int
-    tensors: dict[str, tuple[str, tuple[int, ...], bytes]]
+    tensors: Table
     notes: dict[str, Any]
 
 
 def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -> None:
-    """Publish a state, then remove all but the newest two."""
+    """Publish a state, then remove all before it but one, and of those of later steps all but the last two."""
     with resources(f"the state of step {step} cannot be kept"):
         make_folder(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as place:
@@ -52,7 +53,9 @@ def save_state(folder: Path, step: int, tensors: Table, notes: dict[str, Any]) -
             described = json.loads(json.dumps({"v": VERSION, "step": step, "sha256": written.sha256, "notes": notes}))
             text = json.dumps(described | {"sum": sum_of(described)})
             publish_bytes(text.encode(), folder / f"{step}.json", Path(place))
-    for old in sorted(_steps(folder))[:-KEPT]:
+    steps = sorted(_steps(folder))
+    earlier, later = [n for n in steps if n <= step], [n for n in steps if n > step]
+    for old in earlier[:-KEPT] + later[:-KEPT]:
         (folder / f"{old}.json").unlink(missing_ok=True)
         (folder / f"{old}.safetensors").unlink(missing_ok=True)
 
@@ -90,13 +93,13 @@ def load_state(folder: Path, most: int) -> State | None:
             continue
         path = folder / f"{step}.safetensors"
         try:
-            described, data = described_in(read_entry(folder / f"{step}.json")), read_entry(path)
+            described, data = described_in(read_entry(folder / f"{step}.json")), memoryview(read_entry(path))
             if hashlib.sha256(data).hexdigest() != described["sha256"]:
                 continue
             header = read_header(path)
         except (OSError, ValueError, UsageError):
             continue
-        tensors = {
+        tensors: Table = {
             name: (e.dtype, e.shape, data[e.offset : e.offset + prod(e.shape) * ITEM_SIZE[e.dtype]])
             for name, e in header.tensors.items()
         }

@@ -17,7 +17,9 @@ class Texts:
     def __init__(self, diffusion: Diffusion, given: Given, derived: Derived) -> None:
         self.diffusion, self.derived = diffusion, derived
         owners = diffusion.family.owners
-        parts = {name: i for name, i in given.identities.items() if name.startswith(("text_encoder", "tokenizer"))}
+        # where pictures are shown, it is said too that none is, in as many numbers as the U-Net wants
+        read = ("text_encoder", "tokenizer", *(["unet"] if diffusion.family.image_embeddings else []))
+        parts = {name: i for name, i in given.identities.items() if name.startswith(read)}
         facts = {name: value for name, value in given.facts.items() if owners.get(name) == "text_encoder"}
         self._from = {"components": parts, "facts": facts, "precision": str(diffusion.precision)}
         self._kept: dict[str, Conditioning] = {}

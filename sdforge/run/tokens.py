@@ -44,14 +44,22 @@ class Words:
         """Return 77 token numbers: start, at most 75 tokens, end, and a word of the vocabulary to fill."""
         if padding not in self._vocab:
             raise UsageError(f"the tokenizer has no {padding!r}, with which the checkpoint's prompts are filled")
+        ids = [self._vocab[START], *self._tokens(prompt)[: LENGTH - 2], self._vocab[END]]
+        return ids + [self._vocab[padding]] * (LENGTH - len(ids))
+
+    def is_cut(self, prompt: str) -> bool:
+        """Say whether a prompt has more tokens than are read of it."""
+        return len(self._tokens(prompt)) > LENGTH - 2
+
+    def _tokens(self, prompt: str) -> list[int]:
+        """Return the numbers of all tokens of a prompt, those of added words among them."""
         ids: list[int] = []
         words = sorted(self._rows, key=len, reverse=True)
         pattern = "|".join(map(alone, words))
         parts = re.split(f"({pattern})", prompt) if words else [prompt]
         for part in parts:
             ids += self._rows.get(part) or self._tokenizer(part, add_special_tokens=False).input_ids
-        ids = [self._vocab[START], *ids[: LENGTH - 2], self._vocab[END]]
-        return ids + [self._vocab[padding]] * (LENGTH - len(ids))
+        return ids
 
     def number(self, token: str) -> int:
         """Return the number of a token of the vocabulary."""

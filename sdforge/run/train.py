@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from sdforge.dtypes import SAFETENSORS
 from sdforge.errors import ActionFailed
+from sdforge.formats.tokenizer import LENGTH
 from sdforge.identity import H
 from sdforge.method import module_of
 from sdforge.order import Given, Outcome
@@ -40,6 +42,7 @@ from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
+SHOWN = 60  # letters of a caption that is talked about
 
 
 def run_training(order: WorkOrder, report: Report, stopped: Callable[[], bool]) -> Outcome:
@@ -81,10 +84,12 @@ class _Training:
         self.average = Average(settings.ema, self.parameters) if settings.ema else None
         self.micro_batch = settings.batch
         self.chosen = ""  # how it was made to fit into memory
+        self.waiting: list[nn.Module] = []  # networks that no step runs, where they are kept off the device
         states = Path(order.states) if order.states else None
         self.validation = Validation(self._plan(held_out), self.latents, diffusion, settings.steps)
-        captions = [picture.caption for picture in self.shown[0].pictures]
-        self.samples = Samples(order.how.get("samples", {}), captions, states / "samples" if states else None)
+        captions = [picture.caption for picture in self.shown[0].pictures] if adapter.reads_captions else [""]
+        wish = order.how.get("samples", {}) | ({} if diffusion.text_encoders else {"prompts": [""]})
+        self.samples = Samples(wish, captions, states / "samples" if states else None)
         self.metrics = Metrics(
             states / "metrics.jsonl" if states else None,
             order.how.get("tensorboard", ""),
@@ -142,6 +147,8 @@ class _Training:
                 read_pixels(picture, flip=False)
             once = self.shown[1:] if self.adapter.varies else self.shown
             distinct = list(dict.fromkeys(picture for shown in once for picture in shown.pictures))
+            for picture in self.validation.pictures:
+                self.latents.of(picture, flip=False)
             for i, picture in enumerate(distinct):
                 for flip in (False, True) if self.settings.flip else (False,):
                     self.latents.of(picture, flip=flip)
@@ -150,13 +157,23 @@ class _Training:
                 report(note=f"encoding pictures {i + 1}/{len(distinct)}")
             if self.texts:
                 captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
-                self.texts.of(sorted({"", *captions}))
+                for caption in sorted({"", *captions}):
+                    self.texts.of([caption])
+        if self.adapter.reads_captions and self.diffusion.text_encoders:
+            self._say_what_is_cut(report)
         report(
             derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
             buckets=describe(self.shown[0].pictures),
         )
         if budget := int(self.order.how.get("vram", 0)):
             self._fit(budget, report)
+
+    def _say_what_is_cut(self, report: Report) -> None:
+        captions = sorted({picture.caption for picture in self.pictures})
+        cut = [caption for caption in captions if self.diffusion.words.is_cut(caption)]
+        if cut:
+            which = f"{len(cut)} of {len(captions)} captions are" if len(cut) > 1 else "a caption is"
+            report(remark=f"{which} longer than the {LENGTH - 2} tokens that are read: {cut[0][:SHOWN]!r}…")
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -244,29 +261,45 @@ class _Training:
             self.metrics.note(step, validation=loss)
             report(validation=loss, at=step)
         if draw:
-            self.samples.draw(step, self.diffusion)
+            with self._all_there():
+                self.samples.draw(step, self.diffusion)
         if self.average:
             self.average.exchange()
         set_training(self.optimizer, on=True)
 
+    @contextmanager
+    def _all_there(self) -> Iterator[None]:
+        """Let networks that wait off the device be there meanwhile."""
+        for network in self.waiting:
+            network.to(self.diffusion.device)
+        try:
+            yield
+        finally:
+            for network in self.waiting:
+                network.to("cpu")
+
     def _fit(self, budget: int, report: Report) -> None:
         """Choose micro-batch, checkpointing and offload for so many bytes of the device's memory."""
-        networks = [self.diffusion.unet, *self.diffusion.text_encoders.values()]
-        idle = ([] if self.adapter.varies else [self.diffusion.vae]) + (networks[1:] if self.texts else [])
+        diffusion = self.diffusion
+        networks = [diffusion.unet, *diffusion.text_encoders.values()]
+        idle = ([] if self.adapter.varies else [diffusion.vae]) + (networks[1:] if self.texts else [])
+        idle += [diffusion.image_encoder] if diffusion.image_encoder else []
         weights = [t for network in networks for t in network.state_dict(keep_vars=True).values()]
         once = [self.batches.make(shown, 0).part(0, 1) for shown in self.shown]
         plain = kept_bytes(lambda: self._loss(once).sum(), weights)
         set_checkpointing(networks, on=True)
         twice = kept_bytes(lambda: self._loss(once).sum(), weights)
         set_checkpointing(networks, on=False)
-        busy = [t for n in [*networks, self.diffusion.vae] if n not in idle for t in n.state_dict().values()]
-        # a gradient and two moments for everything that is trained
-        fixed = held_bytes(busy) + 3 * held_bytes(self.parameters.values())
+        busy = [t for n in [*networks, diffusion.vae] if n not in idle for t in n.state_dict().values()]
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        # a gradient for everything that is trained, and what is kept of it besides
+        fixed = held_bytes(busy) + held_bytes(self.parameters.values()) + self.settings.beside() * numbers
         waiting = held_bytes(t for n in idle for t in n.state_dict().values())
         choice = choose(budget, fixed, waiting, plain, twice, self.settings.batch)
         self.micro_batch, self.chosen = choice.micro_batch, str(choice)
         set_checkpointing(networks, on=choice.checkpointing)
         if choice.offload:
+            self.waiting = idle
             for network in idle:
                 network.to("cpu")
         report(note=f"fits into {budget / 1e9:.3g} GB: {choice}", fits=str(choice))

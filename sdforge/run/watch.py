@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.run.adapter import Batch
-from sdforge.run.noise import STEPS
 from sdforge.run.seeds import generator
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Validation:
             latents = self.latents.of(picture, flip=False).to(device).expand(len(TIMESTEPS), -1, -1, -1)
             draw = generator(0, f"validation {picture.sha256}")
             noise = torch.randn(latents.shape, generator=draw).to(device)
-            timesteps = torch.tensor([min(t, STEPS - 1) for t in TIMESTEPS], device=device)
+            timesteps = torch.tensor(TIMESTEPS, device=device)
             batch = Batch(
                 schedule.add_noise(latents, noise, timesteps),
                 schedule.target(latents, noise, timesteps),

@@ -73,6 +73,7 @@ def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, 
     def encode_prompt(prompt: Any = None, device: Any = None, count: int = 1, *args: Any, **more: Any) -> Any:
         count = more.pop("num_images_per_prompt", count)
         positive_BLD, *rest = plain(prompt, device, count, *args, **more)
+        alike = {name: more[name] for name in ("lora_scale", "clip_skip") if name in more}
         if prompt is None:
             return (positive_BLD, *rest)
         said = []
@@ -84,10 +85,10 @@ def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, 
                 text, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).input_ids.to(pipeline.device)
             if not text:
-                said.append(plain(text, device, count, False)[0])
+                said.append(plain(text, device, count, False, **alike)[0])
                 continue
             with steered(encoder, ids_BL, tokenizer.eos_token_id, aesthetic), torch.no_grad():
-                said.append(plain(text, device, count, False)[0].to(positive_BLD.dtype))
+                said.append(plain(text, device, count, False, **alike)[0].to(positive_BLD.dtype))
         return (torch.cat(said), *rest)
 
     pipeline.encode_prompt = encode_prompt

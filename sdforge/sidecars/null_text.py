@@ -57,7 +57,7 @@ def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, 
         return {"prompt_embeds": torch.cat([uncond_TLD[step + 1][None], both_BLD[1:]])}
 
     def draw(prompt: str | None = None, **more: Any) -> Any:
-        before = pipeline.scheduler
+        before, more = pipeline.scheduler, _told_besides(pipeline) | more
         pipeline.scheduler = DDIMScheduler.from_config(before.config, **SETTINGS)
         try:
             return pipeline(
@@ -77,3 +77,13 @@ def attach_pipeline(pipeline: Any, tensors: dict[str, Tensor], facts: dict[str, 
             pipeline.scheduler = before
 
     return draw
+
+
+def _told_besides(pipeline: Any) -> dict[str, Any]:
+    """Return what a pipeline with two text encoders wants to know too: a silent prompt's pooled state, and sizes."""
+    second = getattr(pipeline, "text_encoder_2", None)
+    if second is None:
+        return {}
+    edge = pipeline.default_sample_size * pipeline.vae_scale_factor  # as it was told while they were sought
+    silent_1D = torch.zeros(1, second.config.projection_dim, dtype=pipeline.unet.dtype, device=pipeline.device)
+    return {"negative_pooled_prompt_embeds": silent_1D, "original_size": (edge, edge), "target_size": (edge, edge)}

@@ -24,7 +24,7 @@ from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE, SAFETENSORS
 from sdforge.edits.insert import ROWS
 from sdforge.families import Family, family
-from sdforge.formats.tokenizer import is_ordinary
+from sdforge.formats.tokenizer import is_ordinary, stands_in
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -97,8 +97,11 @@ class Training(Seeded, ABC):
     def state_bytes(self, of: Family, shapes: Shapes) -> int:
         """Return the size of a train state: each number, what the optimiser knows of it, and its average."""
         numbers, dtype = self.learns(of, shapes)
-        each = ITEM_SIZE[SAFETENSORS[dtype]] + KNOWN[self.optimizer] + (AVERAGE if self.ema else 0)
-        return numbers * each
+        return numbers * (ITEM_SIZE[SAFETENSORS[dtype]] + self.beside())
+
+    def beside(self) -> int:
+        """Return how many bytes the optimiser and the average keep of every number."""
+        return KNOWN[self.optimizer] + (AVERAGE if self.ema else 0)
 
 
 class Updates(Training):
@@ -185,12 +188,13 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]], *, captions: bo
 
 
 def never_named(token: str, dataset: str, inputs: dict[str, list[Artifact | None]]) -> list[Advice]:
-    """Refuse pictures of which no caption names a word that is to be learned."""
+    """Refuse pictures of which no caption names a word that is to be learned, standing by itself."""
     (pictures,) = inputs["dataset"]
     captions = [row[1] for row in pictures.notes["rows"]] if pictures else []
-    if any(token in caption for caption in captions):
+    if any(stands_in(token, caption) for caption in captions):
         return []
-    sentence = f"no caption of `{dataset}` names the token {token!r}"
+    within = any(token in caption for caption in captions)
+    sentence = f"no caption of `{dataset}` names the token {token!r}" + (" but within other words" if within else "")
     hint = f'write {{trigger}} in the captions, and trigger = "{token}" in the data set'
     return [("dataset", "token", sentence, hint, False)]
 

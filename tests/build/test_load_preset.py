@@ -384,6 +384,10 @@ def test_another_version_of_the_description_is_refused(folder: Path, tmp_path: P
         with pytest.raises(UsageError) as caught:
             load_preset(copy)
         assert way_out in caught.value.hint
+    lacking = {name: value for name, value in described.items() if name != "sampler"}
+    (copy / "preset.json").write_text(json.dumps(lacking))
+    with pytest.raises(UsageError, match="does not say its sampler"):
+        load_preset(copy)
     (copy / "preset.json").write_text(json.dumps({"v": described["v"], "grid": {}}))
     with pytest.raises(UsageError, match="the grid of a sweep"):
         load_preset(copy)

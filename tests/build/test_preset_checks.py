@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 from sdforge.build import Build
+from sdforge.checks import command
 from sdforge.cli import main
-from sdforge.errors import CheckFailed, RecipeError
+from sdforge.errors import ActionFailed, CheckFailed, RecipeError
 from sdforge.method import method, method_groups
-from sdforge.order import Order, Outcome
-from sdforge.run.likeness import psnr, rms, ssim
+from sdforge.order import Given, Order, Outcome
+from sdforge.run.likeness import psnr, read, rms, ssim
+from sdforge.store.files import is_alive
 from sdforge.under_way import Options, Summary
 from tests.build.inline import Bench, Silent
 
@@ -223,6 +226,25 @@ def test_a_command_that_this_machine_allows_gets_the_pictures_and_gives_the_verd
     assert len(seen(painted)) == 2  # … until a file that it names has changed
     painted.recipe(PRESET + COMMAND % "bad")
     assert run(painted, trusting=True).failed["r:check.own"].message == "bad"
+
+
+def test_a_reference_of_more_than_8_bits_is_refused_rather_than_made_white(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "grey.png")
+    with pytest.raises(ActionFailed, match="grey in more than 8 bits"):
+        read(str(tmp_path / "grey.png"))
+
+
+def test_what_a_command_leaves_running_ends_with_it(tmp_path: Path) -> None:
+    """Its output stays open meanwhile, for which nobody waits."""
+    left = tmp_path / "left"
+    words = ["sh", "-c", f"sleep 30 & echo $! > {left}; echo fine"]
+    given, how = {"pictures": [Given("pictures")]}, {"root": str(tmp_path)}
+    order = Order("", "", "command", "checks", "sd15", {"command": words, "seconds": 20.0}, "", given, how=how)
+    began = time.monotonic()
+    assert command.run(order, lambda **_: None).facts["says"] == "fine"
+    assert time.monotonic() - began < 10
+    while is_alive(int(left.read_text())):
+        assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

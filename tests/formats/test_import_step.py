@@ -433,10 +433,17 @@ def test_a_scaled_checkpoint_is_a_source_like_any_other(exported: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("scale", "words"), [(("b.scale_weight", 1), "no weight that it scales"), (("a.scale_weight", 3), "by 3 numbers")]
+    ("shape", "scale", "words"),
+    [
+        ((2, 2), ("b.scale_weight", 1), "no weight that it scales"),
+        ((2, 2), ("a.scale_weight", 3), "by 3 numbers"),
+        ((), ("a.scale_weight", 3), "by 3 numbers"),
+    ],
 )
-def test_scales_that_belong_to_nothing_are_refused(scale: tuple[str, int], words: str, tmp_path: Path) -> None:
-    weight = torch.ones(2, 2).to(torch.float8_e4m3fn)
+def test_scales_that_belong_to_nothing_are_refused(
+    shape: tuple[int, ...], scale: tuple[str, int], words: str, tmp_path: Path
+) -> None:
+    weight = torch.ones(shape).to(torch.float8_e4m3fn)
     save_file({"a.weight": weight, scale[0]: torch.ones(scale[1])}, tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match=words):
         write_scaled(tmp_path / "x.safetensors", tmp_path / "y.safetensors")

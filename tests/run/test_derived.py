@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdforge.run import derived
 from sdforge.run.derived import Derived
 from tests.families.workbench import same_bytes
 
@@ -62,11 +63,36 @@ def test_what_is_damaged_is_made_again(damage: str, tmp_path: Path) -> None:
     assert same(Derived(str(tmp_path)).get("latents", NAME, never))
 
 
+def test_what_another_user_keeps_is_reused_and_what_is_cleaned_meanwhile_stays_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time cannot be changed then, by which `clean` sees that it is used."""
+    Derived(str(tmp_path)).get("latents", NAME, make)
+    (path,) = tmp_path.rglob("*.safetensors")
+    monkeypatch.setattr("sdforge.run.derived.os.utime", refuse)
+    assert same(Derived(str(tmp_path)).get("latents", NAME, never))
+    monkeypatch.undo()
+    real = derived._read
+
+    def cleaned(place: Path) -> dict[str, Tensor] | None:
+        found = real(place)
+        place.unlink()
+        return found
+
+    monkeypatch.setattr(derived, "_read", cleaned)
+    assert same(Derived(str(tmp_path)).get("latents", NAME, never))
+    assert not path.exists()
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
 def test_without_a_folder_nothing_is_kept() -> None:
-    derived = Derived("")
-    assert same(derived.get("latents", NAME, make))
-    assert same(derived.get("latents", NAME, make))
-    assert derived.made == {"latents": 2}
+    nowhere = Derived("")
+    assert same(nowhere.get("latents", NAME, make))
+    assert same(nowhere.get("latents", NAME, make))
+    assert nowhere.made == {"latents": 2}
 
 
 def test_nothing_is_left_beside_what_is_kept(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import xxhash
 from safetensors.torch import load_file
+from torch import nn
 
 from sdforge.errors import ActionFailed, UsageError
 from sdforge.order import Computation, Order
 from sdforge.ref import Damaged, Ref
+from sdforge.run.__main__ import run
 from sdforge.run.formula import compute, results, run_formula
 from sdforge.run.tensors import Pack, load, write_pack
 from tests.families.workbench import Taken, computed, keep, reference, same_bytes
@@ -46,6 +50,18 @@ def test_a_pack_holds_what_was_computed_and_says_so(base: Taken, tmp_path: Path)
         ref = Ref(name, dtype, tuple(shape), str(tmp_path / outcome.pack), offset, xxh3)
         assert load(ref).tolist() == pack["unet.x"].tolist()
         assert hashlib.sha256(ref.bytes()).hexdigest() == sha
+
+
+def test_what_was_left_lying_about_before_a_formula_goes_after_it(base: Taken, tmp_path: Path) -> None:
+    """Networks are circles: a worker that trained before must not keep them until it ends."""
+    circle = nn.ModuleList()
+    circle.append(nn.ModuleList([circle]))
+    left = weakref.ref(circle)
+    del circle
+    order = Order("", "", "weighted_sum", "merges", "sd15", {}, str(tmp_path), compute=[half(base)])
+    run(order, lambda **_: None, lambda: False)
+    gc.collect()
+    assert left() is None
 
 
 def test_what_computes_next_has_the_threads_that_it_had(base: Taken, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sdforge.families.sd15.load import load
 from sdforge.order import Given
 from sdforge.run.derived import Derived
 from sdforge.run.images import STEP, Latents, Order, Picture, assign, bucket_sizes, plan_pictures, read_pixels, split
+from sdforge.run.seeds import generator
 from tests.families.workbench import Taken
 
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
@@ -87,6 +88,22 @@ def test_any_step_can_be_asked_for_on_its_own() -> None:
     steps = [whole.at(step) for step in range(30)]
     assert late.at(29) == steps[29]
     assert late.at(3) == steps[3]
+
+
+def test_what_is_drawn_for_a_lap_and_a_round_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permutation of a hundred thousand pictures at every step would take longer than some steps."""
+    drawn: list[str] = []
+
+    def noted(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+        drawn.append(purpose)
+        return generator(seed, purpose, step)
+
+    monkeypatch.setattr("sdforge.run.images.generator", noted)
+    order = Order(some({(64, 64): 40, (64, 128): 40}), 4, 7, flip=False, dropout=0.0)
+    for step in range(20):
+        order.at(step)
+    assert sorted(set(drawn) - {"captions"}) == ["buckets", "order 64x128", "order 64x64"]
+    assert all(drawn.count(purpose) == 1 for purpose in set(drawn) - {"captions"})
 
 
 def test_another_seed_is_another_order() -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdforge.errors import ActionFailed, ResourceError, UsageError
+from sdforge.families.load import WordsAlone
 from sdforge.order import Given, Outcome
+from sdforge.run.diffusion import Diffusion
 from sdforge.run.images import Picture, read_mask, shuffled
 from sdforge.run.memory import Choice, choose
 from sdforge.run.optimizers import Average
@@ -252,6 +256,17 @@ def test_parts_of_a_batch_add_up_to_the_whole(
     assert all(float((a[n] - b[n]).abs().max()) < 1e-2 * scale for n in a)
 
 
+def test_what_is_dropped_of_a_picture_is_the_same_in_whatever_part_it_is_computed(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also beside a prior, which is shown in the same pass."""
+    given: dict[str, Any] = {"batch": 3, "steps": 3, "dropout": 0.5, "learning_rate": 0.05, "prior": pictures}
+    whole = train(order(tmp_path / "a", "hypernetwork", toy, pictures, **given))
+    monkeypatch.setattr("sdforge.run.train.choose", lambda *_: Choice(2, False, False))
+    parts = train(order(tmp_path / "b", "hypernetwork", toy, pictures, how={"vram": 10**9}, **given))
+    assert parts.record["losses"] == pytest.approx(whole.record["losses"], rel=1e-5)
+
+
 def test_activations_that_are_computed_twice_give_the_same_bits(
     toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +275,61 @@ def test_activations_that_are_computed_twice_give_the_same_bits(
     twice = train(order(tmp_path / "b", "lora", toy, pictures, steps=2, how={"vram": 10**9}))
     assert twice.sha256 == plain.sha256
     assert twice.fingerprint == plain.fingerprint
+
+
+def test_what_every_number_that_is_trained_takes_is_counted(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An average takes four bytes more; of bf16 weights the moments are fp32, but neither weights nor gradients."""
+    fixed: list[int] = []
+
+    def noted(_: int, held: int, *__: int) -> Choice:
+        fixed.append(held)
+        return Choice(2, False, False)
+
+    monkeypatch.setattr("sdforge.run.train.choose", noted)
+    for i, changes in enumerate([{}, {"ema": 0.9}, {"weights": "bf16"}]):
+        given: dict[str, Any] = {"precision": "bf16", "steps": 1, "how": {"vram": 10**9}, **changes}
+        rows = train(order(tmp_path / str(i), "fine_tune", toy, pictures, **given)).components["unet"]
+    numbers = sum(math.prod(row[2]) for row in rows)
+    assert (fixed[1] - fixed[0], fixed[2] - fixed[0]) == (4 * numbers, -4 * numbers)
+
+
+def test_networks_that_wait_off_the_device_are_asked_nothing(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out pictures and what captions say are encoded before, and they come back for what is drawn meanwhile."""
+    monkeypatch.setattr("sdforge.run.train.choose", lambda *_: Choice(2, False, True))
+    away: set[int] = set()
+    move, asked = nn.Module.to, []
+
+    def moved(network: nn.Module, *place: Any, **more: Any) -> nn.Module:
+        if place in (("cpu",), (torch.device("cpu"),)):  # the loop calls the device by name only where it puts them
+            (away.add if place == ("cpu",) else away.discard)(id(network))
+        return move(network, *place, **more)
+
+    def guard(name: str, network: Callable[[Any], nn.Module]) -> None:
+        kind = WordsAlone if name == "encode_text" else Diffusion
+        real = getattr(kind, name)
+
+        def ask(self: Any, *arguments: Any, **more: Any) -> Any:
+            asked.append(name)
+            assert id(network(self)) not in away, name
+            return real(self, *arguments, **more)
+
+        monkeypatch.setattr(kind, name, ask)
+
+    monkeypatch.setattr(nn.Module, "to", moved)
+    for name in ("encode_picture", "decode_picture"):
+        guard(name, lambda diffusion: diffusion.vae)
+    guard("encode_text", lambda diffusion: diffusion.text_encoders["text_encoder"])
+    monkeypatch.setattr("sdforge.run.watch.SAMPLE_STEPS", 1)
+    how = {"vram": 10**9, "samples": {"steps": 9, "prompts": ["a"]}}
+    given = {"preserve": "cat", "trigger": "<toy>", "steps": 2, "how": how}
+    outcome = train(order(tmp_path, "lora", toy, watched(pictures), **given))
+    assert len(away) == 2
+    assert set(asked) == {"encode_picture", "decode_picture", "encode_text"}
+    assert [row[0] for row in outcome.record["samples"]] == [0, 2]
 
 
 # -- watching ----------------------------------------------------------------------------------------------------------

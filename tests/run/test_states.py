@@ -30,6 +30,13 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10.json", "10.safetensors", "4.json", "4.safetensors"]
 
 
+def test_a_shorter_training_keeps_its_states_beside_those_of_a_longer_one(tmp_path: Path) -> None:
+    """Both are found under one name, since nothing that is computed depends on where they end."""
+    save(tmp_path, 90, 100, 20, 30, 40, 10, 15)
+    assert sorted(int(path.stem) for path in tmp_path.glob("*.json")) == [10, 15, 90, 100]
+    assert [getattr(load_state(tmp_path, most), "step", None) for most in (5, 50, 95, 200)] == [None, 15, 90, 100]
+
+
 @pytest.mark.parametrize(("fault", "left"), [("EIO:1", []), ("EIO:2", ["7.safetensors"])])
 def test_its_description_comes_last(
     fault: str, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def test_one_that_was_fitted_already_is_told_to_take_less(
 ) -> None:
     said = end(monkeypatch, order(tmp_path, "lora", toy, pictures, how={"vram": 10**9}), CUDA)
     assert said["hint"].startswith("a smaller --vram computes the same")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "the disk is full", "make room"),
+        (OSError(errno.EIO, "Input/output error", "x"), "Input/output error (x)", ""),
+        (OSError("the server is away"), "the server is away", ""),  # as libraries raise it
+    ],
+)
+def test_what_the_system_refuses_is_said_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, toy: Taken, pictures: Given, error: OSError, sentence: str, hint: str
+) -> None:
+    said = end(monkeypatch, order(Path(), "lora", toy, pictures), error)
+    assert (said["event"], said["code"], said["message"]) == ("failed", 4, f"it could not go on: {sentence}")
+    assert said["hint"].startswith(hint)
+    assert bool(said["hint"]) == bool(hint)
 
 
 def test_other_errors_are_no_matter_of_memory(

@@ -16,7 +16,8 @@ from sdforge.order import Given
 from sdforge.run.states import Stopped, load_state
 from sdforge.run.train import pace, run_training
 from sdforge.trainings.lora import Lora
-from tests.families.workbench import Taken
+from tests.families.toys import write_family
+from tests.families.workbench import Taken, take
 from tests.run.order import order, train
 
 BOTH = pytest.mark.parametrize("name", ["lora", "textual_inversion"])
@@ -109,6 +110,21 @@ def test_what_was_encoded_before_is_not_encoded_again(toy: Taken, pictures: Give
     assert again.sha256 == first.sha256
 
 
+@pytest.mark.parametrize(("of", "reused"), [("sd15", True), ("unclip", False)])
+def test_what_captions_say_is_encoded_anew_for_a_u_net_that_is_told_of_pictures(
+    of: str, reused: bool, toys: Path, pictures: Given, tmp_path: Path
+) -> None:
+    """Two of Stable unCLIP share a text encoder, and are told that no picture is shown in 1536 and in 2048 zeros."""
+    on = take(write_family(toys / of, of))
+    first = order(tmp_path, "lora", on, pictures, steps=1)
+    train(first)
+    given = first.the("on")
+    other = dataclasses.replace(given, identities=given.identities | {"unet": "another"})
+    found = train(dataclasses.replace(first, states=str(tmp_path / "b"), inputs=first.inputs | {"on": [other]}))
+    assert ("texts" in found.record["derived"]["reused"]) == reused
+    assert ("texts" in found.record["derived"]["made"]) != reused
+
+
 def test_a_training_without_a_cache_gives_the_same(toy: Taken, pictures: Given, tmp_path: Path) -> None:
     kept = train(order(tmp_path / "a", "lora", toy, pictures, steps=2))
     bare = dataclasses.replace(order(tmp_path / "b", "lora", toy, pictures, steps=2), derived="", states="")
@@ -155,6 +171,21 @@ def test_progress_is_told_with_the_loss(toy: Taken, pictures: Given, tmp_path: P
 def paced(**settings: Any) -> list[float]:
     wanted = Lora.model_construct(**{"steps": 100, "warmup": 0, "schedule": "constant", **settings})
     return [pace(wanted, step) for step in range(wanted.steps)]
+
+
+def test_captions_of_which_the_end_is_not_read_are_talked_about(toy: Taken, pictures: Given, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def report(**event: Any) -> None:
+        said.extend([event["remark"]] if "remark" in event else [])
+
+    first, *rows = pictures.pictures
+    long = [*first[:2], "red " * 75 + "<toy>", 1]
+    for row in (first, long):
+        given = dataclasses.replace(pictures, pictures=[row, *rows])
+        run_training(order(tmp_path / row[2][:5], "textual_inversion", toy, given, steps=1), report, lambda: False)
+    (remark,) = said
+    assert remark.startswith("a caption is longer than the 75 tokens that are read: 'red red ")
 
 
 def test_the_learning_rate_rises_over_the_warm_up() -> None:

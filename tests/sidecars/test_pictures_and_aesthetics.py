@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.preset import _let_skip
 from sdforge.run.sample import Wish, sample
 from sdforge.run.steering import Aesthetic, cosines
 from sdforge.sidecars import aesthetic, image_embedding
@@ -154,6 +155,7 @@ def test_every_prompt_is_steered_by_itself_and_the_other_side_never(toy: Taken) 
 
 def test_a_pipeline_says_what_our_network_says(toy: Taken, toys: Path) -> None:
     pipeline = pipeline_of(toys / "toy", diffusers.StableDiffusionPipeline)
+    _let_skip(pipeline)
     diffusion = loaded(toy)
     aesthetic.attach(diffusion, steering(), STEERING)
     aesthetic.attach_pipeline(pipeline, steering(), STEERING)
@@ -161,6 +163,8 @@ def test_a_pipeline_says_what_our_network_says(toy: Taken, toys: Path) -> None:
     said, away = pipeline.encode_prompt(texts, CPU, 1, True)
     assert torch.allclose(said, diffusion.encode_text(texts).hidden_BLD, atol=1e-5)
     assert torch.allclose(away, diffusion.encode_negative(["", ""]).hidden_BLD, atol=1e-5)
+    without_its_last, _ = pipeline.encode_prompt(texts, CPU, 1, True, clip_skip=1)
+    assert torch.allclose(without_its_last, diffusion.encode_text(texts, clip_skip=1).hidden_BLD, atol=1e-5)
     assert drawn(pipeline, prompt="a red cat").shape[0] == 1
 
 

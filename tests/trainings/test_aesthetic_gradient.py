@@ -19,10 +19,11 @@ from sdforge.families.sd15.load import load
 from sdforge.formula import Plan
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.diffusion import Diffusion
+from sdforge.run.images import read_pixels
 from sdforge.run.steering import Aesthetic, cosines
 from sdforge.run.tensors import DTYPES
 from sdforge.sidecars import aesthetic as sidecar
-from sdforge.trainings.aesthetic_gradient import TABLE, advise, run
+from sdforge.trainings.aesthetic_gradient import TABLE, adapter, advise, run
 from tests.families.workbench import SD15, Taken, keep, made, same_bytes, take
 from tests.run.order import order
 from tests.trainings.clips import write_clip
@@ -224,6 +225,25 @@ def test_a_clip_with_more_layers_is_refused(toy: Taken, toys: Path, pictures: Gi
     deeper = take(write_clip(toys / "deeper-clip", num_hidden_layers=3))
     with pytest.raises(UsageError, match="has 2 layers, the CLIP's text model 3"):
         steer(tmp_path, toy, deeper, pictures)
+
+
+def test_a_clip_of_another_width_is_refused(toy: Taken, toys: Path, pictures: Given, tmp_path: Path) -> None:
+    wider = take(write_clip(toys / "wider-clip", hidden_size=32))
+    with pytest.raises(UsageError, match="is 16 wide, the CLIP's text model 32"):
+        steer(tmp_path, toy, wider, pictures)
+
+
+def test_a_picture_that_is_repeated_counts_as_often_and_is_looked_at_once(
+    toys: Path, pictures: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, looked = take(write_clip(toys / "clip")).given(), []
+    first, *others = pictures.pictures
+    rows = [[*first[:3], 3], *others]
+    monkeypatch.setattr(adapter, "read_pixels", lambda *a, **k: looked.append(a) or read_pixels(*a, **k))
+    found_D = adapter.mean_embedding(clip, dataclasses.replace(pictures, pictures=rows), CPU)
+    assert len(looked) == 3
+    each = [adapter.mean_embedding(clip, dataclasses.replace(pictures, pictures=[row]), CPU) for row in rows]
+    assert torch.allclose(found_D, (3 * each[0] + each[1] + each[2]) / 5, atol=1e-6)
 
 
 def table(**more: Any) -> Any:

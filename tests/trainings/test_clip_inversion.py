@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -189,3 +190,17 @@ def test_what_is_found_is_nearer_than_what_the_encoder_says(base: Taken, tmp_pat
     assert best < encoded < nothing < wrong
     assert 0.5 < float(torch.cosine_similarity(found, mean_1D)) < 1
     assert {name: digest(tensor) for name, tensor in diffusion.unet.state_dict().items()} == weights
+
+
+def test_samples_on_the_way_are_drawn_from_what_has_been_found(
+    on: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captions are not read; prompts that somebody wants are heard where a family hears any."""
+    monkeypatch.setattr("sdforge.run.watch.SAMPLE_STEPS", 1)
+    far: dict[str, Any] = {"steps": 1, "learning_rate": 1.0, "how": {"samples": {"steps": 1}}}
+    rows = invert(tmp_path, on, pictures, **far)[0].record["samples"]
+    assert [row[:2] for row in rows] == [[0, ""], [1, ""]]
+    assert len({Image.open(path).tobytes() for _, _, path in rows}) == 2
+    wish = {"samples": {"steps": 1, "prompts": ["a house"]}}
+    said = invert(tmp_path / "wish", on, pictures, steps=1, how=wish)[0].record["samples"]
+    assert {row[1] for row in said} == {"a house" if loaded(on).text_encoders else ""}

@@ -173,6 +173,7 @@ def _said(on: Artifact | None, *captions: str) -> list[str]:
 
 def test_captions_have_to_name_the_word() -> None:
     assert "no caption of `drawings` names the token '<toy>'" in _said(None, "a cat")[0]
+    assert "names the token '<toy>' but within other words" in _said(None, "a cat", "my<toy>box")[0]
     assert _said(Artifact("checkpoint", "sd15"), "a <toy> cat") == []
 
 

@@ -19,6 +19,7 @@ from sdforge.run.adapter import Adapter
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.optimizers import BETAS, EPS, RoundedAdamW, rounded_by_chance
 from sdforge.run.seeds import generator
+from sdforge.run.speed import shrink
 from sdforge.run.states import Stopped
 from sdforge.run.tensors import load as read
 from sdforge.trainings.fine_tune import TABLE, advise, chosen
@@ -112,6 +113,22 @@ def test_what_did_not_learn_keeps_its_bytes(toy: Taken, pictures: Given, tmp_pat
     before, learned = toy.tensors("unet"), chosen(TABLE.model_construct(**settings("fine_tune", **some)), SD15)
     assert {n for n in before if not torch.equal(before[n].float(), exact[n])} == learned & before.keys()
     assert all(digest(before[n]) == digest(kept[n]) for n in before.keys() - learned)
+
+
+def test_what_did_not_learn_keeps_its_bytes_where_frozen_weights_are_kept_small(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the matrices that do not learn are held in bf16, three bits less than they have here."""
+
+    def tuned(diffusion: Diffusion, trained: set[nn.Parameter], **_: Any) -> list[str]:
+        return [shrink([diffusion.unet], trained, torch.bfloat16)]
+
+    monkeypatch.setattr("sdforge.run.train.tune", tuned)
+    wanted = order(tmp_path, "fine_tune", toy, pictures, train=["unet.mid"], steps=1, precision="bf16")
+    found, before = tensors(train(wanted), tmp_path), toy.tensors("unet")
+    changed = {name for name in before if digest(found[name]) != digest(before[name])}
+    assert changed
+    assert all(name.startswith("mid_block.") for name in changed)
 
 
 def test_the_norm_is_that_of_what_changed(toy: Taken, pictures: Given, tmp_path: Path) -> None:

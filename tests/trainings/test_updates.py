@@ -164,6 +164,13 @@ def test_captions_without_the_trigger_are_not_asked_for(toy: Taken) -> None:
     assert begun("loha", toy)[1].also(batch()) is None
 
 
+def test_what_shuffled_captions_say_of_the_class_is_not_kept_for_ever(toy: Taken) -> None:
+    for shuffle, kept in ((False, 1), (True, 0)):
+        _, adapter = begun("loha", toy, preserve="cat", trigger="red", shuffle=shuffle)
+        assert adapter.also(batch(["a red", "a red"])) is not None
+        assert len(vars(adapter)["_classes"]) == kept
+
+
 def test_preserving_asks_nothing_where_nothing_has_been_learned(toy: Taken) -> None:
     _, adapter = begun("lokr", toy, preserve="cat", trigger="red")
     found = adapter.also(batch(["a red", "a red"]))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdforge.dtypes import SAFETENSORS
+from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
 from sdforge.families.load import load_image_encoder, load_text_encoder, see
 from sdforge.families.stable_diffusion import vision_config
@@ -100,13 +101,20 @@ def _outcome(order: Order, aesthetic: Aesthetic, before: dict[str, Tensor], afte
 
 
 def _refuse_misfit(on: Given, clip: Given) -> None:
-    """Refuse a text encoder that is not the whole text model that the projection stands behind."""
+    """Refuse a text encoder that is not the whole text model, as wide, that the projection stands behind."""
     layers = sum(ref.name.endswith(".layer_norm1.weight") for ref in on.components[ENCODER])
     whole = fact(clip.facts, "text_layers")
     if layers != whole:
         raise UsageError(
             f"the checkpoint's text encoder has {layers} layers, the CLIP's text model {whole}",
             hint="its projection is for what the last of them says",
+        )
+    width = on.shapes()[ENCODER][ROWS][1]
+    (projection,) = clip.components["text_projection"]
+    if projection.shape[1] != width:
+        raise UsageError(
+            f"the checkpoint's text encoder is {width} wide, the CLIP's text model {projection.shape[1]}",
+            hint="take the CLIP whose text model the text encoder came from",
         )
 
 
@@ -120,9 +128,13 @@ def mean_embedding(clip: Given, pictures: Given, device: torch.device) -> Tensor
     config = vision_config(clip.shapes()["image_encoder"], fact(facts, "heads"), fact(facts, "activation"))
     encoder = load_image_encoder(config, refs, device)
     learned, _ = split(pictures)
-    found = []
-    for picture in plan_pictures(learned, config["image_size"], buckets=False):
-        edge = min(picture.original)
-        pixels_BCHW = read_pixels(replace(picture, size=(edge, edge)), flip=False).to(device)
-        found.append(see(encoder, pixels_BCHW, antialias=True, mean=fact(facts, "mean"), std=fact(facts, "std")))
-    return functional.normalize(torch.cat(found)).mean(0)
+    shown = plan_pictures(learned, config["image_size"], buckets=False)
+    seen: dict[str, Tensor] = {}  # by content: those that are repeated are looked at once
+    for picture in shown:
+        if picture.sha256 not in seen:
+            edge = min(picture.original)
+            pixels_BCHW = read_pixels(replace(picture, size=(edge, edge)), flip=False).to(device)
+            seen[picture.sha256] = see(
+                encoder, pixels_BCHW, antialias=True, mean=fact(facts, "mean"), std=fact(facts, "std")
+            )
+    return functional.normalize(torch.cat([seen[picture.sha256] for picture in shown])).mean(0)

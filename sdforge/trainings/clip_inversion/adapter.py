@@ -37,6 +37,7 @@ class _Embedding(Adapter):
         seen = {picture: self._see(picture) for picture in dict.fromkeys(pictures)}
         self.mean_1D = torch.cat([seen[picture] for picture in pictures]).mean(0, keepdim=True)
         self.image_1D = nn.Parameter(self.mean_1D.clone())
+        self.diffusion.shown_1D = self.image_1D  # so that samples on the way are drawn from it
 
     @torch.no_grad()
     def _see(self, picture: Picture) -> Tensor:

@@ -63,19 +63,24 @@ class WeightsAdapter(Adapter):
         ]
 
     def learned(self) -> Learned:
-        """Return the components of which something was trained, whole."""
+        """Return the components of which something was trained, whole.
+
+        What was not trained is as it lies in the checkpoint: a network may hold it rounded to what it computes in.
+        """
         assert self.on is not None, "prepare comes first"
         found = Learned({})
         for component, network in self.networks.items():
-            named = dict(network.named_parameters())
+            named, mine = dict(network.named_parameters()), self.learning[component]
             refs = {_within(named, ref.name): ref for ref in self.on.components[component]}
-            found.components[component] = {ref.name: named[name].detach() for name, ref in refs.items()}
+            found.components[component] = {
+                ref.name: mine[name].detach() if name in mine else load(ref) for name, ref in refs.items()
+            }
             # all differences together are as large as the network: each is made when its turn comes
             found.update = [
                 *found.update,
                 *(
                     (f"{component}.{refs[name].name}", partial(_difference, parameter.detach(), refs[name]), None)
-                    for name, parameter in self.learning[component].items()
+                    for name, parameter in mine.items()
                 ),
             ]
         return found

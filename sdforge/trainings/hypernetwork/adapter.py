@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sdforge.errors import UsageError
-from sdforge.run.adapter import Adapter, Group, Learned
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.adapter import Adapter, Batch, Group, Learned
+from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.hypernetwork import Net, contexts, make_nets, wrap
 from sdforge.run.seeds import generator
 from sdforge.trainings.hypernetwork import facts
@@ -31,6 +31,8 @@ class _Networks(Adapter):
     def __init__(self, settings: Hypernetwork, diffusion: Diffusion, widths: list[int]) -> None:
         self.settings, self.diffusion = settings, diffusion
         self.seed, self.step = int(settings.seed or 0), 0
+        self.rows: tuple[int, ...] = ()  # of a batch that is computed in parts: see `Batch`
+        self.whole = 0
         self.nets = make_nets(widths, facts(settings))
         for (width, side), net in self.nets.items():
             _begin_at_zero(net, self.seed, f"{width}.{side}")
@@ -46,12 +48,21 @@ class _Networks(Adapter):
     def begins(self, step: int) -> None:
         self.step = step
 
+    def predict(self, batch: Batch, condition: Conditioning) -> Tensor:
+        self.rows, self.whole = batch.rows, batch.whole
+        return super().predict(batch, condition)
+
     def _drop(self, x_BLD: Tensor, place: str) -> Tensor:
-        """Leave parts out where something is learned; which ones depends on seed, step and place alone."""
+        """Leave parts out where something is learned; which ones depends on seed, step and place alone.
+
+        They are drawn for the whole batch, so that a picture's are the same in whatever part it is computed.
+        """
         if not torch.is_grad_enabled():
             return x_BLD
         draw = generator(self.seed, f"dropout {place}", self.step)
-        kept_BLD = torch.rand(x_BLD.shape, generator=draw) >= self.settings.dropout
+        kept_BLD = torch.rand((self.whole or len(x_BLD), *x_BLD.shape[1:]), generator=draw) >= self.settings.dropout
+        if self.rows:
+            kept_BLD = kept_BLD[list(self.rows)]
         return x_BLD * (kept_BLD.to(x_BLD.device) / (1 - self.settings.dropout))
 
     def groups(self) -> list[Group]:
