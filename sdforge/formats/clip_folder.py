@@ -6,12 +6,14 @@ how pictures are prepared and what shapes do not tell; those of OpenAI's ViT-L/1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError, counted
 from sdforge.families.naming import clip_vision_names
-from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD
+from sdforge.families import is_count, is_word
+from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD, shown
 from sdforge.formats.diffusers_folder import read_json, weight_files
 from sdforge.formats.layout import Found, HeaderOf, Layout
 from sdforge.formats.safetensors import Header
@@ -27,6 +29,7 @@ NEUTRAL: dict[str, Any] = {
     "activation": "quick_gelu",
     "text_layers": 12,
 }
+AGAIN = "get the folder again from where it came from"
 PROJECTION = "text_projection.weight"
 
 
@@ -72,7 +75,9 @@ def _facts(path: Path, layout: Layout) -> dict[str, Json]:
     if (path / "preprocessor_config.json").is_file():
         layout.files.append(path / "preprocessor_config.json")
         prepared = read_json(layout.files[-1])
-    vision, text = config.get("vision_config") or {}, config.get("text_config") or {}
+    vision, text = (config.get(part) or {} for part in ("vision_config", "text_config"))
+    if not isinstance(vision, dict) or not isinstance(text, dict):
+        raise UsageError(f"{path} states no sound vision_config and text_config", hint=AGAIN)
     facts: dict[str, Any] = {
         "size": vision.get("image_size", 224),
         "mean": prepared.get("image_mean", NEUTRAL["mean"]),
@@ -81,11 +86,27 @@ def _facts(path: Path, layout: Layout) -> dict[str, Json]:
         "activation": vision.get("hidden_act", "quick_gelu"),
         "text_layers": text.get("num_hidden_layers", 12),
     }
-    for name in ("size", "heads", "text_layers"):
-        if type(facts[name]) is not int or facts[name] < 1:
-            raise UsageError(f"{path} states {name.replace('_', ' ')} as {facts[name]!r} where a whole number belongs")
-    for name in ("mean", "std"):
-        values = facts[name]
-        if not isinstance(values, list) or len(values) != 3 or not all(type(v) in (int, float) for v in values):
-            raise UsageError(f"{path} states the {name} of pictures as {values!r} where three numbers belong")
+    for name, (called, can_be, what) in RIGHT.items():
+        if not can_be(facts[name]):
+            raise UsageError(f"{path} states {called} as {shown(facts[name])} where {what}", hint=AGAIN)
     return {name: value for name, value in facts.items() if value != NEUTRAL[name]}
+
+
+def _is_mean(values: Any) -> bool:
+    three = isinstance(values, list) and len(values) == 3
+    return three and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+
+
+def _is_std(values: Any) -> bool:
+    return _is_mean(values) and all(values)
+
+
+# fact → how a configuration calls it, whether a value can be one, and what is said where it cannot
+RIGHT: dict[str, tuple[str, Callable[[Any], bool], str]] = {
+    "size": ("image_size", is_count, "a whole number belongs"),
+    "heads": ("num_attention_heads", is_count, "a whole number belongs"),
+    "text_layers": ("num_hidden_layers", is_count, "a whole number belongs"),
+    "activation": ("hidden_act", is_word, "a word belongs"),
+    "mean": ("image_mean", _is_mean, "three numbers from 0 to 1 belong"),
+    "std": ("image_std", _is_std, "three numbers up to 1 belong, none of them 0"),
+}

@@ -12,7 +12,7 @@ from typing import Any
 from sdforge.artifact import WORDS
 from sdforge.errors import UsageError, counted
 from sdforge.formats.layout import HeaderOf, Layout
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Header, is_text
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
@@ -88,8 +88,9 @@ def is_vocabulary(value: Any) -> bool:
     words, merges = (value.get(key) for key in ("vocab", "merges")) if isinstance(value, dict) else (None, None)
     if not isinstance(words, dict) or not isinstance(merges, list) or not {START, END} <= words.keys():
         return False
-    counted = all(type(number) is int for number in words.values())
-    return counted and sorted(words.values()) == list(range(len(words))) and all(isinstance(m, str) for m in merges)
+    numbered = all(type(number) is int for number in words.values())
+    texts = all(isinstance(merge, str) for merge in merges) and is_text("".join((*words, *merges)))
+    return numbered and texts and sorted(words.values()) == list(range(len(words)))
 
 
 def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
@@ -110,7 +111,7 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     extra = sorted((index, word) for word, index in numbers.items() if index >= size)
     if [index for index, _ in extra] != list(range(size, size + len(extra))):
         raise ValueError(f"{path.name} leaves numbers out")
-    if not all(isinstance(word, str) for _, word in extra):
+    if not all(is_text(word) for _, word in extra):
         raise TypeError(f"{path.name} has a word that is no text")
     groups: list[list[Any]] = []
     for _, word in extra:
@@ -174,8 +175,17 @@ def stands_in(word: str, prompt: str) -> bool:
 
 
 def is_ordinary(word: str, tokenizer: dict[str, Any]) -> bool:
-    """Say whether a word is one token of a vocabulary; as the name of something new it would hide that word."""
+    """Say whether a word is one token of a vocabulary."""
     return f"{word.lower()}</w>" in tokenizer.get("vocab", {})
+
+
+def hidden(word: str, tokenizer: dict[str, Any], whose: str) -> str:
+    """Say why something new cannot be called so, or nothing; whose: the vocabulary, as the sentence names it."""
+    if is_ordinary(word, tokenizer):
+        return f"{word!r} is an ordinary word of {whose}; as a token it would hide that word"
+    if word in tokenizer.get("vocab", {}):  # transformers would not append it, and diffusers refuses to
+        return f"{word!r} is a piece of words in {whose}; as a token it would be taken for that piece"
+    return ""
 
 
 def tokenizer_identity(tokenizer: dict[str, Any]) -> str:

@@ -90,8 +90,11 @@ def test_a_tensor_that_no_clip_has_is_refused(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("preprocessor_config.json", {"image_mean": [0.5]}, "states the mean of pictures"),
-        ("config.json", {"vision_config": {"image_size": "big"}}, "states size as 'big'"),
+        ("preprocessor_config.json", {"image_mean": [0.5]}, "states image_mean as"),
+        ("config.json", {"vision_config": {"image_size": "big"}}, "states image_size as 'big'"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5, 0]}, "states image_std as"),
+        ("config.json", {"text_config": 12}, "states no sound vision_config and text_config"),
+        ("config.json", {"vision_config": {"hidden_act": ["gelu"]}}, "states hidden_act as"),
     ],
 )
 def test_what_cannot_be_is_refused(
