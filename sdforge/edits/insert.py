@@ -147,7 +147,7 @@ def _way_out(word: str, tokenizer: dict[str, Any]) -> str:
 
 
 def _refuse_row_names(tokens: list[Any], appended: list[Any]) -> None:
-    """Refuse a word that is called as a further row of another one, or as the next would be: `<x>`, `<x>_1`, …"""
+    """Refuse a word that is called as a further row of another one (`<x>_1` of `<x>`), or as the next would be."""
     words, new = [*tokens, *appended], {word for word, _ in appended}
     names = {word for word, _ in words}
     for word, count in words:

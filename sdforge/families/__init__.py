@@ -195,7 +195,7 @@ MOST = 1 << 32  # no number that a fact states is as large
 
 
 def _can_be(name: str, value: Any, neutral: Any) -> bool:
-    """Say whether a fact can have a value: of the type of its neutral one, numbers above 0, words of visible letters."""
+    """Say whether a fact can have a value: of the type of its neutral one, numbers above 0, visible words."""
     if name == "prediction":
         return value in PREDICTIONS
     if name == "tokens":

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError, counted
-from sdforge.families.naming import clip_vision_names
 from sdforge.families import is_count, is_word
+from sdforge.families.naming import clip_vision_names
 from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD, shown
 from sdforge.formats.diffusers_folder import read_json, weight_files
 from sdforge.formats.layout import Found, HeaderOf, Layout

@@ -101,7 +101,7 @@ class Layout:
 
 
 def shape_here(path: Path, of: Family, name: Name, raw: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a file's tensor `raw` has here. Raises UsageError for one that such a tensor cannot have."""
+    """Return the shape that a file's tensor `raw` has here. Raises UsageError for one that it cannot have."""
     found = of.canonical_shape(name, shape)
     if len(found) != of.axes(name) or 0 in found:
         raise UsageError(

@@ -109,7 +109,7 @@ def taken_apart(
 ) -> Iterator[Found]:
     """Yield what lies in a file's tensor `raw`: one tensor, or several that are fused along the first axis.
 
-    file: the number of the file among those of the layout. Raises UsageError for a shape that such a tensor cannot have.
+    file: the number of the file among those of the layout. Raises UsageError for a shape that it cannot have.
     """
     for name in names:
         (part, count), shape = name.share, shape_here(path, family, name, raw, entry.shape)

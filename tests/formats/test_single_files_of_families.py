@@ -93,7 +93,12 @@ def test_a_file_of_unclip_without_statistics_can_be_loaded(files: dict[str, Path
     ("name", "odd", "shape", "sentence"),
     [
         ("sdxl", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight", (71, 24), "taken apart"),
-        ("sdxl", "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias", (), "no text encoder 2 has"),
+        (
+            "sdxl",
+            "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias",
+            (),
+            "no text encoder 2 has",
+        ),
         ("sdxl", "conditioner.embedders.1.model.text_projection", (24,), "no text encoder 2 has"),
         ("unclip", "embedder.model.visual.proj", (1, 2, 3), "no image encoder has"),
     ],
