@@ -91,8 +91,12 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
 def with_words(checkpoint: Input, words: list[Word], dtype: str) -> tuple[dict[str, Made], dict[str, Json]]:
     """Return text encoder → its token table with words in it, and the facts that say so.
 
-    Raises UsageError for widths or words that do not fit.
+    Raises UsageError for widths or words that do not fit, and for a checkpoint that reads no words.
     """
+    encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
+    if words and not encoders:
+        sentence = f"the checkpoint has no text encoder that could read {words[0].word!r}"
+        raise UsageError(sentence, hint="take one from another checkpoint with [swap.NAME]")
     tokens: Any = checkpoint.artifact.facts.get("tokens", [])
     known = [word for word, _ in tokens]
     appended: list[Any] = []
@@ -104,7 +108,6 @@ def with_words(checkpoint: Input, words: list[Word], dtype: str) -> tuple[dict[s
             _refuse_word(each.word, checkpoint)
             appended.append([each.word, each.vectors])
     _refuse_row_names(tokens, appended)
-    encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
     tables = {
         encoder: _inserted(dtype, checkpoint, encoder, checkpoint.tensors(encoder)[ROWS], words) for encoder in encoders
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,13 @@ def test_a_word_may_not_be_called_as_a_row_of_another(
     # a folder names the rows of <x> so, and would be read as that of one word, or not at all
     with pytest.raises(UsageError, match=f"the word '{second}' is called as row"):
         planned(toy, embedding(tmp_path / "a", first, rows), embedding(tmp_path / "b", second, 1))
+
+
+def test_a_checkpoint_without_a_text_encoder_learns_no_words(toy: Taken, face: Taken) -> None:
+    components = {name: each for name, each in toy.artifact.components.items() if not name.startswith("text_")}
+    mute = replace(toy, artifact=replace(toy.artifact, components=components))
+    with pytest.raises(UsageError, match="has no text encoder that could read '<face>'"):
+        planned(mute, face)
 
 
 def test_a_word_may_not_be_inserted_twice(toy: Taken, face: Taken, tmp_path: Path) -> None:
