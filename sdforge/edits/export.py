@@ -31,7 +31,7 @@ from sdforge.formats.embedding import (
     words_of,
 )
 from sdforge.formats.hypernetwork import pickled_form
-from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.kohya import Body, KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.own import MANIFEST, own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
@@ -279,14 +279,16 @@ class _Writing:
                 return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
-            body = b"".join(chunk for name in order for chunk in content(name))
+            body = Body()
+            for chunk in chain.from_iterable(map(content, order)):
+                body.update(chunk)
             metadata = {
                 **self._lora_spec(lora),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
                 **lora.use.get("carried", {}),
             }
-            metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
+            metadata |= hashes(shapes, metadata, body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
 

@@ -136,6 +136,33 @@ def test_alpha_patterns_and_rank_stabilised_loras_are_understood(toy: Taken, tmp
 
 
 @pytest.mark.parametrize(
+    ("patterns", "alpha"),
+    [
+        ({"to_q": 1.0, "attn1.to_q": 2.0}, 1.0),  # the first counts, as PEFT has it
+        ({"^to_q": 1.0}, 4.0),
+        ({f"^{LINEAR.removeprefix('unet.')}": 1.0}, 1.0),
+        ({LINEAR.removeprefix("unet.").replace(".", r"\."): 1.0}, 1.0),
+    ],
+)
+def test_a_pattern_means_what_it_means_to_peft(
+    patterns: dict[str, float], alpha: float, toy: Taken, tmp_path: Path
+) -> None:
+    from peft.utils.other import get_pattern_key
+
+    name = LINEAR.removeprefix("unet.")
+    assert patterns.get(get_pattern_key(list(patterns), name), 4.0) == alpha
+    stated = {"unet.lora_alpha": 4.0, "unet.alpha_pattern": patterns}
+    facts = take(diffusers_file(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)), stated)).artifact.facts
+    assert facts == {"alpha": alpha}
+
+
+def test_a_pattern_that_is_more_than_a_name_is_refused(toy: Taken, tmp_path: Path) -> None:
+    stated = {"unet.lora_alpha": 4.0, "unet.alpha_pattern": {r"down_blocks\..*\.to_q": 1.0}}
+    with pytest.raises(UsageError, match=r"by the pattern .* only names are read here"):
+        read_layout(diffusers_file(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)), stated))
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"lora_unet_mid_block_attentions_0_proj_in.bias_values": torch.ones(1)},
