@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError, counted
-from sdforge.families import is_count, is_word
-from sdforge.families.naming import clip_vision_names
+from sdforge.families import Name, families, is_count, is_word
+from sdforge.families.naming import clip_vision_names, lacking
 from sdforge.families.stable_diffusion import IMAGE_MEAN, IMAGE_STD, shown
 from sdforge.formats.diffusers_folder import read_json, weight_files
-from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.layout import Found, HeaderOf, Layout, shape_here
 from sdforge.formats.safetensors import Header
 from sdforge.identity import Json
 
@@ -47,7 +47,8 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     layout = Layout(NAME, "", [path / "config.json"], dialect="transformers")
     layout.facts = _facts(path, layout)
     known = {name.canonical: name for name in clip_vision_names("image_encoder", "", MOST_LAYERS)}
-    here: set[str] = set()
+    known[PROJECTION] = Name("text_projection", PROJECTION, PROJECTION)
+    of, here = families()[0], set[str]()  # the axes of a CLIP's tensors are those of every family
     for file in weight_files(path, "image_encoder"):
         layout.files.append(file)
         for raw, entry in header_of(file).tensors.items():
@@ -55,15 +56,15 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
                 layout.passed["the text model: a checkpoint's own is used"] += 1
             elif raw == "logit_scale" or raw.endswith("position_ids"):
                 layout.passed["the logit scale and position ids, of which no angle depends"] += 1
-            elif raw in known or raw == PROJECTION:
-                component, name = ("text_projection", "weight") if raw == PROJECTION else ("image_encoder", raw)
-                place = len(layout.files) - 1
-                layout.tensors.append(Found(component, name, entry.dtype, entry.shape, place, entry.offset))
+            elif raw in known:
+                name, place = known[raw], len(layout.files) - 1
+                shape = shape_here(path, of, name, raw, entry.shape)
+                own = raw.removeprefix("text_projection.")
+                layout.tensors.append(Found(name.component, own, entry.dtype, shape, place, entry.offset))
                 here.add(raw)
             else:
                 raise UsageError(f"{path} holds {raw}, which a CLIP does not have")
-    gaps = sorted({PROJECTION, *(name for name, each in known.items() if not each.optional)} - here)
-    if gaps:
+    if gaps := lacking(known.values(), here):
         raise UsageError(f"{path} lacks {counted(len(gaps), 'tensor')} of a CLIP: {', '.join(gaps[:3])}")
     layout.notes["widths"] = {"text": layout.shapes()["text_projection"]["weight"][1]}
     return layout

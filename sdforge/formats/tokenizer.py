@@ -17,6 +17,7 @@ from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
 USUAL = 49_408  # words of the vocabulary that all published Stable Diffusion checkpoints share
+MOST_BYTES = 64 << 20  # of a tokenizer's file; CLIP's largest has 4 MB
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's, under the MIT licence beside it
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -65,12 +66,12 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
     try:
         if vocab.is_file() and merges.is_file():
             files += [vocab, merges]
-            words = json.loads(vocab.read_bytes())
-            lines = merges.read_text(encoding="utf-8").split("\n")
+            words = json.loads(_data(vocab))
+            lines = _data(merges).decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
             pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
         elif whole.is_file():
             files.append(whole)
-            model = json.loads(whole.read_bytes())["model"]
+            model = json.loads(_data(whole))["model"]
             words = model["vocab"]
             pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         else:
@@ -81,6 +82,13 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
     if not is_vocabulary({"vocab": words, "merges": pairs}):
         raise UsageError(f"{folder} is no CLIP tokenizer: its words are not numbered from 0, or it has no {END}")
     return {"vocab": words, "merges": pairs, "added": added}
+
+
+def _data(path: Path) -> bytes:
+    """Return the bytes of one of a tokenizer's files. Raises ValueError for more than any has."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path.name} has more than {MOST_BYTES:,} bytes")
+    return path.read_bytes()
 
 
 def is_vocabulary(value: Any) -> bool:
@@ -100,10 +108,10 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     """
     path, whole = folder / "added_tokens.json", folder / "tokenizer.json"
     if path.is_file():
-        numbers = json.loads(path.read_bytes())
+        numbers = json.loads(_data(path))
     elif whole.is_file():
         path = whole
-        numbers = {each["content"]: each["id"] for each in json.loads(path.read_bytes()).get("added_tokens", [])}
+        numbers = {each["content"]: each["id"] for each in json.loads(_data(path)).get("added_tokens", [])}
     else:
         return []
     if path not in files:
@@ -153,7 +161,7 @@ def read_padding(folder: Path, files: list[Path]) -> str:
         path = folder / name
         if path.is_file():
             try:
-                word = json.loads(path.read_bytes()).get("pad_token")
+                word = json.loads(_data(path)).get("pad_token")
             except (ValueError, AttributeError, OSError, RecursionError) as error:
                 raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
             word = word.get("content") if isinstance(word, dict) else word
