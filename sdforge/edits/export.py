@@ -31,7 +31,7 @@ from sdforge.formats.embedding import (
     words_of,
 )
 from sdforge.formats.hypernetwork import pickled_form
-from sdforge.formats.kohya import KohyaFile, hashes, kohya_metadata, kohya_tensors
+from sdforge.formats.kohya import Body, KohyaFile, hashes, kohya_metadata, kohya_tensors
 from sdforge.formats.layout import transposed
 from sdforge.formats.own import MANIFEST, own_metadata, own_names
 from sdforge.formats.pickled import Pickled, write_pickle
@@ -279,14 +279,16 @@ class _Writing:
                 return [file.constant[name]] if name in file.constant else refs[file.origin[name]].chunks()
 
             _, order = header_bytes(shapes, {})
-            body = b"".join(chunk for name in order for chunk in content(name))
+            body = Body()
+            for chunk in chain.from_iterable(map(content, order)):
+                body.update(chunk)
             metadata = {
                 **self._lora_spec(lora),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
                 **lora.use.get("carried", {}),
             }
-            metadata |= hashes(shapes, metadata, hashlib.sha256(body).hexdigest(), body)
+            metadata |= hashes(shapes, metadata, body)
             metadata["modelspec.hash_sha256"] = f"0x{metadata['sshs_model_hash']}"
             self._write(f"loras/{lora.identity[:16]}.safetensors", shapes, content, metadata)
 
@@ -341,7 +343,7 @@ class _Writing:
         for word in self._words():
             tensors = {name: Pickled(ref.dtype, ref.shape, ref.chunks) for name, ref in _named(word.rows).items()}
             stated: dict[str, Any] = dict(tensors)
-            if len(tensors) == 1:
+            if KEY in tensors:
                 stated = {
                     "string_to_token": {"*": PLACEHOLDER},
                     "string_to_param": {"*": tensors[KEY]},
@@ -367,20 +369,22 @@ class _Writing:
             folder, metadata = f"custom/{custom.identity[:16]}", {"format": "pt"}
             matrices = {raw_name(ref.name.removeprefix("unet.")): ref for ref in custom.components["custom"]}
             self._write(f"{folder}/{MATRICES}", *_laid_out(matrices), metadata)
-            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
             for i, word in enumerate(custom_words(custom.facts)):
-                for encoder in self.family.text_encoders:
-                    own = {word: rows[row_name(encoder, i)]}
-                    self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out(own), metadata)
+                for encoder, ref in self._rows(custom, i).items():
+                    self._write(f"{folder}/{row_file(encoder, i)}", *_laid_out({word: ref}), metadata)
 
     def custom_embeddings(self) -> None:
         """The words alone, for programs that load the checkpoint with the matrices and read no folders."""
         for custom in self.order.inputs.get("custom", []):
-            rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
             for i, word in enumerate(custom_words(custom.facts)):
-                own = {encoder: rows[row_name(encoder, i)] for encoder in self.family.text_encoders}
                 name = numbered(f"custom/{custom.identity[:16]}.safetensors", i)
-                self._write(name, *_laid_out(_named(own)), {TOKEN: word})
+                self._write(name, *_laid_out(_named(self._rows(custom, i))), {TOKEN: word})
+
+    def _rows(self, custom: Given, word: int) -> dict[str, Ref]:
+        """Return text encoder → the rows of a word, by its place; a folder from elsewhere may lack some."""
+        rows = {ref.name: ref for ref in custom.components.get("embedding", [])}
+        names = {encoder: row_name(encoder, word) for encoder in self.family.text_encoders}
+        return {encoder: rows[name] for encoder, name in names.items() if name in rows}
 
     def hypernetworks(self) -> None:
         self._own("hypernetworks")
@@ -416,9 +420,9 @@ class _Word(NamedTuple):
 
 def _named(rows: dict[str, Ref]) -> dict[str, Ref]:
     """Return a word's rows (text encoder → rows) by the names that programs know."""
-    if len(rows) == 1:
+    if list(rows) == ["text_encoder"]:
         return {KEY: rows["text_encoder"]}
-    return {key: rows[encoder] for key, encoder in ENCODERS.items()}
+    return {key: rows[encoder] for key, encoder in ENCODERS.items() if encoder in rows}
 
 
 FORMS: dict[str, Callable[[_Writing], None]] = {

@@ -48,6 +48,8 @@ def plan(table: FixImage, inputs: dict[str, list[Input]], family: Family) -> Pla
             hint="[bake.NAME] image_embeddings.NAME = {} lets it draw from the picture whatever it is shown",
         )
     unet, told = checkpoint.tensors("unet"), image.tensors(KIND)
+    if not unet:
+        raise UsageError("the checkpoint has no unet, into which a picture could be built")
     label, first = told.get(LABEL), unet[PARTS[0]]
     if label is None or label.shape[-1] != first.shape[1]:
         raise UsageError(

@@ -10,7 +10,7 @@ from sdforge.artifact import Artifact, Tensor
 from sdforge.errors import UsageError
 from sdforge.families import Family
 from sdforge.formats.embedding import words_of
-from sdforge.formats.tokenizer import is_ordinary
+from sdforge.formats.tokenizer import hidden, is_ordinary
 from sdforge.formula import Input, Made, Plan, computed, passes, target_dtype
 from sdforge.identity import Json
 from sdforge.settings import Reference, Table, Takes, Target
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MAKES = "checkpoint"
+WHOSE = "the checkpoint's tokenizer"
 ROWS = "text_model.embeddings.token_embedding.weight"
 
 
@@ -54,10 +55,10 @@ def advise_words(
     named = zip(table.embeddings.items(), inputs.get("embeddings", []), strict=True)
     appended = {name: words_of(each.facts).values() for (name, place), each in named if each and not place.over}
     return [
-        (f"embeddings.{name}", "token", *_hiding(word), False)
+        (f"embeddings.{name}", "token", sentence, _way_out(word, tokenizer), False)
         for name, words in appended.items()
         for word in words
-        if is_ordinary(word, tokenizer)
+        if (sentence := hidden(word, tokenizer, WHOSE))
     ]
 
 
@@ -90,8 +91,12 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
 def with_words(checkpoint: Input, words: list[Word], dtype: str) -> tuple[dict[str, Made], dict[str, Json]]:
     """Return text encoder → its token table with words in it, and the facts that say so.
 
-    Raises UsageError for widths or words that do not fit.
+    Raises UsageError for widths or words that do not fit, and for a checkpoint that reads no words.
     """
+    encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
+    if words and not encoders:
+        sentence = f"the checkpoint has no text encoder that could read {words[0].word!r}"
+        raise UsageError(sentence, hint="take one from another checkpoint with [swap.NAME]")
     tokens: Any = checkpoint.artifact.facts.get("tokens", [])
     known = [word for word, _ in tokens]
     appended: list[Any] = []
@@ -102,7 +107,7 @@ def with_words(checkpoint: Input, words: list[Word], dtype: str) -> tuple[dict[s
         if not each.over:
             _refuse_word(each.word, checkpoint)
             appended.append([each.word, each.vectors])
-    encoders = [name for name in checkpoint.artifact.components if name.startswith("text_encoder")]
+    _refuse_row_names(tokens, appended)
     tables = {
         encoder: _inserted(dtype, checkpoint, encoder, checkpoint.tensors(encoder)[ROWS], words) for encoder in encoders
     }
@@ -133,15 +138,29 @@ def _refuse_twice(words: list[str]) -> None:
 
 
 def _refuse_word(word: str, checkpoint: Input) -> None:
-    if is_ordinary(word, checkpoint.tokenizer()):
-        sentence, hint = _hiding(word)
-        raise UsageError(sentence, hint)
+    tokenizer = checkpoint.tokenizer()
+    if sentence := hidden(word, tokenizer, WHOSE):
+        raise UsageError(sentence, _way_out(word, tokenizer))
 
 
-def _hiding(word: str) -> tuple[str, str]:
-    """Return what is wrong with a word that the checkpoint has already, and the ways out."""
-    sentence = f"{word!r} is an ordinary word of the checkpoint's tokenizer; as a token it would hide that word"
-    return sentence, f"call it <{word}>, or overwrite the word with over = [{word!r}]"
+def _way_out(word: str, tokenizer: dict[str, Any]) -> str:
+    """Return what can be done about a word that the checkpoint has already."""
+    over = f", or overwrite the word with over = [{word!r}]" if is_ordinary(word, tokenizer) else ""
+    return f"call it <{word}>{over}"
+
+
+def _refuse_row_names(tokens: list[Any], appended: list[Any]) -> None:
+    """Refuse a word that is called as a further row of another one (`<x>_1` of `<x>`), or as the next would be."""
+    words, new = [*tokens, *appended], {word for word, _ in appended}
+    names = {word for word, _ in words}
+    for word, count in words:
+        for row in range(1, count + 1):
+            other = f"{word}_{row}"
+            if other in names and {word, other} & new:
+                raise UsageError(
+                    f"the word {other!r} is called as row {row + 1} of {word!r} is, or would be",
+                    hint="give one of them another token",
+                )
 
 
 def _inserted(dtype: str, checkpoint: Input, encoder: str, tensor: Tensor, words: list[Word]) -> Made:

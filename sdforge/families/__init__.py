@@ -10,7 +10,6 @@ import importlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -152,6 +151,16 @@ class Family(ABC):
             return shape[:2]
         return (*shape, 1, 1) if len(shape) == 2 and self.is_conv(module) else shape
 
+    def axes(self, name: Name) -> int:
+        """Return how many axes a tensor has here."""
+        module, _, kind = f"{name.component}.{name.canonical}".rpartition(".")
+        last = module.rpartition(".")[2]
+        if kind in ("bias", "class_embedding") or (kind == "weight" and "norm" in last):
+            return 1
+        kernels = last in ("patch_embedding", "quant_conv", "post_quant_conv")
+        within = kernels or (name.component == "vae" and not name.conv and last in self.convolutions)
+        return 4 if self.is_conv(module) or within else 2
+
     @cached_property
     def _weighted(self) -> tuple[frozenset[str], frozenset[str]]:
         weights = (f"{n.component}.{n.canonical}" for n in self.names() if n.component.startswith(("unet", "text")))
@@ -182,24 +191,33 @@ class Family(ABC):
 
 
 PREDICTIONS = ("epsilon", "v_prediction")
+MOST = 1 << 32  # no number that a fact states is as large
 
 
 def _can_be(name: str, value: Any, neutral: Any) -> bool:
-    """Say whether a fact can have a value: of the type of its neutral one, whole numbers and scales above 0."""
+    """Say whether a fact can have a value: of the type of its neutral one, numbers above 0, visible words."""
     if name == "prediction":
         return value in PREDICTIONS
     if name == "tokens":
         rows = value if isinstance(value, list) else [None]
-        return all(isinstance(r, list) and len(r) == 2 and isinstance(r[0], str) and _is_count(r[1]) for r in rows)
+        return all(isinstance(r, list) and len(r) == 2 and is_word(r[0]) and is_count(r[1]) for r in rows)
     if name == "unet_heads" and isinstance(value, list):
-        return all(map(_is_count, value))
+        return all(map(is_count, value))
     if isinstance(neutral, float):
-        return type(value) in (int, float) and 0 < value < inf
-    return _is_count(value) if name == "unet_heads" or type(neutral) is int else type(value) is type(neutral)
+        return type(value) in (int, float) and 0 < value < MOST
+    if name == "unet_heads" or type(neutral) is int:
+        return is_count(value)
+    return is_word(value) if isinstance(neutral, str) else type(value) is type(neutral)
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+def is_count(value: Any) -> bool:
+    """Say whether this is a whole number above 0, and one that a file can mean."""
+    return type(value) is int and 0 < value < MOST
+
+
+def is_word(value: Any) -> bool:
+    """Say whether this is text of visible letters alone."""
+    return isinstance(value, str) and value.isprintable()
 
 
 @cache

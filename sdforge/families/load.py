@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -92,9 +92,9 @@ def common(family: Family, given: Given, device: torch.device, precision: torch.
     return {
         "family": family,
         "facts": facts,
-        "unet": _network(UNet2DConditionModel, configs["unet"], given.components["unet"], device),
+        "unet": _network("unet", UNet2DConditionModel, configs["unet"], given.components["unet"], device),
         "text_encoders": encoders,
-        "vae": _network(AutoencoderKL, configs["vae"], given.components["vae"], device),
+        "vae": _network("vae", AutoencoderKL, configs["vae"], given.components["vae"], device),
         "schedule": schedule.to(device),
         "device": device,
         "precision": precision,
@@ -107,13 +107,33 @@ def _projects(given: Given, component: str) -> bool:
     return any(ref.name == "text_projection.weight" for ref in given.components[component])
 
 
-def _network(kind: Any, config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
-    with torch.device("meta"):
-        network: nn.Module = kind(**config)
-    return _filled(network, load_component(refs, torch.float32), device)
+def _network(part: str, kind: Any, config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
+    network = _built(part, lambda: kind(**config))
+    return _filled(part, network, load_component(refs, torch.float32), device)
 
 
-def _filled(network: nn.Module, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
+def _built(part: str, build: Callable[[], Any]) -> Any:
+    """Build a network without memory. Raises UsageError for numbers and words of which none can be built."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"no {part} can be built as the checkpoint states it: {type(error).__name__}: {error}",
+            hint="look into its configuration, or get it again from where it came from",
+        ) from None
+
+
+def _filled(part: str, network: nn.Module, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """Put a checkpoint's tensors into a network, frozen. Raises UsageError for tensors that do not fit it."""
+    wanted, found = ({n: list(t.shape) for n, t in each.items()} for each in (network.state_dict(), tensors))
+    for name in sorted({*wanted, *found}):
+        if wanted.get(name) != found.get(name):
+            here, there = (each.get(name, "nothing") for each in (found, wanted))
+            raise UsageError(
+                f"the checkpoint's {part} has {here} as {name}, and {there} fits its other tensors",
+                hint="get it again from where it came from",
+            )
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.to(device).eval().requires_grad_(False)
 
@@ -121,23 +141,22 @@ def _filled(network: nn.Module, tensors: dict[str, Tensor], device: torch.device
 def load_text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
     """Build a text encoder. transformers since 5.6 leaves `text_model.` out of the one without projection."""
     tensors = load_component(refs, torch.float32)
-    with torch.device("meta"):
-        network: Any = (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**config))
+    kind: Any = CLIPTextModelWithProjection if projected else CLIPTextModel
+    network = _built("text encoder", lambda: kind(CLIPTextConfig(**config)))
     inner = network.text_model if projected else network
     inner.embeddings.token_embedding = TokenTable(tensors[TABLE])
     _place(inner.embeddings, config["max_position_embeddings"])
     if not projected:
         tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-    return _filled(network, tensors, device)
+    return _filled("text encoder", network, tensors, device)
 
 
 def load_image_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device) -> nn.Module:
     """Build a CLIP vision model with its projection, frozen."""
     tensors = load_component(refs, torch.float32)
-    with torch.device("meta"):
-        network: Any = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+    network = _built("image encoder", lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)))
     _place(network.vision_model.embeddings, tensors["vision_model.embeddings.position_embedding.weight"].shape[0])
-    return _filled(network, tensors, device)
+    return _filled("image encoder", network, tensors, device)
 
 
 def _place(embeddings: Any, count: int) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from sdforge.errors import UsageError
-from sdforge.families import Family, Name
+from sdforge.families import PREDICTIONS, Family, Name, is_count
 from sdforge.families.naming import clip_names, clip_vision_names, open_clip_names, unet_names, vae_names
 from sdforge.formats.tokenizer import END
 from sdforge.identity import Json
@@ -35,6 +35,9 @@ SCHEDULE = (
     "model_ema.num_updates",
     "denoiser.sigmas",
 )
+LATENT = 8  # pixels along the edge of what becomes one place in the latents
+# what is said of a fact that is stated as what it cannot be, by the type of its neutral value
+BELONGS = {int: "one whole number above 0", float: "a number above 0", str: "a word", bool: "true or false"}
 CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_out", "conv_shortcut")
 CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
 TABLE = "text_model.embeddings.token_embedding.weight"
@@ -219,7 +222,6 @@ class StableDiffusion(Family):
     def facts_of_folder(self, configs: dict[str, dict[str, Any]]) -> dict[str, Json]:
         self._refuse_others(configs)
         unet, vae, schedule = (configs.get(part, {}) for part in ("unet", "vae", "scheduler"))
-        size = 2 ** (len(vae.get("block_out_channels", "four")) - 1)
         facts: dict[str, Json] = {
             "prediction": schedule.get("prediction_type", "epsilon"),
             "zero_terminal_snr": bool(schedule.get("rescale_betas_zero_snr", False)),
@@ -227,28 +229,28 @@ class StableDiffusion(Family):
             "beta_start": schedule.get("beta_start", 0.00085),
             "beta_end": schedule.get("beta_end", 0.012),
             "latent_scaling": vae.get("scaling_factor", 0.18215),
-            "resolution": unet.get("sample_size", 64) * size,
+            "resolution": self._resolution(unet.get("sample_size")),
             "unet_heads": self._heads(unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)),
             "unet_groups": unet.get("norm_num_groups", 32),
             "vae_groups": vae.get("norm_num_groups", 32),
         }
-        counts = ["unet_groups", "vae_groups", "resolution"]
         parts = [(each.component, f"text_{{}}{each.suffix}") for each in self.encoders]
         for part, fact in [*parts, *([("image_encoder", "image_{}")] if self.images else [])]:
             config, heads, activation = configs.get(part, {}), fact.format("heads"), fact.format("activation")
             facts[heads] = config.get("num_attention_heads", self.neutral[heads])
             facts[activation] = config.get("hidden_act", self.neutral[activation])
-            counts.append(heads)
-        if facts["prediction"] not in ("epsilon", "v_prediction"):
-            raise UsageError(f"predicts {facts['prediction']!r}, which is neither epsilon nor v_prediction")
-        for name in counts:
-            if not isinstance(facts[name], int) or isinstance(facts[name], bool):
-                raise UsageError(f"states {name.replace('_', ' ')} as {facts[name]!r} where one whole number belongs")
-        for name in ("beta_start", "beta_end", "latent_scaling"):
-            if type(facts[name]) not in (int, float):
-                raise UsageError(f"states {name.replace('_', ' ')} as {facts[name]!r} where a number belongs")
+        if facts["prediction"] not in PREDICTIONS:
+            raise UsageError(f"predicts {shown(facts['prediction'])}, which is neither epsilon nor v_prediction")
+        if odd := self.odd_fact(facts):
+            what = BELONGS[type(self.neutral[odd])]
+            raise UsageError(f"states {odd.replace('_', ' ')} as {shown(facts[odd])} where {what} belongs")
         missing = {"unet", "vae"} - configs.keys()  # of which diffusers' defaults say nothing
         return self.stated({name: value for name, value in facts.items() if self.owners[name] not in missing})
+
+    def _resolution(self, stated: Any) -> Json:
+        """Return pixels for the edge of latents that a U-Net's configuration states: nothing is diffusers' default."""
+        edge = 64 if stated is None else stated
+        return edge * LATENT if type(edge) is int else edge
 
     def _refuse_others(self, configs: dict[str, dict[str, Any]]) -> None:
         unet = {
@@ -275,7 +277,8 @@ class StableDiffusion(Family):
         config = configs.get(part, {})
         for key, value in wanted.items():
             if key in config and config[key] != value:
-                raise UsageError(f"is not {self.title}: {part} states {key} = {config[key]!r}, expected {value!r}")
+                stated = f"{key} = {shown(config[key])}, expected {value!r}"
+                raise UsageError(f"is not {self.title}: {part} states {stated}")
 
     def _layers(self) -> list[int]:
         return [max(1, depth) for depth in self.depths]
@@ -283,8 +286,9 @@ class StableDiffusion(Family):
     def _heads(self, stated: Any) -> Json:
         """Return heads as one number, or as one for each level where those differ."""
         heads = stated if isinstance(stated, list) else [stated] * len(self.depths)
-        if len(heads) != len(self.depths) or not all(type(n) is int and n > 0 for n in heads):
-            raise UsageError(f"states unet heads as {stated!r} where whole numbers belong, one or one for each level")
+        if len(heads) != len(self.depths) or not all(map(is_count, heads)):
+            where = "whole numbers belong, one or one for each level"
+            raise UsageError(f"states unet heads as {shown(stated)} where {where}")
         return heads if len(set(heads)) > 1 else heads[0]
 
     # -- configurations --------------------------------------------------------------------------------------------
@@ -339,7 +343,7 @@ class StableDiffusion(Family):
             "layers_per_block": 2,
             "norm_num_groups": self.fact(facts, "unet_groups"),
             "out_channels": unet["conv_out.weight"][0],
-            "sample_size": self.fact(facts, "resolution") // 8,
+            "sample_size": self.fact(facts, "resolution") // LATENT,
             "up_block_types": self.up,
         }
         if self.linear:
@@ -441,6 +445,17 @@ def vision_config(vision: dict[str, tuple[int, ...]], heads: int, activation: st
         "patch_size": patch,
         "projection_dim": vision["visual_projection.weight"][0],
     }
+
+
+def stated_levels(unet: dict[str, Any]) -> int:
+    """Return of how many levels a U-Net is by its configuration; 0 where that does not say."""
+    blocks = unet.get("down_block_types")
+    return len(blocks) if isinstance(blocks, list) else 0
+
+
+def shown(value: Any) -> str:
+    """Return a value of a configuration for an error's sentence, however long it is."""
+    return repr(value)[:60]
 
 
 def channels(shapes: dict[str, tuple[int, ...]]) -> int:

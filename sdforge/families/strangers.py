@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sdforge.families.stable_diffusion import UNET, channels
+from sdforge.families.stable_diffusion import UNET, channels, stated_levels
 
 FAMILIES_HINT = "`forge list --families` names what can be used"
 
@@ -76,10 +76,9 @@ def stranger_adapter(names: Iterable[str]) -> str:
 
 def stranger_folder(configs: dict[str, dict[str, Any]]) -> str:
     """Say what a diffusers folder with these configurations is, if it is none of ours but known; else nothing."""
-    network = configs.get("transformer", {}).get("_class_name")
-    if network in NETWORKS:
-        return NETWORKS[network]
+    if other := NETWORKS.get(str(configs.get("transformer", {}).get("_class_name"))):
+        return other
     unet = configs.get("unet", {})
-    if "text_encoder_2" in configs and "text_encoder" not in configs and len(unet.get("down_block_types", ())) == 4:
+    if "text_encoder_2" in configs and "text_encoder" not in configs and stated_levels(unet) == 4:
         return REFINER
-    return TOLD.get(unet.get("in_channels", 4), "")
+    return next((title for count, title in TOLD.items() if count == unet.get("in_channels")), "")

@@ -2,7 +2,8 @@
 
 Factors have numbers instead of names (`unet:0:up`, `text_encoder:3:down`): the place in the walk over a network of
 2022, whose ways down and up come before its middle, and whose blocks hold the first attention, the feed-forward layer
-and then the second attention. There is no alpha: the update is up @ down.
+and then the second attention. Only layers of the classes that the metadata names are counted: the first files were
+made without `GEGLU`. There is no alpha: the update is up @ down.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from sdforge.formats.safetensors import Entry, Header
 
 KEY = re.compile(r"^(\w+):(\d+):(up|down)$")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-UNET = (*(f"attn1.{part}" for part in ATTENTION), "ff.net.0.proj", *(f"attn2.{part}" for part in ATTENTION))
+FEED = "ff.net.0.proj"
+UNET = (*(f"attn1.{part}" for part in ATTENTION), FEED, *(f"attn2.{part}" for part in ATTENTION))
 TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
-USUAL = {"CrossAttention", "Attention", "GEGLU", "CLIPAttention"}  # classes of layers whose matrices have factors
+USUAL = {  # component → the classes of layers whose matrices have factors; one attention has had two names
+    "unet": {"CrossAttention", "Attention", "GEGLU"},
+    "text_encoder": {"CLIPAttention"},
+}
 WAYS = ("down_blocks", "up_blocks", "mid_block")
 EMBEDDING = "<embed>"
 
@@ -42,10 +47,9 @@ def read(path: Path, header: Header) -> Layout:
             embeddings.append(raw)
         else:
             raise UsageError(f"{path} holds {raw}, which cannot be read here")
-    for component in found:
-        _refuse_unusual(path, component, header.metadata.get(component, "[]"))
+    fed = {component: _is_fed(path, component, header.metadata.get(component, "[]")) for component in found}
     for name in family_names():
-        walk = {component: places(family(name), component) for component in found}
+        walk = {component: places(family(name), component, fed=fed[component]) for component in found}
         if all(set(own) <= set(range(len(walk[component]))) for component, own in found.items()):
             break
     else:
@@ -59,9 +63,9 @@ def read(path: Path, header: Header) -> Layout:
     return layout
 
 
-def places(of: Family, component: str) -> list[str]:
-    """Return the modules of a family's component in the order of that walk."""
-    parts = UNET if component == "unet" else TEXT
+def places(of: Family, component: str, *, fed: bool = True) -> list[str]:
+    """Return the modules of a family's component in the order of that walk; fed: with the feed-forward layers."""
+    parts = TEXT if component != "unet" else UNET if fed else tuple(part for part in UNET if part != FEED)
     blocks: dict[str, list[str]] = {}
     for name in of.names():
         module = f"{name.component}.{name.canonical.removesuffix('.weight')}"
@@ -72,10 +76,17 @@ def places(of: Family, component: str) -> list[str]:
     return [f"{block}.{part}" for block in ordered for part in parts]
 
 
-def _refuse_unusual(path: Path, component: str, text: str) -> None:
+def _is_fed(path: Path, component: str, text: str) -> bool:
+    """Say whether feed-forward layers are counted; text: the classes that are, as JSON, or an empty list for the usual.
+
+    Raises UsageError for classes that are not counted here.
+    """
     try:
         classes = json.loads(text)
     except (ValueError, RecursionError):
         classes = [text]
-    if not isinstance(classes, list) or not set(map(str, classes)) <= USUAL:
+    usual = USUAL.get(component, set())
+    named = set(map(str, classes)) if isinstance(classes, list) else {text}
+    if not named <= usual or named == {"GEGLU"}:
         raise UsageError(f"{path} counts other layers of {component} than usual: {text[:80]}")
+    return not named or "GEGLU" in named

@@ -121,6 +121,8 @@ def _read_matrices(layout: Layout, path: Path, header: Header) -> None:
         raise UsageError(f"{path} holds {odd[0]!r}, which is no part of Custom Diffusion")
     layout.family = _family(path, set(names.values())).name
     for raw, entry in header.tensors.items():
+        if len(entry.shape) != (1 if raw.endswith(".bias") else 2):
+            raise UsageError(f"{path} holds {raw} of shape {list(entry.shape)}, which no layer of attention has")
         layout.tensors.append(_found(NAME, f"unet.{names[raw]}", entry, 0))
     contexts = {e.shape[1] for raw, e in header.tensors.items() if names[raw].endswith("attn2.to_k.weight")}
     if len(contexts) == 1:

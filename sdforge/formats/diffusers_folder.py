@@ -11,7 +11,7 @@ from sdforge.families import Family, families
 from sdforge.families.naming import VAE_ATTENTION_OLD, lacking
 from sdforge.families.stable_diffusion import TABLE
 from sdforge.families.strangers import FAMILIES_HINT, stranger_folder
-from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.layout import Found, HeaderOf, Layout, shape_here
 from sdforge.formats.safetensors import Header
 from sdforge.formats.tokenizer import count_words, read_padding, read_tokenizer
 from sdforge.identity import Json
@@ -137,7 +137,7 @@ def _read_component(path: Path, component: str, found: Family, layout: Layout, h
             if raw.endswith("position_ids"):
                 layout.passed["position ids, which are 0 … 76"] += 1
             elif name in known and name not in here:
-                shape = found.canonical_shape(known[name], entry.shape)
+                shape = shape_here(file, found, known[name], raw, entry.shape)
                 place = len(layout.files) - 1
                 layout.tensors.append(Found(component, name, entry.dtype, shape, place, entry.offset))
                 here.add(name)

@@ -38,6 +38,7 @@ FACTORS = {
     **{f".{name}": name for name in sorted(CANONICAL) if name.startswith(("hada_", "lokr_"))},
 }
 PROCESSOR = re.compile(r"^(.*?)\.(?:processor\.)?to_(q|k|v|out)_lora\.(down|up)\.weight$")
+NAME = re.compile(r"[\w.-]+")
 METADATA = "lora_adapter_metadata"  # since diffusers 0.35: {"unet.r": 8, "unet.lora_alpha": 16, …}
 CONFIG, PEFT = "adapter_config.json", "base_model.model."
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first that is there
@@ -189,19 +190,32 @@ def _alpha(path: Path, stated: dict[str, Any], module: str, rank: int) -> float 
     component, _, name = module.partition(".")
     if "*.peft_type" in stated:  # a folder of one network
         component, name = "*", module
-    name = name.removeprefix("text_model.")
     alpha = stated.get(f"{component}.lora_alpha", stated.get(f"{component}.alpha"))
     patterns = stated.get(f"{component}.alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise UsageError(f"{path} states {str(patterns)[:60]!r} as the alpha of modules, which is no table")
-    for pattern, value in patterns.items():
-        if re.search(rf"(^|\.){re.escape(pattern)}$", name):
-            alpha = value
+    alpha = next((value for pattern, value in patterns.items() if _means(path, pattern, name)), alpha)
     if alpha is None:
         return None
     if type(alpha) not in (int, float) or not abs(alpha) < MOST_ALPHA:
         raise UsageError(f"{path} states {str(alpha)[:60]!r} as the alpha of {module}, which is no number")
     return float(alpha) * (sqrt(rank) if stated.get(f"{component}.use_rslora") else 1.0)
+
+
+def _means(path: Path, pattern: str, module: str) -> bool:
+    """Say whether a key of `alpha_pattern` means a module: the first that does counts.
+
+    To PEFT it is a regular expression for the end of a name. The end itself is read, behind `^` the whole name;
+    anything else is refused, since it could be meant for any module, and take any time to find out.
+    """
+    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if not NAME.fullmatch(plain):
+        raise UsageError(
+            f"{path} states the alpha of modules by the pattern {pattern[:60]!r}, and only names are read here",
+            hint="write a line for each module that it means",
+        )
+    plain, module = (each.removeprefix("text_model.") for each in (plain, module))
+    return module == plain or (not pattern.startswith("^") and module.endswith(f".{plain}"))
 
 
 def _scales(stated: dict[str, Any], alpha: float | None) -> bool:

@@ -33,7 +33,7 @@ NEUTRAL: dict[str, Json] = {
     "attention": "all",
 }
 SIDES = ("k", "v")
-TENSOR = re.compile(r"([1-9]\d*)\.([kv])\.(linear|norm)\.(\d+)\.(weight|bias)")
+TENSOR = re.compile(r"([1-9]\d{0,5})\.([kv])\.(linear|norm)\.(\d+)\.(weight|bias)")
 
 
 def stated(structure: list[float], **facts: Json) -> dict[str, Json]:

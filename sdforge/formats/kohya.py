@@ -63,6 +63,7 @@ STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_"
 BUNDLED = "embeddings that came with the LoRA: a source of this file that states `embedding` takes one"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
 DYNAMIC = "Dynamic"  # what kohya's scripts state where every module has its own
+LEGACY = slice(0x100000, 0x110000)  # the bytes of a file by which A1111 knew it first
 WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is whole
 
 
@@ -304,14 +305,29 @@ def _network(changes: dict[str, tuple[Part, Change]]) -> tuple[str, dict[str, st
     return "lycoris.kohya", arguments, algo == "lokr" and not _ranks(changes)
 
 
-def hashes(
-    shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], data_sha256: str, body: bytes
-) -> dict[str, str]:
+class Body:
+    """What a file's hashes need of its tensors' bytes, taken chunk by chunk: their sha256, and how they begin."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self.start = b""
+
+    def update(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._sha256.update(chunk)
+        self.start += chunk[: LEGACY.stop - len(self.start)]
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def hashes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], body: Body) -> dict[str, str]:
     """Return `sshs_model_hash` and `sshs_legacy_hash`, by which A1111 and kohya recognise a LoRA.
 
     The first is the sha256 of the tensors' bytes; the second the first 8 digits of the sha256 of 64 KiB at 1 MiB of
     a file that carries only the `ss_*` metadata (empty for files smaller than that, as theirs is).
     """
     first, _ = header_bytes(shapes, {k: v for k, v in metadata.items() if k.startswith("ss_")})
-    legacy = (first + body)[0x100000:0x110000]
-    return {"sshs_model_hash": data_sha256, "sshs_legacy_hash": hashlib.sha256(legacy).hexdigest()[:8]}
+    legacy = hashlib.sha256((first + body.start)[LEGACY]).hexdigest()[:8]
+    return {"sshs_model_hash": body.sha256, "sshs_legacy_hash": legacy}

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
+from sdforge.families import Family, Name
 from sdforge.formats.pickled import is_pickle
 from sdforge.formats.safetensors import Header, read_header
 from sdforge.identity import Json
@@ -97,6 +98,17 @@ class Layout:
         for tensor in self.tensors:
             found.setdefault(tensor.component, {})[tensor.name] = tensor.shape
         return found
+
+
+def shape_here(path: Path, of: Family, name: Name, raw: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a file's tensor `raw` has here. Raises UsageError for one that it cannot have."""
+    found = of.canonical_shape(name, shape)
+    if len(found) != of.axes(name) or 0 in found:
+        raise UsageError(
+            f"{path} holds {raw} of shape {list(shape)}, which no {name.component.replace('_', ' ')} has",
+            hint="get the file again from where it came from",
+        )
+    return found
 
 
 HeaderOf = Callable[[Path], Header]  # a file's header; of a pickle that of the file into which it was converted

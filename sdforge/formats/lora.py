@@ -230,7 +230,7 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
 
     entries: canonical module → factor → where it lies; alphas: what is stated of some modules.
     """
-    layout = Layout("lora", _meant(found, entries), [path])
+    layout = Layout("lora", "", [path])
     stated, neutral = {}, {}
     for module, factors in entries.items():
         shapes = {name: canonical_shape(name, entry.shape) for name, entry in factors.items()}
@@ -247,6 +247,7 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
                 stated[module], neutral[module] = alphas.get(module, float(change.rank)), change.rank
         if module in alphas and module not in stated:
             layout.passed["alphas of what has no rank"] += 1
+    layout.family = _meant(found, entries)
     layout.facts |= alpha_fact(stated, neutral)
     contexts = {
         entry.shape[1]

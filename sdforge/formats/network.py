@@ -17,7 +17,7 @@ from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import CROSS, EMA
 from sdforge.families.strangers import FAMILIES_HINT, stranger_unet, stranger_vae
 from sdforge.formats.diffusers_folder import canonical_name, read_json, weight_files
-from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.layout import Found, HeaderOf, Layout, shape_here
 from sdforge.formats.safetensors import Entry, Header
 from sdforge.formats.single_file import note_unsaid, stated_facts
 from sdforge.identity import Json
@@ -134,7 +134,7 @@ def _take(path: Path, files: Files, layout: Layout, of: Family, known: dict[str,
             called = raw.removeprefix(VAE)
             name = known.get(called) or known.get(canonical_name(component, called))
             if name is not None:
-                shape = of.canonical_shape(name, entry.shape)
+                shape = shape_here(file, of, name, raw, entry.shape)
                 layout.tensors.append(Found(component, name.canonical, entry.dtype, shape, number, entry.offset))
             elif raw.startswith(AROUND):
                 layout.passed["what the network was trained with"] += 1

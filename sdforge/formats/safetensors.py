@@ -21,6 +21,7 @@ from typing import Any
 
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
+from sdforge.identity import canonical
 from sdforge.store.files import CHUNK, open_regular
 from sdforge.store.poured import Poured
 
@@ -55,11 +56,13 @@ class Header:
 
 
 def stated_json(metadata: dict[str, str], key: str) -> Any:
-    """Return what a metadata entry holds as JSON; None where there is none, or it is no JSON that can be read."""
+    """Return what a metadata entry holds as JSON; None where there is none, or none that could be written again."""
     try:
-        return json.loads(metadata.get(key, "null"))
-    except (ValueError, RecursionError):
+        value = json.loads(metadata.get(key, "null"))
+        canonical(value).encode()
+    except (ValueError, RecursionError):  # also NaN, numbers without end and halves of letters
         return None
+    return value
 
 
 # how files begin that are often met under the name of a safetensors file → what they are, and the way out
@@ -142,7 +145,7 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 def _checked(path: Path, header: dict[str, Any], data: int, size: int) -> Header:
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
         raise _unsound(path, "has metadata that is not text")
     if len(header) > MOST_TENSORS:
         raise _unsound(path, f"holds {len(header):,} tensors; the most is {MOST_TENSORS:,}")
@@ -173,6 +176,11 @@ def _entry(path: Path, name: str, fields: Any, data: int) -> Entry:
     if offsets[1] - offsets[0] != entry.size:
         raise _unsound(path, f"gives {name!r} {offsets[1] - offsets[0]:,} bytes where its shape needs {entry.size:,}")
     return entry
+
+
+def is_text(value: object) -> bool:
+    """Say whether this is text that can be written: escapes of JSON can state halves of a letter."""
+    return isinstance(value, str) and (value.isascii() or value.encode(errors="ignore").decode() == value)
 
 
 def _is_nfc(name: str) -> bool:

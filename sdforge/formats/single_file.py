@@ -16,7 +16,7 @@ from sdforge.families import Family, Name, family, family_of
 from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
-from sdforge.formats.layout import Found, Layout
+from sdforge.formats.layout import Found, Layout, shape_here
 from sdforge.formats.safetensors import Entry, Header, stated_json
 from sdforge.formats.tokenizer import USUAL, count_words, is_vocabulary, usual_words
 from sdforge.identity import Json, canonical
@@ -109,12 +109,11 @@ def taken_apart(
 ) -> Iterator[Found]:
     """Yield what lies in a file's tensor `raw`: one tensor, or several that are fused along the first axis.
 
-    file: the number of the file among those of the layout. Raises UsageError for a fused or turned tensor that can be
-    none: one that is no matrix, or does not divide.
+    file: the number of the file among those of the layout. Raises UsageError for a shape that it cannot have.
     """
     for name in names:
-        (part, count), shape = name.share, family.canonical_shape(name, entry.shape)
-        if (name.turned and len(entry.shape) != 2) or (count > 1 and (not entry.shape or entry.shape[0] % count)):
+        (part, count), shape = name.share, shape_here(path, family, name, raw, entry.shape)
+        if shape[0] % count:
             raise UsageError(f"{path} holds {raw} of shape {list(entry.shape)}, which cannot be taken apart")
         if name.turned:
             shape = shape[::-1]

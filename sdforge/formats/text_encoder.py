@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.families import Family, Name, families
+from sdforge.families import Family, Name, families, is_count, is_word
 from sdforge.families.naming import lacking, open_clip_names
-from sdforge.families.stable_diffusion import TABLE, StableDiffusion, TextEncoder
+from sdforge.families.stable_diffusion import TABLE, StableDiffusion, TextEncoder, shown
 from sdforge.families.strangers import FAMILIES_HINT
 from sdforge.formats.diffusers_folder import canonical_name, read_json, weight_files
 from sdforge.formats.layout import HeaderOf, Layout
@@ -64,8 +64,10 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
 def _facts(path: Path, config: dict[str, Any], suffix: str) -> dict[str, Json]:
     """Return what a configuration states that no tensor tells; where it is silent, transformers' defaults."""
     heads, activation = config.get("num_attention_heads", 8), config.get("hidden_act", "quick_gelu")
-    if type(heads) is not int or heads < 1:
-        raise UsageError(f"{path} states num_attention_heads as {heads!r} where a whole number belongs")
+    if not is_count(heads):
+        raise UsageError(f"{path} states num_attention_heads as {shown(heads)} where a whole number belongs")
+    if not is_word(activation):
+        raise UsageError(f"{path} states hidden_act as {shown(activation)} where a word belongs")
     return {f"text_heads{suffix}": heads, f"text_activation{suffix}": activation}
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from sdforge.artifact import WORDS
 from sdforge.errors import UsageError, counted
 from sdforge.formats.layout import HeaderOf, Layout
-from sdforge.formats.safetensors import Header
+from sdforge.formats.safetensors import Header, is_text
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
 USUAL = 49_408  # words of the vocabulary that all published Stable Diffusion checkpoints share
+MOST_BYTES = 64 << 20  # of a tokenizer's file; CLIP's largest has 4 MB
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's, under the MIT licence beside it
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -65,12 +66,12 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
     try:
         if vocab.is_file() and merges.is_file():
             files += [vocab, merges]
-            words = json.loads(vocab.read_bytes())
-            lines = merges.read_text(encoding="utf-8").split("\n")
+            words = json.loads(_data(vocab))
+            lines = _data(merges).decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
             pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
         elif whole.is_file():
             files.append(whole)
-            model = json.loads(whole.read_bytes())["model"]
+            model = json.loads(_data(whole))["model"]
             words = model["vocab"]
             pairs = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         else:
@@ -83,13 +84,21 @@ def read_tokenizer(folder: Path, files: list[Path]) -> dict[str, Any] | None:
     return {"vocab": words, "merges": pairs, "added": added}
 
 
+def _data(path: Path) -> bytes:
+    """Return the bytes of one of a tokenizer's files. Raises ValueError for more than any has."""
+    if path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"{path.name} has more than {MOST_BYTES:,} bytes")
+    return path.read_bytes()
+
+
 def is_vocabulary(value: Any) -> bool:
     """Say whether this is {"vocab": word → number, counted from 0, "merges": lines} with CLIP's two marks."""
     words, merges = (value.get(key) for key in ("vocab", "merges")) if isinstance(value, dict) else (None, None)
     if not isinstance(words, dict) or not isinstance(merges, list) or not {START, END} <= words.keys():
         return False
-    counted = all(type(number) is int for number in words.values())
-    return counted and sorted(words.values()) == list(range(len(words))) and all(isinstance(m, str) for m in merges)
+    numbered = all(type(number) is int for number in words.values())
+    texts = all(isinstance(merge, str) for merge in merges) and is_text("".join((*words, *merges)))
+    return numbered and texts and sorted(words.values()) == list(range(len(words)))
 
 
 def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
@@ -99,10 +108,10 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     """
     path, whole = folder / "added_tokens.json", folder / "tokenizer.json"
     if path.is_file():
-        numbers = json.loads(path.read_bytes())
+        numbers = json.loads(_data(path))
     elif whole.is_file():
         path = whole
-        numbers = {each["content"]: each["id"] for each in json.loads(path.read_bytes()).get("added_tokens", [])}
+        numbers = {each["content"]: each["id"] for each in json.loads(_data(path)).get("added_tokens", [])}
     else:
         return []
     if path not in files:
@@ -110,7 +119,7 @@ def _added(folder: Path, size: int, files: list[Path]) -> list[list[Any]]:
     extra = sorted((index, word) for word, index in numbers.items() if index >= size)
     if [index for index, _ in extra] != list(range(size, size + len(extra))):
         raise ValueError(f"{path.name} leaves numbers out")
-    if not all(isinstance(word, str) for _, word in extra):
+    if not all(is_text(word) for _, word in extra):
         raise TypeError(f"{path.name} has a word that is no text")
     groups: list[list[Any]] = []
     for _, word in extra:
@@ -152,7 +161,7 @@ def read_padding(folder: Path, files: list[Path]) -> str:
         path = folder / name
         if path.is_file():
             try:
-                word = json.loads(path.read_bytes()).get("pad_token")
+                word = json.loads(_data(path)).get("pad_token")
             except (ValueError, AttributeError, OSError, RecursionError) as error:
                 raise UsageError(f"{folder} is no CLIP tokenizer: {error}") from None
             word = word.get("content") if isinstance(word, dict) else word
@@ -174,8 +183,17 @@ def stands_in(word: str, prompt: str) -> bool:
 
 
 def is_ordinary(word: str, tokenizer: dict[str, Any]) -> bool:
-    """Say whether a word is one token of a vocabulary; as the name of something new it would hide that word."""
+    """Say whether a word is one token of a vocabulary."""
     return f"{word.lower()}</w>" in tokenizer.get("vocab", {})
+
+
+def hidden(word: str, tokenizer: dict[str, Any], whose: str) -> str:
+    """Say why something new cannot be called so, or nothing; whose: the vocabulary, as the sentence names it."""
+    if is_ordinary(word, tokenizer):
+        return f"{word!r} is an ordinary word of {whose}; as a token it would hide that word"
+    if word in tokenizer.get("vocab", {}):  # transformers would not append it, and diffusers refuses to
+        return f"{word!r} is a piece of words in {whose}; as a token it would be taken for that piece"
+    return ""
 
 
 def tokenizer_identity(tokenizer: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ from sdforge.errors import UsageError, counted
 from sdforge.imports.draft import Draft, Wishes
 
 LENGTHS = {26: "sd15", 25: "sd15", 20: "sdxl", 19: "sdxl"}
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+LONGEST = 2000  # letters of a line; a list of 26 numbers with 17 digits each has a fourth of them
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 LIST = re.compile(rf"(?P<name>[^\d\s+.,:=-][^,:=\t]*?)?[\s:=]*(?P<numbers>{NUMBER}(?:\s*,\s*{NUMBER}){{18,25}})\s*,?")
 NAMED = re.compile(r"(?:model[ _]?)?(?P<place>[AaBb])\s*[:=]\s*(?P<file>\S.*)")
 
@@ -21,7 +22,7 @@ NAMED = re.compile(r"(?:model[ _]?)?(?P<place>[AaBb])\s*[:=]\s*(?P<file>\S.*)")
 def recognises(path: Path, text: str) -> bool:
     """Say whether a text holds such lists and nothing else but comments and the names of checkpoints."""
     lines = _lines(text)
-    return path.suffix in (".txt", ".csv", "") and any(LIST.fullmatch(line) for line in lines)
+    return path.suffix in (".txt", ".csv", "") and any(map(_list, lines))
 
 
 def read(path: Path, text: str, draft: Draft, wishes: Wishes) -> None:
@@ -32,7 +33,7 @@ def read(path: Path, text: str, draft: Draft, wishes: Wishes) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         if not (bare := _bare(line)):
             continue
-        if found := LIST.fullmatch(bare):
+        if found := _list(bare):
             lists.append((found["name"] or "", [float(each) for each in found["numbers"].split(",")]))
         elif place := NAMED.fullmatch(bare):
             named[place["place"].upper()] = place["file"].strip("\"' ")
@@ -56,6 +57,10 @@ def read(path: Path, text: str, draft: Draft, wishes: Wishes) -> None:
     if len(made) > 1:
         draft.note(f"the preset is the first of {len(made)} lists; another one is named in its `checkpoint`")
     draft.preset = {"checkpoint": made[0]}
+
+
+def _list(line: str) -> re.Match[str] | None:
+    return LIST.fullmatch(line) if len(line) <= LONGEST else None
 
 
 def _lines(text: str) -> list[str]:

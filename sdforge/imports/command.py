@@ -12,13 +12,12 @@ from sdforge.errors import ForgeError, UsageError
 from sdforge.families import family_names
 from sdforge.graph import Taken
 from sdforge.imports import block_weights, kohya, mecha, mergekit
-from sdforge.imports.draft import Draft, Wishes, plain_name
+from sdforge.imports.draft import Draft, Wishes, plain_name, text_of
 from sdforge.names import hint_at_name, is_name
 from sdforge.places import RECIPES
 from sdforge.report.words import say
 from sdforge.session import Session, open_session
-from sdforge.store.files import open_regular, publish_bytes
-from sdforge.syntax import MOST_BYTES
+from sdforge.store.files import publish_bytes
 from sdforge.tables import Source
 
 KINDS: tuple[ModuleType, ...] = (mecha, mergekit, kohya, block_weights)  # the first that recognises a file reads it
@@ -46,7 +45,7 @@ def import_recipe(session: Session, wishes: argparse.Namespace) -> int:
 def _draft(session: Session, path: Path, wishes: argparse.Namespace) -> Draft:
     if wishes.family and wishes.family not in family_names():
         raise UsageError(f"there is no family {wishes.family!r}", hint=f"there are {', '.join(family_names())}")
-    text = _text(path)
+    text = text_of(path)
     kind = next((kind for kind in KINDS if kind.recognises(path, text)), None)
     if kind is None:
         raise UsageError(
@@ -58,20 +57,6 @@ def _draft(session: Session, path: Path, wishes: argparse.Namespace) -> Draft:
     kind.read(path, text, draft, Wishes(wishes.family, checkpoints))
     draft.family = draft.family or _family_of_sources(session, draft)
     return draft
-
-
-def _text(path: Path) -> str:
-    """Return a small text. Raises UsageError for what is none."""
-    import os
-
-    with os.fdopen(open_regular(path), "rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise UsageError(f"{path} has more than {MOST_BYTES} bytes: it is no recipe of any kind")
-    try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is no text in UTF-8") from None
 
 
 def _family_of_sources(session: Session, draft: Draft) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from sdforge.errors import UsageError
 from sdforge.names import is_name
 from sdforge.recipe import RESERVED
 from sdforge.references import is_remote
+from sdforge.store.files import open_regular
+from sdforge.syntax import MOST_BYTES
 
 SCHEMA = "#:schema ../.forge/recipe.schema.json"
 WIDTH = 118  # of a comment's line
@@ -102,7 +105,9 @@ class Draft:
         """Return the recipe. Raises UsageError where its family is not known."""
         if not self.family:
             raise UsageError(f"{file} does not tell for which family it is", hint="--family sd15, sd2 or sdxl says so")
-        parts = [f"{SCHEMA}\n# By `forge import` from {file}, {self.about}.\n{''.join(map(_comment, self.notes))}"]
+        parts = [
+            f"{SCHEMA}\n# By `forge import` from {_seen(file)}, {self.about}.\n{''.join(map(_comment, self.notes))}"
+        ]
         parts[0] += f"family = {toml.value(self.family)}\n"
         parts += [_table(f"source.{name}", table) for name, table in self.sources.items()]
         parts += [_table(f"dataset.{name}", table) for name, table in self.datasets.items()]
@@ -125,12 +130,29 @@ def _table(head: str, values: dict[str, Any]) -> str:
 
 def _comment(note: str) -> str:
     """Return a sentence as comment lines, without what could end one."""
-    words, lines = "".join(c if c.isprintable() else " " for c in note).split(" "), ["# -"]
+    words, lines = _seen(note).split(" "), ["# -"]
     for word in words:
         if len(lines[-1]) + 1 + len(word) > WIDTH:
             lines.append("#  ")
         lines[-1] += f" {word}"
     return "".join(f"{line}\n" for line in lines)
+
+
+def _seen(text: str) -> str:
+    """Return a text with a blank for each letter that nobody sees: such a letter could end a comment."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def text_of(path: Path) -> str:
+    """Return a small text. Raises UsageError for what is none."""
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{path} has more than {MOST_BYTES} bytes: it is no recipe of any kind")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is no text in UTF-8") from None
 
 
 def listed(words: Iterable[str]) -> str:

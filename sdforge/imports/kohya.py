@@ -15,7 +15,7 @@ from typing import Any
 
 from sdforge.datasets import folders
 from sdforge.errors import UsageError, counted
-from sdforge.imports.draft import Draft, Wishes, listed
+from sdforge.imports.draft import Draft, Wishes, listed, text_of
 from sdforge.pictures import PICTURES
 
 SCRIPTS = {  # script → family, and the training where no option tells it
@@ -177,7 +177,7 @@ class _Training:
             place = next((p for p in (self.path.parent / str(named), Path(str(named))) if p.is_file()), None)
             if place is None:
                 raise UsageError(f"{self.path} names the data set's file {named}, which is not there")
-            return _toml(place, place.read_text(encoding="utf-8")), shared
+            return _toml(place, text_of(place)), shared
         subsets = [{"image_dir": folders["train_data_dir"], "layout": "kohya"}] if folders["train_data_dir"] else []
         if folders["reg_data_dir"]:
             subsets.append({"image_dir": folders["reg_data_dir"], "layout": "kohya", "is_reg": True})

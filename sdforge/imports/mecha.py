@@ -61,6 +61,7 @@ def read(path: Path, text: str, draft: Draft, wishes: Wishes) -> None:
     if not nodes or nodes[-1].kind != "merge":
         raise UsageError(f"{path} merges nothing: its last line is no merge")
     made = graph.made(Ref(len(nodes) - 1), wish=path.stem)
+    graph.note_left()
     delta = next((method for method, name, _ in draft.targets if name == made), "") == "subtract"
     draft.preset = {} if delta else {"checkpoint": made}
 
@@ -103,6 +104,8 @@ class _Graph:
     def __init__(self, path: Path, nodes: list[Node], draft: Draft) -> None:
         self.path, self.nodes, self.draft = path, nodes, draft
         self._made: dict[int, str] = {}
+        self._merges: dict[int, Node] = {}  # those that the recipe is made of, by their lines
+        self._used: set[tuple[int, str]] = set()  # line and name of the settings that were read
         self._wish = ""  # what the merge that is being read is to be called
 
     def family(self) -> str:
@@ -124,7 +127,17 @@ class _Graph:
     def is_merge(self, value: Any, of: Node, *names: str) -> Node | None:
         """Return the merge that an argument names, if it is one of these."""
         node = self.node(value, of) if isinstance(value, Ref) else None
-        return node if node and node.kind == "merge" and node.positional and node.positional[0] in names else None
+        if node is None or node.kind != "merge" or not node.positional or node.positional[0] not in names:
+            return None
+        self._merges[node.line] = node
+        return node
+
+    def note_left(self) -> None:
+        """Note the settings of merges that nobody has read, but for those that are off."""
+        for node in self._merges.values():
+            for name, value in node.named.items():
+                if (node.line, name) not in self._used and value not in (None, False):
+                    self.draft.note(f"`{name}` = {value} of {node.positional[0]} (line {node.line}) is left out")
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -193,14 +206,19 @@ class _Graph:
                 f"`{method}` of sd-mecha has no counterpart here",
                 "`forge list --methods` names the merges that there are",
             )
+        self._merges[node.line] = node
         self._wish = wish
         made = read(node, arguments)
         return made if isinstance(made, str) else self.draft.target(made[0], wish, made[1])
 
     def _argument(self, node: Node, arguments: list[Any], place: int, name: str, default: Any) -> Any:
         """Return a setting, by its place or its name."""
-        given = arguments[place] if len(arguments) > place else node.named.get(name, default)
-        return self.number(given, node)
+        return self.number(self._given(node, arguments, place, name, default), node)
+
+    def _given(self, node: Node, arguments: list[Any], place: int, name: str, default: Any) -> Any:
+        """Return what is written for a setting, and count it as read."""
+        self._used.add((node.line, name))
+        return arguments[place] if len(arguments) > place else node.named.get(name, default)
 
     def _scalar(self, node: Node, arguments: list[Any], place: int, name: str, default: float) -> float:
         found = self._argument(node, arguments, place, name, default)
@@ -238,7 +256,7 @@ class _Graph:
     def _read_add_difference(self, node: Node, arguments: list[Any]) -> tuple[str, dict[str, Any]]:
         """A difference that is added: which merge it is depends on how the difference came to be."""
         first, delta, *_ = arguments
-        given = arguments[2] if len(arguments) > 2 else node.named.get("alpha", 1.0)
+        given = self._given(node, arguments, 2, "alpha", 1.0)
         if apart := self.is_merge(delta, node, "subtract"):
             return self._added(node, first, apart, given)
         if crooked := self.is_merge(delta, node, "perpendicular_component"):

@@ -55,7 +55,9 @@ def della(
             chances = _chances(vector, density, epsilon)
             names = ("sdforge.della", str(seed), tensor, str(i + 1))
             mask = drawn(own, chances, *names, start=int(places[0]) * own.shape[1])
-            vectors.append((vector / chances.to(own.dtype) if rescale else vector) * mask)
+            if rescale:
+                vector = vector / chances.where(chances > 0, 1.0).to(own.dtype)  # what is never kept is not divided
+            vectors.append(vector * mask)
         if vote == "none":
             return own + weighed(vectors, factors)
         return own + voted(vectors, strengths, strengths, vote, normalize=normalize) * scale

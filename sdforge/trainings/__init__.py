@@ -24,7 +24,7 @@ from sdforge.artifact import Artifact
 from sdforge.dtypes import ITEM_SIZE, SAFETENSORS
 from sdforge.edits.insert import ROWS
 from sdforge.families import Family, family
-from sdforge.formats.tokenizer import is_ordinary, stands_in
+from sdforge.formats.tokenizer import hidden, stands_in
 from sdforge.settings import NotNegative, Positive, Reference, Seeded, Share, Since, Takes
 
 On = Annotated[Reference, Takes("checkpoint", ("unet", "text_encoder", "vae", "tokenizer"))]
@@ -201,10 +201,8 @@ def never_named(token: str, dataset: str, inputs: dict[str, list[Artifact | None
 
 def hides_a_word(token: str, on: str, tokenizer: dict[str, Any], *, warning: bool) -> list[Advice]:
     """Say that a token is a word of the checkpoint already; warning: where it may be meant."""
-    if not is_ordinary(token, tokenizer):
-        return []
-    sentence = f"{token!r} is an ordinary word of `{on}`; as a token it would hide that word"
-    return [("token", "token", sentence, f'token = "<{token}>"', warning)]
+    sentence = hidden(token, tokenizer, f"`{on}`")
+    return [("token", "token", sentence, f'token = "<{token}>"', warning)] if sentence else []
 
 
 def advise_token(

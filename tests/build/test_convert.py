@@ -145,6 +145,29 @@ def test_a_word_of_two_encoders_is_two_files_of_diffusers(convert: Convert, tmp_
     assert load_file(tmp_path / "x_2.safetensors")["ink"].shape == (1, 1280)
 
 
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_word_of_the_second_encoder_alone_goes_there_and_back(ending: str, convert: Convert, tmp_path: Path) -> None:
+    save_file({"clip_g": torch.ones(2, 1280)}, tmp_path / "word.safetensors")
+    assert convert(tmp_path / "word.safetensors", tmp_path / f"other.{ending}")[0] == 0
+    assert convert("--pickle", "allow", tmp_path / f"other.{ending}", tmp_path / "again.safetensors")[0] == 0
+    assert list(load_file(tmp_path / "again.safetensors")) == ["clip_g"]
+
+
+@pytest.mark.parametrize(
+    ("out", "file"), [("out", "out/learned_embeds.safetensors"), ("word.safetensors", "word.safetensors")]
+)
+def test_a_folder_of_custom_diffusion_may_lack_rows_for_an_encoder(
+    out: str, file: str, convert: Convert, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    name = raw_name("down_blocks.2.attentions.0.transformer_blocks.9.attn2.to_k.weight")  # which SDXL alone has
+    save_file({name: torch.ones(4, 8)}, tmp_path / "theirs" / MATRICES)
+    save_file({"<toy>": torch.ones(1, 8)}, tmp_path / "theirs" / "learned_embeds.safetensors")
+    form = "custom-embeddings" if out == file else "custom"
+    assert convert("--to", form, tmp_path / "theirs", tmp_path / out)[0] == 0
+    assert take(tmp_path / file).artifact.kind == "embedding"
+
+
 def test_an_embedding_is_taken_out_of_a_lora(toy: Taken, convert: Convert, tmp_path: Path) -> None:
     write_kohya(tmp_path / "k.safetensors", random_lora(toy, (LINEAR,)))
     rows = torch.randn(2, 768)

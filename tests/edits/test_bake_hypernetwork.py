@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,10 @@ def test_a_width_that_no_attention_has_is_refused(toy: Taken, tmp_path: Path) ->
         planned(toy, [(kept(tmp_path / "h", LINEAR, widths=(12, 16)), {})])
     with pytest.raises(UsageError, match="contexts 8 wide"):  # self-attention's, which are left alone
         planned(toy, [(kept(tmp_path / "h2", CROSS, widths=(8, 16)), {})])
+
+
+def test_a_checkpoint_without_a_unet_is_refused(toy: Taken, tmp_path: Path) -> None:
+    components = {name: each for name, each in toy.artifact.components.items() if name != "unet"}
+    bare = replace(toy, artifact=replace(toy.artifact, components=components))
+    with pytest.raises(UsageError, match="has no unet, which a hypernetwork changes"):
+        planned(bare, [(kept(tmp_path / "h", LINEAR, widths=(16,)), {})])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,13 @@ def test_facts_go_over_into_the_other_family(toys: Path, tmp_path: Path) -> None
         theirs.fact(result.artifact.facts, n) == ours.fact(facts, n) for n in theirs.neutral if n in ours.neutral
     )
     assert set(result.artifact.facts) <= set(theirs.neutral)
+
+
+def test_a_picture_is_fixed_in_no_checkpoint_without_a_unet(toys: Path, tmp_path: Path) -> None:
+    base = toy_of(toys, "unclip")
+    components = {name: each for name, each in base.artifact.components.items() if name != "unet"}
+    with pytest.raises(UsageError, match="has no unet, into which a picture could be built"):
+        fixed(replace(base, artifact=replace(base.artifact, components=components)), kept(tmp_path, base, embedding()))
 
 
 def test_variations_are_no_other_family_without_their_picture(toys: Path, tmp_path: Path) -> None:

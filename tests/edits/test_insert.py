@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,31 @@ def test_a_word_may_not_hide_an_ordinary_one(toy: Taken, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="'Cat' is an ordinary word") as caught:
         planned(toy, embedding(tmp_path, "Cat", 1))
     assert caught.value.hint == "call it <Cat>, or overwrite the word with over = ['Cat']"
+
+
+def test_a_word_may_not_be_a_piece_of_words(toy: Taken, tmp_path: Path) -> None:
+    vocabulary = toy.vocabulary["vocab"]
+    piece = next(word for word in vocabulary if word.isalpha() and f"{word}</w>" not in vocabulary)
+    # transformers would not append it, and prompts would go on reading the piece
+    with pytest.raises(UsageError, match="is a piece of words in the checkpoint's tokenizer") as refused:
+        planned(toy, embedding(tmp_path / "e", piece, 1))
+    assert refused.value.hint == f"call it <{piece}>"
+
+
+@pytest.mark.parametrize(("first", "rows", "second"), [("<x>", 2, "<x>_1"), ("<x>", 1, "<x>_1"), ("<x>", 3, "<x>_3")])
+def test_a_word_may_not_be_called_as_a_row_of_another(
+    first: str, rows: int, second: str, toy: Taken, tmp_path: Path
+) -> None:
+    # a folder names the rows of <x> so, and would be read as that of one word, or not at all
+    with pytest.raises(UsageError, match=f"the word '{second}' is called as row"):
+        planned(toy, embedding(tmp_path / "a", first, rows), embedding(tmp_path / "b", second, 1))
+
+
+def test_a_checkpoint_without_a_text_encoder_learns_no_words(toy: Taken, face: Taken) -> None:
+    components = {name: each for name, each in toy.artifact.components.items() if not name.startswith("text_")}
+    mute = replace(toy, artifact=replace(toy.artifact, components=components))
+    with pytest.raises(UsageError, match="has no text encoder that could read '<face>'"):
+        planned(mute, face)
 
 
 def test_a_word_may_not_be_inserted_twice(toy: Taken, face: Taken, tmp_path: Path) -> None:

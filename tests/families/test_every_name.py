@@ -95,6 +95,13 @@ def test_what_a_narrow_copy_may_have_beside_them_is_shortcuts(name: str) -> None
     assert all(n.optional and ".conv_shortcut." in n.canonical for n in more)
 
 
+@EACH
+def test_every_tensor_has_as_many_axes_as_in_the_real_networks(name: str) -> None:
+    of = family(name)
+    odd = [n.canonical for p in parts(name) for n in real(name, p) if of.axes(n) != len(full(name, p)[n.canonical])]
+    assert not odd
+
+
 def tagged(names: list[Name]) -> dict[str, Tensor]:
     """A single file of small tensors that hold the numbers of their names; what is fused is one for each part."""
     found: dict[str, Tensor] = {}

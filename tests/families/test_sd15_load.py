@@ -109,6 +109,26 @@ def test_a_checkpoint_without_words_says_where_to_take_them(toy: Taken) -> None:
         load(dataclasses.replace(toy.given(), vocabulary={}), CPU, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("fact", "sentence"),
+    [
+        ({"text_activation": "wordy"}, "no text encoder can be built as the checkpoint states it: KeyError: 'wordy'"),
+        ({"unet_groups": 3}, "no unet can be built as the checkpoint states it: ValueError"),
+    ],
+)
+def test_what_no_network_can_be_built_of_is_said(fact: dict[str, Any], sentence: str, toy: Taken) -> None:
+    given = toy.given()
+    with pytest.raises(UsageError, match=sentence):
+        load(dataclasses.replace(given, facts=given.facts | fact), CPU, torch.float32)
+
+
+def test_a_tensor_that_does_not_fit_the_others_is_named(toy: Taken) -> None:
+    given, name = toy.given(), "mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight"
+    unet = [ref._replace(shape=ref.shape[::-1]) if ref.name == name else ref for ref in given.components["unet"]]
+    with pytest.raises(UsageError, match=rf"the checkpoint's unet has \[.*\] as {name}, and \[.*\] fits"):
+        load(dataclasses.replace(given, components=given.components | {"unet": unet}), CPU, torch.float32)
+
+
 def test_loading_draws_no_random_number(toy: Taken) -> None:
     before = torch.random.get_rng_state()
     load(toy.given(), CPU, torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -81,17 +82,24 @@ def test_a_tensor_that_no_clip_has_is_refused(folder: Path, tmp_path: Path) -> N
     save_file(tensors | {"extra": torch.zeros(1)}, copy / "model.safetensors")
     with pytest.raises(UsageError, match="holds extra"):
         read_layout(copy)
-    del tensors["text_projection.weight"]
-    save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(UsageError, match=r"lacks 1 tensor of a CLIP: text_projection\.weight"):
+    flat = tensors | {"text_projection.weight": torch.zeros(16)}
+    save_file(flat, copy / "model.safetensors")
+    with pytest.raises(UsageError, match=r"text_projection\.weight of shape \[16\], which no text projection has"):
         read_layout(copy)
+    for name in ("text_projection.weight", "vision_model.encoder.layers.1.mlp.fc2.bias"):
+        save_file({n: tensor for n, tensor in tensors.items() if n != name}, copy / "model.safetensors")
+        with pytest.raises(UsageError, match=f"lacks 1 tensor of a CLIP: {re.escape(name)}"):
+            read_layout(copy)
 
 
 @pytest.mark.parametrize(
     ("file", "change", "sentence"),
     [
-        ("preprocessor_config.json", {"image_mean": [0.5]}, "states the mean of pictures"),
-        ("config.json", {"vision_config": {"image_size": "big"}}, "states size as 'big'"),
+        ("preprocessor_config.json", {"image_mean": [0.5]}, "states image_mean as"),
+        ("config.json", {"vision_config": {"image_size": "big"}}, "states image_size as 'big'"),
+        ("preprocessor_config.json", {"image_std": [0.5, 0.5, 0]}, "states image_std as"),
+        ("config.json", {"text_config": 12}, "states no sound vision_config and text_config"),
+        ("config.json", {"vision_config": {"hidden_act": ["gelu"]}}, "states hidden_act as"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -309,6 +309,15 @@ def test_cloneofsimos_numbers_are_places_in_a_walk(toy: Taken, tmp_path: Path) -
     assert sum(read_layout(path).passed.values()) == 1
 
 
+def test_the_first_of_cloneofsimos_files_count_attention_alone(toy: Taken, tmp_path: Path) -> None:
+    walk = places(SD15, "unet", fed=False)
+    assert walk[4].endswith("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q")
+    lora = random_lora(toy, (walk[4], walk[127]))
+    tensors = {f"unet:{i}:{side}": getattr(lora[walk[i]], side) for i in (4, 127) for side in ("up", "down")}
+    path = saved(tmp_path / "x.safetensors", tensors, {"unet": '["CrossAttention", "Attention"]'})
+    assert {name.rpartition(".")[0] for name in take(path).tensors("lora")} == set(lora)
+
+
 def test_cloneofsimos_other_layers_are_not_guessed_at(toy: Taken, tmp_path: Path) -> None:
     up, down, _ = random_lora(toy, (LINEAR,))[LINEAR]
     tensors = {"unet:0:up": up, "unet:0:down": down}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from sdforge.formats.kohya import kohya_names
+from sdforge.formats.kohya import LEGACY, Body, hashes, kohya_names
 from sdforge.formats.layout import read_layout
 from sdforge.formats.lora import alpha_of
+from sdforge.formats.safetensors import header_bytes
 from tests.families.loras import LINEAR, MODULES, TEXT, WIDE, Factors, Lora, kept_lora, live, random_lora, write_kohya
 from tests.families.workbench import SD15, Taken, same_bytes, take
 from tests.formats.conftest import export
@@ -136,6 +138,33 @@ def test_alpha_patterns_and_rank_stabilised_loras_are_understood(toy: Taken, tmp
 
 
 @pytest.mark.parametrize(
+    ("patterns", "alpha"),
+    [
+        ({"to_q": 1.0, "attn1.to_q": 2.0}, 1.0),  # the first counts, as PEFT has it
+        ({"^to_q": 1.0}, 4.0),
+        ({f"^{LINEAR.removeprefix('unet.')}": 1.0}, 1.0),
+        ({LINEAR.removeprefix("unet.").replace(".", r"\."): 1.0}, 1.0),
+    ],
+)
+def test_a_pattern_means_what_it_means_to_peft(
+    patterns: dict[str, float], alpha: float, toy: Taken, tmp_path: Path
+) -> None:
+    from peft.utils.other import get_pattern_key
+
+    name = LINEAR.removeprefix("unet.")
+    assert patterns.get(get_pattern_key(list(patterns), name), 4.0) == alpha
+    stated = {"unet.lora_alpha": 4.0, "unet.alpha_pattern": patterns}
+    facts = take(diffusers_file(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)), stated)).artifact.facts
+    assert facts == {"alpha": alpha}
+
+
+def test_a_pattern_that_is_more_than_a_name_is_refused(toy: Taken, tmp_path: Path) -> None:
+    stated = {"unet.lora_alpha": 4.0, "unet.alpha_pattern": {r"down_blocks\..*\.to_q": 1.0}}
+    with pytest.raises(UsageError, match=r"by the pattern .* only names are read here"):
+        read_layout(diffusers_file(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)), stated))
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"lora_unet_mid_block_attentions_0_proj_in.bias_values": torch.ones(1)},
@@ -219,14 +248,14 @@ def test_every_module_has_a_kohya_name_of_its_own() -> None:
 def test_the_hash_that_a1111_knows_a_lora_by_is_of_its_bytes_alone(lora: Lora, toy: Taken, tmp_path: Path) -> None:
     plain = exported_lora(tmp_path / "a", toy, lora)
     titled = exported_lora(tmp_path / "b", toy, lora, title="Another title")
-    hashes = []
+    found = []
     for path in (plain, titled):
         with safe_open(path, "pt") as file:
-            hashes.append(file.metadata()["sshs_model_hash"])
+            found.append(file.metadata()["sshs_model_hash"])
     assert plain.read_bytes() != titled.read_bytes()
     data = plain.read_bytes()
     body = data[8 + int.from_bytes(data[:8], "little") :]
-    assert hashes == [hashlib.sha256(body).hexdigest()] * 2
+    assert found == [hashlib.sha256(body).hexdigest()] * 2
 
 
 def test_metadata_tells_other_programs_rank_and_alpha(lora: Lora, even: Lora, toy: Taken, tmp_path: Path) -> None:
@@ -283,3 +312,15 @@ def test_stock_diffusers_goes_wrong_where_alphas_differ_and_so_its_reader_is_not
     pipeline.load_lora_weights(str(exported_lora(tmp_path / "lora", toy, lora)))
     live(ours.unet, "unet", lora)
     assert float((say(pipeline) - say(ours)).abs().max()) > 1e-2 * float((say(ours) - before).abs().max())
+
+
+def test_a_loras_hashes_keep_no_more_than_how_it_begins() -> None:
+    data = random.Random(0).randbytes(LEGACY.stop + 70_000)
+    shapes, metadata, body = {"a": ("U8", (len(data),))}, {"ss_x": "1", "modelspec.title": "other"}, Body()
+    for start in range(0, len(data), 50_000):
+        body.update(data[start : start + 50_000])
+    assert len(body.start) == LEGACY.stop
+    first, _ = header_bytes(shapes, {"ss_x": "1"})
+    legacy = hashlib.sha256((first + data)[0x100000:0x110000]).hexdigest()[:8]
+    whole = hashlib.sha256(data).hexdigest()
+    assert hashes(shapes, metadata, body) == {"sshs_model_hash": whole, "sshs_legacy_hash": legacy}

@@ -165,8 +165,8 @@ def test_a_vaes_folder_states_its_scale_or_nothing(
     [
         ("unet", {"act_fn": "gelu"}, "unet is not Stable Diffusion 1.x: unet states act_fn = 'gelu', expected 'silu'"),
         ("vae", {"latent_channels": 8}, "vae is not Stable Diffusion 1.x: vae states latent_channels = 8, expected 4"),
-        ("vae", {"scaling_factor": "odd"}, "vae states latent scaling as 'odd' where a number belongs"),
-        ("unet", {"norm_num_groups": 4.5}, "unet states unet groups as 4.5 where one whole number belongs"),
+        ("vae", {"scaling_factor": "odd"}, "vae states latent scaling as 'odd' where a number above 0 belongs"),
+        ("unet", {"norm_num_groups": 4.5}, "unet states unet groups as 4.5 where one whole number above 0 belongs"),
     ],
 )
 def test_a_folder_that_states_something_else_is_refused(

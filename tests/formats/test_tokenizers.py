@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from sdforge.errors import UsageError
-from sdforge.formats.tokenizer import END, LENGTH, read_tokenizer, row_words, tokenizer_files, tokenizer_identity
+from sdforge.formats.tokenizer import (
+    END,
+    LENGTH,
+    MOST_BYTES,
+    read_tokenizer,
+    row_words,
+    tokenizer_files,
+    tokenizer_identity,
+)
 from sdforge.run.tokens import Words
 from tests.families.workbench import vocabulary
 
@@ -172,3 +181,10 @@ def test_files_that_do_not_fit_together_are_refused(file: str, text: str, tmp_pa
 def test_a_folder_without_words_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds neither"):
         read_tokenizer(tmp_path, [])
+
+
+def test_a_file_larger_than_any_tokenizers_is_not_read(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t", [])
+    os.truncate(folder / "vocab.json", MOST_BYTES + 1)
+    with pytest.raises(UsageError, match=r"vocab\.json has more than"):
+        read_tokenizer(folder, [])

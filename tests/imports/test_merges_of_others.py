@@ -220,6 +220,16 @@ def test_what_cannot_be_said_in_a_recipe_is_refused_and_nothing_is_written(
             "dare",
             "draws other numbers",
         ),
+        (
+            'merge "subtract" &1 &0\nmerge "ties_sum" &3 k=0.5 apply_median=true\nmerge "add_difference" &0 &4',
+            "ties",
+            "`apply_median` = True of ties_sum (line 6) is left out",
+        ),
+        (
+            'merge "subtract" &1 &2\nmerge "add_difference" &0 &3 alpha=0.5 clamp_to_ab=true',
+            "add_difference",
+            "`clamp_to_ab` = True of add_difference (line 6) is left out",
+        ),
         ('merge "slerp" &0 &1 0.3', "slerp", "mixes lengths"),
         ('merge "tensor_sum" &0 &1 width=0.5 offset=0.25', "tensor_sum", "rounded down"),
         ('merge "add_cosine_b" &0 &1 0.3', "cosine", ""),
@@ -291,8 +301,15 @@ def test_a_recipe_is_never_overwritten_and_a_dry_run_writes_none(importer: Impor
     assert "--name NAME" in importer.run("mixed.yaml", text, code=2)
 
 
+def test_a_files_name_is_no_line_of_the_recipe(importer: Importer) -> None:
+    importer.run('two\nlines = "1".mecha', f'{MECHA}merge "weighted_sum" &0 &1 0.5')
+    assert "lines" not in importer.values("two-lines-1")
+
+
 def test_what_is_no_file_of_a_known_kind_is_refused(importer: Importer) -> None:
     assert "is nothing that forge can import" in importer.run("notes.txt", "buy milk", code=2)
+    # to look for a name and a number in it takes no time that grows with the cube of its length
+    assert "is nothing that forge can import" in importer.run("digits.txt", f"a{'1' * 100_000}", code=2)
     assert "does not tell for which family" in importer.run(
         "far.yaml", "merge_method: linear\nmodels: [{model: org/far, parameters: {weight: 1}}]", code=2
     )

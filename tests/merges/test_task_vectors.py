@@ -368,6 +368,13 @@ def test_over_many_seeds_della_gives_what_nothing_dropped_would() -> None:
     assert abs(float((total / 200 / model).mean()) - 1) < 0.08  # 6 σ of 10,000 draws of σ ≤ 1.3
 
 
+def test_what_della_never_keeps_is_not_divided_by_its_chance() -> None:
+    base, model = torch.zeros(50, dtype=torch.float64), torch.arange(1.0, 51).double()
+    found = della(base, model, density=0.15, epsilon=0.15, tensor="x")
+    assert found.isfinite().all()
+    assert found[0] == 0  # of the smallest the probability is 0
+
+
 def test_probabilities_of_della_stay_within_their_bounds() -> None:
     rest = {"weights": [], "rescale": True, "vote": "sum", "scale": 1.0, "normalize": True, "seed": 0, "tensor": "x"}
     with pytest.raises(UsageError, match=r"from 0\.1 − 0\.15 to 0\.1 \+ 0\.15"):

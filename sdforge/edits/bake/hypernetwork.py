@@ -52,7 +52,9 @@ def updates(given: Input, family: Family, weights: dict[Place, Tensor]) -> dict[
             parts = (*around, *matrices, *offsets)
             bias = Update("hypernetwork", parameters | {"of": "offset"}, parts, after=after)
             found[component, f"{output}bias"] = [bias]
-    if ("unet", "conv_in.weight") in weights and (lost := sorted(set(widths_of(list(nets))) - widths)):
+    if lost := sorted(set(widths_of(list(nets))) - widths):
+        if not any(component == "unet" for component, _ in weights):
+            raise UsageError("the checkpoint has no unet, which a hypernetwork changes")
         raise UsageError(
             f"the hypernetwork is for contexts {lost[0]} wide, which no attention of the checkpoint has",
             hint="it was made for a checkpoint of other widths",

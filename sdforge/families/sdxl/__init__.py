@@ -16,6 +16,7 @@ from sdforge.families.stable_diffusion import (
     channels,
     fact_owners,
     neutral_facts,
+    stated_levels,
 )
 
 FIRST = TextEncoder(
@@ -83,7 +84,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
-        return unet.get("addition_embed_type") == "text_time" and len(unet.get("down_block_types", ())) == 3
+        return unet.get("addition_embed_type") == "text_time" and stated_levels(unet) == 3
 
 
 FAMILY = StableDiffusionXL()
