@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain(Interrupted("interrupted"), as_json=wishes.json)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _unread()
     except Exception as error:
         return complain(unforeseen(error, Path(wishes.at)), as_json=wishes.json)
 
@@ -53,6 +52,15 @@ def complain(error: ForgeError, *, as_json: bool = False) -> int:
             _say_error(error, code, as_json=json_)
             break
     return code
+
+
+def _unread() -> int:
+    """Return the exit code where nobody reads what is said any more, as behind `| head`: SIGPIPE's, nothing is done."""
+    import os
+    import signal
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written when the interpreter ends
+    return 128 + signal.SIGPIPE
 
 
 def _say_error(error: ForgeError, code: int, *, as_json: bool) -> None:
@@ -323,7 +331,8 @@ def _look(session: Session, wishes: argparse.Namespace) -> int:
     elif wishes.command == "report":
         looking.report(session, wishes.preset, as_json=wishes.json)
     elif wishes.command == "log":
-        looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
+        samples = Path(wishes.at) / wishes.samples if wishes.samples else None
+        looking.log(session, wishes.target, samples, as_json=wishes.json)
     else:
         looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)
     return 0

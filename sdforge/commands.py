@@ -33,6 +33,7 @@ from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
+MOST_NAMED = 4  # results between which a digest does not decide
 
 
 # -- build and plan ----------------------------------------------------------------------------------------------------
@@ -444,13 +445,16 @@ def take(session: Session, digest: str, *, as_json: bool) -> int:
     taken: list[tuple[str, str]] = []
 
     def choose(text: Lock) -> None:
-        for key, pins in text.results.items():
-            chosen = [d for d in pins if d.startswith(digest)]
-            if len(chosen) == 1:
-                text.results[key] = {chosen[0]: pins[chosen[0]]}
-                taken.append((key, chosen[0]))
-                return
-        raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+        meant = [(key, each) for key, pins in text.results.items() for each in pins if each.startswith(digest)]
+        meant = [(key, each) for key, each in meant if len(text.results[key]) > 1] or meant  # between which is chosen
+        if not meant:
+            raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+        if len(meant) > 1:
+            named = ", ".join(each[:12] for _, each in meant[:MOST_NAMED])
+            raise UsageError(f"{digest!r} begins several results of the lock: {named}", hint="write more of it")
+        ((key, found),) = meant
+        text.results[key] = {found: text.results[key][found]}
+        taken.append((key, found))
 
     LockFile(session).rewrite(choose)
     ((key, found),) = taken

@@ -9,7 +9,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from sdforge.lockfile import LockFile
 from sdforge.names import hint_at_name, is_name
 from sdforge.pictures import PICTURES
 from sdforge.places import FILE
-from sdforge.references import is_remote, parse
+from sdforge.references import FORMS, is_remote, parse
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
@@ -167,13 +167,16 @@ def add(wishes: argparse.Namespace) -> int:
     session = open_session(Path(wishes.at))
     name, reference = wishes.name, wishes.reference
     _refuse_name(session, name)
+    if not reference.strip():
+        raise UsageError("nothing is named that could be added", hint=f"a path, or {FORMS}")
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
         return _add_pictures(session, wishes, layout)
     if is_remote(reference):
         parse(reference)  # before it stands in forge.toml
-    if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
+    sha256 = wishes.sha256.lower()  # Civitai writes it in capitals
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
-    table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
+    table: dict[str, Any] = {"from": reference, "sha256": sha256, "licence": wishes.licence}
     behind, where = None, ""
     if is_remote(reference) and not wishes.offline:
         with fetcher(session, as_json=True) as getter:
@@ -199,6 +202,11 @@ def _refuse_name(session: Session, name: str) -> None:
         raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
     if name in session.project.sources or name in session.project.datasets:
         raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
+    for recipe in session.project.recipe_names():
+        with suppress(RecipeError):  # `forge check` says what is wrong there
+            found = session.project.recipe(recipe)
+            if name in (*found.targets, *found.sources, *found.datasets):
+                raise UsageError(f"{found.file} has a {name!r} of its own", hint="choose another name")
 
 
 def _taken(name: str, table: dict[str, Any]) -> Taken:

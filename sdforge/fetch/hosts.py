@@ -108,6 +108,8 @@ def _hub(reference: Hub) -> Behind:
         raise _unreachable(reference, error) from None
     except Exception as error:  # of the HTTP library underneath, which is not ours to name
         raise _unreachable(reference, error) from None
+    if not found.sha:
+        raise ResourceError(f"the Hub's answer about {reference.repository} names no revision")
     siblings = {each.rfilename: each for each in found.siblings or ()}
     names = [reference.file] if reference.file else checkpoint_files(sorted(siblings))
     if reference.file and reference.file not in siblings:
@@ -124,8 +126,8 @@ def _hub(reference: Hub) -> Behind:
     for name in names:
         lfs = siblings[name].lfs
         shown = plain(name.rpartition("/")[2]) if reference.file else "/".join(map(plain, name.split("/")))
-        size = int(siblings[name].size or 0)
         with _understood("the Hub", reference.repository):
+            size = int(siblings[name].size or 0)
             files.append(Remote(shown, f"{where}/{quote(name)}", _digest(lfs and lfs.sha256), size))
     licence = str(getattr(found.card_data, "license", "") or "")
     pinned = f"hf://{reference.repository}@{found.sha}{'/' if reference.file else ''}{reference.file}"
@@ -141,11 +143,14 @@ def _unreachable(reference: Hub, error: Exception) -> ResourceError:
 
 
 def checkpoint_files(names: list[str]) -> list[str]:
-    """Return what of a repository is a checkpoint in diffusers' layout; nothing if it has no model_index.json."""
-    if "model_index.json" not in names:
-        return []
+    """Return what of a repository is a checkpoint in diffusers' layout.
+
+    Nothing if it has no model_index.json, or its weights in other files than safetensors' only.
+    """
     wanted = [n for n in names if any(fnmatch(n, p) for p in CHECKPOINT) and not any(fnmatch(n, p) for p in NEVER)]
-    return [name for name in wanted if name.count("/") < 2]
+    wanted = [name for name in wanted if name.count("/") < 2]
+    has_weights = any(name.endswith(".safetensors") for name in wanted)
+    return wanted if has_weights and "model_index.json" in names else []
 
 
 def _some(names: list[str]) -> str:

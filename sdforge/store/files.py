@@ -56,7 +56,7 @@ def stat_of(path: Path | str) -> Stat | None:
     try:
         s = os.stat(path)  # noqa: PTH116 -- thousands of times in a null build
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise
         return None
     return Stat(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
@@ -217,7 +217,8 @@ def sweep_parts(folder: Path) -> None:
     """Remove the unfinished files that `publish_bytes` and the like left in a folder when their processes died."""
     for path in folder.glob(".*-*-*"):
         if is_abandoned(path) and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be another user's, who sweeps it
+                path.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
@@ -308,7 +309,8 @@ class Lock:
         self.path = path
         with resources(f"the lock {path.name} cannot be had"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # through a link, somebody who may write beside the lock would have any file of ours emptied
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         self.held = False
 
     def acquire(self, *, wait: bool) -> bool:
@@ -318,8 +320,9 @@ class Lock:
         except BlockingIOError:
             return False
         self.held = True
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk nobody is told who holds it
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
         return True
 
     def share(self, *, wait: bool) -> bool:

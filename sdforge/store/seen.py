@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdforge.errors import ActionFailed
 from sdforge.index import Index
 from sdforge.store.files import Stat, is_settled, sha256_of, stat_of
 
 MANY = 500  # files of which the index is told at once
+LOOKS = 5  # at a file that somebody writes to, before it is given up
 
 
 class Seen:
@@ -58,13 +60,14 @@ class Seen:
         return known or self.look(path)
 
     def look(self, path: Path) -> str:
-        """Hash a file now, and remember it."""
-        while True:
+        """Hash a file now, and remember it. Raises ActionFailed for one that changes at every look."""
+        for _ in range(LOOKS):
             before, looked = stat_of(path), time.time_ns()
             sha256 = sha256_of(path)
             if before is not None and stat_of(path) == before:
                 self.remember(path, before, sha256, looked)
                 return sha256
+        raise ActionFailed(f"{path} keeps changing while it is read", "build again when nothing writes to it")
 
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
