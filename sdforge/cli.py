@@ -354,7 +354,11 @@ def _verify(session: Session, wishes: argparse.Namespace) -> int:
 
 def _shown_file(wishes: argparse.Namespace) -> Path | None:
     """Return the file that `show` is to look at; a plain word is a target before it is a folder."""
+    from sdforge.store.files import stat_of
+
     path: Path = Path(wishes.at) / wishes.target
+    if stat_of(path) is None:
+        return None
     plain = "/" not in wishes.target and "." not in wishes.target
     if path.is_file() or (path.exists() and not plain):
         return path

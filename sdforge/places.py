@@ -45,12 +45,19 @@ def expanded(path: str) -> Path:
         raise UsageError(f"{path} is in no home of this machine", hint="write the path out") from None
 
 
+def is_utf8(path: Path) -> bool:
+    """Say whether a path can be written down: lock, index and reports hold text, and a file's name may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _utf8(folder: Path) -> Path:
     """Return a folder whose path can be written down. Raises UsageError for another one."""
-    try:
-        str(folder).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"the path {str(folder)!a} is not UTF-8", hint="rename the folder, or name another") from None
+    if not is_utf8(folder):
+        raise UsageError(f"the path {str(folder)!a} is not UTF-8", hint="rename the folder, or name another")
     return folder
 
 

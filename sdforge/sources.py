@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.pictures import PICTURES
+from sdforge.places import is_utf8
 from sdforge.project import Project
 from sdforge.references import is_folder, is_remote, parse
 from sdforge.store import COMPLETE, Store
@@ -176,12 +178,13 @@ class Sources:
         if sha256 and (known := self.store.find(sha256)) and known != self.store.object(sha256):
             yield known
         for folder in self.project.folders:
-            for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
+            named = filter(is_utf8, folder.rglob(escape(Path(name).name)))
+            for path in sorted(p for p in named if str(p).endswith(name)):
                 if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
                     yield path
         if sha256:
             for folder in self.project.folders:
-                alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
+                alike = sorted(filter(is_utf8, folder.rglob(f"*{escape(Path(name).suffix)}")))
                 yield from (p for p in alike if p.is_file() and self.store.seen.digest(p) == sha256)
 
     # -- what it is ------------------------------------------------------------------------------------------------
