@@ -416,11 +416,14 @@ def test_add_takes_the_licence_from_the_hub_and_links_what_is_here(
         (("new", "nowhere.safetensors"), "there is no nowhere.safetensors in the project"),
         (("new", "hf://a"), "names no file of the Hub"),
         (("new", "hf://a/b", "--sha256", "zz"), "sha256"),
+        (("new", ""), "nothing is named"),
+        (("soft", "hf://a/b/x.safetensors"), "recipes/r.toml has a 'soft' of its own"),
     ],
 )
 @pytest.mark.usefixtures("host")
 def test_add_refuses_what_could_not_be_used(root: Path, forge: Forge, arguments: tuple[str, ...], words: str) -> None:
     source(root, "hf://a/b/x.safetensors")
+    (root / "recipes" / "r.toml").write_text('family = "sd15"\n[cast.soft]\ncheckpoint = "it"\ndtype = "fp16"\n')
     before = (root / "forge.toml").read_text()
     said = forge("add", *arguments, code=2)
     assert words in said.err

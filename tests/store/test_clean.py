@@ -211,3 +211,18 @@ def test_latents_that_nobody_used_for_long_go_and_others_stay(clean: Clean, stor
     store.close()
     assert clean()["files"] == 1
     assert [path.stem for path in store.derived().rglob("*.safetensors")] == ["new"]
+
+
+@pytest.mark.parametrize("entry", [b"\xff\xfe", b"/another/project", b""])
+def test_nothing_is_cleaned_while_it_is_not_known_for_whom(
+    entry: bytes, cache: Path, clean: Clean, filled: dict[str, Result]
+) -> None:
+    root = cache / "v1" / "roots" / "0123456789abcdef"
+    root.parent.mkdir(exist_ok=True)
+    root.write_bytes(entry)
+    said = clean(code=3)
+    assert "0123456789abcdef was damaged" in said["message"]
+    assert "build once in every project" in said["hint"]
+    assert kept(cache) == set(filled)
+    clean()
+    assert kept(cache) == {TRAINED}
