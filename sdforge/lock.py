@@ -23,6 +23,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
+from sdforge.names import is_digest
 from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes, sweep_parts
@@ -30,7 +31,6 @@ from sdforge.toml import table
 
 VERSION = 1
 BEGINNING = 16  # digits of a component's digest in the lock: enough to say which one differs
-DIGEST = re.compile("[0-9a-f]{64}")
 NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
 
@@ -191,7 +191,7 @@ def _pin(key: str, digest: str, row: Any) -> Pin:
 
 def _digest(value: Any, what: str) -> None:
     """Raise TypeError for what is no digest: where bytes lie has its name, and other names would lead elsewhere."""
-    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+    if not isinstance(value, str) or not is_digest(value):
         raise TypeError(f"{what} is {value!r:.40}, which is no digest")
 
 

@@ -114,8 +114,11 @@ def _first_line(name: str) -> str:
 def _list_sources(session: Session, *, as_json: bool) -> None:
     rows = {**session.project.sources, **session.project.datasets}
     found = {name: table.get("from") or table.get("path") for name, table in rows.items()}
-    event = json.dumps({"v": 1, "event": "sources", "sources": found})
-    say(event if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
+    if as_json:
+        print(json.dumps({"v": 1, "event": "sources", "sources": found}))
+        return
+    lines = [f"  {name:<20} {place}" for name, place in found.items()]
+    say("\n".join(lines) or "forge.toml declares no source: `forge add NAME REF` writes one")
 
 
 def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:

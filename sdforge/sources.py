@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sdforge import datasets
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, UsageError
+from sdforge.errors import BrokenPromise, UsageError, counted
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
@@ -119,7 +119,7 @@ class Sources:
             if found:
                 return found[0]
         elsewhere = taken.kind == "source" and self.project.folders
-        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
+        where = f" nor in the {counted(len(self.project.folders), 'folder')} of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
@@ -180,12 +180,12 @@ class Sources:
         for folder in self.project.folders:
             named = filter(is_utf8, folder.rglob(escape(Path(name).name)))
             for path in sorted(p for p in named if str(p).endswith(name)):
-                if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
+                if not sha256 or path.is_dir() or self.store.seen.has(path, sha256):
                     yield path
         if sha256:
             for folder in self.project.folders:
                 alike = sorted(filter(is_utf8, folder.rglob(f"*{escape(Path(name).suffix)}")))
-                yield from (p for p in alike if p.is_file() and self.store.seen.digest(p) == sha256)
+                yield from (p for p in alike if p.is_file() and self.store.seen.has(p, sha256))
 
     # -- what it is ------------------------------------------------------------------------------------------------
 

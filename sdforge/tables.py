@@ -10,10 +10,11 @@ from pydantic.json_schema import SkipJsonSchema
 from sdforge.datasets import MOST_REPEATS
 from sdforge.edits.export import Form
 from sdforge.edits.previews import Drawing
+from sdforge.names import DIGEST
 from sdforge.places import DEVICE, VRAM
 from sdforge.settings import Reference, Table, Weight
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=DIGEST)]
 Template = Annotated[str, Field(min_length=1, max_length=1000)]
 
 

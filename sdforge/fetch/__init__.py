@@ -190,7 +190,7 @@ class Fetcher:
         for path in self._candidates(behind, file):
             real = Path(os.path.realpath(path))
             fits = real.is_file() and self._is_as_large(real.stat().st_size, file)
-            if fits and self.store.seen.digest(real) == file.sha256:
+            if fits and self.store.seen.has(real, file.sha256):
                 return real
         return None
 

@@ -7,7 +7,6 @@ left), CIVITAI_TOKEN.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from sdforge.errors import ResourceError, UsageError
 from sdforge.fetch.wire import Remote, ask
 from sdforge.lines import Token, hub_endpoint, hub_token, secret
-from sdforge.names import DEVICES
+from sdforge.names import DEVICES, is_digest
 from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 
 LONGEST = 255  # bytes of a file's name
@@ -72,7 +71,7 @@ def plain(name: str) -> str:
 def _digest(found: Any) -> str:
     """Return a sha256 as we write it, "" where a host states none. Raises ValueError for what is none."""
     text = str(found or "").lower()
-    if text and not re.fullmatch("[0-9a-f]{64}", text):
+    if text and not is_digest(text):
         raise ValueError(f"{text:.80} is no sha256")
     return text
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,12 @@ class Seen:
         known = self.known_digest(path)
         return known or self.look(path)
 
+    def has(self, path: Path, sha256: str) -> bool:
+        """Say whether a file holds these bytes; one that cannot be read does not."""
+        with suppress(OSError):
+            return self.digest(path) == sha256
+        return False
+
     def look(self, path: Path) -> str:
         """Hash a file now, and remember it. Raises ActionFailed for one that changes at every look."""
         for _ in range(LOOKS):
@@ -90,4 +96,4 @@ class Seen:
         """Return a file with these bytes that has not changed since it was looked at."""
         places = [str(self._places[sha256])] if sha256 in self._places else []
         places += [place for _, place in self.index.read("digests", "sha256 = ?", [sha256])]
-        return next((Path(p) for p in places if stat_of(Path(p)) and self.digest(Path(p)) == sha256), None)
+        return next((path for path in map(Path, places) if stat_of(path) and self.has(path, sha256)), None)

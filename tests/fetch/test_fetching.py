@@ -430,6 +430,17 @@ def test_add_refuses_what_could_not_be_used(root: Path, forge: Forge, arguments:
     assert (root / "forge.toml").read_text() == before
 
 
+@pytest.mark.parametrize("written", ["deep/./x.safetensors", "ROOT/deep/x.safetensors", "x.safetensors"])
+def test_add_takes_a_path_as_a_person_has_it(root: Path, forge: Forge, toy_checkpoint: Path, written: str) -> None:
+    data = (toy_checkpoint / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (root / "deep").mkdir()
+    (root / "deep" / "x.safetensors").write_bytes(data)
+    at, sha256 = root / "deep" if written == "x.safetensors" else root, hashlib.sha256(data).hexdigest()
+    forge("add", "x", written.replace("ROOT", str(root)), "--sha256", sha256.upper(), at=at)
+    found = tomli.loads((root / "forge.toml").read_text())["source"]
+    assert found == {"x": {"from": "deep/x.safetensors", "sha256": sha256}}
+
+
 def test_names_that_are_none_get_a_guess(root: Path, forge: Forge) -> None:
     source(root, "hf://a/b/x.safetensors")
     assert "did you mean 'it'?" in forge("fetch", "itt", code=2).err

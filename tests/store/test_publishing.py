@@ -555,3 +555,17 @@ def test_a_file_whose_name_is_no_text_is_hashed_all_the_same(store: Store, tmp_p
     with store.seen.gathering():
         assert store.seen.digest(path) == digest_of(b"some bytes")
     assert store.index.read("seen") == []  # which holds text
+
+
+def test_a_file_that_cannot_be_read_has_not_the_bytes_that_are_looked_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shut(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "shut"
+    path.write_bytes(b"x")
+    assert store.seen.has(path, digest_of(b"x"))
+    path.write_bytes(b"y")
+    monkeypatch.setattr(seen, "sha256_of", shut)
+    assert not store.seen.has(path, digest_of(b"y"))
