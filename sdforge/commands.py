@@ -33,6 +33,7 @@ from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
+MOST_BEHIND = 50  # reasons one behind the other that are said
 MOST_NAMED = 4  # results between which a digest does not decide
 
 
@@ -308,7 +309,7 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
                         "target": step.id,
                         "state": step.state,
                         "key": step.content_key or step.key,
-                        "reason": [_cause_json(cause) for cause in causes],
+                        "reason": _causes_json(causes, set()),
                     }
                 )
             )
@@ -317,9 +318,15 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
     return 0
 
 
-def _cause_json(cause: Cause) -> dict[str, Any]:
-    place = {"place": str(cause.place)} if cause.place else {}
-    return {"text": cause.text, **place, "behind": [_cause_json(inner) for inner in cause.behind]}
+def _causes_json(causes: list[Cause], told: set[int], depth: int = 1) -> list[dict[str, Any]]:
+    """Return reasons as `--json` has them, those of each target once. told: which have been, by identity."""
+    rows = []
+    for cause in causes:
+        place = {"place": str(cause.place)} if cause.place else {}
+        behind = [] if id(cause.behind) in told or depth == MOST_BEHIND else cause.behind
+        told |= {id(behind)} if behind else set()
+        rows.append({"text": cause.text, **place, "behind": _causes_json(behind, told, depth + 1)})
+    return rows
 
 
 def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
@@ -344,7 +351,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )
-    _tell_causes(causes, 1)
+    _tell_causes(causes, set())
     if step.result and step.result.kind == "verdict":
         say(f"  it {'passed' if step.passed else 'failed'}: {step.result.facts['says']}")
     if step.result:
@@ -355,11 +362,16 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"  last made {made}{where}, {seconds(record.get('seconds', 0))} → {step.result.digest[:8]}")
 
 
-def _tell_causes(causes: list[Cause], depth: int) -> None:
+def _tell_causes(causes: list[Cause], told: set[int], depth: int = 1) -> None:
+    """Say reasons, those of each target once. told: which have been, by identity."""
     for cause in causes:
         place = f"    {cause.place.file}:{cause.place.line}" if cause.place and cause.place.line else ""
-        say(f"{'  ' * depth}{cause.text}{place}")
-        _tell_causes(cause.behind, depth + 1)
+        again = id(cause.behind) in told
+        said = " (as above)" if again else " …" if cause.behind and depth == MOST_BEHIND else ""
+        say(f"{'  ' * depth}{cause.text}{said}{place}")
+        if cause.behind and not (again or depth == MOST_BEHIND):
+            told.add(id(cause.behind))
+            _tell_causes(cause.behind, told, depth + 1)
 
 
 # -- check and lock ----------------------------------------------------------------------------------------------------
