@@ -23,6 +23,7 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
+from sdforge.identity import canonical
 from sdforge.names import is_digest
 from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
@@ -186,6 +187,14 @@ def _pin(key: str, digest: str, row: Any) -> Pin:
         _like(getattr(example, name), getattr(pin, name), name)
     for text in pin.components.values():
         _like("", text, "a name in it")
+    for row in _like([], pin.facts.get("pictures"), "pictures") if pin.kind == "dataset" else ():
+        if not isinstance(row, list) or list(map(type, row[:3])) != [str, str, int]:
+            raise TypeError(f"a picture is {row!r:.40}")
+        _digest(row[0], "a picture")
+    try:
+        canonical([pin.facts, pin.settings, pin.inputs])  # dates, and numbers that are none, have no name
+    except ValueError as error:
+        raise TypeError(str(error)) from None
     return pin
 
 

@@ -122,7 +122,8 @@ def resources(what: str) -> Iterator[None]:
             raise ResourceError(f"{what}: the disk is full", hint) from error
         shut = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         hint = "it must be possible to write there; FORGE_CACHE names another cache" if shut else ""
-        raise ResourceError(f"{what}: {error.strerror or error} ({error.filename or ''})", hint) from error
+        place = f" ({error.filename})" if error.filename else ""
+        raise ResourceError(f"{what}: {error.strerror or error}{place}", hint) from error
 
 
 def publish(temporary: Path, final: Path, mode: int = 0o444) -> None:
