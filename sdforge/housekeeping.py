@@ -68,11 +68,12 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
 
     Raises UsageError for recipes that cannot be planned.
     """
+    store = session.store
     keys: set[str] = set()
     fetched: set[Path] = set()
-    for root in {session.project.root, *session.store.roots()}:
+    for root in {session.project.root, *store.roots()}:
         try:
-            other = session if root == session.project.root else open_session(root)
+            other = session if root == session.project.root else open_session(root, cache=store.root.parent)
             names = other.project.preset_names()
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
