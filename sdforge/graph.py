@@ -309,9 +309,9 @@ def way_in(name: str, makes: str) -> str:
 
 def _path_to(key: str, table: dict[str, Any]) -> tuple[str, ...]:
     """Return the path to a key within a table, or nothing."""
+    if not key or key in table:
+        return (key,) if key else ()
     for name, value in table.items():
-        if key and name == key:
-            return (name,)
         if isinstance(value, dict) and (rest := _path_to(key, value)):
             return (name, *rest)
     return ()

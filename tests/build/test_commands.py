@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,16 @@ def test_check_finds_mistakes_before_anything_runs(project: Project) -> None:
 
 
 # -- how it tells ------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_mistakes_are_placed_in_no_time(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = "".join(f'"unet.in0?:no{i}" = [0.5, 0.5]\n' for i in range(1000))
+    merge = '[weighted_sum.m]\ncheckpoints = ["base", "base"]\nweights = [0.5, 0.5]\n[weighted_sum.m.blocks]\n'
+    project.recipe.write_text(f'family = "sd15"\n{merge}{blocks}')
+    began = time.process_time()
+    assert main(["-C", str(project.root), "check", "toy"]) == 2
+    assert time.process_time() - began < 5
+    assert capsys.readouterr().err.count("recipes/toy.toml:") == 1000
 
 
 def test_plain_lines_name_steps(project: Project) -> None:
