@@ -41,13 +41,14 @@ class Explainer:
         while pending:
             last = pending[-1]
             before = [self.plan.steps[link.id] for link, _ in last.inputs if link.id in self.plan.steps]
-            unknown = [each for each in (*before, *last.checks) if each.id not in self._known]
+            unknown = [each for each in before if each.id not in self._known]
             if last.id not in self._known and unknown:
                 pending += unknown
-            else:
-                pending.pop()
-                if last.id not in self._known:
-                    self._known[last.id] = list(self._causes(last))
+                continue
+            pending.pop()
+            if last.id not in self._known:
+                self._known[last.id] = []  # no circles: previews wait for the checks that look at them
+                self._known[last.id] = list(self._causes(last))
         return self._known[step.id]
 
     def _causes(self, step: Step) -> list[Cause]:
