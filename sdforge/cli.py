@@ -81,7 +81,10 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     import traceback
 
     if isinstance(error, OSError) and error.errno is not None:
-        return _refused(error)
+        from sdforge.store.files import FULL, MAKE_ROOM
+
+        place = f" ({error.filename})" if error.filename else ""
+        return ResourceError(f"{error.strerror}{place}", MAKE_ROOM if error.errno in FULL else "")
     if isinstance(error, MemoryError):
         return ResourceError("this machine is out of memory", "end other programs; what is done is kept")
     place = folder / ".forge" / "log" / "unforeseen.txt"
@@ -92,17 +95,6 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     except OSError:
         hint = "this is a mistake in forge; --debug shows where"
     return ActionFailed(f"{type(error).__name__}: {error}", hint)
-
-
-def _refused(error: OSError) -> ForgeError:
-    """Return what is said where the operating system refuses something at a place that has no sentence of its own."""
-    from sdforge.store.files import resources
-
-    try:
-        with resources("forge cannot go on"):
-            raise error
-    except ResourceError as found:
-        return found
 
 
 def run(wishes: argparse.Namespace) -> int:

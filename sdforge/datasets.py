@@ -14,7 +14,7 @@ from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_b
 VERSION = 5  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
 MOST_CAPTION = 100_000  # bytes: a prompt of a thousand times the length that is read
-MOST_REPEATS = 10_000
+MOST_REPEATS = 10_000  # times that a picture is shown in a round
 DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
 # what is told of a data set beside what it is: pictures without a caption; sizes, sha256 → width and height in pixels;
 # what is wrong with pictures that cannot be read; pictures that lie there and are passed over

@@ -42,7 +42,7 @@ class LocalHandle:
     def __init__(self, worker: LocalWorker, order: Order, log: str, lock: int) -> None:
         self.worker, self.order = worker, order
         self.over, self.ended_before = False, ended_for_memory()
-        with suppress(OSError):  # a worker that has died meanwhile: `poll` says so
+        with suppress(ConnectionError):  # it has died meanwhile: `poll` says so
             worker.channel.send({"order": order.to_json(), "log": log}, (lock,) if lock >= 0 else ())
 
     def fileno(self) -> int:

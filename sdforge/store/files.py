@@ -31,6 +31,8 @@ OWN_NAME = re.compile(r"\.?([0-9a-f]{12})-(\d+)-[0-9a-f]{12}")  # where, process
 CACHE_TAG = "CACHEDIR.TAG"  # lies in a cache whose own name, and all above it, have been flushed
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
 ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
@@ -117,9 +119,8 @@ def resources(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
-            raise ResourceError(f"{what}: the disk is full", hint) from error
+        if error.errno in FULL:
+            raise ResourceError(f"{what}: the disk is full", MAKE_ROOM) from error
         shut = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         hint = "it must be possible to write there; FORGE_CACHE names another cache" if shut else ""
         place = f" ({error.filename})" if error.filename else ""

@@ -60,8 +60,8 @@ class Seen:
         return known or self.look(path)
 
     def has(self, path: Path, sha256: str) -> bool:
-        """Say whether a file holds these bytes; one that cannot be read does not."""
-        with suppress(OSError):
+        """Say whether a file holds these bytes; one that cannot be read, or is still being written, does not."""
+        with suppress(OSError, ActionFailed):
             return self.digest(path) == sha256
         return False
 
