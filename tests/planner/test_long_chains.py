@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdforge.commands import MOST_BEHIND, _causes_json, _tell_causes
+from sdforge.errors import RecipeError
 from sdforge.explain import Cause, in_short
+from sdforge.graph import link_recipes
 from sdforge.needs import MOST_NESTED
-from tests.planner.conftest import World
+from sdforge.project import Project
+from tests.planner.conftest import NoIndex, World
 
 LONG = 400
 
@@ -66,3 +71,14 @@ def test_what_several_have_in_common_is_said_once(capsys: pytest.CaptureFixture[
     assert len(lines) == 61
     assert sum(line.endswith("(as above)") for line in lines) == 30
     assert json.dumps(_causes_json(causes, set())).count('"text"') == 61
+
+
+def test_mistakes_of_many_recipes_that_name_each_other_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    for i in range(LONG):
+        text = f'family = "sd15"\n[cast.x]\ncheckpoint = "r{i + 1}:x"\ndtype = "none"\n'
+        (tmp_path / "recipes" / f"r{i}.toml").write_text(text)
+    index: Any = NoIndex()
+    with pytest.raises(RecipeError) as caught:
+        link_recipes(Project(tmp_path, index), ["r0"])
+    assert len({problem.place.file for problem in caught.value.problems if problem.place}) == LONG
