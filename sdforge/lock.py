@@ -153,7 +153,7 @@ def read_lock(source: bytes, file: str) -> Lock:
             for field_, value in (row | parts).items():
                 _like({} if field_ == "components" else "", value, f"{field_} of {name}")
         pins = {key: {d: _pin(key, d, row) for d, row in _like({}, rows, key).items()} for key, rows in results.items()}
-        return Lock(sources, targets, pins)
+        return Lock(sources, targets, {key: found for key, found in pins.items() if found})
     except TypeError as error:
         raise UsageError(f"{file} holds what forge did not write: {error}") from None
 

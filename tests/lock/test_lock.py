@@ -215,6 +215,11 @@ def test_a_lock_that_was_damaged_by_hand_is_refused_in_one_sentence(text: str) -
         read_lock(f"version = 1\n{text}\n".encode(), "forge.lock")
 
 
+def test_a_key_without_a_result_is_left_out() -> None:
+    found = read_lock(f"version = 1\n[result.{'a' * 64}]\n".encode(), "forge.lock")
+    assert Lock.from_json(found.to_json()).results == {}
+
+
 @pytest.mark.parametrize(
     "data", [b"\xff\xfe", b"version = 1\0", b"version = ", b"\x00" * 100, b"version = " + b"9" * 5000]
 )
