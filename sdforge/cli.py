@@ -83,8 +83,8 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     if isinstance(error, OSError) and error.errno is not None:
         from sdforge.store.files import FULL, MAKE_ROOM
 
-        place = f" ({error.filename})" if error.filename else ""
-        return ResourceError(f"{error.strerror}{place}", MAKE_ROOM if error.errno in FULL else "")
+        where = f" ({error.filename})" if error.filename else ""
+        return ResourceError(f"{error.strerror}{where}", MAKE_ROOM if error.errno in FULL else "")
     if isinstance(error, MemoryError):
         return ResourceError("this machine is out of memory", "end other programs; what is done is kept")
     place = folder / ".forge" / "log" / "unforeseen.txt"
