@@ -5,17 +5,20 @@ from __future__ import annotations
 import select
 import shutil
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from sdforge.chapters import presets, reasons, remember
 from sdforge.devices import device_lock, devices
-from sdforge.errors import BrokenPromise, BusyError, CheckFailed, ForgeError, Interrupted
+from sdforge.errors import BrokenPromise, BusyError, CheckFailed, Interrupted
 from sdforge.executors import Executor, Handle, Resources
 from sdforge.executors.inline import Inline
 from sdforge.intake import Intake
 from sdforge.interrupts import Interrupts
 from sdforge.lockfile import LockFile
 from sdforge.method import method
+from sdforge.order import Order
 from sdforge.orders import make_order
 from sdforge.outputs import FAILED
 from sdforge.places import OUT
@@ -189,21 +192,17 @@ class Build:
                 self.reporter.waiting(step, lock.holder())
             return False
         waited = self.waiting.pop(step.id, None) is not None
-        if self._is_had(step, key, waited):
-            lock.release()
-            return True
-        if step.state == "fetch":
-            self._fetch(step, lock, key, manifest)
-            return False
-        chosen = self._device(step)
-        if chosen is None:
-            self.waiting[step.id] = lock
-            return False
-        try:
-            self._submit(step, lock, key, manifest, *chosen)
-        except ForgeError:
-            lock.release()
-            raise
+        with ExitStack() as held:  # whatever goes wrong: a later build of this process would wait for ever
+            held.callback(lock.release)
+            if self._is_had(step, key, waited):
+                return True
+            if step.state == "fetch":
+                self._fetch(step, lock, key, manifest)
+            elif (chosen := self._device(step)) is None:
+                self.waiting[step.id] = lock
+            else:
+                self._submit(step, lock, key, manifest, *chosen)
+            held.pop_all()
         return False
 
     def _is_had(self, step: Step, key: str, waited: bool) -> bool:
@@ -247,24 +246,34 @@ class Build:
         return True
 
     def _submit(self, step: Step, lock: Lock, key: str, manifest: str, device: str, guard: Lock | None) -> None:
-        work = self.store.workplace()
-        how = {"device": device, "threads": self.options.threads, **self.options.how}
-        formula = self.session.one_pass(step) if step.kind == "formula" else None
-        order = make_order(self.session, step, key, manifest, work, how, formula)
-        bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
-        asked = self._resources(step) if self._goes(step) and not bytes_only else None
-        if asked is None and selects(order) and (idle := self._idle_device()):  # the processor selects the same
-            device, guard = idle
-            order = replace(order, how=how | {"device": device})
-        step.state = "running"
-        self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
+        """Have a step run. guard: the lock of its device, which is free again if that cannot be."""
+        with ExitStack() as held:
+            held.callback(_release, guard)
+            work = self.store.workplace()
+            held.callback(shutil.rmtree, work, ignore_errors=True)
+            how = {"device": device, "threads": self.options.threads, **self.options.how}
+            formula = self.session.one_pass(step) if step.kind == "formula" else None
+            order = make_order(self.session, step, key, manifest, work, how, formula)
+            bytes_only = formula is not None and not order.compute  # all are there: an index is written, no more
+            asked = self._resources(step) if self._goes(step) and not bytes_only else None
+            if asked is None and selects(order) and (idle := self._idle_device()):  # the processor selects the same
+                device, guard = idle
+                held.callback(_release, guard)
+                order = replace(order, how=how | {"device": device})
+            step.state = "running"
+            self.reporter.started(step, self.options.cluster.name if self.options.cluster and asked else device)
+            handle = self._handed_over(order, asked, lock, bytes_only=bytes_only)
+            running = Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula, asked)
+            self.running.append(running)
+            held.pop_all()
+
+    def _handed_over(self, order: Order, asked: Resources | None, lock: Lock, *, bytes_only: bool) -> Handle:
+        """Give an order to whoever runs it. asked: of a cluster; bytes_only: nothing is computed."""
         if bytes_only or getattr(method(order.method).module, "INLINE", False):
-            handle: Handle = Inline(None if bytes_only else order)
-        elif self.options.cluster and asked:
-            handle = self.options.cluster.submit(order, asked)
-        else:
-            handle = self.executor.submit(order, str(work / "log.txt"), lock.fd)
-        self.running.append(Running(step, handle, lock, guard, work, key, manifest, time.monotonic(), formula, asked))
+            return Inline(None if bytes_only else order)
+        if self.options.cluster and asked:
+            return self.options.cluster.submit(order, asked)
+        return self.executor.submit(order, str(Path(order.work) / "log.txt"), lock.fd)
 
     def _resources(self, step: Step) -> Resources:
         """Return what a step asks for as a job."""
@@ -360,7 +369,8 @@ class Build:
         self._kill_all()
         for running in self.running:
             shutil.rmtree(running.work, ignore_errors=True)
-            running.lock.release()
+            _release(running.lock)
+            _release(running.device)
         for lock in self.waiting.values():
             lock.release()
         self.executor.close()
@@ -394,6 +404,11 @@ class Build:
             if step.node.target.placed and step.node.target.signature.makes == "pictures" and step.result is not None:
                 failed = any(isinstance(self.summary.failed.get(check.id), CheckFailed) for check in step.checks)
                 show_failed(self.session, step, failed=failed)
+
+
+def _release(lock: Lock | None) -> None:
+    if lock:
+        lock.release()
 
 
 def _asked_checks(plan: Plan) -> list[Step]:

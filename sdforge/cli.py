@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return complain(Interrupted("interrupted"), as_json=wishes.json)
     except BrokenPipeError:
-        sys.stderr.close()
-        return 0
+        return _unread()
     except Exception as error:
         return complain(unforeseen(error, Path(wishes.at)), as_json=wishes.json)
 
@@ -53,6 +52,15 @@ def complain(error: ForgeError, *, as_json: bool = False) -> int:
             _say_error(error, code, as_json=json_)
             break
     return code
+
+
+def _unread() -> int:
+    """Return the exit code where nobody reads what is said any more, as behind `| head`: SIGPIPE's, nothing is done."""
+    import os
+    import signal
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written when the interpreter ends
+    return 128 + signal.SIGPIPE
 
 
 def _say_error(error: ForgeError, code: int, *, as_json: bool) -> None:
@@ -73,7 +81,10 @@ def unforeseen(error: Exception, folder: Path) -> ForgeError:
     import traceback
 
     if isinstance(error, OSError) and error.errno is not None:
-        return ResourceError(f"{error.strerror} ({error.filename or 'no file'})")
+        from sdforge.store.files import FULL, MAKE_ROOM
+
+        where = f" ({error.filename})" if error.filename else ""
+        return ResourceError(f"{error.strerror}{where}", MAKE_ROOM if error.errno in FULL else "")
     if isinstance(error, MemoryError):
         return ResourceError("this machine is out of memory", "end other programs; what is done is kept")
     place = folder / ".forge" / "log" / "unforeseen.txt"
@@ -323,7 +334,8 @@ def _look(session: Session, wishes: argparse.Namespace) -> int:
     elif wishes.command == "report":
         looking.report(session, wishes.preset, as_json=wishes.json)
     elif wishes.command == "log":
-        looking.log(session, wishes.target, wishes.samples, as_json=wishes.json)
+        samples = Path(wishes.at) / wishes.samples if wishes.samples else None
+        looking.log(session, wishes.target, samples, as_json=wishes.json)
     else:
         looking.graph(session, wishes.targets, "json" if wishes.json else wishes.format)
     return 0
@@ -345,7 +357,11 @@ def _verify(session: Session, wishes: argparse.Namespace) -> int:
 
 def _shown_file(wishes: argparse.Namespace) -> Path | None:
     """Return the file that `show` is to look at; a plain word is a target before it is a folder."""
+    from sdforge.store.files import stat_of
+
     path: Path = Path(wishes.at) / wishes.target
+    if stat_of(path) is None:
+        return None
     plain = "/" not in wishes.target and "." not in wishes.target
     if path.is_file() or (path.exists() and not plain):
         return path

@@ -33,6 +33,8 @@ from sdforge.under_way import Options, Summary
 from sdforge.variants import MARK
 
 JOBS_ELSEWHERE = 16  # actions side by side where a cluster runs them
+MOST_BEHIND = 50  # reasons one behind the other that are said
+MOST_NAMED = 4  # results between which a digest does not decide
 
 
 # -- build and plan ----------------------------------------------------------------------------------------------------
@@ -307,7 +309,7 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
                         "target": step.id,
                         "state": step.state,
                         "key": step.content_key or step.key,
-                        "reason": [_cause_json(cause) for cause in causes],
+                        "reason": _causes_json(causes, set()),
                     }
                 )
             )
@@ -316,9 +318,15 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
     return 0
 
 
-def _cause_json(cause: Cause) -> dict[str, Any]:
-    place = {"place": str(cause.place)} if cause.place else {}
-    return {"text": cause.text, **place, "behind": [_cause_json(inner) for inner in cause.behind]}
+def _causes_json(causes: list[Cause], told: set[int], depth: int = 1) -> list[dict[str, Any]]:
+    """Return reasons as `--json` has them, those of each target once. told: which have been, by identity."""
+    rows = []
+    for cause in causes:
+        place = {"place": str(cause.place)} if cause.place else {}
+        behind = [] if id(cause.behind) in told or depth == MOST_BEHIND else cause.behind
+        told |= {id(behind)} if behind else set()
+        rows.append({"text": cause.text, **place, "behind": _causes_json(behind, told, depth + 1)})
+    return rows
 
 
 def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
@@ -343,7 +351,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )
-    _tell_causes(causes, 1)
+    _tell_causes(causes, set())
     if step.result and step.result.kind == "verdict":
         say(f"  it {'passed' if step.passed else 'failed'}: {step.result.facts['says']}")
     if step.result:
@@ -354,11 +362,16 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"  last made {made}{where}, {seconds(record.get('seconds', 0))} → {step.result.digest[:8]}")
 
 
-def _tell_causes(causes: list[Cause], depth: int) -> None:
+def _tell_causes(causes: list[Cause], told: set[int], depth: int = 1) -> None:
+    """Say reasons, those of each target once. told: which have been, by identity."""
     for cause in causes:
         place = f"    {cause.place.file}:{cause.place.line}" if cause.place and cause.place.line else ""
-        say(f"{'  ' * depth}{cause.text}{place}")
-        _tell_causes(cause.behind, depth + 1)
+        again = id(cause.behind) in told
+        said = " (as above)" if again else " …" if cause.behind and depth == MOST_BEHIND else ""
+        say(f"{'  ' * depth}{cause.text}{said}{place}")
+        if cause.behind and not (again or depth == MOST_BEHIND):
+            told.add(id(cause.behind))
+            _tell_causes(cause.behind, told, depth + 1)
 
 
 # -- check and lock ----------------------------------------------------------------------------------------------------
@@ -444,13 +457,16 @@ def take(session: Session, digest: str, *, as_json: bool) -> int:
     taken: list[tuple[str, str]] = []
 
     def choose(text: Lock) -> None:
-        for key, pins in text.results.items():
-            chosen = [d for d in pins if d.startswith(digest)]
-            if len(chosen) == 1:
-                text.results[key] = {chosen[0]: pins[chosen[0]]}
-                taken.append((key, chosen[0]))
-                return
-        raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+        meant = [(key, each) for key, pins in text.results.items() for each in pins if each.startswith(digest)]
+        meant = [(key, each) for key, each in meant if len(text.results[key]) > 1] or meant  # between which is chosen
+        if not meant:
+            raise UsageError(f"the lock holds no result {digest!r}", hint="the digests stand behind [result.KEY.…]")
+        if len(meant) > 1:
+            named = ", ".join(each[:12] for _, each in meant[:MOST_NAMED])
+            raise UsageError(f"{digest!r} begins several results of the lock: {named}", hint="write more of it")
+        ((key, found),) = meant
+        text.results[key] = {found: text.results[key][found]}
+        taken.append((key, found))
 
     LockFile(session).rewrite(choose)
     ((key, found),) = taken

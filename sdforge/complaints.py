@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from sdforge.elsewhere import our_setting, our_value
 from sdforge.errors import Problem, UsageError, nearest
 from sdforge.hidden import hidden
-from sdforge.names import REFERENCE, hint_at_name
+from sdforge.names import DIGEST, REFERENCE, hint_at_name
 from sdforge.places import DEVICE, VRAM
 from sdforge.references import refuse_secrets
 from sdforge.syntax import Document
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 MOST_CHOICES = 12  # that a sentence lists
 ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")  # of files that are named where a name belongs
-FORMS = {VRAM: 'as in "8GB" or "500MiB"', DEVICE: "one of auto, cpu, cuda, cuda:N"}  # pattern → how it is written
+FORMS = {  # pattern → how it is written
+    VRAM: 'as in "8GB" or "500MiB"',
+    DEVICE: "one of auto, cpu, cuda, cuda:N",
+    DIGEST: "64 of 0-9 and a-f, in small letters",
+}
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")  # that somebody has put into quotes
 
 

@@ -109,9 +109,10 @@ def convert(wishes: argparse.Namespace) -> int:
         written.mkdir()
         outcome = run(_order(path, layout, of, form, pieces, written), lambda **_: None)
         places = _places(outcome, out)
-        for file, place in places.items():
-            if place.exists():
+        for place in places.values():
+            if os.path.lexists(place):
                 raise UsageError(f"{place} is there already", hint="nothing is overwritten")
+        for file, place in places.items():
             place.parent.mkdir(parents=True, exist_ok=True)
             (written / file).replace(place)
     _say(form, of, {str(places[file]): row for file, row in outcome.files.items()}, notes, as_json=wishes.json)

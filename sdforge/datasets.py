@@ -11,9 +11,10 @@ from sdforge.artifact import dataset_identity
 from sdforge.errors import UsageError
 from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_by_header
 
-VERSION = 4  # raised when the same folder is told of otherwise
+VERSION = 5  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
 MOST_CAPTION = 100_000  # bytes: a prompt of a thousand times the length that is read
+MOST_REPEATS = 10_000  # times that a picture is shown in a round
 DECIDE = ("layout", "captions", "caption", "templates", "trigger", "repeats", "validation", "masks")  # of its table
 # what is told of a data set beside what it is: pictures without a caption; sizes, sha256 → width and height in pixels;
 # what is wrong with pictures that cannot be read; pictures that lie there and are passed over
@@ -53,15 +54,18 @@ def read_dataset(
 def folders(layout: str, path: Path, repeats: int) -> Iterator[tuple[Path, int, str]]:
     """Yield the folders with pictures: (folder, how often its pictures are shown, their caption where they have none).
 
-    kohya's scripts take both from a folder's name: `10_ohwx woman`.
+    kohya's scripts take both from a folder's name: `10_ohwx woman`; `0_…` they leave alone. Raises UsageError for more
+    than MOST_REPEATS.
     """
     if layout == "flat":
         yield path, repeats, ""
         return
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
         found = re.fullmatch(r"(\d+)_(.+)", folder.name)
-        if found:
-            yield folder, int(found[1]) * repeats, found[2].strip()
+        if found and (times := int(found[1]) * repeats):
+            if times > MOST_REPEATS:
+                raise UsageError(f"{folder} says to show its pictures {times:,} times", f"{MOST_REPEATS:,} at most")
+            yield folder, times, found[2].strip()
 
 
 class _Reading:

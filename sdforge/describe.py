@@ -135,12 +135,18 @@ def _of_file(path: Path, header: Header) -> dict[str, Any]:
 
 
 def made_by(metadata: dict[str, str]) -> list[dict[str, Any]]:
-    """Return the actions behind a file of ours, in their order, as its metadata has them."""
+    """Return the actions behind a file of ours, in their order, as its metadata has them; nothing of what is none."""
     try:
         actions = json.loads(metadata.get(MANIFEST, "{}")).get("actions", [])
     except (ValueError, AttributeError, RecursionError):
         return []
-    return [each for each in actions if isinstance(each, dict)] if isinstance(actions, list) else []
+    return actions if isinstance(actions, list) and all(map(_is_action, actions)) else []
+
+
+def _is_action(action: Any) -> bool:
+    """Say whether something is laid out as an action is in a file's metadata, where anybody may write."""
+    manifest = action.get("manifest", {}) if isinstance(action, dict) else None
+    return isinstance(manifest, dict) and all(isinstance(manifest.get(k, {}), dict) for k in ("settings", "inputs"))
 
 
 def _of_folder(path: Path, layout: Layout) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def diff(session: Session, wishes: argparse.Namespace) -> int:
         one, two = before(session, wishes.a), one
     found = compared(one, two)
     if wishes.pictures:
-        _write_pictures(one, two, Path(wishes.pictures))
+        _write_pictures(one, two, at / wishes.pictures)
     if wishes.json:
         print(json.dumps({"v": 1, "event": "diff", "a": one.label, "b": two.label, **found}))
     else:
@@ -212,7 +212,7 @@ def of_path(path: Path, label: str) -> Side:
     """Return a folder of `out/` or a model's file as a side. Raises UsageError for anything else."""
     side, model = Side(label), path
     if (path / "preset.json").is_file():
-        described = json.loads((path / "preset.json").read_bytes())
+        described = _described(path / "preset.json")
         name = str(described.get("preset", path.name))
         if "grid" in described:
             raise UsageError(f"{label} holds the grid of a sweep, and no preset", hint=f"as in forge diff {label}-1 …")
@@ -233,6 +233,17 @@ def of_path(path: Path, label: str) -> Side:
     if path.is_file():
         _read_manifest(side, made_by(read_header(path).metadata))
     return side
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Return what stands in a preset's `preset.json`. Raises UsageError for what forge did not write."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not what forge wrote", hint="`forge build` writes it anew")
+    return found
 
 
 def _read_manifest(side: Side, actions: list[dict[str, Any]]) -> None:

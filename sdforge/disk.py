@@ -101,7 +101,7 @@ def disk_usage(session: Session) -> Usage:
     usage.unlisted = _unlisted(store)
     for root in sorted({session.project.root, *store.roots()}):
         try:
-            other = session if root == session.project.root else open_session(root)
+            other = session if root == session.project.root else open_session(root, cache=store.root.parent)
             for owner, method, paths in _kept_for(other):
                 usage.methods[owner] = method
                 for path in paths:

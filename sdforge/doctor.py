@@ -108,13 +108,16 @@ def _libraries() -> Iterator[Finding]:
     """Say what is missing or too old, and what is not as tested; one line if all is well."""
     tested, least = tested_versions(), _least_versions()
     other: list[str] = []
+    unfit = 0
     for name in LIBRARIES:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
+            unfit += 1
             yield Finding(name, "is not installed", f"pip install '{name}>={least.get(name, '0')}'", 4)
             continue
         if _numbers(version) < _numbers(least.get(name, "0")):
+            unfit += 1
             yield Finding(name, f"{version} is too old", f"pip install '{name}>={least[name]}'", 4)
         elif name in tested and _numbers(version) != _numbers(tested[name]):
             other.append(f"{name} {version} (tested: {tested[name]})")
@@ -122,7 +125,7 @@ def _libraries() -> Iterator[Finding]:
     if other:
         hint = "pip install -c constraints.txt -e . gives the tested ones; trainings differ a little between versions"
         yield Finding("libraries", ", ".join(other), hint)
-    else:
+    elif not unfit:
         yield Finding("libraries", "torch " + metadata.version("torch") + " and the others are those that are tested")
 
 

@@ -55,8 +55,9 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
     Returns 3 where a statement there is not believed. Raises BrokenPromise for what cannot be written anew.
     """
     sharing, sent, doubtful = _sharing(session), 0, False
-    if wishes.key:
-        check_key(Path(wishes.key))  # before gigabytes travel
+    key = Path(wishes.at) / wishes.key if wishes.key else None
+    if key:
+        check_key(key)  # before gigabytes travel
     for pin, name in _wanted(session, wishes.targets):
         results = {result.digest: result for result in session.store.known(pin.key).results}
         result = results.get(pin.digest)
@@ -65,8 +66,8 @@ def push(session: Session, wishes: argparse.Namespace) -> int:
             continue
         whole = replace(result, record=session.store.record(result))  # which the index has not
         state, amount = _pushed(sharing, wishes, whole, pin, name)
-        if wishes.key:
-            sharing.put_statement(pin, Path(wishes.key))
+        if key:
+            sharing.put_statement(pin, key)
         elif wishes.verify and sharing.trusted:
             doubtful |= _is_doubtful(sharing, pin, name)
         _tell(wishes, name, pin, state, amount)
@@ -172,7 +173,7 @@ def sign_lock(session: Session, wishes: argparse.Namespace) -> int:
     path = session.project.lock
     if not path.is_file():
         raise UsageError(f"there is no {LOCK} yet", hint="`forge build` or `forge lock` writes it")
-    signature = sign(path.read_bytes(), Path(wishes.key))
+    signature = sign(path.read_bytes(), Path(wishes.at) / wishes.key)
     publish_bytes(signature.encode(), path.with_name(f"{LOCK}.sig"), path.parent, 0o644)
     if wishes.json:
         print(json.dumps({"v": 1, "event": "sign", "file": f"{LOCK}.sig"}))
@@ -188,7 +189,7 @@ def verify_signature(session: Session) -> str:
     if not path.is_file() or not signature.is_file():
         raise BrokenPromise(f"{LOCK} is not signed", hint="`forge sign --key FILE` signs it")
     try:
-        return signer(path.read_bytes(), signature.read_text(), session.project.trusted)
+        return signer(path.read_bytes(), signature.read_bytes().decode(errors="replace"), session.project.trusted)
     except BrokenPromise as error:
         raise BrokenPromise(f"{LOCK}.sig: {error.message}", error.hint) from None
 

@@ -33,10 +33,22 @@ class Explainer:
         self._known: dict[str, list[Cause]] = {}
 
     def causes(self, step: Step) -> list[Cause]:
-        """Return why a step is what it is: nothing if it is reused as it was."""
-        if step.id not in self._known:
-            self._known[step.id] = []  # no circles
-            self._known[step.id] = list(self._causes(step))
+        """Return why a step is what it is: nothing if it is reused as it was.
+
+        What lies behind it is explained first, so that a long chain is no deep recursion.
+        """
+        pending = [step]
+        while pending:
+            last = pending[-1]
+            before = [self.plan.steps[link.id] for link, _ in last.inputs if link.id in self.plan.steps]
+            unknown = [each for each in before if each.id not in self._known]
+            if last.id not in self._known and unknown:
+                pending += unknown
+                continue
+            pending.pop()
+            if last.id not in self._known:
+                self._known[last.id] = []  # no circles: previews wait for the checks that look at them
+                self._known[last.id] = list(self._causes(last))
         return self._known[step.id]
 
     def _causes(self, step: Step) -> list[Cause]:
@@ -198,9 +210,12 @@ def shown(value: Any) -> str:
 
 
 def in_short(causes: list[Cause]) -> str:
-    """Return the first reasons in one line."""
-    texts = []
-    for cause in causes[:3]:
-        inner = in_short(cause.behind) if cause.behind and len(causes) == 1 else ""
-        texts.append(f"{cause.text} ({inner})" if inner and len(inner) < 60 else cause.text)
-    return "; ".join(texts) + ("; …" if len(causes) > 3 else "")
+    """Return the first reasons in one line; a single one with what is behind it, where that is short."""
+    alone: list[Cause] = []
+    while len(causes) == 1 and causes[0].behind:
+        alone.append(causes[0])
+        causes = causes[0].behind
+    text = "; ".join(cause.text for cause in causes[:3]) + ("; …" if len(causes) > 3 else "")
+    for cause in reversed(alone):
+        text = f"{cause.text} ({text})" if len(text) < 60 else cause.text
+    return text

@@ -79,11 +79,13 @@ class _Linking:
         self.nodes: dict[str, Node] = {}
         self.sources: dict[str, Taken] = {}
         self.added: dict[str, Recipe] = {}
+        self.queue: list[str] = []  # recipes that are still to be added
 
     def add(self, name: str) -> None:
-        queue = [name]
-        while queue:
-            name = queue.pop()
+        """Add a recipe, and all that it names."""
+        self.queue.append(name)
+        while self.queue:
+            name = self.queue.pop()
             if name in self.added:
                 continue
             try:
@@ -93,7 +95,7 @@ class _Linking:
                 nothing = Recipe(name, "", "", "", {}, {}, {})
                 recipe = error.rest if isinstance(error, FaultyRecipe) else nothing
             self.added[name] = recipe
-            queue += dict.fromkeys(recipe.shared.values())
+            self.queue += dict.fromkeys(recipe.shared.values())
             checks = tuple(f"{recipe.name}:{t.name}" for t in recipe.targets.values() if t.signature.group == "checks")
             for target in recipe.targets.values():
                 if target.name in recipe.shared:
@@ -107,7 +109,7 @@ class _Linking:
                             self._check_kind(recipe, target, use, found)
                         other = found.partition(":")[0]
                         if found not in self.sources and other not in self.added:
-                            queue.append(other)
+                            self.queue.append(other)
                 identifier = f"{recipe.name}:{target.name}"
                 gates = checks if target.placed else ()
                 self.nodes[identifier] = Node(identifier, recipe, target, tuple(links), gates)
@@ -144,7 +146,7 @@ class _Linking:
         try:
             found = self.project.recipe(other)
         except RecipeError:
-            self.add(other)  # its own problems say what is wrong
+            self.queue.append(other)  # its own problems say what is wrong
             return ""
         except UsageError as error:
             self._problem(recipe, target, use, "unknown-name", f"`{use.reference}`: {error.message}", error.hint)
@@ -309,9 +311,9 @@ def way_in(name: str, makes: str) -> str:
 
 def _path_to(key: str, table: dict[str, Any]) -> tuple[str, ...]:
     """Return the path to a key within a table, or nothing."""
+    if not key or key in table:
+        return (key,) if key else ()
     for name, value in table.items():
-        if key and name == key:
-            return (name,)
         if isinstance(value, dict) and (rest := _path_to(key, value)):
             return (name, *rest)
     return ()

@@ -68,11 +68,12 @@ def _reached(session: Session) -> tuple[set[str], set[Path]]:
 
     Raises UsageError for recipes that cannot be planned.
     """
+    store = session.store
     keys: set[str] = set()
     fetched: set[Path] = set()
-    for root in {session.project.root, *session.store.roots()}:
+    for root in {session.project.root, *store.roots()}:
         try:
-            other = session if root == session.project.root else open_session(root)
+            other = session if root == session.project.root else open_session(root, cache=store.root.parent)
             names = other.project.preset_names()
             other.open_recipes(names)
             plan = other.plan(list(other.graph.nodes))
@@ -240,7 +241,7 @@ def write_schemas(root: Path, *, check: bool) -> int:
     stale = []
     for name, text in schemas().items():
         path = root / ".forge" / name
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_bytes() != text.encode():
             stale.append(f".forge/{name}")
             if not check:
                 path.parent.mkdir(exist_ok=True)
@@ -267,15 +268,16 @@ def init(folder: Path) -> None:
     """`forge init`: a new project with the demo's recipes, bases and pictures. Nothing is overwritten."""
     if (folder / FILE).exists():
         raise UsageError(f"{folder} is a project already", hint="`forge build` builds it")
-    for name in (RECIPES, "cache", ".gitignore"):
-        if (folder / name).exists() and (name == RECIPES or name == ".gitignore"):
+    for name in (RECIPES, ".gitignore"):
+        if os.path.lexists(folder / name):
             raise UsageError(f"{folder / name} is there already", hint="name another folder: forge init DIR")
     origin = demo()
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(origin / RECIPES, folder / RECIPES)
     shutil.copyfile(origin / FILE, folder / FILE)
     (folder / "cache").mkdir(exist_ok=True)
-    (folder / "cache" / ".gitignore").write_text("*\n!.gitignore\n")
+    if not os.path.lexists(folder / "cache" / ".gitignore"):
+        (folder / "cache" / ".gitignore").write_text("*\n!.gitignore\n")
     (folder / ".gitignore").write_text(IGNORED)
     for name, text in schemas().items():
         (folder / ".forge").mkdir(exist_ok=True)

@@ -87,7 +87,7 @@ class Index:
         if self.path.is_file():
             self._open_to_read()
 
-    def _is_removed(self, error: sqlite3.DatabaseError) -> bool:
+    def _is_removed(self, error: sqlite3.DatabaseError | UnicodeEncodeError) -> bool:
         """Remove the file if an error says that it is no index; say whether that could be done."""
         if any(words in str(error) for words in UNUSABLE):
             self.close()
@@ -130,7 +130,7 @@ class Index:
             return
         try:
             self._commit(connection, statement, rows)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeEncodeError) as error:  # the latter of a file whose name is no UTF-8
             with suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             if self._is_removed(error) and (connection := self._open_to_write()):

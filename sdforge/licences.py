@@ -61,8 +61,11 @@ KNOWN = {
 
 
 def licence(name: str) -> Licence | None:
-    """Return a licence by any spelling of its name (`cc-by-nc-4.0`, `CC BY-NC 4.0`), or None for one unknown here."""
-    return KNOWN.get(re.sub(r"[^a-z0-9+]", "", name.lower()))
+    """Return a licence by any spelling of its name (`cc-by-nc-4.0`, `CC BY-NC 4.0`), or None for one unknown here.
+
+    SPDX says of the GPL whether later versions may be taken too; what is asked is the same.
+    """
+    return KNOWN.get(re.sub(r"[^a-z0-9+]", "", name.lower()).removesuffix("only").removesuffix("orlater"))
 
 
 def combined(names: list[str]) -> list[str]:

@@ -7,12 +7,15 @@ that this host leads to; it stands in no error, no log and no lock.
 from __future__ import annotations
 
 import http.client
+import io
+import math
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -27,7 +30,7 @@ BROKEN = (urllib.error.URLError, http.client.HTTPException, TimeoutError, Connec
 
 
 class Patience(NamedTuple):
-    """A line that after `seconds` has not moved `slowest` bytes a second counts as dead.
+    """A line that after `seconds` has not moved `slowest` bytes a second counts as dead; so long headers may take.
 
     silent: seconds without a byte, which the socket itself watches.
     """
@@ -84,6 +87,70 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return new
 
 
+class _Line(io.RawIOBase):
+    """What comes over a socket, until a time after which it comes too late."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket, self.until = socket, math.inf
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self.until:
+            raise TimeoutError("its headers do not end")
+        count: int | None = self.socket.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        self.socket.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose status and headers have to come within some seconds: of those nobody else counts the bytes."""
+
+    def __init__(self, seconds: float, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        buffered: Any = self.fp
+        self.seconds, self.line = seconds, _Line(buffered.detach())
+        self.fp = io.BufferedReader(self.line)
+
+    def begin(self) -> None:
+        self.line.until = time.monotonic() + self.seconds
+        super().begin()
+        self.line.until = math.inf
+
+
+class _Timely(urllib.request.AbstractHTTPHandler):
+    """Opens connections whose answers begin in time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def do_open(self, http_class: Any, req: Any, **more: Any) -> Any:
+        def connected(*arguments: Any, **named: Any) -> Any:
+            connection = http_class(*arguments, **named)
+            connection.response_class = partial(_Answer, self.seconds)
+            return connection
+
+        return super().do_open(connected, req, **more)
+
+
+class _Plain(_Timely, urllib.request.HTTPHandler):
+    pass
+
+
+class _Encrypted(_Timely, urllib.request.HTTPSHandler):
+    pass
+
+
+def opener(patience: Patience, redirects: urllib.request.HTTPRedirectHandler) -> urllib.request.OpenerDirector:
+    """Return what opens addresses, and follows the redirects that are followed."""
+    return urllib.request.build_opener(_Plain(patience.seconds), _Encrypted(patience.seconds), redirects)
+
+
 def refuse_insecure(address: str) -> None:
     """Raise UsageError for what is no address, and for a line that is not encrypted, unless it ends on this machine."""
     parts = address_parts(address)
@@ -96,17 +163,16 @@ def refuse_insecure(address: str) -> None:
 def open_line(address: str, token: Token | None, headers: dict[str, str], patience: Patience) -> Any:
     """Return the answer to a GET. Raises UsageError for an insecure line, and `BROKEN` and HTTPError as urllib does."""
     refuse_insecure(address)
-    request = urllib.request.Request(_written(address), headers={"User-Agent": f"sdforge/{__version__}", **headers})
+    request = urllib.request.Request(written(address), headers={"User-Agent": f"sdforge/{__version__}", **headers})
     if token and token.value and urlsplit(address).netloc == token.host:
         request.add_unredirected_header("Authorization", f"Bearer {token.value}")
-    opener = urllib.request.build_opener(_Redirects)
     try:
-        return opener.open(request, timeout=patience.silent)
+        return opener(patience, _Redirects()).open(request, timeout=patience.silent)
     except ValueError:  # its words may show what was sent
         raise UsageError(f"{without_query(address)} leads to what is no address") from None
 
 
-def _written(address: str) -> str:
+def written(address: str) -> str:
     """Return an address as it goes over the line, where people may write it with blanks and any letters."""
     parts = urlsplit(address)
     path, query = quote(parts.path, safe=RESERVED), quote(parts.query, safe=RESERVED)

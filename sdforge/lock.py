@@ -23,6 +23,8 @@ from typing import Any
 
 from sdforge.artifact import Artifact, Component, made_artifact
 from sdforge.errors import UsageError
+from sdforge.identity import canonical
+from sdforge.names import is_digest
 from sdforge.store.entries import Result
 from sdforge.store.files import Lock as FileLock
 from sdforge.store.files import publish_bytes, sweep_parts
@@ -30,7 +32,6 @@ from sdforge.toml import table
 
 VERSION = 1
 BEGINNING = 16  # digits of a component's digest in the lock: enough to say which one differs
-DIGEST = re.compile("[0-9a-f]{64}")
 NEXT_MARKS = {b"": b"<", b"<": b"|=", b"|": b"=", b"=": b">"}  # of a conflict, behind each
 HEADER = "# Written by forge; commit it. It pins sources and results, so that another machine gets the same.\n"
 
@@ -152,7 +153,7 @@ def read_lock(source: bytes, file: str) -> Lock:
             for field_, value in (row | parts).items():
                 _like({} if field_ == "components" else "", value, f"{field_} of {name}")
         pins = {key: {d: _pin(key, d, row) for d, row in _like({}, rows, key).items()} for key, rows in results.items()}
-        return Lock(sources, targets, pins)
+        return Lock(sources, targets, {key: found for key, found in pins.items() if found})
     except TypeError as error:
         raise UsageError(f"{file} holds what forge did not write: {error}") from None
 
@@ -186,12 +187,20 @@ def _pin(key: str, digest: str, row: Any) -> Pin:
         _like(getattr(example, name), getattr(pin, name), name)
     for text in pin.components.values():
         _like("", text, "a name in it")
+    for row in _like([], pin.facts.get("pictures"), "pictures") if pin.kind == "dataset" else ():
+        if not isinstance(row, list) or list(map(type, row[:3])) != [str, str, int]:
+            raise TypeError(f"a picture is {row!r:.40}")
+        _digest(row[0], "a picture")
+    try:
+        canonical([pin.facts, pin.settings, pin.inputs])  # dates, and numbers that are none, have no name
+    except ValueError as error:
+        raise TypeError(str(error)) from None
     return pin
 
 
 def _digest(value: Any, what: str) -> None:
     """Raise TypeError for what is no digest: where bytes lie has its name, and other names would lead elsewhere."""
-    if not isinstance(value, str) or not DIGEST.fullmatch(value):
+    if not isinstance(value, str) or not is_digest(value):
         raise TypeError(f"{what} is {value!r:.40}, which is no digest")
 
 

@@ -278,15 +278,19 @@ def _source_row(artifact: Artifact) -> dict[str, Any]:
 
 
 def distance(a: Pin, b: dict[str, Any]) -> float | None:
-    """Return how far another result is from a pinned one, as a share of the pinned update's norm (None: unknown).
+    """Return how far another result is from a pinned one, as a share of the pinned update's norm.
 
-    Estimated from 64 projections: the standard error is about an eleventh of the distance itself.
+    None: unknown, also where what the lock has is no sketch. Estimated from 64 projections: the standard error is about
+    an eleventh of the distance itself.
     """
     import base64
     import struct
 
     if not a.sketch or not b.get("sketch") or not a.norm:
         return None
-    one, two = (struct.unpack("<64f", base64.b64decode(text)) for text in (a.sketch, b["sketch"]))
+    try:
+        one, two = (struct.unpack("<64f", base64.b64decode(text)) for text in (a.sketch, b["sketch"]))
+    except (ValueError, struct.error):
+        return None
     squares = sum((x - y) ** 2 for x, y in zip(one, two, strict=True)) / 64
     return float(squares**0.5 / a.norm)

@@ -114,8 +114,11 @@ def _first_line(name: str) -> str:
 def _list_sources(session: Session, *, as_json: bool) -> None:
     rows = {**session.project.sources, **session.project.datasets}
     found = {name: table.get("from") or table.get("path") for name, table in rows.items()}
-    event = json.dumps({"v": 1, "event": "sources", "sources": found})
-    say(event if as_json else "\n".join(f"  {name:<20} {place}" for name, place in found.items()))
+    if as_json:
+        print(json.dumps({"v": 1, "event": "sources", "sources": found}))
+        return
+    lines = [f"  {name:<20} {place}" for name, place in found.items()]
+    say("\n".join(lines) or "forge.toml declares no source: `forge add NAME REF` writes one")
 
 
 def _list_recipes(session: Session, terminal: str, *, as_json: bool) -> None:
@@ -295,13 +298,13 @@ def _show_pictures(session: Session, result: Result, rows: list[list[Any]]) -> N
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def log(session: Session, name: str, samples: str, *, as_json: bool) -> None:
+def log(session: Session, name: str, samples: Path | None, *, as_json: bool) -> None:
     """`forge log`: the last run of a target, or of all targets of the default recipes; its losses, its output.
 
     samples: a file for the pictures that were drawn while it ran.
     """
-    if samples:
-        _write_samples(session, name, Path(samples))
+    if samples is not None:
+        _write_samples(session, name, samples)
         return
     wanted = session.resolve([name] if name else [])
     plan = session.plan(wanted)
@@ -396,19 +399,27 @@ def _last_result(session: Session, step: Step) -> Result | None:
     return results[0] if results else None
 
 
-def _unfinished(session: Session, step: Step) -> list[dict[str, Any]]:
-    """Return the metrics of a training that has been begun and not ended."""
+def _unfinished(session: Session, step: Step) -> list[float]:
+    """Return the losses of a training that has been begun and not ended, step by step.
+
+    A killed one may have written half a line, and repeats the steps since its last state when it goes on.
+    """
     from sdforge.orders import state_folder
 
     if step.node.target.signature.group != "trainings" or not step.manifest:
         return []
     path = state_folder(session, step, step.content_manifest or step.manifest) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    losses: dict[int, float] = {}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            losses[row["step"]] = row["loss"]
+    return [losses[at] for at in sorted(losses)]
 
 
 def _log_unfinished(session: Session, step: Step, *, as_json: bool) -> None:
     """Say how far a training came that was stopped. Raises UsageError where nothing was begun."""
-    losses = [row["loss"] for row in _unfinished(session, step) if "loss" in row]
+    losses = _unfinished(session, step)
     if not losses:
         raise UsageError(f"{step.id} has not been made yet", hint=f"forge build {step.id}")
     if as_json:

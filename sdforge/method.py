@@ -340,14 +340,18 @@ def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str
     """
     names = [name for name in family.names() if name.component not in family.kept]
 
+    @cache
+    def within(block: str) -> list[Place]:
+        here = [name for name in names if block_matches(block, name.component, name.block)]
+        return [(name.component, name.canonical) for name in here]
+
     def matched(pattern: str) -> list[Place]:
         block, _, elements = pattern.partition(ELEMENTS)
-        inside = [name for name in names if elements and fnmatchcase(name.canonical, f"*{elements}*")]
-        return [(name.component, name.canonical) for name in inside if block_matches(block, name.component, name.block)]
+        return [place for place in within(block) if elements and fnmatchcase(place[1], f"*{elements}*")]
 
     def unmatched(pattern: str) -> Unmatched:
         block, _, elements = pattern.partition(ELEMENTS)
-        there = next((name.canonical for name in names if block_matches(block, name.component, name.block)), "")
+        there = next((name for _, name in within(block)), "")
         if not there and any(block_matches(block, component, "") for component in family.kept):
             return Unmatched(pattern, f"{block} is merged whole, or stays", f"name it without {ELEMENTS}{elements}")
         if not there:

@@ -1,9 +1,10 @@
-"""What a name looks like: of recipes, targets, sources and data sets."""
+"""What a name looks like: of recipes, targets, sources and data sets; and of bytes, which is their sha256."""
 
 from __future__ import annotations
 
 import re
 
+DIGEST = r"^[0-9a-f]{64}$"
 NAME = r"^[a-z][a-z0-9_-]{0,63}$"
 # NAME, RECIPE:NAME, RECIPE@VARIANT:NAME, preset.STEP, check.CHECK.without.STEP
 REFERENCE = (
@@ -14,6 +15,11 @@ REFERENCE = (
 
 # what Windows takes for devices, with any ending
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+def is_digest(text: str) -> bool:
+    """Say whether a text is a sha256 as we write it."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def is_name(text: str) -> bool:

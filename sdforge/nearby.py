@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,8 @@ from sdforge.install.layouts import LAYOUTS
 from sdforge.places import LOCAL
 from sdforge.report.words import say
 
-MOST_FOLDERS, MOST_FILES = 200, 200  # that are looked at: a first look is to take a second, not a minute
+# that are looked at: a first look is to take a second, not a minute
+MOST_FOLDERS, MOST_ENTRIES, MOST_FILES = 200, 20_000, 200
 CALLED = {"lora": "LoRA", "checkpoint": "checkpoint", "embedding": "embedding"}
 OTHER = "other file"
 
@@ -31,13 +34,13 @@ class Nearby(NamedTuple):
 def look_around(project: Path) -> Nearby:
     """Look for models beside a project, and in programs that lie beside it."""
     parent = project.resolve().parent
-    beside = [p for p in islice(_children(parent), MOST_FOLDERS) if p.is_dir() and p != project.resolve()]
+    beside = [p for p in islice(_children(parent), MOST_FOLDERS) if _is_folder(p) and p != project.resolve()]
     inner = {path for layout in LAYOUTS.values() for path in layout.folders.values()}
     places = [parent / path.rpartition("/")[2] for path in inner] + [base / path for path in inner for base in beside]
     folders: list[Path] = []
     files: list[Path] = []
     for folder in sorted(set(places)):
-        if folder.is_dir() and (found := list(islice(folder.rglob("*.safetensors"), MOST_FILES + 1))):
+        if _is_folder(folder) and (found := list(islice(_models(folder), MOST_FILES + 1))):
             folders.append(folder)
             files += found
     return Nearby(folders, Counter(map(_told, files[:MOST_FILES])), len(files) > MOST_FILES)
@@ -48,6 +51,18 @@ def _children(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:  # a folder that may not be listed has nothing for us
         return []
+
+
+def _is_folder(path: Path) -> bool:
+    """Say whether a folder is there; in one that is not for us there is nothing."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
+def _models(folder: Path) -> Iterator[Path]:
+    """Yield the models among the first entries of a folder, which may hold anything."""
+    return (p for p in islice(folder.rglob("*"), MOST_ENTRIES) if p.suffix == ".safetensors")
 
 
 def _told(path: Path) -> tuple[str, str]:

@@ -27,14 +27,38 @@ def find_root(start: Path) -> Path:
     """Return the nearest folder with a `forge.toml`, from `start` upwards. Raises UsageError."""
     for folder in (start, *start.parents):
         if (folder / FILE).is_file():
-            return folder
+            return _utf8(folder)
     raise UsageError(f"{start} is in no project: there is no {FILE} here or above", hint="`forge init` makes one")
 
 
 def cache_folder(root: Path) -> Path:
-    """Return the cache of a project: its own, or the one that `FORGE_CACHE` names."""
+    """Return the cache of a project: its own, or the one that `FORGE_CACHE` names. Raises UsageError as `expanded`."""
     named = os.environ.get(CACHE)
-    return Path(named).expanduser().resolve() if named else root / "cache"
+    return _utf8(expanded(named).resolve()) if named else root / "cache"
+
+
+def expanded(path: str) -> Path:
+    """Return a path of this machine in which `~` or `~NAME` may stand for a home. Raises UsageError for nobody's."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{path} is in no home of this machine", hint="write the path out") from None
+
+
+def is_utf8(path: Path) -> bool:
+    """Say whether a path can be written down: lock, index and reports hold text, and a file's name may be any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _utf8(folder: Path) -> Path:
+    """Return a folder whose path can be written down. Raises UsageError for another one."""
+    if not is_utf8(folder):
+        raise UsageError(f"the path {str(folder)!a} is not UTF-8", hint="rename the folder, or name another")
+    return folder
 
 
 def code_folders() -> list[Path]:

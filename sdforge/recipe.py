@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -204,11 +205,16 @@ def _same(recipe: Recipe, other: Recipe) -> set[str]:
 
 def place_in(source: bytes, name: str, file: str, *path: str | int, value: bool = False) -> Place:
     """Return where something stands in a recipe that could be read; name: the recipe's, maybe a variant's."""
+    return _document(source, name, file).place(*path, value=value)
+
+
+@lru_cache(4)  # a recipe may hold thousands of mistakes, and each has its place
+def _document(source: bytes, name: str, file: str) -> Document:
     document = read_toml(source, file)
     home, variant = split(name)
     if variant:
         document = varied(document, _Reading(document, home).variants().changes[variant], RESERVED)
-    return document.place(*path, value=value)
+    return document
 
 
 class _Reading:

@@ -371,10 +371,10 @@ class Session:
         )
 
 
-def open_session(start: Path, progress: Progress = silent) -> Session:
-    """Open the project in or above a folder. Raises UsageError, RecipeError."""
+def open_session(start: Path, progress: Progress = silent, cache: Path | None = None) -> Session:
+    """Open the project in or above a folder, with its own cache or another one. Raises UsageError, RecipeError."""
     root = find_root(start.resolve())
-    store = Store(cache_folder(root))
+    store = Store(cache or cache_folder(root))
     project = open_project(root, store.index)
     sources = Sources(project, store, progress)
     session = Session(project, store, sources, Outputs(project, store))

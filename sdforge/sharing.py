@@ -28,8 +28,9 @@ from sdforge.errors import BrokenPromise, ForgeError
 from sdforge.formats.safetensors import read_range
 from sdforge.identity import canonical, component_identity, digest_of_text, tensor_identity
 from sdforge.lock import Pin
+from sdforge.names import is_digest
 from sdforge.remotes import Remote
-from sdforge.remotes.action_result import MOST, SHA256, File, decode, encode
+from sdforge.remotes.action_result import MOST, File, decode, encode
 from sdforge.signing import sign, signer
 from sdforge.store import Store
 from sdforge.store.entries import Result
@@ -356,7 +357,7 @@ class Sharing:
             float(found.made), record,
         )  # fmt: skip
         for name in result.objects():
-            if not SHA256.fullmatch(name):  # of what a stranger wrote, and it will be part of a path
+            if not is_digest(name):  # of what a stranger wrote, and it will be part of a path
                 raise Poisoned(f"the remote cache calls an object {name[:80]!r}")
         return result
 

@@ -14,18 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdforge import datasets
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, UsageError
+from sdforge.errors import BrokenPromise, UsageError, counted
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
 from sdforge.identity import H, component_identity, tensor_identity
 from sdforge.pictures import PICTURES
+from sdforge.places import is_utf8
 from sdforge.project import Project
 from sdforge.references import is_folder, is_remote, parse
 from sdforge.store import COMPLETE, Store
@@ -117,7 +119,7 @@ class Sources:
             if found:
                 return found[0]
         elsewhere = taken.kind == "source" and self.project.folders
-        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
+        where = f" nor in the {counted(len(self.project.folders), 'folder')} of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
@@ -176,13 +178,14 @@ class Sources:
         if sha256 and (known := self.store.find(sha256)) and known != self.store.object(sha256):
             yield known
         for folder in self.project.folders:
-            for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
-                if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
+            named = filter(is_utf8, folder.rglob(escape(Path(name).name)))
+            for path in sorted(p for p in named if str(p).endswith(name)):
+                if not sha256 or path.is_dir() or self.store.seen.has(path, sha256):
                     yield path
         if sha256:
             for folder in self.project.folders:
-                alike = sorted(folder.rglob(f"*{Path(name).suffix}"))
-                yield from (p for p in alike if p.is_file() and self.store.seen.digest(p) == sha256)
+                alike = sorted(filter(is_utf8, folder.rglob(f"*{escape(Path(name).suffix)}")))
+                yield from (p for p in alike if p.is_file() and self.store.seen.has(p, sha256))
 
     # -- what it is ------------------------------------------------------------------------------------------------
 

@@ -63,9 +63,13 @@ class Document:
         return next((span for key, span in self._spans.items() if key[: len(path)] == path), None)
 
     def _place(self, line: int, column: int, length: int) -> Place:
-        text = self.source.splitlines()[line] if line < len(self.source.splitlines()) else b""
+        text = self._lines[line] if line < len(self._lines) else b""
         before = text[:column].decode(errors="replace")
         return Place(self.file, line + 1, len(before) + 1, max(1, length), text.decode(errors="replace"))
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return self.source.splitlines()
 
     @cached_property
     def _spans(self) -> dict[Path, tuple[Span, Span]]:

@@ -7,12 +7,14 @@ from typing import Annotated, Literal, final
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from sdforge.datasets import MOST_REPEATS
 from sdforge.edits.export import Form
 from sdforge.edits.previews import Drawing
+from sdforge.names import DIGEST
 from sdforge.places import DEVICE, VRAM
 from sdforge.settings import Reference, Table, Weight
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=DIGEST)]
 Template = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -67,7 +69,7 @@ class Dataset(Table):
         [], max_length=100, description="captions for pictures without one: each picture is shown with each of them"
     )
     trigger: str = Field("", max_length=64, description="what {trigger} in captions stands for")
-    repeats: int = Field(1, ge=1, le=10_000, description="how often each picture is shown in a round")
+    repeats: int = Field(1, ge=1, le=MOST_REPEATS, description="how often each picture is shown in a round")
     validation: int = Field(0, ge=0, le=10_000, description="pictures held out, chosen by content")
     licence: str = Field("", description="reaches the card of what is made from it")
     masks: Literal["none", "alpha", "file"] = Field(

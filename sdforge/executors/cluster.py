@@ -12,6 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ class SpoolHandle(Beside):
         try:
             say(self._end(say))
         except Exception as error:  # engines have errors of their own
+            with suppress(Exception):
+                self._cancel()  # nobody would follow it any more
             first = (str(error).splitlines() or [type(error).__name__])[0]
             hint = f"it asks for {self.resources}; other things can be asked for {self.where}"
             say({"event": "failed", "code": 4, "message": f"the cluster does not run it: {first}", "hint": hint})
@@ -112,6 +115,7 @@ class SpoolHandle(Beside):
                     return event
                 say(event)
             if self.killed:
+                self._cancel()  # it was being launched when that was wanted
                 return {"event": "stopped"}
             if (ended := job.ended()) is None:
                 over = 0.0

@@ -42,7 +42,8 @@ class LocalHandle:
     def __init__(self, worker: LocalWorker, order: Order, log: str, lock: int) -> None:
         self.worker, self.order = worker, order
         self.over, self.ended_before = False, ended_for_memory()
-        worker.channel.send({"order": order.to_json(), "log": log}, (lock,) if lock >= 0 else ())
+        with suppress(ConnectionError):  # it has died meanwhile: `poll` says so
+            worker.channel.send({"order": order.to_json(), "log": log}, (lock,) if lock >= 0 else ())
 
     def fileno(self) -> int:
         return self.worker.channel.fileno()
@@ -67,10 +68,8 @@ class LocalHandle:
         return {"event": "failed", "code": 4, "message": message, "hint": hint}
 
     def stop(self) -> None:
-        try:
+        with suppress(OSError):
             self.worker.channel.send({"stop": True})
-        except OSError:
-            return
 
     def kill(self) -> None:
         self.worker.process.kill()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from sdforge.fetch.hosts import Behind, plain, resolve
 from sdforge.fetch.wire import Remote, download
 from sdforge.graph import Taken
 from sdforge.identity import digest_of_text
+from sdforge.places import is_utf8
 from sdforge.references import Hub, Reference, Url, is_folder, parse
 from sdforge.store import COMPLETE, Store
 from sdforge.store.files import damaged, publish, resources
@@ -188,7 +190,7 @@ class Fetcher:
         for path in self._candidates(behind, file):
             real = Path(os.path.realpath(path))
             fits = real.is_file() and self._is_as_large(real.stat().st_size, file)
-            if fits and self.store.seen.digest(real) == file.sha256:
+            if fits and self.store.seen.has(real, file.sha256):
                 return real
         return None
 
@@ -200,7 +202,7 @@ class Fetcher:
             revisions = [where / reference.revision, *sorted(where.glob("*"))]
             yield from (revision / (reference.file or file.name) for revision in dict.fromkeys(revisions))
         for folder in self.folders:
-            alike = [p for p in folder.rglob(f"*{Path(file.name).suffix}") if p.is_file()]
+            alike = [p for p in folder.rglob(f"*{escape(Path(file.name).suffix)}") if is_utf8(p) and p.is_file()]
             yield from sorted(alike, key=lambda path: (path.name != Path(file.name).name, path))
 
     @staticmethod

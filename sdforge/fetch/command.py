@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ from sdforge.fetch.hosts import Behind
 from sdforge.graph import Taken
 from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
-from sdforge.names import hint_at_name, is_name
+from sdforge.names import hint_at_name, is_digest, is_name
 from sdforge.pictures import PICTURES
 from sdforge.places import FILE
-from sdforge.references import is_remote, parse
+from sdforge.references import FORMS, is_remote, parse
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
 from sdforge.session import Session, open_session
-from sdforge.store.files import publish_bytes, within
+from sdforge.store.files import publish_bytes, stat_of, within
 from sdforge.syntax import read_toml
 from sdforge.tables import Dataset, Source
 
@@ -165,15 +164,19 @@ def resolve_all(session: Session, sources: list[Taken], *, update: bool, as_json
 def add(wishes: argparse.Namespace) -> int:
     """`forge add NAME REF`: write a source, or a folder of pictures as a data set, into forge.toml; say what it is."""
     session = open_session(Path(wishes.at))
-    name, reference = wishes.name, wishes.reference
+    name = wishes.name
+    reference = wishes.reference = _from_root(session.project.root, Path(wishes.at), wishes.reference)
     _refuse_name(session, name)
+    if not reference.strip():
+        raise UsageError("nothing is named that could be added", hint=f"a path, or {FORMS}")
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
         return _add_pictures(session, wishes, layout)
     if is_remote(reference):
         parse(reference)  # before it stands in forge.toml
-    if wishes.sha256 and not re.fullmatch("[0-9a-f]{64}", wishes.sha256):
+    sha256 = wishes.sha256.lower()  # Civitai writes it in capitals
+    if sha256 and not is_digest(sha256):
         raise UsageError(f"{wishes.sha256!r} is no sha256", hint="64 of 0-9 and a-f")
-    table: dict[str, Any] = {"from": reference, "sha256": wishes.sha256, "licence": wishes.licence}
+    table: dict[str, Any] = {"from": reference, "sha256": sha256, "licence": wishes.licence}
     behind, where = None, ""
     if is_remote(reference) and not wishes.offline:
         with fetcher(session, as_json=True) as getter:
@@ -194,11 +197,23 @@ def add(wishes: argparse.Namespace) -> int:
     return 0
 
 
+def _from_root(root: Path, at: Path, reference: str) -> str:
+    """Return a path as forge.toml has it, where a person wrote it from the folder they are in, or as a shell does."""
+    path = Path(os.path.abspath(at.resolve() / reference))  # noqa: PTH100 -- links within a project stay as they are
+    there = reference.strip() and not is_remote(reference) and path != root and path.is_relative_to(root)
+    return path.relative_to(root).as_posix() if there and stat_of(path) else reference
+
+
 def _refuse_name(session: Session, name: str) -> None:
     if not is_name(name):
         raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
     if name in session.project.sources or name in session.project.datasets:
         raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
+    for recipe in session.project.recipe_names():
+        with suppress(RecipeError):  # `forge check` says what is wrong there
+            found = session.project.recipe(recipe)
+            if name in (*found.targets, *found.sources, *found.datasets):
+                raise UsageError(f"{found.file} has a {name!r} of its own", hint="choose another name")
 
 
 def _taken(name: str, table: dict[str, Any]) -> Taken:

@@ -7,7 +7,6 @@ left), CIVITAI_TOKEN.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from urllib.parse import quote, unquote, urlsplit
 from sdforge.errors import ResourceError, UsageError
 from sdforge.fetch.wire import Remote, ask
 from sdforge.lines import Token, hub_endpoint, hub_token, secret
-from sdforge.names import DEVICES
+from sdforge.names import DEVICES, is_digest
 from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 
 LONGEST = 255  # bytes of a file's name
@@ -72,7 +71,7 @@ def plain(name: str) -> str:
 def _digest(found: Any) -> str:
     """Return a sha256 as we write it, "" where a host states none. Raises ValueError for what is none."""
     text = str(found or "").lower()
-    if text and not re.fullmatch("[0-9a-f]{64}", text):
+    if text and not is_digest(text):
         raise ValueError(f"{text:.80} is no sha256")
     return text
 
@@ -108,6 +107,8 @@ def _hub(reference: Hub) -> Behind:
         raise _unreachable(reference, error) from None
     except Exception as error:  # of the HTTP library underneath, which is not ours to name
         raise _unreachable(reference, error) from None
+    if not found.sha:
+        raise ResourceError(f"the Hub's answer about {reference.repository} names no revision")
     siblings = {each.rfilename: each for each in found.siblings or ()}
     names = [reference.file] if reference.file else checkpoint_files(sorted(siblings))
     if reference.file and reference.file not in siblings:
@@ -124,8 +125,8 @@ def _hub(reference: Hub) -> Behind:
     for name in names:
         lfs = siblings[name].lfs
         shown = plain(name.rpartition("/")[2]) if reference.file else "/".join(map(plain, name.split("/")))
-        size = int(siblings[name].size or 0)
         with _understood("the Hub", reference.repository):
+            size = int(siblings[name].size or 0)
             files.append(Remote(shown, f"{where}/{quote(name)}", _digest(lfs and lfs.sha256), size))
     licence = str(getattr(found.card_data, "license", "") or "")
     pinned = f"hf://{reference.repository}@{found.sha}{'/' if reference.file else ''}{reference.file}"
@@ -141,11 +142,14 @@ def _unreachable(reference: Hub, error: Exception) -> ResourceError:
 
 
 def checkpoint_files(names: list[str]) -> list[str]:
-    """Return what of a repository is a checkpoint in diffusers' layout; nothing if it has no model_index.json."""
-    if "model_index.json" not in names:
-        return []
+    """Return what of a repository is a checkpoint in diffusers' layout.
+
+    Nothing if it has no model_index.json, or its weights in other files than safetensors' only.
+    """
     wanted = [n for n in names if any(fnmatch(n, p) for p in CHECKPOINT) and not any(fnmatch(n, p) for p in NEVER)]
-    return [name for name in wanted if name.count("/") < 2]
+    wanted = [name for name in wanted if name.count("/") < 2]
+    has_weights = any(name.endswith(".safetensors") for name in wanted)
+    return wanted if has_weights and "model_index.json" in names else []
 
 
 def _some(names: list[str]) -> str:

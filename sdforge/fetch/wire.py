@@ -53,7 +53,7 @@ def ask(address: str, token: Token | None = None) -> Any:
 
     def once() -> Any:
         with open_line(address, token, {"Accept": "application/json"}, PATIENCE) as answer:
-            data = answer.read(MOST_JSON)
+            data = b"".join(chunks(answer, PATIENCE, MOST_JSON))
         try:
             return json.loads(data)
         except (ValueError, RecursionError) as error:

@@ -23,6 +23,7 @@ from sdforge.formats.safetensors import autov3_of
 from sdforge.install.layouts import DIFFUSERS, LAYOUTS, Layout
 from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
+from sdforge.places import expanded
 from sdforge.report.words import glyphs, safe, say, size
 from sdforge.session import Session
 from sdforge.store.files import Lock, flush_folder, make_folder, resources, sha256_of, share
@@ -97,7 +98,7 @@ def _destination(text: str, at: Path, *, check: bool) -> tuple[str, Path]:
         hint = f"did you mean {guess}:{path or 'PATH'}?" if guess and guess != program else f"as in {program}:PATH"
         known = ", ".join(LAYOUTS)
         raise UsageError(f"{text!r} is no PROGRAM:PATH", hint if guess else f"PROGRAM is one of {known}")
-    into = (at / Path(path).expanduser()).resolve()
+    into = (at / expanded(path)).resolve()
     if check:
         _refuse_other(program, into)
     return program, into

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sdforge.errors import UsageError
+from sdforge.places import expanded
 from sdforge.store.files import within
 
 SPACES = ("cas", "ac")
@@ -64,4 +65,4 @@ def open_remote(address: str, root: Path) -> Remote:
         )
     from sdforge.remotes.folder import FolderRemote
 
-    return FolderRemote(Path(address).expanduser() if address.startswith(("/", "~")) else within(root, address))
+    return FolderRemote(expanded(address) if address.startswith(("/", "~")) else within(root, address))

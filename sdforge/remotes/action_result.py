@@ -7,12 +7,12 @@ keeps what our actions name, and one that checks actions when they are put takes
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sdforge.names import is_digest
+
 MOST = 1 << 20  # bytes of one
-SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class File(NamedTuple):
@@ -55,7 +55,7 @@ def decode(data: bytes) -> list[File]:
             if not isinstance(size, int):
                 raise ValueError("a size is no number")
             sha256 = _bytes(inner.get(1)).decode()
-            if not SHA256.fullmatch(sha256):  # whoever may write here would name a place on this machine's disk
+            if not is_digest(sha256):  # whoever may write here would name a place on this machine's disk
                 raise ValueError(f"it calls a file's bytes {sha256[:80]!r}")
             found.append(File(_bytes(outer.get(1)).decode(), sha256, size))
     return found

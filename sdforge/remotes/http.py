@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdforge.errors import ResourceError, UsageError
-from sdforge.lines import BROKEN, Patience, chunks, reason, secret
+from sdforge.lines import BROKEN, Patience, chunks, opener, reason, secret, written
 from sdforge.references import SECURE_OR_HERE, address_parts, without_query
 from sdforge.store.files import resources
 
@@ -40,15 +40,15 @@ class HttpRemote:
 
     def __init__(self, address: str) -> None:
         parts = address_parts(address)
-        if parts is None or not parts.hostname or parts.username or parts.query:
+        if parts is None or not parts.hostname or parts.username or parts.query or parts.fragment:
             hint = f"as in https://HOST/PATH; a token belongs into {TOKEN}"
             raise UsageError(f"{without_query(address)} is no address of a remote cache", hint=hint)
-        self.address = address.rstrip("/")
+        self.address = written(address.rstrip("/"))
         self.host = parts.hostname
         token = secret(TOKEN)
         safe = parts.scheme == "https" or parts.hostname in SECURE_OR_HERE
         self.headers = {"Authorization": _credentials(token)} if token and safe else {}
-        self.opener = urllib.request.build_opener(_Nowhere)
+        self.opener = opener(PATIENCE, _Nowhere())
 
     def has(self, space: str, name: str) -> bool:
         found = self._ask("HEAD", space, name, None, lambda answer: bool(answer.status == 200))

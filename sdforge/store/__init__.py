@@ -29,6 +29,7 @@ from sdforge.artifact import Component, Spot, Tensor
 from sdforge.errors import BrokenPromise, LostObject
 from sdforge.identity import digest_of_text
 from sdforge.index import Index
+from sdforge.places import FILE
 from sdforge.store.entries import Known, Result, alias_in, alias_text, load_result, preimage_in, sum_of, table_bytes
 from sdforge.store.files import (
     CACHE_TAG,
@@ -441,10 +442,23 @@ class Store:
             yield
 
     def roots(self) -> list[Path]:
-        """Return the projects that use this cache and are still there."""
-        folder = self.root / "roots"
-        paths = [Path(p.read_text()) for p in folder.glob("*")] if folder.is_dir() else []
-        return sorted(p for p in paths if (p / "forge.toml").is_file())
+        """Return the projects that use this cache and are still there.
+
+        Raises BrokenPromise for an entry that names none, once: it is set aside.
+        """
+        paths = [self._root(path) for path in sorted((self.root / "roots").glob("*"))]
+        return sorted(path for path in paths if (path / FILE).is_file())
+
+    def _root(self, path: Path) -> Path:
+        try:
+            project = Path(read_entry(path).decode())
+            if called(project) != path.name:
+                raise ValueError("it stands under another name")
+        except ValueError as error:
+            found = damaged(path, self.root / "quarantine", str(error))
+            hint = "build once in every project that uses this cache, so that what it needs is known again"
+            raise BrokenPromise(found.message, hint) from None
+        return project
 
     def close(self) -> None:
         self.index.close()

@@ -31,6 +31,8 @@ OWN_NAME = re.compile(r"\.?([0-9a-f]{12})-(\d+)-[0-9a-f]{12}")  # where, process
 CACHE_TAG = "CACHEDIR.TAG"  # lies in a cache whose own name, and all above it, have been flushed
 FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process, as `planted` reads it
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
 ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
@@ -56,7 +58,7 @@ def stat_of(path: Path | str) -> Stat | None:
     try:
         s = os.stat(path)  # noqa: PTH116 -- thousands of times in a null build
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise
         return None
     return Stat(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
@@ -117,9 +119,8 @@ def resources(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
-            raise ResourceError(f"{what}: the disk is full", hint) from error
+        if error.errno in FULL:
+            raise ResourceError(f"{what}: the disk is full", MAKE_ROOM) from error
         shut = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         hint = "it must be possible to write there; FORGE_CACHE names another cache" if shut else ""
         where = f" ({error.filename})" if error.filename else ""  # libraries raise some with a sentence alone
@@ -218,7 +219,8 @@ def sweep_parts(folder: Path) -> None:
     """Remove the unfinished files that `publish_bytes` and the like left in a folder when their processes died."""
     for path in folder.glob(".*-*-*"):
         if is_abandoned(path) and path.is_file():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it may be another user's, who sweeps it
+                path.unlink(missing_ok=True)
 
 
 def is_alive(pid: int) -> bool:
@@ -309,7 +311,8 @@ class Lock:
         self.path = path
         with resources(f"the lock {path.name} cannot be had"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            # through a link, somebody who may write beside the lock would have any file of ours emptied
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         self.held = False
 
     def acquire(self, *, wait: bool) -> bool:
@@ -319,8 +322,9 @@ class Lock:
         except BlockingIOError:
             return False
         self.held = True
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # on a full disk nobody is told who holds it
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
         return True
 
     def share(self, *, wait: bool) -> bool:

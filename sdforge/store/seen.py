@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sdforge.errors import ActionFailed
 from sdforge.index import Index
 from sdforge.store.files import Stat, is_settled, sha256_of, stat_of
 
 MANY = 500  # files of which the index is told at once
+LOOKS = 5  # at a file that somebody writes to, before it is given up
 
 
 class Seen:
@@ -57,14 +59,21 @@ class Seen:
         known = self.known_digest(path)
         return known or self.look(path)
 
+    def has(self, path: Path, sha256: str) -> bool:
+        """Say whether a file holds these bytes; one that cannot be read, or is still being written, does not."""
+        with suppress(OSError, ActionFailed):
+            return self.digest(path) == sha256
+        return False
+
     def look(self, path: Path) -> str:
-        """Hash a file now, and remember it."""
-        while True:
+        """Hash a file now, and remember it. Raises ActionFailed for one that changes at every look."""
+        for _ in range(LOOKS):
             before, looked = stat_of(path), time.time_ns()
             sha256 = sha256_of(path)
             if before is not None and stat_of(path) == before:
                 self.remember(path, before, sha256, looked)
                 return sha256
+        raise ActionFailed(f"{path} keeps changing while it is read", "build again when nothing writes to it")
 
     def remember(self, path: Path, stat: Stat, sha256: str, looked_ns: int) -> None:
         """Note what a file's bytes were at a look."""
@@ -87,4 +96,4 @@ class Seen:
         """Return a file with these bytes that has not changed since it was looked at."""
         places = [str(self._places[sha256])] if sha256 in self._places else []
         places += [place for _, place in self.index.read("digests", "sha256 = ?", [sha256])]
-        return next((Path(p) for p in places if stat_of(Path(p)) and self.digest(Path(p)) == sha256), None)
+        return next((path for path in map(Path, places) if stat_of(path) and self.has(path, sha256)), None)

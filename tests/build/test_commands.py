@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,10 @@ from pathlib import Path
 import pytest
 
 from sdforge.arguments import parser
+from sdforge.cli import main
 from sdforge.formats.safetensors import read_header
+from sdforge.orders import state_folder
+from sdforge.session import open_session
 from tests.conftest import FORGE, Project, new_project
 
 pytestmark = pytest.mark.usefixtures("forked")
@@ -164,6 +168,16 @@ def test_check_finds_mistakes_before_anything_runs(project: Project) -> None:
 
 
 # -- how it tells ------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_mistakes_are_placed_in_no_time(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = "".join(f'"unet.in0?:no{i}" = [0.5, 0.5]\n' for i in range(1000))
+    merge = '[weighted_sum.m]\ncheckpoints = ["base", "base"]\nweights = [0.5, 0.5]\n[weighted_sum.m.blocks]\n'
+    project.recipe.write_text(f'family = "sd15"\n{merge}{blocks}')
+    began = time.process_time()
+    assert main(["-C", str(project.root), "check", "toy"]) == 2
+    assert time.process_time() - began < 5
+    assert capsys.readouterr().err.count("recipes/toy.toml:") == 1000
 
 
 def test_plain_lines_name_steps(project: Project) -> None:
@@ -584,6 +598,20 @@ def test_log_tells_of_a_training_that_was_stopped_and_of_one_with_other_settings
     said = built.forge("log", "c").out
     assert "other settings" in said
     assert "10 steps" in said
+
+
+def test_log_counts_a_step_once_of_a_training_that_was_killed_and_went_on(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.recipe.write_text('family = "sd15"\n[lora.a]\non = "base"\ndataset = "drawings"\n')
+    session = open_session(project.root)
+    step = session.plan(session.resolve(["toy:a"])).steps["toy:a"]
+    folder = state_folder(session, step, step.content_manifest or step.manifest)
+    folder.mkdir(parents=True)
+    rows = [json.dumps({"step": i, "loss": float(i)}) for i in (1, 2, 3, 2, 3, 4)]
+    (folder / "metrics.jsonl").write_text("\n".join([*rows[:3], '{"step": 4, "lo', *rows[3:], '{"step"']))
+    assert main(["-C", str(project.root), "log", "toy:a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["losses"] == [1.0, 2.0, 3.0, 4.0]
 
 
 # -- links and names ---------------------------------------------------------------------------------------------------

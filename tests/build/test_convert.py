@@ -143,6 +143,10 @@ def test_a_word_of_two_encoders_is_two_files_of_diffusers(convert: Convert, tmp_
     assert convert(tmp_path / "ink.safetensors", tmp_path / "x.safetensors", "--to", "embeddings-diffusers")[0] == 0
     assert load_file(tmp_path / "x.safetensors")["ink"].shape == (1, 768)
     assert load_file(tmp_path / "x_2.safetensors")["ink"].shape == (1, 1280)
+    (tmp_path / "y_2.safetensors").symlink_to("nowhere")
+    code, said = convert(tmp_path / "ink.safetensors", tmp_path / "y.safetensors", "--to", "embeddings-diffusers")
+    assert (code, "y_2.safetensors is there already" in said) == (2, True)
+    assert not (tmp_path / "y.safetensors").exists()  # all of it or nothing
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sdforge.cli import main
+from sdforge.formats.own import MANIFEST
 from sdforge.run.difference import Lies, apart
 from tests.build.inline import Bench
 
@@ -137,3 +138,27 @@ def test_a_recipe_that_makes_nothing_is_said_to(bench: Bench, capsys: pytest.Cap
     bench.recipe('[dataset.more]\npath = "drawings"\n')
     assert main(["-C", str(bench.root), command, "r"]) == 2
     assert "error: r makes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ['{"v":', "[]", "\udcff"])
+def test_a_description_that_forge_did_not_write_is_refused(
+    bench: Bench, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (bench.root / "out" / "odd").mkdir(parents=True)
+    (bench.root / "out" / "odd" / "preset.json").write_text(text, errors="surrogateescape")
+    said = diff(bench, capsys, "out/odd", "out/odd", code=2)
+    assert "preset.json is not what forge wrote" in said["message"]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [3, {"manifest": 3}, {"manifest": {"settings": [1]}}, {"manifest": {"settings": {}, "inputs": 3}}],
+)
+def test_how_a_file_was_made_is_not_believed_where_forge_would_not_say_it_so(
+    action: Any, tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"emb_params": torch.zeros(1, 768)}, path, {MANIFEST: json.dumps({"actions": [action]})})
+    assert diff(bench, capsys, str(path), str(path))["settings"] == []
+    assert main(["show", str(path)]) == 0
+    assert "made " not in capsys.readouterr().out

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,31 @@ def test_it_does_not_wait_for_a_device_that_is_at_work(devices: Devices) -> None
     with device_lock("cuda:7") as lock:
         lock.acquire(wait=False)
         assert devices("r:trimmed") == {"trimmed": "cpu"}
+
+
+@pytest.mark.parametrize("when", ["submit", "poll"])
+def test_what_breaks_off_leaves_no_lock_behind(bench: Bench, devices: Devices, when: str) -> None:
+    """In a notebook the next build is of the same process, which would wait for itself."""
+
+    class Broken:
+        def submit(self, *_: object) -> Broken:
+            return self if when == "poll" else self.fail()
+
+        def fail(self) -> Any:
+            raise OSError(errno.EAGAIN, "no more processes")
+
+        def fileno(self) -> int:
+            return -1
+
+        poll = fail
+        kill = close = lambda _: None
+
+    session = bench.session()
+    with pytest.raises(OSError, match="no more processes"):
+        Build(session, Broken(), Silent(), Options(device="cuda:7")).run(session.resolve(["r:trimmed"]))
+    assert list(session.store.temporary.iterdir()) == []
+    session.store.close()
+    assert devices("r:trimmed") == {"trimmed": "cuda:7"}
 
 
 def test_for_few_numbers_no_device_is_taken(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,45 @@ def test_a_job_that_would_end_alike_again_fails_at_once(
     ]
     assert launcher.launched == 1
     assert launcher.cancelled  # one that waits is waited for no more
+
+
+class Slow(Ending):
+    """A launcher that takes its time, and whose jobs never end."""
+
+    def __init__(self) -> None:
+        super().__init__(Ended(""))
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def launch(self, folder: Path, resources: Resources) -> Slow:
+        self.begun.set()
+        self.go_on.wait(10)
+        super().launch(folder, resources)
+        return self
+
+    def ended(self) -> None:  # type: ignore[override] -- it goes on
+        return None
+
+
+def test_a_job_that_is_killed_while_it_is_launched_does_not_run_on(tmp_path: Path) -> None:
+    launcher = Slow()
+    handle = SpoolHandle(launcher, tmp_path, "toy:a", ASKED)
+    launcher.begun.wait(10)
+    handle.kill()
+    launcher.go_on.set()
+    handle.thread.join(10)
+    assert handle.poll()[-1] == {"event": "stopped"}
+    assert launcher.cancelled
+
+
+def test_a_job_that_writes_nonsense_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "TICK", 0.0)
+    (tmp_path / EVENTS).write_text("{\n")
+    launcher = Slow()
+    launcher.go_on.set()
+    handle = SpoolHandle(launcher, tmp_path, "toy:a", ASKED)
+    handle.thread.join(10)
+    assert handle.poll()[-1]["code"] == 4
+    assert launcher.cancelled
 
 
 class Nodes:

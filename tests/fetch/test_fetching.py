@@ -416,15 +416,29 @@ def test_add_takes_the_licence_from_the_hub_and_links_what_is_here(
         (("new", "nowhere.safetensors"), "there is no nowhere.safetensors in the project"),
         (("new", "hf://a"), "names no file of the Hub"),
         (("new", "hf://a/b", "--sha256", "zz"), "sha256"),
+        (("new", ""), "nothing is named"),
+        (("soft", "hf://a/b/x.safetensors"), "recipes/r.toml has a 'soft' of its own"),
     ],
 )
 @pytest.mark.usefixtures("host")
 def test_add_refuses_what_could_not_be_used(root: Path, forge: Forge, arguments: tuple[str, ...], words: str) -> None:
     source(root, "hf://a/b/x.safetensors")
+    (root / "recipes" / "r.toml").write_text('family = "sd15"\n[cast.soft]\ncheckpoint = "it"\ndtype = "fp16"\n')
     before = (root / "forge.toml").read_text()
     said = forge("add", *arguments, code=2)
     assert words in said.err
     assert (root / "forge.toml").read_text() == before
+
+
+@pytest.mark.parametrize("written", ["deep/./x.safetensors", "ROOT/deep/x.safetensors", "x.safetensors"])
+def test_add_takes_a_path_as_a_person_has_it(root: Path, forge: Forge, toy_checkpoint: Path, written: str) -> None:
+    data = (toy_checkpoint / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
+    (root / "deep").mkdir()
+    (root / "deep" / "x.safetensors").write_bytes(data)
+    at, sha256 = root / "deep" if written == "x.safetensors" else root, hashlib.sha256(data).hexdigest()
+    forge("add", "x", written.replace("ROOT", str(root)), "--sha256", sha256.upper(), at=at)
+    found = tomli.loads((root / "forge.toml").read_text())["source"]
+    assert found == {"x": {"from": "deep/x.safetensors", "sha256": sha256}}
 
 
 def test_names_that_are_none_get_a_guess(root: Path, forge: Forge) -> None:

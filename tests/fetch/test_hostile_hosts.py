@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ import pytest
 from huggingface_hub import close_session
 
 import sdforge.fetch.wire as wire
+from sdforge.lines import Patience
 from tests.conftest import new_project
 from tests.fetch.conftest import Forge
 from tests.fetch.server import COMMIT, Handler, Host, serving
@@ -318,3 +320,36 @@ def test_a_linked_file_that_changes_is_not_what_was_fetched(tmp_path: Path, toy_
     assert one.build().built == []
     assert one.lock == lock
     assert f"@{COMMIT}/" in lock
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(
+    root: Path, forge: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with suppress(OSError):  # the other side is gone
+            for _ in range(100):
+                handler.wfile.write(b" ")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(wire, "PATIENCE", Patience(silent=0.5, seconds=0.2, slowest=1000))
+    monkeypatch.setattr(wire, "TRIES", 1)
+    with answering(drip) as side:
+        monkeypatch.setenv("CIVITAI_ENDPOINT", side.url)
+        source(root, "civitai.com/models/12")
+        began = time.monotonic()
+        assert "less than 1000 bytes a second" in forge("fetch", code=4).out
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("weights", ["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"])
+def test_a_folder_without_weights_that_can_be_read_is_no_checkpoint(
+    root: Path, host: Host, forge: Forge, weights: str
+) -> None:
+    host.repositories["a/b"] = {"model_index.json": b"{}", "unet/config.json": b"{}", f"unet/{weights}": DATA}
+    source(root, "hf://a/b")
+    said = forge("fetch", code=2).out
+    assert "a/b is no folder of a checkpoint in safetensors" in said
+    assert "name a file" in said

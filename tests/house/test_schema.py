@@ -40,6 +40,15 @@ def test_forge_schema_says_whether_they_are(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.endswith("the schemas are up to date\n")
 
 
+def test_a_schema_that_is_no_text_any_more_is_written_anew(tmp_path: Path) -> None:
+    (tmp_path / "forge.toml").touch()
+    (tmp_path / ".forge").mkdir()
+    (tmp_path / ".forge" / "recipe.schema.json").write_bytes(b"\xff")
+    assert main(["-C", str(tmp_path), "schema", "--check"]) == 2
+    assert main(["-C", str(tmp_path), "schema"]) == 0
+    assert main(["-C", str(tmp_path), "schema", "--check"]) == 0
+
+
 def test_a_recipe_may_hold_every_method_and_nothing_else() -> None:
     schema = json.loads(schemas()["recipe.schema.json"])
     own = {"family", "description", "seed", "source", "dataset", "preset", "variant", "sweep", "checks"}

@@ -261,3 +261,12 @@ def test_a_mask_is_no_picture_and_belongs_to_what_is_learned(folder: Path) -> No
     assert identity(folder, masks="file") not in (some, before)
     assert identity(folder, masks="alpha") not in (some, before)
     assert sorted(len(row[3]) for row in rows(folder, masks="file", caption="x", trigger="y")) == [0, 0, 64]
+
+
+def test_kohyas_folders_that_are_shown_never_are_left_alone_and_too_often_refused(kohya: Path) -> None:
+    (kohya / "1_woman").rename(kohya / "0_woman")
+    assert sorted(row[2] for row in rows(kohya, layout="kohya", trigger="<x>")) == [10, 10]
+    (kohya / "0_woman").rename(kohya / f"{10**20}_woman")
+    with pytest.raises(UsageError, match="says to show its pictures 100,000,000,000,000,000,000 times") as caught:
+        rows(kohya, layout="kohya", trigger="<x>")
+    assert caught.value.hint == "10,000 at most"

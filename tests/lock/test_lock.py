@@ -200,6 +200,12 @@ def test_a_lock_without_a_version_is_refused() -> None:
         '[result."../../elsewhere".bb]\nkind = "lora"',
         '[result.aa."/etc/passwd"]\nkind = "lora"',
         '[result.aa.bb]\nplans = ["../../elsewhere"]',
+        '[result.aa.bb]\nkind = "dataset"',
+        '[result.aa.bb]\nkind = "dataset"\nfacts = { pictures = [3] }',
+        '[result.aa.bb]\nkind = "dataset"\nfacts = { pictures = [["../elsewhere", "a cat", 1]] }',
+        "[result.aa.bb]\nfacts = { alpha = 99999999999999999999 }",
+        "[result.aa.bb]\nsettings = { steps = 2026-11-28 }",
+        "[result.aa.bb]\ninputs = { on = [nan] }",
     ],
 )
 def test_a_lock_that_was_damaged_by_hand_is_refused_in_one_sentence(text: str) -> None:
@@ -207,6 +213,11 @@ def test_a_lock_that_was_damaged_by_hand_is_refused_in_one_sentence(text: str) -
     text = text.replace("aa", "a" * 64).replace("bb", "b" * 64)
     with pytest.raises(UsageError, match=r"^forge\.lock holds "):
         read_lock(f"version = 1\n{text}\n".encode(), "forge.lock")
+
+
+def test_a_key_without_a_result_is_left_out() -> None:
+    found = read_lock(f"version = 1\n[result.{'a' * 64}]\n".encode(), "forge.lock")
+    assert Lock.from_json(found.to_json()).results == {}
 
 
 @pytest.mark.parametrize(

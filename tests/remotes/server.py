@@ -23,6 +23,7 @@ from sdforge.remotes.action_result import decode
 
 STATUS = ("400", "401", "403", "404", "429", "500", "503")
 LINES = ("hang", "drip", "reset", "cut", "endless", "garbage", "headers")  # what a line does
+DRIPPING = "dripping headers"  # byte by byte, without end
 SLOW = "slow"  # a tenth after the other, all of them in `patience`
 ANSWERS = ("302", "short", "empty", "long", "gzip", "html")  # what a server answers that is no cache
 BYTES = ("wrong", "zeros", "swap", "gone")  # what lies under a sha256
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(302, Location=self.path.replace("/cache", "/elsewhere"))
         elif fault == SLOW:
             self._send(200, data, pause=self.server_side.patience / 10)
-        elif fault in LINES:
+        elif fault in (*LINES, DRIPPING):
             self._break(fault, data)
         elif fault in ANSWERS:
             self._pretend(fault, data)
@@ -119,6 +120,11 @@ class _Handler(BaseHTTPRequestHandler):
             for i in range(300):
                 self.send_header(f"X-{i}", "x" * 100)
             self.end_headers()
+        elif fault == DRIPPING:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while time.monotonic() < until:
+                self.wfile.write(b"x")
+                time.sleep(0.05)
         elif fault == "hang":
             self._wait(until)
         else:

@@ -18,7 +18,7 @@ from sdforge.lines import Patience, open_line
 from sdforge.remotes import Remote, open_remote
 from sdforge.remotes.action_result import File, decode, encode
 from sdforge.remotes.http import TOKEN
-from tests.remotes.server import SLOW, CacheServer, as_bucket, caching
+from tests.remotes.server import DRIPPING, SLOW, CacheServer, as_bucket, caching
 
 DATA = b"some bytes" * 1000
 NAME = hashlib.sha256(DATA).hexdigest()
@@ -54,7 +54,7 @@ def test_no_more_is_taken_than_was_asked_for(remote: Remote, tmp_path: Path) -> 
     assert (tmp_path / "back").read_bytes() == DATA[:10]
 
 
-@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip", "hang"])
+@pytest.mark.parametrize("fault", ["403", "500", "cut", "drip", "hang", DRIPPING])
 def test_a_server_that_misbehaves_is_named_in_one_sentence_and_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
@@ -250,3 +250,17 @@ def test_any_bytes_are_an_action_or_none(data: bytes) -> None:
         decode(data)
     except ValueError:
         return
+
+
+def test_letters_of_any_language_stand_in_an_address(tmp_path: Path) -> None:
+    with caching(CacheServer(held={f"/für alle/cas/{NAME}": DATA})) as side:
+        remote = open_remote(f"{side.url}/für alle", tmp_path)
+        assert remote.has("cas", NAME)
+        assert remote.get("cas", NAME, tmp_path / "back", len(DATA))
+    assert (tmp_path / "back").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("address", ["https://localhost/x#part", "~nobody-of-this-name/x"])
+def test_an_address_that_leads_elsewhere_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        open_remote(address, tmp_path)

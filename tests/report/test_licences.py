@@ -14,6 +14,13 @@ def test_a_licence_is_known_however_it_is_written(name: str) -> None:
     assert found.title == "CC-BY-NC-4.0"
 
 
+@pytest.mark.parametrize("name", ["gpl-3.0", "GPL-3.0-only", "GPL-3.0-or-later"])
+def test_the_gpl_is_known_as_spdx_calls_it(name: str) -> None:
+    found = licence(name)
+    assert found is not None
+    assert (found.title, "alike" in found.terms) == ("GPL-3.0", True)
+
+
 def test_plus_signs_tell_licences_apart() -> None:
     assert licence("openrail") != licence("openrail++")
 

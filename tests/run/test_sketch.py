@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -85,3 +86,9 @@ def test_a_small_change_of_a_large_update_is_seen() -> None:
     found = distance(Pin("", "", sketch=text, norm=norm), {"sketch": other})
     assert found is not None
     assert 1e-4 < found < 1e-2
+
+
+@pytest.mark.parametrize("sketched", ["no sketch", "AAAA", ""])
+def test_what_is_no_sketch_tells_no_distance(sketched: str) -> None:
+    text, norm = sketch(update(0))
+    assert distance(Pin("", "", sketch=sketched, norm=norm), {"sketch": text}) is None

@@ -156,6 +156,22 @@ def test_what_another_project_pins_stays(tmp_path: Path, cache: Path, clean: Cle
     assert kept(cache) == {PINNED}
 
 
+def test_what_another_project_fetched_into_this_ones_own_cache_stays(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was built with FORGE_CACHE, which is not set any more."""
+    monkeypatch.delenv("FORGE_CACHE")
+    store, other = Store(root / "cache"), tmp_path / "other"
+    other.mkdir()
+    (other / "forge.toml").write_text(f'[source.x]\nfrom = "https://host/x.safetensors"\nsha256 = "{PINNED}"\n')
+    store.prepare()
+    store.register(other)
+    for sha256 in (PINNED, MERGED):
+        store.fetched("", sha256).mkdir(parents=True)
+    assert main(["-C", str(root), "clean"]) == 0
+    assert [path.name for path in (store.root / "fetched").iterdir()] == [PINNED]
+
+
 def test_a_project_that_is_gone_keeps_nothing(tmp_path: Path, cache: Path, clean: Clean, store: Store) -> None:
     make_result(store, MERGED, b"a merge", kind="checkpoint", grade="A")
     store.register(tmp_path / "gone")
@@ -211,3 +227,18 @@ def test_latents_that_nobody_used_for_long_go_and_others_stay(clean: Clean, stor
     store.close()
     assert clean()["files"] == 1
     assert [path.stem for path in store.derived().rglob("*.safetensors")] == ["new"]
+
+
+@pytest.mark.parametrize("entry", [b"\xff\xfe", b"/another/project", b""])
+def test_nothing_is_cleaned_while_it_is_not_known_for_whom(
+    entry: bytes, cache: Path, clean: Clean, filled: dict[str, Result]
+) -> None:
+    root = cache / "v1" / "roots" / "0123456789abcdef"
+    root.parent.mkdir(exist_ok=True)
+    root.write_bytes(entry)
+    said = clean(code=3)
+    assert "0123456789abcdef was damaged" in said["message"]
+    assert "build once in every project" in said["hint"]
+    assert kept(cache) == set(filled)
+    clean()
+    assert kept(cache) == {TRAINED}

@@ -255,3 +255,19 @@ def test_outside_a_project_the_machine_is_looked_at_all_the_same(
     assert root
     found = examine(tmp_path_factory.mktemp("nowhere"), capsys)
     assert "no project here" in found["cache"]["text"]
+
+
+def test_a_library_that_is_not_there_is_named_and_the_others_are_not_praised(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = doctor.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise doctor.metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    found = examine(root, capsys, 4)
+    assert found["torch"]["text"] == "is not installed"
+    assert "libraries" not in found

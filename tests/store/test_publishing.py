@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,11 +15,21 @@ from pathlib import Path
 import pytest
 
 from sdforge.artifact import Component
-from sdforge.errors import BrokenPromise, ResourceError, UsageError
+from sdforge.errors import ActionFailed, BrokenPromise, ResourceError, UsageError
 from sdforge.identity import digest_of_text
-from sdforge.store import Store, files
+from sdforge.store import Store, files, seen
 from sdforge.store.entries import Known, alias_in, alias_text, preimage_in
-from sdforge.store.files import FAULT, Lock, open_regular, publish, publish_bytes, read_entry, sha256_of, within
+from sdforge.store.files import (
+    FAULT,
+    Lock,
+    open_regular,
+    publish,
+    publish_bytes,
+    read_entry,
+    sha256_of,
+    stat_of,
+    within,
+)
 from tests.store.conftest import digest_of, make_result, manifest_of
 
 ROOT = Path(__file__).parents[2]
@@ -494,3 +505,68 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
 def test_publish_says_what_could_not_be_kept(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="final could not be kept"):
         publish(tmp_path / "nothing", tmp_path / "final")
+
+
+def test_no_lock_is_taken_through_a_link(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("kept")
+    store.prepare()
+    (store.root / "locks").mkdir(exist_ok=True)
+    (store.root / "locks" / f"{KEY}.lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(ResourceError, match="cannot be had"):
+        store.lock(KEY)
+    assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_lock_is_held_though_the_disk_has_no_room_for_who_holds_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files.os, "pwrite", full)
+    with store.lock(KEY) as lock, store.lock(KEY) as other:
+        assert lock.acquire(wait=False)
+        assert not other.acquire(wait=False)
+
+
+def test_a_file_that_changes_at_every_look_is_given_up(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"x")
+
+    def grow(path: Path) -> str:
+        path.write_bytes(path.read_bytes() + b"x")
+        return "0" * 64
+
+    monkeypatch.setattr(seen, "sha256_of", grow)
+    with pytest.raises(ActionFailed, match="growing keeps changing while it is read"):
+        store.seen.digest(path)
+    assert not store.seen.has(path, "0" * 64)  # among others it is passed over
+
+
+def test_a_name_that_is_too_long_for_a_file_is_none(tmp_path: Path) -> None:
+    assert stat_of(tmp_path / ("x" * 300)) is None
+
+
+def test_a_file_whose_name_is_no_text_is_hashed_all_the_same(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "m\udcff.safetensors"
+    path.write_bytes(b"some bytes")
+    store.prepare()
+    with store.seen.gathering():
+        assert store.seen.digest(path) == digest_of(b"some bytes")
+    assert store.index.read("seen") == []  # which holds text
+
+
+def test_a_file_that_cannot_be_read_has_not_the_bytes_that_are_looked_for(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shut(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "shut"
+    path.write_bytes(b"x")
+    assert store.seen.has(path, digest_of(b"x"))
+    path.write_bytes(b"y")
+    monkeypatch.setattr(seen, "sha256_of", shut)
+    assert not store.seen.has(path, digest_of(b"y"))
