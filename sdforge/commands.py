@@ -307,7 +307,7 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
                         "target": step.id,
                         "state": step.state,
                         "key": step.content_key or step.key,
-                        "reason": [_cause_json(cause) for cause in causes],
+                        "reason": _causes_json(causes, set()),
                     }
                 )
             )
@@ -316,9 +316,17 @@ def why(session: Session, names: list[str], *, as_json: bool) -> int:
     return 0
 
 
-def _cause_json(cause: Cause) -> dict[str, Any]:
-    place = {"place": str(cause.place)} if cause.place else {}
-    return {"text": cause.text, **place, "behind": [_cause_json(inner) for inner in cause.behind]}
+def _causes_json(causes: list[Cause], told: set[int]) -> list[dict[str, Any]]:
+    """Return causes as events have them. What lies behind several stands behind the first (see `_tell_causes`)."""
+    found = []
+    for cause in causes:
+        row: dict[str, Any] = {"text": cause.text} | ({"place": str(cause.place)} if cause.place else {})
+        if id(cause.behind) in told:
+            found.append(row | {"behind": [], "above": True})
+        else:
+            told.update([id(cause.behind)] if cause.behind else [])
+            found.append(row | {"behind": _causes_json(cause.behind, told)})
+    return found
 
 
 def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
@@ -343,7 +351,7 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
             if step.state == "build"
             else f"{name} may have to be made again, after what it is made from:"
         )
-    _tell_causes(causes, 1)
+    _tell_causes(causes, 1, set())
     if step.result and step.result.kind == "verdict":
         say(f"  it {'passed' if step.passed else 'failed'}: {step.result.facts['says']}")
     if step.result:
@@ -354,11 +362,19 @@ def _tell(session: Session, step: Step, causes: list[Cause]) -> None:
         say(f"  last made {made}{where}, {seconds(record.get('seconds', 0))} → {step.result.digest[:8]}")
 
 
-def _tell_causes(causes: list[Cause], depth: int) -> None:
+def _tell_causes(causes: list[Cause], depth: int, told: set[int]) -> None:
+    """Say causes, and what lies behind each. told: the lists that have been said.
+
+    An `Explainer` has one list of the reasons of each target. It is said once: the ways through twenty targets that
+    take two of each other may be a million.
+    """
     for cause in causes:
         place = f"    {cause.place.file}:{cause.place.line}" if cause.place and cause.place.line else ""
-        say(f"{'  ' * depth}{cause.text}{place}")
-        _tell_causes(cause.behind, depth + 1)
+        above = id(cause.behind) in told
+        say(f"{'  ' * depth}{cause.text}{place}{' (as above)' if above else ''}")
+        if cause.behind and not above:
+            told.add(id(cause.behind))
+            _tell_causes(cause.behind, depth + 1, told)
 
 
 # -- check and lock ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ from sdforge.syntax import read_toml
 from sdforge.target import Target, Use
 
 
+MOST_BEHIND = 100  # targets, each made from the one before: plans, reasons and passes go down such a chain
+
+
 class Taken(NamedTuple):
     """A source or data set as some recipe sees it. id: how lock and reports call it; table: what is stated of it."""
 
@@ -194,14 +197,21 @@ class _Linking:
                 users.setdefault(each, []).append(identifier)
         ready = [identifier for identifier, inputs in waiting.items() if not inputs]
         graph = Graph(sources=self.sources, users=users)
+        behind: dict[str, int] = {}  # how many targets stand behind each other up to this one
         for identifier in ready:  # grows while it is walked
-            graph.nodes[identifier] = self.nodes[identifier]
+            graph.nodes[identifier] = node = self.nodes[identifier]
+            behind[identifier] = 1 + max((behind.get(link.id, 0) for link in node.links), default=0)
             for user in users.get(identifier, ()):
                 waiting[user].discard(identifier)
                 if not waiting[user]:
                     ready.append(user)
         if len(graph.nodes) < len(self.nodes):
             raise RecipeError(list(self._cycles({i: w for i, w in waiting.items() if w})))
+        if long := next((i for i, count in behind.items() if count > MOST_BEHIND), ""):
+            node = self.nodes[long]
+            message = f"more than {MOST_BEHIND} targets stand behind each other up to `{node.target.name}`"
+            hint = "the file that one of them makes can be a source: [source.NAME]"
+            raise RecipeError([problem_at(self.project, node.recipe, node.target, None, "chain", message, hint)])
         return graph
 
     def _cycles(self, waiting: dict[str, set[str]]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ a null build only compares stats; anything changed within two seconds of the loo
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sdforge import datasets
 from sdforge.artifact import Artifact, Component, Spot, Tensor, artifact_identity
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import BrokenPromise, UsageError
+from sdforge.errors import BrokenPromise, UsageError, counted
 from sdforge.families import family
 from sdforge.formats import READER_VERSION
 from sdforge.graph import Taken
@@ -113,11 +114,10 @@ class Sources:
             return path
         self._missing.add(str(path))
         if taken.kind == "source":
-            found = list(self._elsewhere(name, taken.table.get("sha256")))
-            if found:
-                return found[0]
+            if found := next(self._elsewhere(name, taken.table.get("sha256")), None):
+                return found
         elsewhere = taken.kind == "source" and self.project.folders
-        where = f" nor in the {len(self.project.folders)} folders of forge.local.toml" if elsewhere else ""
+        where = f", nor in the {counted(len(self.project.folders), 'folder')} of forge.local.toml" if elsewhere else ""
         raise UsageError(
             f"{taken.id}: there is no {name} in the project{where}",
             hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
@@ -175,8 +175,9 @@ class Sources:
         """Find a source in this machine's folders: by its digest where one is declared, else by its name."""
         if sha256 and (known := self.store.find(sha256)) and known != self.store.object(sha256):
             yield known
+        parts = Path(name).parts
         for folder in self.project.folders:
-            for path in sorted(p for p in folder.rglob(Path(name).name) if str(p).endswith(name)):
+            for path in sorted(p for p in folder.rglob(glob.escape(parts[-1])) if p.parts[-len(parts) :] == parts):
                 if not sha256 or path.is_dir() or self.store.seen.digest(path) == sha256:
                     yield path
         if sha256:

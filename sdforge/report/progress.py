@@ -207,11 +207,12 @@ class Live(Plain):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        # names and messages are shown as they are: `words:cat:` is no picture of a cat, and `[run]` no colour
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
         self.view = Progress(
-            TextColumn("  {task.fields[sign]} {task.fields[name]:<18}"),
+            TextColumn("  {task.fields[sign]} {task.fields[name]}", markup=False),
             BarColumn(24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             transient=True,
         )
@@ -224,13 +225,13 @@ class Live(Plain):
 
     def started(self, step: Step, device: str) -> None:
         text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
-        name = self.name(step)
+        name = f"{self.name(step):<{self.width}}"
         self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=name, text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         task = self._tasks.get(step.id)
         if "note" in event and task is not None:
-            self.view.update(task, text=event["note"])
+            self.view.update(task, text=safe(event["note"], self.stream))
         if "bytes" in event and task is not None:
             done, total = event["bytes"]
             self.view.update(task, total=total, completed=done, text=f"fetching, {size(total)}")
