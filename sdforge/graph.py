@@ -14,7 +14,6 @@ from sdforge.recipe import FaultyRecipe, Recipe, place_in
 from sdforge.syntax import read_toml
 from sdforge.target import Target, Use
 
-
 MOST_BEHIND = 100  # targets, each made from the one before: plans, reasons and passes go down such a chain
 
 

@@ -119,15 +119,16 @@ class Plain:
         return "; ".join(parts) or "nothing to encode"
 
     def pace(self, step: Step, event: dict[str, Any]) -> str:
-        """Say how far an action is: step N/M, loss, steps a second, time left."""
+        """Say how far an action is: step N/M (or tensor, picture, …), loss, steps a second, time left."""
         began, first = self._began.get(step.id, (time.monotonic(), 0))
         done, spent = event["step"] - first, time.monotonic() - began
-        text = f"step {event['step']}/{event['steps']}"
+        unit = _unit(step)
+        text = f"{unit} {event['step']}/{event['steps']}"
         if "loss" in event:
             text += f"  loss {event['loss']:.4f}"
         if done > 0 and spent > 0.5:
             rate = done / spent
-            text += f"  {rate:.1f} steps/s  {seconds((event['steps'] - event['step']) / rate)} left"
+            text += f"  {rate:.1f} {unit}s/s  {seconds((event['steps'] - event['step']) / rate)} left"
         return text
 
     def waiting(self, step: Step, holder: str) -> None:
@@ -192,6 +193,14 @@ class Plain:
 def _computes(step: Step) -> bool:
     """Say whether a device is at work in an action."""
     return step.kind == "content" and step.node.target.signature.makes not in ("files", "verdict")
+
+
+def _unit(step: Step) -> str:
+    """Return what is counted while an action runs."""
+    signature = step.node.target.signature
+    if signature.makes in ("pictures", "dataset"):
+        return "picture"
+    return "step" if signature.group == "trainings" else "tensor" if step.kind == "formula" else "part"
 
 
 def _folded(paths: list[str]) -> list[str]:
