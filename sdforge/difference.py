@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,20 @@ def _drawn(session: Session, result: Result, column: str) -> dict[tuple[int, int
     return {cell: path for cell, path in found.items() if path is not None}
 
 
+def _described(path: Path, label: str) -> dict[str, Any]:
+    """Return what `preset.json` says. Raises UsageError for one that forge did not write."""
+    with suppress(ValueError):
+        described = json.loads(path.read_bytes())
+        if isinstance(described, dict):
+            return described
+    raise UsageError(f"{label}/{path.name} is no description of a preset", hint="`forge build` writes it anew")
+
+
 def of_path(path: Path, label: str) -> Side:
     """Return a folder of `out/` or a model's file as a side. Raises UsageError for anything else."""
     side, model = Side(label), path
     if (path / "preset.json").is_file():
-        described = json.loads((path / "preset.json").read_bytes())
+        described = _described(path / "preset.json", label)
         name = str(described.get("preset", path.name))
         if "grid" in described:
             raise UsageError(f"{label} holds the grid of a sweep, and no preset", hint=f"as in forge diff {label}-1 …")

@@ -157,6 +157,16 @@ def test_grids_of_its_sweeps_are_shown(story: Story, tmp_path: Path) -> None:
     assert not parsed(story, tmp_path / "other").all("figure")
 
 
+@pytest.mark.parametrize("about", ["{", "[1]", '{"grid": {}}', '{"grid": {"axes": []}}'])
+def test_what_lies_in_a_grids_place_and_is_none_is_left_out(story: Story, tmp_path: Path, about: str) -> None:
+    sweep = tmp_path / "toy@share"
+    sweep.mkdir()
+    (sweep / "preset.json").write_text(about)
+    (sweep / "grid.png").write_bytes(b"no picture")
+    assert not parsed(story, tmp_path / "toy").all("figure")
+
+
+
 # -- drawings ----------------------------------------------------------------------------------------------------------
 
 
