@@ -165,8 +165,10 @@ def resolve_all(session: Session, sources: list[Taken], *, update: bool, as_json
 def add(wishes: argparse.Namespace) -> int:
     """`forge add NAME REF`: write a source, or a folder of pictures as a data set, into forge.toml; say what it is."""
     session = open_session(Path(wishes.at))
+    _refuse_name(session, wishes.name)
+    if not is_remote(wishes.reference):
+        wishes.reference = _as_stated(session, wishes.reference)
     name, reference = wishes.name, wishes.reference
-    _refuse_name(session, name)
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
         return _add_pictures(session, wishes, layout)
     if is_remote(reference):
@@ -199,6 +201,26 @@ def _refuse_name(session: Session, name: str) -> None:
         raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
     if name in session.project.sources or name in session.project.datasets:
         raise UsageError(f"forge.toml has a {name!r} already", hint="choose another name, or change it there")
+
+
+def _as_stated(session: Session, written: str) -> str:
+    """Return a path that a shell has completed as a source states it: from the project, or a folder of this machine.
+
+    Raises UsageError for what is there and in none of them.
+    """
+    path, project = Path(os.path.normpath(Path(written).expanduser().absolute())), session.project
+    if not path.exists():
+        return written  # from the project or a folder already, or nowhere
+    for folder in (project.root, *project.folders):
+        for place in (Path(os.path.normpath(folder)), folder.resolve()):
+            if path != place and path.is_relative_to(place):
+                return path.relative_to(place).as_posix()
+    if (project.root / written).exists() and not {"..", os.sep} & {*Path(written).parts}:
+        return written
+    hint = f"forge.local.toml can name its folder: folders = [{toml.value(str(path.parent))}]"
+    if _layout_of_pictures(path):
+        hint = "pictures lie in the project: copy or move the folder there"
+    raise UsageError(f"{written} lies outside of the project", hint)
 
 
 def _taken(name: str, table: dict[str, Any]) -> Taken:

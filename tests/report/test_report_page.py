@@ -166,7 +166,6 @@ def test_what_lies_in_a_grids_place_and_is_none_is_left_out(story: Story, tmp_pa
     assert not parsed(story, tmp_path / "toy").all("figure")
 
 
-
 # -- drawings ----------------------------------------------------------------------------------------------------------
 
 
