@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -121,3 +122,23 @@ def test_what_is_no_toml_is_said_where_it_begins(text: str, words: str) -> None:
         read_toml(text.encode(), "r.toml")
     (problem,) = caught.value.problems
     assert words in rendered(problem)
+
+
+def test_a_disk_that_becomes_full_leaves_no_half_project(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[object] = []
+
+    def copyfile(origin: object, place: Path) -> None:
+        if len(copied) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(place)
+        place.write_bytes(b"")
+
+    monkeypatch.setattr(shutil, "copyfile", lambda origin, place: copyfile(origin, Path(place)))
+    (tmp_path / "cache").mkdir()
+    assert main(["-C", str(tmp_path), "init"]) == 4
+    said = capsys.readouterr().err
+    assert "cannot be written: the disk is full" in said
+    assert said.count("\n") == 2, "one file is named, not all that there was no room for"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "what was there before stays"
