@@ -129,13 +129,13 @@ def test_a_disk_that_becomes_full_leaves_no_half_project(
 ) -> None:
     copied: list[object] = []
 
-    def copyfile(origin: object, place: Path) -> None:
+    def write(place: Path) -> None:
         if len(copied) == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         copied.append(place)
         place.write_bytes(b"")
 
-    monkeypatch.setattr(shutil, "copyfile", lambda origin, place: copyfile(origin, Path(place)))
+    monkeypatch.setattr(shutil, "copyfile", lambda _, place: write(Path(place)))
     (tmp_path / "cache").mkdir()
     assert main(["-C", str(tmp_path), "init"]) == 4
     said = capsys.readouterr().err
