@@ -84,6 +84,7 @@ class _Page:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(told.last.made))
         built = sum(did.state == "built" for did in told.last.steps.values())
         spent = f"{built} of {len(told.last.steps)} targets built, the others reused" if built else "all of it reused"
+        spent = "all of it built" if 0 < built == len(told.last.steps) else spent
         words = element(
             "div",
             element("p", " · ".join(filter(None, kind)), class_="kind"),

@@ -91,6 +91,15 @@ def test_why_something_was_built_stands_beside_it(story: Story) -> None:
     assert any("style" in row and "rank" in row and "2 → 4" in row for row in rows)
 
 
+def test_it_says_how_much_was_built(story: Story) -> None:
+    one, *_ = (did for did in story.last.steps.values() if did.state == "built")
+    for steps, said in (
+        ({"a": one}, "all of it built"),
+        ({"a": one, "b": replace(one, state="reused")}, "1 of 2 targets"),
+    ):
+        assert said in parsed(replace(story, last=replace(story.last, steps=steps))).words()
+
+
 def test_lines_of_the_recipe_that_changed_are_marked(story: Story) -> None:
     root = parsed(story)
     assert ["rank = 2" in each.words() for each in root.all("del")] == [True]
