@@ -322,10 +322,11 @@ def _causes_json(causes: list[Cause], told: set[int], depth: int = 1) -> list[di
     """Return reasons as `--json` has them, those of each target once. told: which have been, by identity."""
     rows = []
     for cause in causes:
-        place = {"place": str(cause.place)} if cause.place else {}
-        behind = [] if id(cause.behind) in told or depth == MOST_BEHIND else cause.behind
+        row: dict[str, Any] = {"text": cause.text} | ({"place": str(cause.place)} if cause.place else {})
+        again = id(cause.behind) in told
+        behind = [] if again or depth == MOST_BEHIND else cause.behind
         told |= {id(behind)} if behind else set()
-        rows.append({"text": cause.text, **place, "behind": _causes_json(behind, told, depth + 1)})
+        rows.append(row | {"behind": _causes_json(behind, told, depth + 1)} | ({"above": True} if again else {}))
     return rows
 
 

@@ -144,7 +144,10 @@ class _Reading:
         elif found == [""]:
             self.without.append(picture.name)
         if any("{trigger}" in caption for caption in found) and not table["trigger"]:
-            raise UsageError(f"{self.name}: a caption names {{trigger}}, and the data set has no `trigger`")
+            raise UsageError(
+                f"{self.name}: a caption names {{trigger}}, and the data set has no `trigger`",
+                hint=f'trigger = "<word>" in [dataset.{self.name.rpartition("/")[2]}] says what it stands for',
+            )
         return [caption.replace("{trigger}", table["trigger"]) for caption in found]
 
     def _mask(self, picture: Path) -> list[str]:

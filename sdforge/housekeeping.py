@@ -22,7 +22,7 @@ from sdforge.report.words import say, size
 from sdforge.session import Session, open_session
 from sdforge.store import Store
 from sdforge.store.entries import Result, alias_in
-from sdforge.store.files import publish_bytes, read_entry
+from sdforge.store.files import publish_bytes, read_entry, resources
 
 DERIVED_DAYS = 30  # after which latents and text encodings that nobody used go: they are made again where they lack
 
@@ -265,23 +265,23 @@ def demo() -> Path:
 
 
 def init(folder: Path) -> None:
-    """`forge init`: a new project with the demo's recipes, bases and pictures. Nothing is overwritten."""
+    """`forge init`: a new project with the demo's recipes, bases and pictures. Nothing is overwritten.
+
+    Raises UsageError where something is in its way, ResourceError where it cannot be written: then nothing of it stays.
+    """
     if (folder / FILE).exists():
         raise UsageError(f"{folder} is a project already", hint="`forge build` builds it")
     for name in (RECIPES, ".gitignore"):
         if os.path.lexists(folder / name):
             raise UsageError(f"{folder / name} is there already", hint="name another folder: forge init DIR")
-    origin = demo()
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(origin / RECIPES, folder / RECIPES)
-    shutil.copyfile(origin / FILE, folder / FILE)
-    (folder / "cache").mkdir(exist_ok=True)
-    if not os.path.lexists(folder / "cache" / ".gitignore"):
-        (folder / "cache" / ".gitignore").write_text("*\n!.gitignore\n")
-    (folder / ".gitignore").write_text(IGNORED)
-    for name, text in schemas().items():
-        (folder / ".forge").mkdir(exist_ok=True)
-        (folder / ".forge" / name).write_text(text, encoding="utf-8")
+    new = [path for name in (RECIPES, "cache", ".gitignore", ".forge", FILE) if not (path := folder / name).exists()]
+    try:
+        with resources(f"no project can be made in {folder}"):
+            _write_project(folder)
+    except BaseException:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
     where = "" if folder.resolve() == Path.cwd() else f"cd {os.path.relpath(folder)} && "
     count = len(list((folder / RECIPES).glob("*.toml")))
     say(f"a project is in {folder}, with two small trained bases and {count} recipes (`forge list` names them)")
@@ -289,6 +289,27 @@ def init(folder: Path) -> None:
     say(f"  next: {where}forge build anime-preset")
     say("  then: look at out/anime-preset/previews/sheet.png, change a number in recipes/anime-preset.toml, and")
     say("        `forge plan` says what that costs; `forge doctor` says whether this machine is fit, and sees its GPU")
+
+
+def _write_project(folder: Path) -> None:
+    """Write what a new project has; `forge.toml`, which makes it one, last."""
+    origin = demo()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(origin / RECIPES, folder / RECIPES, copy_function=_copy)
+    (folder / "cache").mkdir(exist_ok=True)
+    if not os.path.lexists(folder / "cache" / ".gitignore"):
+        (folder / "cache" / ".gitignore").write_text("*\n!.gitignore\n")
+    (folder / ".gitignore").write_text(IGNORED)
+    for name, text in schemas().items():
+        (folder / ".forge").mkdir(exist_ok=True)
+        (folder / ".forge" / name).write_text(text, encoding="utf-8")
+    _copy(origin / FILE, folder / FILE)
+
+
+def _copy(origin: Path | str, place: Path | str) -> None:
+    """Copy a file. Raises ResourceError, which ends a `copytree` at once: it gathers what the system itself says."""
+    with resources(f"{place} cannot be written"):
+        shutil.copyfile(origin, place)
 
 
 # -- completion --------------------------------------------------------------------------------------------------------

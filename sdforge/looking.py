@@ -27,7 +27,7 @@ from sdforge.report.table import IDLE, row
 from sdforge.report.words import say, seconds, size
 from sdforge.session import Session
 from sdforge.store.entries import Result
-from sdforge.target import EXPORT
+from sdforge.target import EXPORT, Use
 from sdforge.variants import MARK, cells, lines
 
 MOST_LETTERS = 80  # of what `list --methods` says of one
@@ -242,6 +242,8 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
     say(f"{step.id}  {step.node.target.signature.name} → {result.kind.replace('_', ' ')}")
     say(f"  key      {result.key}")
     say(f"  digest   {shown_digest(step, result)}   class {result.grade}")
+    for role in dict.fromkeys(link.use.role for link, _ in step.inputs):
+        say(f"  {role:<8} {', '.join(_used(link.use) for link, _ in step.inputs if link.use.role == role)}")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(result.made))
     say(f"  made     {made} in {seconds(record.get('seconds', 0))}")
     for name, value in sorted(result.fingerprint.items()):
@@ -263,6 +265,12 @@ def _show_result(session: Session, step: Step, result: Result, record: dict[str,
         say(f"  {name}  {size(found[1])}  sha256 {found[0][:16]}…")
     if "loss" in record:
         say(f"  loss     {record['loss']:.4f} at the end; `forge log {step.id}` shows more")
+
+
+def _used(use: Use) -> str:
+    """Return an input's name, and how it is used where that is stated of each."""
+    stated = {name: value for name, value in (use.use or {}).items() if value != {}}
+    return f"{use.reference} {json.dumps(stated, ensure_ascii=False)}" if stated else use.reference
 
 
 def telling(kind: str, facts: dict[str, Any], tables: dict[str, list[Tensor]]) -> Iterator[tuple[str, str]]:

@@ -416,7 +416,7 @@ def block_places(family: Family) -> list[tuple[str, str]]:
 
 
 def block_matches(pattern: str, component: str, block: str) -> bool:
-    """Say whether a pattern over `component` or `component.block` matches a block; `IN04`, `M00`, `OUT03` serve too."""
+    """Say whether a pattern over `component` or `component.block` matches a block; `IN04`, `M00`, `OUT0?` serve too."""
     pattern = spelled(pattern)
     return fnmatchcase(component, pattern) or (bool(block) and fnmatchcase(f"{component}.{block}", pattern))
 
@@ -425,7 +425,7 @@ def spelled(pattern: str) -> str:
     """Return the pattern for a block's name as the merge programs write it."""
     if pattern == "M00":
         return "unet.mid"
-    if len(pattern) in (4, 5) and pattern[:-2] in ("IN", "OUT") and pattern[-2:].isdigit():
+    if len(pattern) in (4, 5) and pattern[:-2] in ("IN", "OUT") and pattern[-2:].replace("?", "0").isdigit():
         return f"unet.{pattern.lower()}"
     return pattern
 

@@ -8,12 +8,14 @@ only one at a time writes. The cache's index repeats it, with the files' times, 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sdforge.artifact import DIGITS, WITH
+from sdforge.errors import ResourceError
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
 from sdforge.plan import Step
@@ -152,6 +154,8 @@ class Outputs:
         row = self._row(path)
         if row and row[1] and tuple(json.loads(row[0])) == stat:
             return str(row[2]) == expected or str(row[2]).startswith(f"{expected}\n")
+        if not path.is_file():
+            return False
         looked, sha256 = time.time_ns(), sha256_of(path)
         value = _value(expected, sha256)
         fits = sha256 == expected
@@ -181,14 +185,14 @@ class Outputs:
 
         Raises ResourceError.
         """
-        moved = ""
         with resources(f"{path} cannot be written"), self.lock() as lock:
             lock.acquire(wait=True)
+            moved = self._clear_folders(path)
             make_folder(path.parent)
             # who wrote the file has just hashed what it wrote
             sha256 = sha256_of(made) if expected.startswith(COMPOSED) else expected
             if path.exists() or path.is_symlink():
-                moved = self._clear(path, sha256)
+                moved = self._clear(path, sha256) or moved
             noted = _noted(expected, sha256)
             self.lists.announce(path, noted)  # first: who finds the file must know whose it is, also if this build dies
             beside = path.with_name(f".{path.name}.part")
@@ -215,9 +219,26 @@ class Outputs:
         untouched = bool(settled) and tuple(json.loads(stat)) == stat_of(path)  # a large file is not hashed for that
         if path.is_file() and not path.is_symlink() and (untouched or sha256_of(path) in ours):
             return ""
-        aside = self.project.out / REPLACED / path.relative_to(self.project.out)
+        return self._set_aside(path, path)
+
+    def _clear_folders(self, path: Path) -> str:
+        """Make room for the folders of a file, where something that is no folder lies; say as `_clear` what was moved.
+
+        Raises ResourceError for a link that leads nowhere: its disk may be away.
+        """
+        for folder in reversed(path.relative_to(self.project.out).parents):
+            place = self.project.out / folder
+            if place.is_symlink() and not place.exists():
+                raise ResourceError(f"{place} is a link to what is not there", "mount its disk, or remove the link")
+            if place.exists() and not place.is_dir():
+                return self._set_aside(place, place.with_name(f"{place.name}.file"))
+        return ""
+
+    def _set_aside(self, path: Path, called: Path) -> str:
+        """Move what lies at a path to where things lie that were in the way; called: where it would lie in `out/`."""
+        aside = self.project.out / REPLACED / called.relative_to(self.project.out)
         place, n = aside, 1
-        while place.exists():
+        while os.path.lexists(place):
             place, n = aside.with_name(f"{aside.name}.{n}"), n + 1
         make_folder(place.parent)
         path.replace(place)

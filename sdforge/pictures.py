@@ -35,7 +35,7 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
             if image.mode in DEEP:
                 raise ValueError("it is grey in more than 8 bits; save it with 8")
             yield image
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # RuntimeError: of AVIF
         # Pillow names the file too, or how it was opened
         reason = "it is none of a known form" if type(error).__name__ == "UnidentifiedImageError" else error
         raise UnreadablePicture(f"{path} is no picture that can be read: {reason}") from None

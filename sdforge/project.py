@@ -198,7 +198,7 @@ def open_project(root: Path, index: Index) -> Project:
     bounds = [given.get("cache", {}).get("max_size", "") for given in (local, values)]
     project.max_cache = amount(next(filter(None, bounds), ""))
     project.commands = local.get("checks", {}).get("commands", [])
-    project.folders = [Path(os.path.expanduser(p)) for p in local.get("folders", [])]  # noqa: PTH111
+    project.folders = [root / os.path.expanduser(p) for p in local.get("folders", [])]  # noqa: PTH111
     return project
 
 

@@ -7,6 +7,7 @@ code. Names are linked across files in `graph`.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -25,6 +26,7 @@ from sdforge.variants import Axis, Variants, edges, read_variants, split, varied
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+NAMING = ("checkpoint", "insert", "bake", "sidecars")  # settings of [preset] whose values name artifacts
 RESERVED = ("family", "description", "seed", "source", "dataset", "preset", "checks", "variant", "sweep")
 
 
@@ -259,7 +261,7 @@ class _Reading:
         stated = [(("source", name, "from"), table.from_) for name, table in sources.items()]
         self.problems += secrets_in(stated, self.document)
         self._methods()
-        preset = self._table(Preset, values["preset"], ("preset",)) if "preset" in values else None
+        preset = self._preset(Preset, values["preset"]) if "preset" in values else None
         self._names()
         implicit = Implicit(self.name, preset, dict(self.targets), self.wrong, compared=self.compared)
         for each in chain(implicit.of_preset(), implicit.of_checks(values.get("checks", {}))):
@@ -317,6 +319,17 @@ class _Reading:
         except ValidationError as error:
             self.problems += list(explain(error, model, self.document, path))
             return None
+
+    def _preset(self, model: type[BaseModel], table: Any) -> Any:
+        """Check `[preset]`; of one that does not hold return what it names, so that those names are looked up too."""
+        from pydantic import ValidationError
+
+        found = self._table(model, table, ("preset",))
+        if found is None and isinstance(table, dict):
+            for kept in (NAMING, NAMING[:1]):
+                with suppress(ValidationError):
+                    return model.model_validate({key: table[key] for key in kept if key in table})
+        return found
 
     def _methods(self) -> None:
         groups = method_groups()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from sdforge.errors import UsageError
 from sdforge.hidden import NAMES
@@ -80,7 +80,7 @@ def parse(text: str) -> Reference:
     refuse_secrets(address)
     if parts.hostname in ("civitai.com", "www.civitai.com"):
         return _civitai(text, parts.path, parts.query)
-    if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(parts.path)):
+    if parts.hostname in ("huggingface.co", "hf.co") and (found := _hub_page(text, parts.path)):
         return found
     if parts.scheme == "http" and parts.hostname not in SECURE_OR_HERE:
         raise UsageError(f"{text!r} would come over a line that anybody can change", hint="https://…")
@@ -130,12 +130,20 @@ def _hub(text: str, rest: str) -> Hub:
     return Hub(found[1], found[2] or "main", found[3] or "")
 
 
-def _hub_page(path: str) -> Hub | None:
-    """Read the address that a browser shows: /ORG/REPO/blob/REVISION/FILE, or /resolve/ behind a download button."""
-    parts = path.strip("/").split("/")
-    if len(parts) >= 5 and parts[2] in ("blob", "resolve") and ".." not in parts:
-        return Hub("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
-    return Hub("/".join(parts)) if len(parts) == 2 and all(parts) else None
+def _hub_page(text: str, path: str) -> Hub | None:
+    """Read the address that a browser shows of a repository of models, its files at a revision, or one of them.
+
+    None: a file of a repository of data sets, which is an address like any other. Raises UsageError for other pages.
+    """
+    parts = [unquote(part) for part in path.strip("/").split("/")]
+    repository = "/".join(parts[:2])
+    if len(parts) >= 5 and parts[2] in ("blob", "resolve", "raw"):
+        return _hub(text, f"{repository}@{parts[3]}/{'/'.join(parts[4:])}")
+    if len(parts) == 2 or (len(parts) == 4 and parts[2] == "tree"):
+        return _hub(text, "@".join([repository, *parts[3:]]))
+    if parts[0] == "datasets" and "resolve" in parts:
+        return None
+    raise UsageError(f"{text!r} is no page of a model's file on the Hub", hint="as in hf://ORG/REPO@REVISION/FILE")
 
 
 def _civitai(text: str, path: str, query: str) -> Civitai:

@@ -114,16 +114,20 @@ class Sources:
         if path.exists() or not search:
             return path
         self._missing.add(str(path))
-        if taken.kind == "source":
-            found = list(self._elsewhere(name, taken.table.get("sha256")))
-            if found:
-                return found[0]
-        elsewhere = taken.kind == "source" and self.project.folders
-        where = f" nor in the {counted(len(self.project.folders), 'folder')} of forge.local.toml" if elsewhere else ""
-        raise UsageError(
-            f"{taken.id}: there is no {name} in the project{where}",
-            hint=pictures or 'put it there, or name its folder in forge.local.toml: folders = ["…"]',
-        )
+        if pictures:
+            raise UsageError(f"{taken.id}: there is no {name} in the project", hint=pictures)
+        if found := next(self._elsewhere(name, taken.table.get("sha256")), None):
+            return found
+        raise self._nowhere(f"{taken.id}: there is no {name} in the project")
+
+    def _nowhere(self, sentence: str) -> UsageError:
+        """Return the error for a file that is neither in the project, as the sentence says, nor in the folders."""
+        folders, hint = self.project.folders, 'put it there, or name its folder in forge.local.toml: folders = ["…"]'
+        if gone := next((folder for folder in folders if not folder.is_dir()), None):
+            shown = gone.relative_to(self.project.root) if gone.is_relative_to(self.project.root) else gone
+            hint = f"forge.local.toml lists {shown}, which is no folder"
+        where = f", nor in the {counted(len(folders), 'folder')} of forge.local.toml" if folders else ""
+        return UsageError(sentence + where, hint)
 
     def fetched_folder(self, taken: Taken) -> Path | None:
         """Return the folder in which a source from elsewhere lies, or would; None for others and what is not pinned."""
@@ -177,9 +181,10 @@ class Sources:
         """Find a source in this machine's folders: by its digest where one is declared, else by its name."""
         if sha256 and (known := self.store.find(sha256)) and known != self.store.object(sha256):
             yield known
+        parts = Path(name).parts
         for folder in self.project.folders:
-            named = filter(is_utf8, folder.rglob(escape(Path(name).name)))
-            for path in sorted(p for p in named if str(p).endswith(name)):
+            named = filter(is_utf8, folder.rglob(escape(parts[-1])))
+            for path in sorted(p for p in named if p.parts[-len(parts) :] == parts):
                 if not sha256 or path.is_dir() or self.store.seen.has(path, sha256):
                     yield path
         if sha256:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sdforge.errors import Place, Problem, RecipeError
 from sdforge.identity import LARGEST_INTEGER
-from sdforge.slips import explain_slip
+from sdforge.slips import ENDLESS, explain_slip
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Tree
@@ -104,6 +104,9 @@ def read_toml(source: bytes, file: str) -> Document:
     if complaint is not None:
         sentence, line, column = complaint
         lines = text.splitlines() or [""]
+        if sentence in ENDLESS and fault is not None and (line, column) > (len(lines), len(lines[-1])):
+            began = document._place(*fault.start_point, 1)  # at the end of the file it was noticed
+            line, column = began.line, began.column
         written = lines[min(line, len(lines)) - 1] if line else ""
         slip = explain_slip(sentence, written, column)
         raise refuse(slip.sentence, Place(file, line, slip.column, slip.length, written), slip.hint)

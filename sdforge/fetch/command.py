@@ -23,7 +23,7 @@ from sdforge.lock import Lock
 from sdforge.lockfile import LockFile
 from sdforge.names import hint_at_name, is_digest, is_name
 from sdforge.pictures import PICTURES
-from sdforge.places import FILE
+from sdforge.places import FILE, expanded
 from sdforge.references import FORMS, is_remote, parse
 from sdforge.report.hashing import Fetching
 from sdforge.report.words import glyphs, say, size
@@ -165,8 +165,8 @@ def add(wishes: argparse.Namespace) -> int:
     """`forge add NAME REF`: write a source, or a folder of pictures as a data set, into forge.toml; say what it is."""
     session = open_session(Path(wishes.at))
     name = wishes.name
-    reference = wishes.reference = _from_root(session.project.root, Path(wishes.at), wishes.reference)
     _refuse_name(session, name)
+    reference = wishes.reference = _as_stated(session, Path(wishes.at), wishes.reference)
     if not reference.strip():
         raise UsageError("nothing is named that could be added", hint=f"a path, or {FORMS}")
     if layout := "" if is_remote(reference) else _layout_of_pictures(session.project.root / reference):
@@ -197,13 +197,6 @@ def add(wishes: argparse.Namespace) -> int:
     return 0
 
 
-def _from_root(root: Path, at: Path, reference: str) -> str:
-    """Return a path as forge.toml has it, where a person wrote it from the folder they are in, or as a shell does."""
-    path = Path(os.path.abspath(at.resolve() / reference))  # noqa: PTH100 -- links within a project stay as they are
-    there = reference.strip() and not is_remote(reference) and path != root and path.is_relative_to(root)
-    return path.relative_to(root).as_posix() if there and stat_of(path) else reference
-
-
 def _refuse_name(session: Session, name: str) -> None:
     if not is_name(name):
         raise UsageError(f"{name!r} is no name", hint=hint_at_name(name))
@@ -214,6 +207,29 @@ def _refuse_name(session: Session, name: str) -> None:
             found = session.project.recipe(recipe)
             if name in (*found.targets, *found.sources, *found.datasets):
                 raise UsageError(f"{found.file} has a {name!r} of its own", hint="choose another name")
+
+
+def _as_stated(session: Session, at: Path, written: str) -> str:
+    """Return a path that a shell has completed as a source states it: from the project, or a folder of this machine.
+
+    at: the folder that the person is in. Raises UsageError for what is there and in none of them.
+    """
+    if is_remote(written) or not written.strip():
+        return written
+    # links within the project stay as they are
+    path, project = Path(os.path.normpath(at.resolve() / expanded(written))), session.project
+    if stat_of(path) is None:
+        return written  # from the project or a folder already, or nowhere
+    for folder in (project.root, *project.folders):
+        for place in (Path(os.path.normpath(folder)), folder.resolve()):
+            if path != place and path.is_relative_to(place):
+                return path.relative_to(place).as_posix()
+    if (project.root / written).exists() and not {"..", os.sep} & {*Path(written).parts}:
+        return written
+    hint = f"forge.local.toml can name its folder: folders = [{toml.value(str(path.parent))}]"
+    if _layout_of_pictures(path):
+        hint = "pictures lie in the project: copy or move the folder there"
+    raise UsageError(f"{written} lies outside of the project", hint)
 
 
 def _taken(name: str, table: dict[str, Any]) -> Taken:

@@ -11,10 +11,12 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sdforge import __version__
+from sdforge.grids import ABOUT, PICTURE
 from sdforge.report.curves import loss_drawing
 from sdforge.report.graph_drawing import Box, graph_drawing
 from sdforge.report.markup import Markup, element, joined
@@ -82,6 +84,7 @@ class _Page:
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(told.last.made))
         built = sum(did.state == "built" for did in told.last.steps.values())
         spent = f"{built} of {len(told.last.steps)} targets built, the others reused" if built else "all of it reused"
+        spent = "all of it built" if 0 < built == len(told.last.steps) else spent
         words = element(
             "div",
             element("p", " · ".join(filter(None, kind)), class_="kind"),
@@ -185,8 +188,7 @@ class _Page:
 
     def _grids(self) -> Markup:
         found = []
-        for picture, axes in _grids(self.out):
-            data, width, height = webp(picture.read_bytes(), *SHEET)
+        for (data, width, height), axes in _grids(self.out):
             image = element("img", src=uri(data), alt=f"Grid of {axes}", width=width, height=height)
             found.append(element("figure", image, element("figcaption", axes)))
         return joined(*found)
@@ -387,9 +389,17 @@ def _by_prompt(rows: list[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield prompt, own
 
 
-def _grids(out: Path) -> Iterator[tuple[Path, str]]:
+def _grids(out: Path) -> Iterator[tuple[tuple[bytes, int, int], str]]:
     """Yield the grids of a recipe's sweeps, which lie beside its preset's folder: picture, and what its axes are."""
-    for path in sorted(out.parent.glob(f"{glob.escape(out.name.partition('@')[0])}@*/preset.json")):
-        grid = json.loads(path.read_bytes()).get("grid")
-        if grid and (picture := path.with_name(grid["file"])).is_file():
-            yield picture, " × ".join(f"{axis['key']} = {', '.join(map(str, axis['values']))}" for axis in grid["axes"])
+    for path in sorted(out.parent.glob(f"{glob.escape(out.name.partition('@')[0])}@*/{ABOUT}")):
+        if grid := _grid(path):
+            yield grid
+
+
+def _grid(path: Path) -> tuple[tuple[bytes, int, int], str] | None:
+    """Return a grid by its description; None for what is the description of a preset, or lies there damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError, SyntaxError):  # SyntaxError: Pillow's, of a damaged PNG
+        axes = json.loads(path.read_bytes())["grid"]["axes"]
+        said = " × ".join(f"{axis['key']} = {', '.join(map(str, axis['values']))}" for axis in axes)
+        return webp(path.with_name(PICTURE).read_bytes(), *SHEET), said
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from sdforge.errors import Problem
+from sdforge.errors import Problem, counted
 from sdforge.report.words import safe
 
 WIDTH = 160  # of a line that is shown
@@ -23,13 +23,9 @@ def show_problems(problems: list[Problem], *, as_json: bool = False) -> None:
         print(safe(rendered(problem), sys.stderr), file=sys.stderr)
     warnings = sum(problem.warning for problem in ordered)
     errors = len(ordered) - warnings
-    counts = [_count(errors, "error")] if errors else []
-    counts += [_count(warnings, "warning")] if warnings else []
+    counts = [counted(errors, "error")] if errors else []
+    counts += [counted(warnings, "warning")] if warnings else []
     print(", ".join(counts), file=sys.stderr)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def _window(text: str, column: int) -> tuple[str, int]:

@@ -119,15 +119,16 @@ class Plain:
         return "; ".join(parts) or "nothing to encode"
 
     def pace(self, step: Step, event: dict[str, Any]) -> str:
-        """Say how far an action is: step N/M, loss, steps a second, time left."""
+        """Say how far an action is: step N/M (or tensor, picture, …), loss, steps a second, time left."""
         began, first = self._began.get(step.id, (time.monotonic(), 0))
         done, spent = event["step"] - first, time.monotonic() - began
-        text = f"step {event['step']}/{event['steps']}"
+        unit = _unit(step)
+        text = f"{unit} {event['step']}/{event['steps']}"
         if "loss" in event:
             text += f"  loss {event['loss']:.4f}"
         if done > 0 and spent > 0.5:
             rate = done / spent
-            text += f"  {rate:.1f} steps/s  {seconds((event['steps'] - event['step']) / rate)} left"
+            text += f"  {rate:.1f} {unit}s/s  {seconds((event['steps'] - event['step']) / rate)} left"
         return text
 
     def waiting(self, step: Step, holder: str) -> None:
@@ -194,6 +195,14 @@ def _computes(step: Step) -> bool:
     return step.kind == "content" and step.node.target.signature.makes not in ("files", "verdict")
 
 
+def _unit(step: Step) -> str:
+    """Return what is counted while an action runs."""
+    signature = step.node.target.signature
+    if signature.makes in ("pictures", "dataset"):
+        return "picture"
+    return "step" if signature.group == "trainings" else "tensor" if step.kind == "formula" else "part"
+
+
 def _folded(paths: list[str]) -> list[str]:
     """Name folders of many files once."""
     return list(dict.fromkeys(f"{p.split('/')[0]}/" if "/" in p and p.startswith("diffusers/") else p for p in paths))
@@ -207,11 +216,12 @@ class Live(Plain):
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        # names and messages are shown as they are: `words:cat:` is no picture of a cat, and `[run]` no colour
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
         self.view = Progress(
-            TextColumn("  {task.fields[sign]} {task.fields[name]:<18}"),
+            TextColumn("  {task.fields[sign]} {task.fields[name]}", markup=False),
             BarColumn(24),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             transient=True,
         )
@@ -224,13 +234,13 @@ class Live(Plain):
 
     def started(self, step: Step, device: str) -> None:
         text = f"{step.node.target.signature.name}{f' on {device}' if _computes(step) else ''}"
-        name = self.name(step)
+        name = f"{self.name(step):<{self.width}}"
         self._tasks[step.id] = self.view.add_task("", total=None, sign=self.signs["build"], name=name, text=text)
 
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         task = self._tasks.get(step.id)
         if "note" in event and task is not None:
-            self.view.update(task, text=event["note"])
+            self.view.update(task, text=safe(event["note"], self.stream))
         if "bytes" in event and task is not None:
             done, total = event["bytes"]
             self.view.update(task, total=total, completed=done, text=f"fetching, {size(total)}")

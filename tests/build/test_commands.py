@@ -124,6 +124,7 @@ def test_list_show_log_and_graph(built: Project) -> None:
     shown = built.forge("show", "toy:a").out
     assert "rank = 8" in shown
     assert "threads  1" in shown
+    assert re.search(r"^  on +base$", shown, re.MULTILINE), "what it was made from"
     file = built.forge("show", str(built.output)).out
     assert "modelspec" in file
     assert "10 steps" in built.forge("log", "a").out

@@ -97,6 +97,10 @@ def test_what_is_equal_is_said_to_be(bench: Bench, capsys: pytest.CaptureFixture
     (bench.root / "out" / "swept@two").mkdir()
     (bench.root / "out" / "swept@two" / "preset.json").write_text('{"preset": "swept@two", "grid": {}}')
     assert "the grid of a sweep" in diff(bench, capsys, "out/swept@two", "twin", code=2)["message"]
+    for damaged in ("{", "[1]"):
+        (bench.root / "out" / "swept@two" / "preset.json").write_text(damaged)
+        said = diff(bench, capsys, "out/swept@two", "twin", code=2)["message"]
+        assert said == "out/swept@two/preset.json is no description of a preset"
     found = diff(bench, capsys, "swept@two", code=2)
     assert found["hint"].endswith("forge diff swept@two-1 swept@two-2")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,28 @@ def test_what_a_person_changed_is_moved_aside(root: Path, quick: Quick, name: st
     mine = path.read_text()
     assert NOT_OURS in build(quick, root)
     assert aside(root) == {name: mine}
+
+
+def test_a_file_for_a_folder_and_folders_for_files_are_moved_aside(root: Path, quick: Quick) -> None:
+    place = root / "out/toy"
+    shutil.rmtree(place)
+    place.write_text("mine")
+    assert "it is in out/.replaced/toy.file now" in build(quick, root)
+    assert aside(root) == {"toy.file": "mine"}
+    for name in ("toy.safetensors", "card.md"):
+        (place / name).unlink()
+        (place / name / "within").mkdir(parents=True)
+    assert build(quick, root).count(NOT_OURS) == 2
+    assert sorted(path.name for path in (root / "out/.replaced/toy").iterdir()) == ["card.md", "toy.safetensors"]
+    assert (place / "card.md").is_file()
+
+
+def test_a_folder_that_is_a_link_to_nowhere_is_left_alone(root: Path, quick: Quick) -> None:
+    shutil.rmtree(root / "out/toy")
+    (root / "out/toy").symlink_to(root / "unplugged")
+    ran = quick.forge(root, "build")
+    assert (ran.code, "is a link to what is not there" in ran.err) == (4, True)
+    assert (root / "out/toy").is_symlink()
 
 
 def test_what_a_person_took_back_from_before_is_moved_aside(root: Path, quick: Quick) -> None:

@@ -45,6 +45,11 @@ def test_blocks_go_by_the_names_of_merge_programs_too(name: str, block: str) -> 
     assert spelled(name) == block
 
 
+def test_so_do_several_of_them() -> None:
+    assert decided("OUT1?") == {"unet.out10": "OUT1?", "unet.out11": "OUT1?"}
+    assert decided("IN0?", "IN04")["unet.in04"] == "IN04"
+
+
 @pytest.mark.parametrize(
     ("patterns", "place", "winner"),
     [

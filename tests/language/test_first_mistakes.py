@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
 import pytest
 
 from sdforge.cli import main
+from sdforge.errors import RecipeError
+from sdforge.report.problems import rendered
 from sdforge.slips import explain_slip
+from sdforge.syntax import read_toml
 from tests.language.conftest import Forge
 from tests.toys import write_drawings
 
@@ -95,3 +99,46 @@ def test_pictures_are_added_as_a_data_set_and_a_trainers_folders_as_such(root: P
 def test_a_slip_is_answered_with_the_way_out(line: str, column: int, hint: str) -> None:
     sentence = {"f": "unescaped", "r": "expected newline or end of document"}.get(line[0], "invalid value")
     assert hint in explain_slip(sentence, line, column).hint
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("family = 'sd15\"\n[preset]\nbake = 1\n", "r.toml:1:10: error[syntax]: a text is not closed\n"),
+        ('family = "sd15\n[preset]\n', '^^^^^ " is missing at its end'),
+        ('description = """\nabout\n[preset]\n', "r.toml:1:15: error[syntax]: a text is not closed\n"),
+        ('description = """\nabout\n[preset]\n', '^^^ """ is missing at its end'),
+        ("weights = [1 2]\n", "a comma or ] is missing"),
+        ('seed = 1\nx = ["a"\n', "r.toml:2:1: error[syntax]: unclosed array\n"),
+        ("[lora.my style]\n", "no spaces"),
+        ("[preset\n", "a ] is missing"),
+        ("// about\n", "a comment begins with #"),
+        ("rank = 8 alpha = 4\n", "each setting has a line of its own"),
+        ("rank = \n", "r.toml:1:8: error[syntax]: invalid value\n"),
+    ],
+)
+def test_what_is_no_toml_is_said_where_it_begins(text: str, words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_toml(text.encode(), "r.toml")
+    (problem,) = caught.value.problems
+    assert words in rendered(problem)
+
+
+def test_a_disk_that_becomes_full_leaves_no_half_project(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[object] = []
+
+    def write(place: Path) -> None:
+        if len(copied) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(place)
+        place.write_bytes(b"")
+
+    monkeypatch.setattr(shutil, "copyfile", lambda _, place: write(Path(place)))
+    (tmp_path / "cache").mkdir()
+    assert main(["-C", str(tmp_path), "init"]) == 4
+    said = capsys.readouterr().err
+    assert "cannot be written: the disk is full" in said
+    assert said.count("\n") == 2, "one file is named, not all that there was no room for"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"], "what was there before stays"

@@ -15,6 +15,7 @@ from PIL import Image
 from sdforge.artifact import Artifact
 from sdforge.graph import Taken
 from sdforge.picture_advice import Said, advise_pictures
+from sdforge.pictures import UnreadablePicture, opened
 from sdforge.project import Project
 from sdforge.sources import Sources
 from sdforge.store import Store
@@ -90,6 +91,12 @@ def test_a_picture_that_cannot_be_read_is_a_mistake_before_anything_runs(
     assert sentence.startswith(f"hens: {folder / 'x.png'} is no picture that can be read: ")
     assert sentence.endswith(why)
     assert hint == "take it away, or save it anew"
+
+
+def test_what_pillow_says_of_a_damaged_avif_is_of_the_picture(folder: Path) -> None:
+    failure = "Failed to decode image"
+    with pytest.raises(UnreadablePicture, match=failure), opened(folder / "good.png"):
+        raise RuntimeError(failure)  # other forms raise OSErrors
 
 
 def test_of_many_broken_pictures_one_is_shown_and_the_others_counted(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,3 +205,47 @@ def test_a_source_from_elsewhere_says_how_it_is_fetched(root: Path, forge: Forge
     assert said.code == 2
     assert "flat comes from hf://a/b, and has not been fetched" in said.err
     assert "`forge fetch flat` gets it" in said.err
+
+
+def test_a_folder_is_meant_from_forge_toml_and_a_name_is_no_pattern(
+    root: Path, forge: Forge, toy_checkpoint: Path
+) -> None:
+    (root / "forge.local.toml").write_text('folders = ["../models"]\n')
+    (root / "recipes" / "r.toml").write_text(
+        'family = "sd15"\n[source.own]\nfrom = "sub/base [v1]"\n[cast.x]\ncheckpoint = "own"\ndtype = "fp16"\n'
+    )
+    models = root.parent / "models"
+    shutil.copytree(toy_checkpoint, models / "another-sub" / "base [v1]")
+    said = forge("check")
+    assert said.code == 2
+    assert "no sub/base [v1] in the project, nor in the 1 folder of forge.local.toml" in said.err
+    shutil.copytree(toy_checkpoint, models / "sub" / "base [v1]")
+    assert forge("check").code == 0
+
+
+def test_a_folder_of_this_machine_that_is_not_there_is_named(root: Path, forge: Forge) -> None:
+    (root / "forge.local.toml").write_text('folders = ["../modells"]\n')
+    (root / "recipes" / "r.toml").write_text('family = "sd15"\n[cast.x]\ncheckpoint = "flat"\ndtype = "fp16"\n')
+    said = forge("check")
+    assert said.code == 2
+    assert "forge.local.toml lists ../modells, which is no folder" in said.err
+
+
+def test_a_path_that_a_shell_has_completed_is_stated_as_sources_are(
+    root: Path, forge: Forge, toy_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = root.parent / "models"
+    for place in (root / "recipes" / "bases" / "own", models / "base [v1]"):
+        shutil.copytree(toy_checkpoint, place)
+    monkeypatch.chdir(root / "recipes")
+    assert forge("add", "one", "bases/own").code == 0
+    said = forge("add", "two", "../../models/base [v1]")
+    assert said.code == 2
+    assert "../../models/base [v1] lies outside of the project" in said.err
+    assert f'folders = ["{models}"]' in said.err
+    (root / "forge.local.toml").write_text('folders = ["../models"]\n')
+    assert forge("add", "two", "../../models/base [v1]").code == 0
+    assert forge("add", "three", "recipes/bases/own").code == 0, "from the project's folder, as ever"
+    stated = (root / "forge.toml").read_text().partition("[source.one]")[2]
+    assert stated.count('from = "recipes/bases/own"') == 2
+    assert stated.count('from = "base [v1]"') == 1

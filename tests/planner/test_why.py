@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from sdforge.commands import _causes_json, _tell_causes
 from sdforge.explain import Cause, in_short
 from tests.planner.conftest import World
 
@@ -177,3 +180,17 @@ def test_a_fresh_clone_with_an_old_lock_names_no_code_that_the_lock_does_not_hol
 def test_a_reason_in_short_has_at_most_three_parts() -> None:
     assert in_short([Cause("a"), Cause("b"), Cause("c"), Cause("d")]) == "a; b; c; …"
     assert in_short([Cause("a", None, [Cause("b")])]) == "a (b)"
+
+
+def test_what_lies_behind_many_targets_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    behind = [Cause("weights 0.5 → 0.6")]
+    for i in range(30):  # each takes the one before twice: there are 2³⁰ ways through them
+        behind = [Cause(f"`x{i}` changed", None, behind), Cause(f"`x{i}` changed", None, behind)]
+    _tell_causes(behind, 0, set())
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "`x29` changed"
+    assert said[-1] == "`x29` changed (as above)"
+    assert [line.strip() for line in said].count("weights 0.5 → 0.6") == 1
+    first, second = _causes_json(behind, set())
+    assert second == {"text": "`x29` changed", "behind": [], "above": True}
+    assert first["behind"][0]["behind"], "the first time it is told whole"

@@ -91,6 +91,15 @@ def test_why_something_was_built_stands_beside_it(story: Story) -> None:
     assert any("style" in row and "rank" in row and "2 → 4" in row for row in rows)
 
 
+def test_it_says_how_much_was_built(story: Story) -> None:
+    one, *_ = (did for did in story.last.steps.values() if did.state == "built")
+    for steps, said in (
+        ({"a": one}, "all of it built"),
+        ({"a": one, "b": replace(one, state="reused")}, "1 of 2 targets"),
+    ):
+        assert said in parsed(replace(story, last=replace(story.last, steps=steps))).words()
+
+
 def test_lines_of_the_recipe_that_changed_are_marked(story: Story) -> None:
     root = parsed(story)
     assert ["rank = 2" in each.words() for each in root.all("del")] == [True]
@@ -155,6 +164,15 @@ def test_grids_of_its_sweeps_are_shown(story: Story, tmp_path: Path) -> None:
     root = parsed(story, tmp_path / "toy")
     assert [each.text for each in root.all("figcaption")] == ["bake.style = 0.4, 0.8 × <seed> = 1"]
     assert not parsed(story, tmp_path / "other").all("figure")
+
+
+@pytest.mark.parametrize("about", ["{", "[1]", '{"grid": {}}', '{"grid": {"axes": []}}'])
+def test_what_lies_in_a_grids_place_and_is_none_is_left_out(story: Story, tmp_path: Path, about: str) -> None:
+    sweep = tmp_path / "toy@share"
+    sweep.mkdir()
+    (sweep / "preset.json").write_text(about)
+    (sweep / "grid.png").write_bytes(b"no picture")
+    assert not parsed(story, tmp_path / "toy").all("figure")
 
 
 # -- drawings ----------------------------------------------------------------------------------------------------------
