@@ -208,8 +208,8 @@ def _as_stated(session: Session, written: str) -> str:
 
     Raises UsageError for what is there and in none of them.
     """
-    path, project = Path(os.path.normpath(Path(written).expanduser().absolute())), session.project
-    if not path.exists():
+    path, project = Path(os.path.abspath(os.path.expanduser(written))), session.project  # noqa: PTH100, PTH111
+    if not os.path.lexists(path):
         return written  # from the project or a folder already, or nowhere
     for folder in (project.root, *project.folders):
         for place in (Path(os.path.normpath(folder)), folder.resolve()):
