@@ -245,6 +245,7 @@ def test_a_path_that_a_shell_has_completed_is_stated_as_sources_are(
     assert f'folders = ["{models}"]' in said.err
     (root / "forge.local.toml").write_text('folders = ["../models"]\n')
     assert forge("add", "two", "../../models/base [v1]").code == 0
+    assert forge("add", "four", "~nobody-of-this-name/x").code == 2
     assert forge("add", "three", "recipes/bases/own").code == 0, "from the project's folder, as ever"
     stated = (root / "forge.toml").read_text().partition("[source.one]")[2]
     assert stated.count('from = "recipes/bases/own"') == 2
