@@ -115,7 +115,9 @@ def _network(kind: Any, config: dict[str, Any], refs: list[Ref], device: torch.d
 
 def _filled(network: nn.Module, tensors: dict[str, Tensor], device: torch.device) -> nn.Module:
     network.load_state_dict(tensors, strict=True, assign=True)
-    return network.to(device).eval().requires_grad_(False)
+    if device.type != "cpu":  # where they have been read
+        network.to(device)
+    return network.eval().requires_grad_(False)
 
 
 def load_text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:
