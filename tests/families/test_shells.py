@@ -89,3 +89,14 @@ def test_another_configuration_is_another_network() -> None:
     small, large = empty(shell, VAE), empty(shell, VAE | {"block_out_channels": (8, 8, 8, 8)})
     assert repr(small) != repr(large)
     assert repr(empty(shell, VAE)) == repr(small)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.last = nn.SiLU()
+
+
+def test_a_module_that_stands_at_two_places_does_so_in_a_copy() -> None:
+    copy: Any = Shell(Twice)()
+    assert copy.first is copy.last
