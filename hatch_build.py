@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class KernelHook(BuildHookInterface):
-    """Compiles `sdforge/kernel/kernel.c` into the package; without a compiler the package is pure Python."""
+    """Compiles the C of `sdforge/kernel/` into the package; without a compiler the package is pure Python."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 -- hatchling's interface
         place = Path(self.root, "sdforge", "kernel", "build.py")

@@ -263,8 +263,11 @@ def drawn(like: Tensor, share: float | Tensor, *names: str, start: int = 0) -> T
     return chosen.reshape(like.shape)
 
 
-def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
+def product(up: Tensor, down: Tensor, *, sliced: bool, like: Tensor | None = None) -> Tensor:
     """Return up @ down in fp64 for factors of at most 32 bits; up: (out, rank), down: (rank, in).
+
+    like: a weight whose shape it gets. Where that is noted for the compiled kernel (`run/fused.py`), and the result is
+    not sliced, so is the product.
 
     Ranks are added in chunks of 128, rows are computed in blocks of 256. Rounded to 16 bits the result is the same on
     every machine (measured: no flip in 242 million weights under hostile orders). With `sliced` every bit of the fp64
@@ -274,6 +277,9 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
     import torch
 
     assert up.shape[1]  # nothing would be written over what lies in the memory
+    if like is not None:
+        noted = noted_products(like, [(up, down)], sliced=sliced)
+        return (noted[0] if noted else product(up, down, sliced=sliced)).reshape(like.shape)
     result = up.new_empty(up.shape[0], down.shape[1], dtype=torch.float64)
     for start in range(0, up.shape[1], RANKS):
         a, b = up[:, start : start + RANKS].double(), down[start : start + RANKS].double()
@@ -288,6 +294,12 @@ def product(up: Tensor, down: Tensor, *, sliced: bool) -> Tensor:
             else:
                 rows.copy_(part)
     return result
+
+
+def noted_products(like: Tensor, factors: Sequence[tuple[Tensor, Tensor]], *, sliced: bool) -> Sequence[Tensor]:
+    """Return up @ down of each pair, noted for the compiled kernel; nothing where torch has to make them."""
+    found: Sequence[Tensor] = () if sliced else getattr(like, "products", lambda _: ())(factors)
+    return found
 
 
 def _summed(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from sdforge.formats.safetensors import header_bytes
 from sdforge.ref import Ref
 
 Shapes = dict[str, tuple[str, tuple[int, ...]]]
+ALIGN = 64  # bytes: data of files for people begin at a multiple, so that two sums are made of them at once
 
 
 def pays(made: int, whole: int) -> bool:
@@ -51,11 +52,11 @@ class FileLayout(NamedTuple):
 
     def first(self) -> bytes:
         """Return the file's bytes up to its tensors."""
-        return header_bytes(self.shapes, self.metadata)[0]
+        return header_bytes(self.shapes, self.metadata, ALIGN)[0]
 
     def order(self) -> list[str]:
         """Return the file's tensors in the order of their bytes."""
-        return header_bytes(self.shapes, self.metadata)[1]
+        return header_bytes(self.shapes, self.metadata, ALIGN)[1]
 
     def size(self, name: str) -> int:
         """Return the bytes of one of the file's tensors."""

@@ -15,7 +15,7 @@ from sdforge.artifact import DIFFUSERS, SIDECARS, Artifact
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.edits.insert import ROWS
 from sdforge.errors import UsageError
-from sdforge.file_layout import FileLayout, Laid
+from sdforge.file_layout import ALIGN, FileLayout, Laid
 from sdforge.formats.custom_diffusion import MATRICES, numbered, raw_name, row_file, row_name
 from sdforge.formats.custom_diffusion import words_of as custom_words
 from sdforge.formats.diffusers_folder import folder_files, weight_file, whose
@@ -44,7 +44,7 @@ from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
-VERSION = 4
+VERSION = 5
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
@@ -148,7 +148,7 @@ class _Writing:
     ) -> Written:
         path = Path(self.order.work) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_file(path, shapes, content, metadata)
+        written = write_file(path, shapes, content, metadata, ALIGN)
         self.files[name] = [written.sha256, written.size, written.data_sha256]
         return written
 

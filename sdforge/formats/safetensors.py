@@ -213,10 +213,13 @@ class Written:
     offsets: dict[str, int]
 
 
-def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+def header_bytes(
+    shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str], align: int = 8
+) -> tuple[bytes, list[str]]:
     """Lay a file out: (its first bytes up to the data, the tensors' names in the order of their bytes).
 
-    The widest dtypes come first, then names, so that every tensor is aligned to its items; metadata is sorted.
+    The widest dtypes come first, then names, so that every tensor is aligned to its items; metadata is sorted. align:
+    of what the data's place in the file is a multiple, in bytes (8 or a multiple of it).
     """
     order = sorted(shapes, key=lambda name: (-ITEM_SIZE[shapes[name][0]], name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
@@ -227,7 +230,7 @@ def header_bytes(shapes: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
         place = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % align)
     return struct.pack("<Q", len(text)) + text, order
 
 
@@ -236,12 +239,14 @@ def write_file(
     shapes: dict[str, tuple[str, tuple[int, ...]]],
     content: Callable[[str], Iterable[bytes | memoryview]],
     metadata: dict[str, str] | None = None,
+    align: int = 8,
 ) -> Written:
     """Write a file whose bytes depend on nothing but the arguments; not yet flushed to the disk.
 
-    shapes: name → (dtype, shape); content: name → its bytes, in chunks, asked for once each in the file's order.
+    shapes: name → (dtype, shape); content: name → its bytes, in chunks, asked for once each in the file's order; align:
+    see `header_bytes`.
     """
-    first, order = header_bytes(shapes, metadata or {})
+    first, order = header_bytes(shapes, metadata or {}, align)
     sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (dtype, shape) in shapes.items()}
     offsets: dict[str, int] = {}
     with Poured(path, first, len(first) + sum(sizes.values()), body=True) as file:

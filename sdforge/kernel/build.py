@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernel.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sums.c"))
 LIBRARY = Path(__file__).with_name("kernel.shared")  # not `.so`, which Python takes for a module
 COMPILERS = ("cc", "gcc", "clang")
 # no operation is contracted with another one, so that each is rounded as torch rounds it; bits of numbers are looked at
@@ -17,8 +17,8 @@ FLAGS = ("-std=c11", "-O3", "-mavx2", "-mf16c", "-ffp-contract=off", "-fno-stric
 
 
 def fingerprint() -> str:
-    """Return what names the source as it is now."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    """Return what names the sources as they are now."""
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
 
 
 def build(library: Path = LIBRARY) -> str:
@@ -29,7 +29,7 @@ def build(library: Path = LIBRARY) -> str:
     if not chosen:
         return f"no C compiler was found ({', '.join(COMPILERS)})"
     new = library.with_name(f".{library.name}.{os.getpid()}")
-    command = [*chosen, *FLAGS, f'-DSOURCE="{fingerprint()}"', "-o", str(new), str(SOURCE)]
+    command = [*chosen, *FLAGS, f'-DSOURCE="{fingerprint()}"', "-o", str(new), *map(str, SOURCES)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -29,7 +29,7 @@ from sdforge.formats.safetensors import fill
 from sdforge.method import method_groups, module_of
 from sdforge.order import Computation, Order, Outcome
 from sdforge.ref import Damaged, Ref
-from sdforge.run.fused import CannotBeNoted, Noted, Notes, without
+from sdforge.run.fused import CannotBeNoted, Factors, Fused, Noted, Notes, without
 from sdforge.run.side_by_side import Stream, drained, in_order
 from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.selection import LARGE, selecting_on
@@ -257,6 +257,39 @@ class _Steps(NamedTuple):
         return () if self.flat else shape[1:]
 
 
+class _Again(NamedTuple):
+    """What the kernel does to parts of one shape, and which of the method's inputs it takes for each of its own.
+
+    Of a product it takes two.
+    """
+
+    fused: Fused
+    places: list[list[int]]
+
+    @classmethod
+    def of(cls, fused: Fused, inputs: list[Tensor | Factors], offered: list[Tensor], own: list[int]) -> Self | None:
+        """Return it, or None where the method has to be asked each time: it made something of its inputs by torch.
+
+        inputs: of the kernel; offered: what the method was given; own: places of what each part has of its own.
+        """
+        known = {_memory(tensor): place for place, tensor in enumerate(offered)}
+        places = [[known.get(_memory(t), -1) for t in (x if isinstance(x, Factors) else [x])] for x in inputs]
+        taken = {place for each in places for place in each}
+        return cls(fused, places) if -1 not in taken and taken.issuperset(own) else None
+
+    def inputs(self, offered: list[Tensor]) -> list[Tensor | Factors]:
+        """Return the kernel's inputs of a part."""
+        return [
+            offered[places[0]] if len(places) == 1 else Factors(offered[places[0]], offered[places[1]])
+            for places in self.places
+        ]
+
+
+def _memory(tensor: Tensor) -> tuple[int, int, torch.dtype]:
+    """Return what tells whether two tensors that are there at once are the same numbers, in whatever shape."""
+    return tensor.data_ptr(), tensor.numel(), tensor.dtype
+
+
 class _Parts:
     """A computation that is made in parts, with all that is computed on its way."""
 
@@ -266,6 +299,7 @@ class _Parts:
         self.dtype = DTYPES[computation.dtype]
         self.keeps_nan = getattr(_module(computation), "KEEPS_NAN", False)
         self.noted = self.working is not None and not without()  # whether the kernel computes it
+        self.again: _Again | None = None  # how, for parts of the last one's shape
         along = cut(computation)
         assert along is not None
         # what every part needs whole is fitted once
@@ -295,21 +329,33 @@ class _Parts:
         """Return the next rows as the kernel makes them; None where it cannot, or something is wrong with numbers."""
         if not self.noted or self.working is None:
             return None
-        notes, shape = Notes(self.working), (count, *self.row)
-
-        def stands_for(each: Ref | Computation, source: object, tensor: Tensor) -> Any:
-            if isinstance(source, Tensor):
-                return tensor
-            return notes.given(tensor) if tensor.shape == shape else self._fitted(each, tensor)
-
-        try:
-            result: Any = self.function(*map(stands_for, self.computation.inputs, self.inputs, given))
-        except CannotBeNoted:
-            self.noted = False
-            return None
-        made = notes.run(result, self.dtype) if isinstance(result, Noted) else None
+        shape = torch.Size((count, *self.row))
+        offered = [
+            tensor if isinstance(source, Tensor) or tensor.shape == shape else self._fitted(each, tensor)
+            for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
+        ]
+        if self.again is not None and self.again.fused.shape == shape:
+            made = self.again.fused.run(self.again.inputs(offered))
+        else:
+            made = self._as_noted(Notes(self.working, shape), offered)
         self.noted = made is not None
         return made
+
+    def _as_noted(self, notes: Notes, offered: list[Tensor]) -> Tensor | None:
+        """Ask the method what it does to its inputs, and do it; None where that cannot be noted."""
+        own = [place for place, source in enumerate(self.inputs) if not isinstance(source, Tensor)]
+        try:
+            given: list[Any] = list(offered)
+            for place in own:
+                given[place] = notes.given(offered[place]) if offered[place].shape == notes.shape else offered[place]
+            result: Any = self.function(*given)
+        except CannotBeNoted:
+            return None
+        fused = notes.fused(result, self.dtype) if isinstance(result, Noted) else None
+        if fused is None:
+            return None
+        self.again = _Again.of(fused, notes.inputs, offered, own)
+        return fused.run(notes.inputs)
 
     def _fitted(self, each: Ref | Computation, tensor: Tensor) -> Tensor:
         if not self.keeps_nan:

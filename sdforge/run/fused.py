@@ -1,20 +1,39 @@
 """Formulas of `+ − ×` in one pass: what a method does to its tensors is noted down, and run by the compiled kernel.
 
 A method is given `Noted` tensors, which stand for parts of real ones. It adds, subtracts and multiplies as if they were
-torch's; whatever else it does with them says that it cannot be noted, and then torch computes it.
+torch's; whatever else it does with them says that it cannot be noted, and then torch computes it. What was noted of one
+part is run again on the next ones, of which the method hears nothing.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from sdforge.kernel import ADD, ADD_C, BF16, F16, F32, F64, MUL, MUL_C, SUB, SUB_C, Operation, kernel, missing
+from sdforge.kernel import (
+    ADD,
+    ADD_C,
+    BF16,
+    F16,
+    F32,
+    F64,
+    MUL,
+    MUL_C,
+    PRODUCT,
+    PRODUCTS,
+    RANKS,
+    SUB,
+    SUB_C,
+    Operation,
+    Product,
+    kernel,
+    missing,
+)
 from sdforge.run.tensors import TOO_LARGE
 
 TYPES = {torch.float16: F16, torch.bfloat16: BF16, torch.float32: F32, torch.float64: F64}
@@ -39,20 +58,47 @@ class _Step(NamedTuple):
     constant: str
 
 
+class Factors(NamedTuple):
+    """A product of which nothing is made before it is needed: (rows, rank) and (rank, columns) in fp64."""
+
+    left: Tensor
+    right: Tensor
+
+
 class Notes:
     """What is done to tensors of one shape, computed in fp32 or fp64."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.inputs: list[Tensor] = []
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        self.dtype, self.shape = dtype, torch.Size(shape)
+        self.inputs: list[Tensor | Factors] = []
         self.steps: list[_Step] = []
 
     def given(self, tensor: Tensor) -> Noted:
         """Return what stands for a tensor. Raises CannotBeNoted for types and layouts of no use to the kernel."""
         narrower = tensor.dtype in TYPES and tensor.dtype.itemsize <= self.dtype.itemsize
-        if not narrower or not tensor.is_contiguous() or (self.inputs and tensor.shape != self.inputs[0].shape):
+        if not narrower or not tensor.is_contiguous() or tensor.shape != self.shape:
             raise CannotBeNoted
-        self.inputs.append(tensor)
+        return self._input(tensor)
+
+    def products(self, factors: Sequence[tuple[Tensor, Tensor]]) -> list[Noted]:
+        """Return what stands for left @ right of each pair, in the shape of the notes; nothing where there is no room.
+
+        Raises CannotBeNoted for factors that are noted themselves, and for a product of another shape.
+        """
+        new = [Factors(left, right.reshape(len(right), -1)) for left, right in factors]
+        all_there = [*(each for each in self.inputs if isinstance(each, Factors)), *new]
+        plain = all(part.dtype is torch.float64 and part.is_contiguous() for each in new for part in each)
+        fits = len(all_there) <= PRODUCTS and sum(len(each.right) for each in all_there) <= RANKS
+        if self.dtype is not torch.float64 or not plain or not fits:
+            return []
+        if any(len(each.left) * each.right.shape[1] != self.shape.numel() for each in new):
+            raise CannotBeNoted
+        if len({each.right.shape[1] for each in all_there}) > 1:
+            return []
+        return [self._input(each) for each in new]
+
+    def _input(self, given: Tensor | Factors) -> Noted:
+        self.inputs.append(given)
         return Noted(self, len(self.inputs) - 1)
 
     def step(self, op: int, x: int, y: int = 0, constant: float = 0.0) -> int:
@@ -60,36 +106,63 @@ class Notes:
         self.steps.append(_Step(op, x, y, constant.hex()))
         return -len(self.steps)
 
-    def run(self, result: Noted, dtype: torch.dtype) -> Tensor | None:
-        """Return the result, rounded to `dtype` by way of fp32; None where something is not finite or does not fit.
+    def fused(self, result: Noted, dtype: torch.dtype) -> Fused | None:
+        """Return what makes the result, rounded to `dtype` by way of fp32; None for what the kernel does not do.
 
-        None also for what the kernel does not do: a result that is not the last step's, or of fp64, or more values than
-        it has room for; and where an input is not used, in which nothing would be noticed.
+        That is a result that is not the last step's, or of fp64, or more values than it has room for; and where an
+        input is not used, in which nothing would be noticed.
         """
-        if (library := kernel()) is None:
+        if kernel() is None or TYPES.get(dtype, F64) == F64 or not self.steps or result.value != -len(self.steps):
             return None
-        made, most = self._run(library, result, dtype)
-        return None if most >= BITS.get(dtype, INFINITE) else made
+        program = _program(tuple(self.steps), len(self.inputs))
+        return None if program is None else Fused(self, program, dtype)
 
-    def _run(self, library: Any, result: Noted, dtype: torch.dtype) -> tuple[Tensor | None, int]:
+
+class Fused:
+    """What was noted, as the kernel runs it: again and again, on other numbers of the same kinds."""
+
+    def __init__(self, notes: Notes, program: Any, dtype: torch.dtype) -> None:
+        self.shape, self.dtype, self.program = notes.shape, dtype, program
+        count = len(notes.inputs)
+        self.wide = int(notes.dtype is torch.float64)
+        self.types = (ctypes.c_int32 * count)()
+        self.places = (ctypes.c_void_p * count)()
+        self.products: dict[int, Product] = {}
+        for i, given in enumerate(notes.inputs):
+            if isinstance(given, Factors):
+                self.types[i] = PRODUCT
+                self.products[i] = Product(rank=given.right.shape[0], columns=given.right.shape[1])
+                self.places[i] = ctypes.addressof(self.products[i])
+            else:
+                self.types[i] = TYPES[given.dtype]
+
+    def run(self, inputs: Sequence[Tensor | Factors]) -> Tensor | None:
+        """Return the result; None where something is not finite or does not fit, or the kernel has no room.
+
+        inputs: of the kinds and shapes that were noted.
+        """
+        made, most = self.result(inputs)
+        return None if most >= BITS.get(self.dtype, INFINITE) else made
+
+    def result(self, inputs: Sequence[Tensor | Factors]) -> tuple[Tensor | None, int]:
         """Return the result whatever it is, and the bits of its largest magnitude in fp32."""
-        steps, inputs, count = len(self.steps), self.inputs, len(self.inputs)
-        if TYPES.get(dtype, F64) == F64 or not steps or result.value != -steps:
-            return None, 0
-        if (program := _program(tuple(self.steps), count)) is None:
-            return None, 0
-        most = ctypes.c_uint32()
-        made = torch.empty(inputs[0].shape, dtype=dtype)
-        refused = library.run(
-            count,
-            (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in inputs)),
-            (ctypes.c_int32 * count)(*(TYPES[tensor.dtype] for tensor in inputs)),
-            steps,
-            program,
+        for i, given in enumerate(inputs):
+            if isinstance(given, Factors):
+                product = self.products[i]
+                product.left, product.right = given.left.data_ptr(), given.right.data_ptr()
+            else:
+                self.places[i] = given.data_ptr()
+        made, most = torch.empty(self.shape, dtype=self.dtype), ctypes.c_uint32()
+        refused = kernel().run(  # type: ignore[union-attr]  # it was there when this was made
+            len(self.types),
+            self.places,
+            self.types,
+            len(self.program),
+            self.program,
             ctypes.c_int64(made.numel()),
-            int(self.dtype is torch.float64),
+            self.wide,
             ctypes.c_void_p(made.data_ptr()),
-            TYPES[dtype],
+            TYPES[self.dtype],
             ctypes.byref(most),
         )
         return None if refused else made, most.value
@@ -120,7 +193,15 @@ class Noted:
 
     @property
     def shape(self) -> torch.Size:
-        return self._notes.inputs[0].shape
+        return self._notes.shape
+
+    def reshape(self, shape: tuple[int, ...]) -> Noted:
+        """Return itself, where that is its shape already."""
+        return self if tuple(shape) == self.shape else _cannot()
+
+    def products(self, factors: Sequence[tuple[Tensor, Tensor]]) -> list[Noted]:
+        """Return what stands for left @ right of each pair, beside this one (see `Notes.products`)."""
+        return self._notes.products(factors)
 
     def double(self) -> Noted:
         """Return itself, where it is computed in fp64."""
@@ -199,16 +280,16 @@ def without() -> str:
 
 
 def _agrees() -> bool:
-    library = kernel()
     bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16)
     for narrow, wide in ((torch.float16, torch.float32), (torch.bfloat16, torch.float64)):
         a = bits.view(narrow)
         a = a[a.isfinite()]
         b = a.flip(0)
-        notes = Notes(wide)
+        notes = Notes(wide, tuple(a.shape))
         x, y = notes.given(a), notes.given(b)
-        found, _ = notes._run(library, (x - y).mul_(0.3).add_(x), narrow)
+        fused = notes.fused((x - y).mul_(0.3).add_(x), narrow)
         plain = (a.to(wide) - b.to(wide)).mul_(0.3).add_(a.to(wide)).to(torch.float32).to(narrow)
+        found = fused.result(notes.inputs)[0] if fused else None
         if found is None or not torch.equal(found.view(torch.int16), plain.view(torch.int16)):
             return False
     return True

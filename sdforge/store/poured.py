@@ -7,7 +7,6 @@ still to be read. Where a system or a disk cannot do without it, it is used, and
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 from collections import deque
@@ -17,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from sdforge.kernel.sums import sums_of
 
 BUFFER = 4 << 20  # bytes that are written at once
 BUFFERS = 3  # one is filled, while the others are written and hashed
@@ -42,8 +43,7 @@ class Poured:
         self.buffer = self.free.pop()
         self.busy: deque[tuple[mmap.mmap, list[Future[None]]]] = deque()
         self.flushes: list[Future[None]] = []
-        self.whole, self.body = hashlib.sha256(), hashlib.sha256() if body else None
-        self.skipped = len(first)
+        self.sums, self.skipped = sums_of(first, body=body), len(first)
         self.unflushed = 0  # bytes
         self.write(first)
 
@@ -67,10 +67,8 @@ class Poured:
         memory = memoryview(self.buffer)[: self.filled]
         tasks: list[Callable[[], object]] = [
             partial(self._pour, memory, self.place),
-            partial(self.whole.update, memory),
+            *self.sums.tasks(memory[max(0, self.skipped - self.place) :]),
         ]
-        if self.body is not None:
-            tasks.append(partial(self.body.update, memory[max(0, self.skipped - self.place) :]))
         self.place += self.filled
         self.unflushed += self.filled
         self.filled = 0
@@ -130,13 +128,12 @@ class Poured:
     @property
     def sha256(self) -> str:
         """The sha256 of the file."""
-        return self.whole.hexdigest()
+        return self.sums.digests()[0]
 
     @property
     def body_sha256(self) -> str:
         """The sha256 of what follows its first bytes; only where it was asked for."""
-        assert self.body is not None
-        return self.body.hexdigest()
+        return self.sums.digests()[1]
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.families import family
+from sdforge.file_layout import ALIGN
 from sdforge.formats.tokenizer import END
 from sdforge.run.adapter import Batch
 from sdforge.run.diffusion import Conditioning, Diffusion, TokenTable, text_model
@@ -230,6 +231,12 @@ def test_the_written_file_has_the_names_of_its_trade(each: Taken, written: Path)
     }
     name, shape = telltale[each.artifact.family]
     assert found[name].shape == shape
+
+
+def test_data_of_written_files_begin_where_both_their_sums_are_made_at_once(written: Path) -> None:
+    found = sorted(written.rglob("*.safetensors"))
+    assert len(found) > 3
+    assert {(8 + int.from_bytes(path.read_bytes()[:8], "little")) % ALIGN for path in found} == {0}
 
 
 @torch.no_grad()

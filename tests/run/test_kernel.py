@@ -19,7 +19,7 @@ from sdforge.exact import line
 from sdforge.kernel import build
 from sdforge.order import Computation
 from sdforge.run import formula, fused
-from sdforge.run.fused import CannotBeNoted, Noted, Notes
+from sdforge.run.fused import CannotBeNoted, Factors, Fused, Noted, Notes
 from sdforge.run.tensors import rounded
 from tests.families.workbench import keep, reference, same_bytes
 
@@ -75,14 +75,20 @@ def both(wanted: Computation, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[Tensor | None]:
     """Return a list of what the kernel will have made."""
     ran: list[Tensor | None] = []
-    run = Notes.run
+    run = Fused.run
 
-    def watched(notes: Notes, result: Noted, dtype: torch.dtype) -> Tensor | None:
-        ran.append(run(notes, result, dtype))
+    def watched(fused: Fused, inputs: Any) -> Tensor | None:
+        ran.append(run(fused, inputs))
         return ran[-1]
 
-    monkeypatch.setattr(Notes, "run", watched)
+    monkeypatch.setattr(Fused, "run", watched)
     return ran
+
+
+def made(notes: Notes, result: Noted, dtype: torch.dtype) -> Tensor | None:
+    """Return what the kernel makes of notes, or None where it does not."""
+    fused = notes.fused(result, dtype)
+    return fused.run(notes.inputs) if fused else None
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
@@ -121,19 +127,85 @@ def test_a_bake_ends_in_one_pass_with_the_bytes_of_torch(
     assert same_bytes(ours, torchs)
 
 
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the rows of each part of which a method will have been asked what it does."""
+    counts: list[int] = []
+    begin = Notes.__init__
+
+    def watched(notes: Notes, dtype: torch.dtype, shape: torch.Size) -> None:
+        counts.append(shape[0])
+        begin(notes, dtype, shape)
+
+    monkeypatch.setattr(Notes, "__init__", watched)
+    return counts
+
+
+@pytest.mark.parametrize("variant", ["avx512", "avx2"])
+@pytest.mark.parametrize("ranks", [(1,), (32,), (3, 5, 64), (256,), (200, 57), (300,), (1,) * 9])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 40), (50, 193), (19, 600)])
+def test_products_are_made_within_the_pass_where_there_is_room(
+    rows: int, columns: int, ranks: tuple[int, ...], variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In tiles of 8 × 192, of which the last ones are cut off, part by part; what is left over is made by torch."""
+    monkeypatch.setattr(formula, "ONE_PASS", 11 * columns)
+    monkeypatch.setattr(formula, "PART", 7 * columns)
+    library = kernel.kernel()
+    assert library is not None
+    library.usable(variant == "avx512")
+    tensors = [random((rows, columns), torch.float16, 0)]
+    for seed, rank in enumerate(ranks):
+        tensors += [random((rows, rank), torch.float16, seed), random((rank, columns), torch.bfloat16, seed + 1)]
+    wanted = computation(tmp_path, "bake", {"scales": [0.7] * len(ranks)}, tensors, "F16")
+    counts, ran = asked(monkeypatch), noted(monkeypatch)
+    inside: list[list[bool]] = []
+    fused = Notes.fused
+    monkeypatch.setattr(
+        Notes,
+        "fused",
+        lambda notes, *rest: inside.append([isinstance(x, Factors) for x in notes.inputs]) or fused(notes, *rest),
+    )
+    try:
+        ours, torchs = both(wanted, monkeypatch)
+    finally:
+        library.usable(1)
+    assert same_bytes(ours, torchs)
+    assert len(ran) == 1 + -(-max(0, rows - 7) // 11)
+    assert all(part is not None for part in ran)
+    room = {(200, 57): [True, False], (300,): [False], (1,) * 9: [True] * 8 + [False]}
+    assert inside[0] == [False, *room.get(ranks, [True] * len(ranks))]
+    parts = {1: [1], 50: [7, 11, 11, 11, 10], 19: [7, 11, 1]}[rows]
+    # the method is asked once for parts of one shape, and for each part where torch makes something of its own rows
+    assert counts == (parts if ranks in room else list(dict.fromkeys(parts)))
+
+
+def test_a_product_of_another_shape_or_type_is_left_to_torch() -> None:
+    left, right = torch.ones(4, 2, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
+    wide = Notes(torch.float64, (4, 3))
+    assert len(wide.products([(left, right)])) == 1
+    assert wide.products([(left.float(), right)]) == []
+    assert wide.products([(left, right.T.contiguous().T)]) == []
+    assert wide.products([(torch.ones(6, 2).double(), torch.ones(2, 2).double())]) == []  # other columns than the first
+    assert Notes(torch.float32, (4, 3)).products([(left, right)]) == []
+    with pytest.raises(CannotBeNoted):
+        wide.products([(left[:2], right)])
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 def test_whatever_a_bake_adds_it_ends_in_one_pass(
     updates: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(formula, "PART", 10 * 40)
+    monkeypatch.setattr(formula, "ONE_PASS", 10 * 40)
     tensors = [random((48, 40), torch.float16, 0)]
     for i in range(updates):
         tensors += [random(shape, torch.float16, i) for shape in ((48, 3), (3, 40)) * 2]
     names = ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"]
     own = ["lora", 4, {"form": "loha", "factors": names, "scale": 0.3}]
-    ran = noted(monkeypatch)
+    ran, counts = noted(monkeypatch), asked(monkeypatch)
     ours, torchs = both(computation(tmp_path, "bake", {"updates": [own] * updates}, tensors, "F16"), monkeypatch)
-    assert len(ran) == 1
-    assert ran[0] is not None
+    assert counts == [10, 8]  # the method is asked once for parts of one shape
+    assert len(ran) == 5
+    assert all(part is not None for part in ran)
     assert same_bytes(ours, torchs)
 
 
@@ -153,9 +225,9 @@ def test_what_cannot_be_noted_is_tried_once(tmp_path: Path, monkeypatch: pytest.
     tensors = [random((37, 101), torch.float16, i) for i in range(3)]
     begun: list[torch.dtype] = []
 
-    def begin(dtype: torch.dtype) -> Notes:
+    def begin(dtype: torch.dtype, shape: torch.Size) -> Notes:
         begun.append(dtype)
-        return Notes(dtype)
+        return Notes(dtype, shape)
 
     monkeypatch.setattr(formula, "Notes", begin)
     ours, torchs = both(computation(tmp_path, "nearswap", {"t": 0.01}, tensors[:2], "F16"), monkeypatch)
@@ -220,7 +292,7 @@ def test_any_sums_and_products_have_the_bytes_of_torch(
     working = torch.float64 if wide else torch.float32
     sizes = (1e-6, 1e-2, 30.0)
     tensors = [random((count,), each, seed + i, sizes[(seed + i) % 3]) for i, each in enumerate(types)]
-    notes = Notes(working)
+    notes = Notes(working, (count,))
     values: list[Any] = [notes.given(tensor) for tensor in tensors]
     plain: list[Any] = [tensor.to(working) for tensor in tensors]
     for operation, left, right in steps:
@@ -230,7 +302,7 @@ def test_any_sums_and_products_have_the_bytes_of_torch(
     for i in range(len(tensors)):  # of all that is given something is made
         for numbers in (values, plain):
             numbers.append(numbers[-1] + numbers[i])
-    found = notes.run(values[-1], result)
+    found = made(notes, values[-1], result)
     try:
         expected = rounded("x", plain[-1], result)
     except ActionFailed:
@@ -243,8 +315,8 @@ def test_any_sums_and_products_have_the_bytes_of_torch(
 def test_a_constant_of_0_is_not_one_of_minus_0() -> None:
     a = torch.ones(3, dtype=torch.float16)
     for constant in (0.0, -0.0):
-        notes = Notes(torch.float32)
-        found = notes.run(notes.given(a) * constant, torch.float16)
+        notes = Notes(torch.float32, (3,))
+        found = made(notes, notes.given(a) * constant, torch.float16)
         assert found is not None
         assert same_bytes(found, a * constant)
 
@@ -252,9 +324,9 @@ def test_a_constant_of_0_is_not_one_of_minus_0() -> None:
 def test_what_becomes_of_the_type_of_a_noted_tensor_takes_part() -> None:
     a, change = random((600,), torch.float16, 0), random((600,), torch.float64, 1)
     before = change.clone()
-    notes = Notes(torch.float64)
+    notes = Notes(torch.float64, (600,))
     weight: Any = notes.given(a)
-    found = notes.run(change.type_as(weight).mul_(0.3).add_(weight), torch.float16)  # type: ignore[arg-type]
+    found = made(notes, change.type_as(weight).mul_(0.3).add_(weight), torch.float16)  # type: ignore[arg-type]
     assert found is not None
     assert same_bytes(found, (a.double() + change * 0.3).float().half())
     assert torch.equal(change, before)
@@ -263,9 +335,9 @@ def test_what_becomes_of_the_type_of_a_noted_tensor_takes_part() -> None:
 def test_a_line_is_noted_as_it_is_computed() -> None:
     a, b = (random((700,), torch.float16, seed) for seed in (0, 1))
     for weight in (0.3, 0.8, 0.0, 1.0):
-        notes = Notes(torch.float32)
+        notes = Notes(torch.float32, (700,))
         noted: Any = line(*map(notes.given, (a, b)), weight)  # type: ignore[arg-type]
-        found = notes.run(noted, torch.float16)
+        found = made(notes, noted, torch.float16)
         assert found is not None
         assert same_bytes(found, line(a.float(), b.float(), weight).half())
 
@@ -284,7 +356,7 @@ REFUSED: dict[str, Callable[[Any, Tensor], Any]] = {
     "a tensor that somebody may need": lambda x, real: x + real,
     "a tensor to write over": lambda x, real: torch.add(x, x, out=real),
     "a tensor in place": lambda x, real: real.add_(x),
-    "other notes": lambda x, real: x + Notes(torch.float32).given(real),
+    "other notes": lambda x, real: x + Notes(torch.float32, (3,)).given(real),
 }
 
 
@@ -292,12 +364,12 @@ REFUSED: dict[str, Callable[[Any, Tensor], Any]] = {
 def test_what_cannot_be_noted_says_so_and_changes_nothing(what: str) -> None:
     real = torch.ones(3)
     with pytest.raises(CannotBeNoted):
-        REFUSED[what](Notes(torch.float32).given(torch.ones(3, dtype=torch.float16)), real)
+        REFUSED[what](Notes(torch.float32, (3,)).given(torch.ones(3, dtype=torch.float16)), real)
     assert torch.equal(real, torch.ones(3))
 
 
 def test_only_what_the_kernel_reads_is_given_to_it() -> None:
-    notes = Notes(torch.float32)
+    notes = Notes(torch.float32, (2, 3))
     notes.given(torch.ones(2, 3, dtype=torch.float16))
     for other in (
         torch.ones(3, dtype=torch.float16),
@@ -311,45 +383,45 @@ def test_only_what_the_kernel_reads_is_given_to_it() -> None:
 
 def test_what_is_rounded_to_inf_is_seen_at_the_last_number_that_is_not() -> None:
     for number, fits in ((65519.996, True), (65520.0, False), (-65520.0, False)):
-        notes = Notes(torch.float32)
-        found = notes.run(notes.given(torch.tensor([1.0, number])) * 1.0, torch.float16)
+        notes = Notes(torch.float32, (2,))
+        found = made(notes, notes.given(torch.tensor([1.0, number])) * 1.0, torch.float16)
         assert (found is not None) == fits
 
 
 def test_what_a_result_is_written_over_is_that_result_from_then_on() -> None:
     a, b = (random((600,), torch.float16, seed) for seed in (0, 1))
-    notes = Notes(torch.float32)
+    notes = Notes(torch.float32, (600,))
     x, y = map(notes.given, (a, b))
     torch.sub(y, x, out=x)  # type: ignore[call-overload]
-    found = notes.run(x * 2.0, torch.float16)
+    found = made(notes, x * 2.0, torch.float16)
     assert found is not None
     assert same_bytes(found, ((b.float() - a.float()) * 2.0).half())
 
 
 def test_a_result_that_something_else_came_after_is_left_to_torch() -> None:
-    notes = Notes(torch.float32)
+    notes = Notes(torch.float32, (3,))
     first = notes.given(torch.ones(3, dtype=torch.float16)) + 1.0
     assert first * 2.0 is not None
-    assert notes.run(first, torch.float16) is None
+    assert made(notes, first, torch.float16) is None
 
 
 def test_an_input_that_nothing_is_made_of_is_looked_at_by_torch() -> None:
-    notes = Notes(torch.float32)
+    notes = Notes(torch.float32, (3,))
     x, _ = (notes.given(torch.ones(3, dtype=torch.float16)) for _ in range(2))
-    assert notes.run(x + 1.0, torch.float16) is None
+    assert made(notes, x + 1.0, torch.float16) is None
 
 
 def test_too_many_values_and_results_of_64_bits_are_left_to_torch() -> None:
-    notes = Notes(torch.float64)
+    notes = Notes(torch.float64, (3,))
     x: Noted = notes.given(torch.ones(3, dtype=torch.float16))
     x = x + 1.0
-    assert notes.run(x, torch.float64) is None
-    assert notes.run(x, torch.float16) is not None
+    assert made(notes, x, torch.float64) is None
+    assert made(notes, x, torch.float16) is not None
     for _ in range(30):
         x = x + 1.0
-    assert notes.run(x, torch.float16) is not None  # of 32 values
+    assert made(notes, x, torch.float16) is not None  # of 32 values
     x = x + 1.0
-    assert notes.run(x, torch.float16) is None
+    assert made(notes, x, torch.float16) is None
 
 
 # -- whether there is one ----------------------------------------------------------------------------------------------

@@ -87,12 +87,15 @@ def _inner(core_RRkk: Tensor, down_RI: Tensor, exact: bool) -> Tensor:
     return _product(down_RI.T, core_RRkk.transpose(0, 1), exact).transpose(0, 1)
 
 
-def hadamard(weight: Tensor, f: Factors, exact: bool) -> Tensor:  # noqa: ARG001
+def hadamard(weight: Tensor, f: Factors, exact: bool) -> Tensor:
     """(w1_a w1_b) ⊙ (w2_a w2_b) (LoHa; FedPara, Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098, eq. 1).
 
-    The second product is never there as a whole: its rows are made as many at a time as `exact.product` makes.
+    The second product is never there as a whole: its rows are made as many at a time as `exact.product` makes, or both
+    are noted for the compiled kernel.
     """
-    (up, right), (other_up, other_right) = (_side(f, i, exact) for i in "12")
+    (up, right), (other_up, other_right) = sides = [_side(f, i, exact) for i in "12"]
+    if noted := arithmetic.noted_products(weight, sides, sliced=exact):
+        return noted[0] * noted[1]
     result = _product(up, right, exact)
     for start in range(0, len(result), arithmetic.ROWS):
         rows = slice(start, start + arithmetic.ROWS)

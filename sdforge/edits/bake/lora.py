@@ -132,6 +132,6 @@ def delta(
     from sdforge.exact import product
 
     up, down = tensors
-    update = product(up, down.reshape(down.shape[0], -1), sliced=exact).reshape(weight.shape)
+    update = product(up, down.reshape(down.shape[0], -1), sliced=exact, like=weight)
     # a type it has already; but where the weight is noted for the compiled kernel, so is what follows
     return update.type_as(weight).mul_(float(parameters["scale"]))
