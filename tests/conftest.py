@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
 import json
 import os
 import shutil
@@ -26,13 +24,6 @@ if TYPE_CHECKING:
 
 FORGE = Path(sys.executable).with_name("forge")
 METHODS = Path(__file__).parent / "methods"
-HEAVY = (  # what most builds with trainings, previews and exports import
-    "sdforge.families.sd15.load",
-    "sdforge.run.train",
-    "sdforge.edits.previews.draw",
-    "sdforge.trainings.lora.adapter",
-    "sdforge.trainings.textual_inversion.adapter",
-)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FORGE_TOML = """\
@@ -190,12 +181,14 @@ class Project:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the collector what stays: in the processes of a whole run it went through it again and again."""
+    """Do once in the processes of a whole run what each of many tests would do."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        for name in HEAVY:
-            importlib.import_module(name)
-        gc.collect()
-        gc.freeze()
+        from tests import shells
+        from tests.quick import import_everything, spare_collector
+
+        import_everything()
+        shells.install()
+        spare_collector()
 
 
 @pytest.fixture(scope="session")
@@ -232,29 +225,9 @@ def quick() -> Iterator[Quick]:
     found.close()
 
 
-@pytest.fixture(scope="session")
-def loaded() -> Iterator[Quick]:
-    """Run builds that train, draw and export in little time: their forks need not import the libraries."""
-    from tests.quick import Quick
-
-    found = Quick(*HEAVY)
-    yield found
-    found.close()
-
-
 @pytest.fixture(scope="module")
 def forked(quick: Quick) -> Iterator[None]:
     """Run this module's commands in forks of one process (`Project.start` still starts a real one)."""
-    yield from _through(quick)
-
-
-@pytest.fixture(scope="module")
-def forked_with_libraries(loaded: Quick) -> Iterator[None]:
-    """Run this module's commands in forks of a process that has imported the libraries."""
-    yield from _through(loaded)
-
-
-def _through(quick: Quick) -> Iterator[None]:
     Project.quick = quick
     yield
     Project.quick = None

@@ -1,15 +1,18 @@
 """Many builds in little time: one process has imported `forge`, and a fork of it runs each command.
 
-A whole build of the toy takes a tenth of the time that a new interpreter with a worker would need, since orders run in
-the command's own process. So the publishes of builder and worker are counted in one row, and a test can go through
-all of them. A fork that is killed dies as a command would.
+A whole build of the toy takes a tenth of the time that a new interpreter with a worker would need: there is nothing to
+import, and orders run in the command's own process. So the publishes of builder and worker are counted in one row, and
+a test can go through all of them. A fork that is killed dies as a command would.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
@@ -22,6 +25,13 @@ from tests import calls
 from tests.conftest import METHODS, RECIPE, Ran
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = (  # what modules of sdforge import within functions, as far as it is installed
+    "PIL.ImageDraw",
+    "PIL.ImageFont",
+    "cryptography.hazmat.primitives.serialization",
+    "obstore.store",
+    "transformers.models.clip.tokenization_clip",
+)
 WATCHED = "QUICK_WATCHED"  # system calls of a command on which `Running.watch` decides
 LONGEST = 240  # seconds of a command: one that waits for ever is a failure, and dies by SIGALRM
 
@@ -46,11 +56,11 @@ class Here:
 class Quick:
     """Runs `forge` in forks of a process that waits for commands on its standard input.
 
-    modules: what that process has imported besides, such as torch, so that no fork has to.
+    modules: what that process imports besides the command line, so that no fork has to; none: all that there is.
     """
 
     def __init__(self, *modules: str) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("FORGE_")}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("FORGE_", "PYTHONDONTWRITE"))}
         own = {"FORGE_METHODS": str(METHODS), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
         own |= {"QUICK_MODULES": " ".join(modules)}
         self.process = subprocess.Popen(
@@ -105,6 +115,43 @@ class Running:
         return Ran(code, out, err)
 
 
+def spare_collector() -> None:
+    """Let the garbage collector pass over all that there is now, and look less often.
+
+    In a run of many tests it went through it again and again; in a fork it would copy every page that it touches.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def import_everything() -> None:
+    """Import all of sdforge, and so the libraries."""
+    import sdforge
+
+    for module in pkgutil.walk_packages(sdforge.__path__, "sdforge."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def build_shells() -> None:
+    """Load the toy once, so that the forks that load it have its networks already."""
+    import torch
+
+    from sdforge.families.sd15.load import load
+    from tests import shells
+    from tests.families.workbench import take
+    from tests.toys import write_checkpoint
+
+    shells.install()
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder, "base"))
+        load(take(Path(folder, "base")).given(), torch.device("cpu"), torch.float32)
+
+
 def serve() -> None:
     """Fork for every command that comes; say its process id at once, and its exit code when asked."""
     import sdforge.commands
@@ -113,9 +160,14 @@ def serve() -> None:
     from sdforge.recipe import read_recipe
 
     read_recipe(RECIPE.encode(), "toy", "toy.toml")  # what that imports, no fork has to
-    for name in os.environ["QUICK_MODULES"].split():
-        importlib.import_module(name)
     sdforge.commands.LocalExecutor = Here  # type: ignore[misc,assignment]
+    if modules := os.environ["QUICK_MODULES"].split():
+        for name in modules:
+            importlib.import_module(name)
+    else:
+        import_everything()
+        build_shells()
+    spare_collector()
     for line in sys.stdin:
         wish = json.loads(line)
         if "wait" in wish:

@@ -135,7 +135,9 @@ def _filled(part: str, network: nn.Module, tensors: dict[str, Tensor], device: t
                 hint="get it again from where it came from",
             )
     network.load_state_dict(tensors, strict=True, assign=True)
-    return network.to(device).eval().requires_grad_(False)
+    if device.type != "cpu":  # where they have been read
+        network.to(device)
+    return network.eval().requires_grad_(False)
 
 
 def load_text_encoder(config: dict[str, Any], refs: list[Ref], device: torch.device, *, projected: bool) -> nn.Module:

@@ -15,6 +15,8 @@ from tests.conftest import Project
 
 STEPS = 10
 
+pytestmark = pytest.mark.usefixtures("forked")  # what is interrupted is a real command
+
 
 def children(pid: int) -> list[int]:
     return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

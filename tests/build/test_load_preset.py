@@ -23,7 +23,7 @@ from sdforge.run.tokens import Words
 from tests.conftest import Project, new_project
 from tests.toys import vocabulary
 
-pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+pytestmark = pytest.mark.usefixtures("forked")
 
 RECIPE = """\
 family = "sd15"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Project, new_project
 
-pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+pytestmark = pytest.mark.usefixtures("forked")
 
 RECIPE = """\
 family = "sd15"

@@ -17,7 +17,7 @@ from tests.build.test_interrupts import children, is_alive
 from tests.build.test_probes import change_pixel
 from tests.conftest import METHODS, Project, new_project
 
-pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+pytestmark = pytest.mark.usefixtures("forked")
 
 Wait = Callable[[Callable[[], object]], None]
 

@@ -34,6 +34,8 @@ __all__ = ["each", "exported", "toy", "toys"]
 
 Show = Callable[[Path], dict[str, Any]]
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture
 def show(capsys: pytest.CaptureFixture[str]) -> Show:
@@ -222,7 +224,7 @@ def test_a_hostile_file_is_refused_by_the_command(
 
 
 def test_hostile_sources_end_a_build_in_one_sentence(project: Project) -> None:
-    """Through the real command: nothing waits, nothing runs, and the source is named."""
+    """Through the whole command: nothing waits, nothing runs, and the source is named."""
     for name, text in (
         ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{"),
         ("code.ckpt", b"\x80\x02cos\nsystem\n(S'touch harm'\ntR."),

@@ -41,7 +41,7 @@ FORMULAS = ("toy:soft", "toy:end")
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, loaded: Quick) -> Whole:
+def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, quick: Quick) -> Whole:
     place = tmp_path_factory.mktemp("two machines")
     root = place / "first"
     shutil.copytree(bench_files, root)
@@ -49,7 +49,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, bench_files: Path, loaded: Q
     (root / "recipes" / "toy.toml").write_text(RECIPE)
     with (root / "forge.toml").open("a") as file:
         file.write(f'\n[remote]\naddress = "{place / "shared"}"\n')
-    ran = loaded.forge(root, "build", "toy", "--remote=write")
+    ran = quick.forge(root, "build", "toy", "--remote=write")
     assert ran.code == 0, ran.out + ran.err
     return Whole(root)
 
@@ -81,8 +81,8 @@ def made(root: Path) -> dict[str, list[str]]:
     return {v["record"]["target"]: sorted(v["packs"]) for v in values if v["record"].get("target") in FORMULAS}
 
 
-def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole, second: Path, loaded: Quick) -> None:
-    ran = build(loaded, second)
+def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole, second: Path, quick: Quick) -> None:
+    ran = build(quick, second)
     assert ran.code == 0, ran.out + ran.err
     assert not (second / "rehearsal.log").exists()
     assert first.differences(second) == []
@@ -90,11 +90,11 @@ def test_the_second_makes_every_formula_alike_and_fetches_the_rest(first: Whole,
 
 
 def test_with_an_empty_remote_it_trains_and_says_that_the_result_differs(
-    first: Whole, second: Path, shared: Path, loaded: Quick
+    first: Whole, second: Path, shared: Path, quick: Quick
 ) -> None:
     shutil.rmtree(shared)
-    assert build(loaded, second, "--locked").code == 3
-    ran = build(loaded, second)
+    assert build(quick, second, "--locked").code == 3
+    ran = build(quick, second)
     assert ran.code == 0, ran.out + ran.err
     assert (second / "rehearsal.log").is_file()
     assert "differs from its pin" in ran.out
@@ -103,17 +103,17 @@ def test_with_an_empty_remote_it_trains_and_says_that_the_result_differs(
 
 
 def test_with_a_wrong_byte_in_any_file_there_nothing_wrong_is_taken(
-    first: Whole, second: Path, shared: Path, loaded: Quick
+    first: Whole, second: Path, shared: Path, quick: Quick
 ) -> None:
     files = sorted(path for path in shared.glob("*/*/*") if path.is_file())
     assert len(files) == 6  # action, description, manifest, table, pack, losses
     for path in files:
         before = path.read_bytes()
         flip(path, path)
-        ran = build(loaded, second, "--locked")
+        ran = build(quick, second, "--locked")
         assert ran.code == 3, ran.out + ran.err
         assert not (second / "out").exists()
         path.write_bytes(before)
     assert not (second / "rehearsal.log").exists()
-    assert build(loaded, second, "--locked").code == 0
+    assert build(quick, second, "--locked").code == 0
     assert first.differences(second) == []

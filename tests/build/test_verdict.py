@@ -14,6 +14,8 @@ from sdforge.session import open_session
 from tests.build.test_probes import change_pixel
 from tests.conftest import METHODS, Project, new_project
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def turn_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())

@@ -116,31 +116,31 @@ def blocks(page: str) -> Iterator[Block]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, loaded: Quick) -> Path:
+def workshop(tmp_path_factory: pytest.TempPathFactory, quick: Quick) -> Path:
     """Where the tutorial ends."""
-    reader = Reader(loaded, tmp_path_factory.mktemp("guide"))
+    reader = Reader(quick, tmp_path_factory.mktemp("guide"))
     reader.follow("tutorial")
     return reader.folder
 
 
-def page_reader(loaded: Quick, workshop: Path, folder: Path) -> Reader:
+def page_reader(quick: Quick, workshop: Path, folder: Path) -> Reader:
     """Begin another page in a copy of the workshop, without its history."""
     shutil.copytree(workshop, folder / "workshop", ignore=shutil.ignore_patterns(".git"))
-    return Reader(loaded, folder / "workshop")
+    return Reader(quick, folder / "workshop")
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs(loaded: Quick, workshop: Path, tmp_path: Path, page: str) -> None:
-    page_reader(loaded, workshop, tmp_path).follow(page)
+def test_every_command_of_a_page_runs(quick: Quick, workshop: Path, tmp_path: Path, page: str) -> None:
+    page_reader(quick, workshop, tmp_path).follow(page)
 
 
 @pytest.mark.slow
-def test_the_long_commands_run_too(loaded: Quick, workshop: Path, tmp_path: Path) -> None:
+def test_the_long_commands_run_too(quick: Quick, workshop: Path, tmp_path: Path) -> None:
     pages = [page for page in PAGES if any(block.comment == "slow" for block in blocks(page))]
     assert pages
     for page in pages:
         (tmp_path / page).mkdir()
-        page_reader(loaded, workshop, tmp_path / page).follow(page, slow=True)
+        page_reader(quick, workshop, tmp_path / page).follow(page, slow=True)
 
 
 def test_the_reference_is_what_the_schemas_say() -> None:

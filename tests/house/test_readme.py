@@ -16,7 +16,7 @@ from sdforge.arguments import parser
 from sdforge.method import is_target, method_groups
 from tests.conftest import Project
 
-pytestmark = pytest.mark.usefixtures("forked_with_libraries")
+pytestmark = pytest.mark.usefixtures("forked")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
