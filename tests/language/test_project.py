@@ -238,15 +238,15 @@ def test_a_path_that_a_shell_has_completed_is_stated_as_sources_are(
     for place in (root / "recipes" / "bases" / "own", models / "base [v1]"):
         shutil.copytree(toy_checkpoint, place)
     monkeypatch.chdir(root / "recipes")
-    assert forge("add", "one", "bases/own").code == 0
-    said = forge("add", "two", "../../models/base [v1]")
+    assert forge("-C", ".", "add", "one", "bases/own").code == 0
+    said = forge("-C", ".", "add", "two", "../../models/base [v1]")
     assert said.code == 2
     assert "../../models/base [v1] lies outside of the project" in said.err
     assert f'folders = ["{models}"]' in said.err
     (root / "forge.local.toml").write_text('folders = ["../models"]\n')
-    assert forge("add", "two", "../../models/base [v1]").code == 0
-    assert forge("add", "four", "~nobody-of-this-name/x").code == 2
-    assert forge("add", "three", "recipes/bases/own").code == 0, "from the project's folder, as ever"
+    assert forge("-C", ".", "add", "two", "../../models/base [v1]").code == 0
+    assert forge("-C", ".", "add", "four", "~nobody-of-this-name/x").code == 2
+    assert forge("-C", ".", "add", "three", "recipes/bases/own").code == 0, "from the project's folder, as ever"
     stated = (root / "forge.toml").read_text().partition("[source.one]")[2]
     assert stated.count('from = "recipes/bases/own"') == 2
     assert stated.count('from = "base [v1]"') == 1

@@ -90,16 +90,6 @@ def test_a_long_chain_of_targets_is_no_circle_and_no_recursion(check: Callable[[
     assert "error[cycle]" in said.err
 
 
-def test_a_chain_longer_than_a_plan_goes_down_is_refused_where_it_becomes_too_long(
-    check: Callable[[str], Said],
-) -> None:
-    chain = "".join(f'[cast.t{i}]\ncheckpoint = "t{i - 1}"\ndtype = "fp16"\n' for i in range(1, 1500))
-    said = check(f'family = "sd15"\n[cast.t0]\ncheckpoint = "flat"\ndtype = "fp16"\n{chain}')
-    assert said.code == 2
-    assert said.err.startswith("recipes/r.toml:302:2: error[chain]: more than 100 targets stand behind each other")
-    assert "can be a source" in said.err
-
-
 def test_a_line_that_is_very_long_is_cut(check: Callable[[str], Said]) -> None:
     said = check('family = "sd16" #' + "x" * 1000 + "\n")
     assert max(map(len, said.err.splitlines())) < 200

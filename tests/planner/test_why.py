@@ -186,10 +186,10 @@ def test_what_lies_behind_many_targets_is_said_once(capsys: pytest.CaptureFixtur
     behind = [Cause("weights 0.5 → 0.6")]
     for i in range(30):  # each takes the one before twice: there are 2³⁰ ways through them
         behind = [Cause(f"`x{i}` changed", None, behind), Cause(f"`x{i}` changed", None, behind)]
-    _tell_causes(behind, 0, set())
+    _tell_causes(behind, set())
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "`x29` changed"
-    assert said[-1] == "`x29` changed (as above)"
+    assert said[0] == "  `x29` changed"
+    assert said[-1] == "  `x29` changed (as above)"
     assert [line.strip() for line in said].count("weights 0.5 → 0.6") == 1
     first, second = _causes_json(behind, set())
     assert second == {"text": "`x29` changed", "behind": [], "above": True}
