@@ -21,8 +21,9 @@ BEGIN = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C,
 
 def sums_of(first: bytes, *, body: bool) -> Sums | SumsAtOnce:
     """Begin the sums of a file that begins so; body: whether what follows is summed by itself too."""
-    at_once = body and len(first) % BLOCK == 0 and _library() is not None
-    return SumsAtOnce(first) if at_once else Sums(first, body=body)
+    if body and len(first) % BLOCK == 0 and (library := _library()) is not None:
+        return SumsAtOnce(first, library)
+    return Sums(first, body=body)
 
 
 class Sums:
@@ -43,10 +44,12 @@ class Sums:
 class SumsAtOnce:
     """Both sums by the compiled kernel."""
 
-    def __init__(self, first: bytes) -> None:
+    def __init__(self, first: bytes, library: ctypes.CDLL) -> None:
+        """first: whole blocks; library: the kernel."""
+        self._library = library
         self._words = (ctypes.c_uint32 * 16)(*BEGIN, *BEGIN)
         self._first, self._size, self._rest = len(first), 0, b""
-        _add(self._words, 1, bytearray(first))
+        self._add(self._words, 1, bytearray(first))
 
     def tasks(self, data: memoryview) -> list[Callable[[], object]]:
         """Return the one call that adds bytes, which lie in memory that could be written to."""
@@ -60,9 +63,9 @@ class SumsAtOnce:
             data = data[missing:]
             if len(self._rest) < BLOCK:
                 return
-            _add(self._words, 2, bytearray(self._rest))
+            self._add(self._words, 2, bytearray(self._rest))
         whole = len(data) // BLOCK * BLOCK
-        _add(self._words, 2, data[:whole])
+        self._add(self._words, 2, data[:whole])
         self._rest = bytes(data[whole:])
 
     def digests(self) -> list[str]:
@@ -74,19 +77,27 @@ class SumsAtOnce:
         words = (ctypes.c_uint32 * 8)(*self._words[8 * number : 8 * number + 8])
         end = self._rest + b"\x80"
         end += bytes(-(len(end) + 8) % BLOCK) + (8 * size).to_bytes(8, "big")
-        _add(words, 1, bytearray(end))
+        self._add(words, 1, bytearray(end))
         return b"".join(word.to_bytes(4, "big") for word in words).hex()
+
+    def _add(self, words: Any, count: int, blocks: bytearray | memoryview) -> None:
+        """Add whole blocks to so many sums, without the interpreter's lock."""
+        memory = (ctypes.c_char * len(blocks)).from_buffer(blocks)
+        self._library.add_to_sums(words, count, memory, ctypes.c_int64(len(blocks) // BLOCK))
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
+    """Return the kernel, where it and the processor can, and give hashlib's sums: that is tried once in a process."""
     library = kernel()
-    return library if library is not None and library.sums_usable() else None
+    return library if library is not None and library.sums_usable() and _agrees(library) else None
 
 
-def _add(words: Any, count: int, blocks: bytearray | memoryview) -> None:
-    """Add whole blocks to so many sums, without the interpreter's lock."""
-    library = _library()
-    assert library is not None
-    memory = (ctypes.c_char * len(blocks)).from_buffer(blocks)
-    library.add_to_sums(words, count, memory, ctypes.c_int64(len(blocks) // BLOCK))
+def _agrees(library: ctypes.CDLL) -> bool:
+    data = bytes(range(256)) * 2
+    first, plain = data[:BLOCK], Sums(data[:BLOCK], body=True)
+    found = SumsAtOnce(first, library)
+    for each in (plain, found):
+        for task in each.tasks(memoryview(bytearray(data[BLOCK:]))[: -BLOCK // 2]):
+            task()
+    return found.digests() == plain.digests()

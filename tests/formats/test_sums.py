@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,25 @@ def test_they_are_those_of_hashlib(first: int, parts: list[int], seed: bytes) ->
     expected = [hashlib.sha256(data).hexdigest(), hashlib.sha256(data[64 * first :]).hexdigest()]
     assert found.digests() == expected
     assert found.digests() == expected  # to be told them ends nothing
+
+
+def test_a_kernel_that_sums_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sums._library()
+    assert right is not None
+
+    class Wrong:
+        def sums_usable(self) -> int:
+            return 1
+
+        def add_to_sums(self, words: Any, _: int, *rest: Any) -> None:
+            right.add_to_sums(words, 1, *rest)  # of two sums the second lacks what was added
+
+    monkeypatch.setattr(sums, "kernel", Wrong)
+    sums._library.cache_clear()
+    try:
+        assert isinstance(sums_of(b"a" * 64, body=True), Sums)
+    finally:
+        sums._library.cache_clear()
 
 
 def test_what_is_cut_otherwise_is_summed_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -470,3 +470,32 @@ def test_a_kernel_that_computes_otherwise_is_not_used(monkeypatch: pytest.Monkey
         assert fused.without() == "it computes other bytes than torch here"
     finally:
         fused.without.cache_clear()
+
+
+def test_a_kernel_that_multiplies_matrices_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fused.Product
+    monkeypatch.setattr(fused, "Product", lambda rank, columns: whole(rank=rank - 1, columns=columns))
+    fused.without.cache_clear()
+    try:
+        assert fused.without() == "it computes other bytes than torch here"
+    finally:
+        fused.without.cache_clear()
+
+
+def test_it_can_do_without_the_widest_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FORGE_KERNEL=avx2 is told to the library, which chooses among its tiles."""
+    told: list[bool] = []
+
+    class Library:
+        source = staticmethod(lambda: build.fingerprint().encode())
+
+        def usable(self, avx512: bool) -> int:
+            told.append(avx512)
+            return 1
+
+    Library.source.restype = None  # type: ignore[attr-defined]
+    monkeypatch.setattr(kernel.ctypes, "CDLL", lambda _: Library())
+    for wish in ("on", "avx2"):
+        monkeypatch.setenv("FORGE_KERNEL", wish)
+        assert kernel.missing() == ""
+    assert told == [True, False]
