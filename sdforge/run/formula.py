@@ -42,6 +42,7 @@ Job = Callable[[], Stream[Written]]
 Selecting = Callable[[], AbstractContextManager[None]]  # what is selected within is selected by a device
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
+AHEAD = 13  # buffers of the file that they may fill before it is their turn
 ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
 
 
@@ -51,7 +52,8 @@ def run_formula(order: Order, report: Report) -> Outcome:
     shapes: Shapes = {name: (c.dtype, c.shape) for name, c in rows.items()}
     others: Apart = {}
     without()  # the processes that are forked have it from here
-    with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout) as pack, _one_thread():
+    ahead = AHEAD if _processors() > 1 else 0
+    with Pack(Path(order.work) / "pack.safetensors", shapes, order.layout, ahead=ahead) as pack, _one_thread():
         jobs = _jobs(order.layout, pack, rows)
         on_device = partial(selecting_on, order.how.get("device", "cpu"), cache(lambda why: report(remark=why)))
         with closing(_done(jobs, pack, rows, on_device)) as done:  # whatever happens here, no process is left behind
@@ -158,7 +160,8 @@ def _done(
 
     several = _processors() > 1 and sum(pack.sizes.values()) > SMALL
     ways = {name: partial(with_all_there_is, job) if name in alone else job for name, job in jobs.items()}
-    return in_order(ways, pack.file.write, PROCESSES if several else 0, alone)
+    spans = {name: (pack.offsets[name], size) for name, size in pack.sizes.items()}
+    return in_order(ways, pack.file, spans, PROCESSES if several else 0, alone)
 
 
 def _processors() -> int:

@@ -1,15 +1,15 @@
-"""Bytes made side by side by processes, and taken in their order by this one.
+"""Bytes made side by side by processes, and written in their order by this one.
 
 As threads they would hand the interpreter's lock to and fro. The processes are forked from this one, so that nothing
-is imported again or sent to them. Each fills slots of a memory of its own, says so through a pipe, and goes on as far
-as it has slots: so a large tensor is followed while it is made, and nothing is read back from a file. A process ends
-where its pipes do: nobody takes what a process makes whose parent is gone.
+is imported again or sent to them. Each puts its bytes where the file will have them, into the window that the file
+passes through, says so through a pipe, and goes on as far as the window reaches: so a large tensor is followed while it
+is made, nothing is copied from hand to hand, and nothing is read back from a file. A process ends where its pipes do:
+nobody takes what a process makes whose parent is gone.
 """
 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import sys
 from collections import defaultdict, deque
@@ -20,10 +20,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from sdforge.errors import ResourceError
+from sdforge.store.poured import Poured
 
 NUMBER = 4  # bytes of a job's number
-SLOT = 1 << 20  # bytes that are handed over at once
-SLOTS = 24  # of each process: so far it may be ahead
+STEP = 1 << 20  # bytes of which a process speaks at once
 KEPT = 64 << 20  # bytes of freed memory that each process keeps at most
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)'s numbers
 CAN_FORK = sys.platform == "linux"  # elsewhere libraries do not survive it
@@ -32,21 +32,26 @@ Answer = TypeVar("Answer")
 Bytes = bytes | bytearray | memoryview
 Stream = Generator[Bytes, None, Answer]  # bytes from front to back, and what is to be said of them
 Take = Callable[[memoryview], object]
+Spans = Mapping[str, tuple[int, int]]  # job → the place in the file at which its bytes begin, and how many they are
 
 
 def in_order(
-    jobs: Mapping[str, Callable[[], Stream[Answer]]], take: Take, processes: int, here: Collection[str] = ()
+    jobs: Mapping[str, Callable[[], Stream[Answer]]],
+    file: Poured,
+    spans: Spans,
+    processes: int,
+    here: Collection[str] = (),
 ) -> Generator[tuple[str, Answer]]:
-    """Do all jobs, have their bytes taken one after the other, and yield each name with what the job returned.
+    """Do all jobs, have their bytes written one after the other, and yield each name with what the job returned.
 
-    take: is given what comes next, which is overwritten afterwards. processes: how many work beside this one; 0: this
-    one works. here: jobs that this process does in any case, when it is their turn. What a job returns can be pickled.
-    Raises what a job raises, and ResourceError if a process was ended from outside.
+    spans: where the bytes of each job lie in the file: one behind the other, from where it is. processes: how many work
+    beside this one; 0: this one works. here: jobs that this process does in any case, when it is their turn. What a job
+    returns can be pickled. Raises what a job raises, and ResourceError if a process was ended from outside.
     """
     if processes and CAN_FORK:
-        yield from _forked(jobs, take, processes, here)
+        yield from _forked(jobs, _Place(file, spans), processes, here)
     else:
-        yield from ((name, drained(job(), take)) for name, job in jobs.items())
+        yield from ((name, drained(job(), file.write)) for name, job in jobs.items())
 
 
 def drained(stream: Stream[Answer], take: Take) -> Answer:
@@ -60,11 +65,17 @@ def drained(stream: Stream[Answer], take: Take) -> Answer:
         take(memoryview(piece))
 
 
+class _Place(NamedTuple):
+    """The file, and where in it the bytes of each job lie."""
+
+    file: Poured
+    spans: Spans
+
+
 class _Piece(NamedTuple):
-    """What a process says: how many bytes of a job lie in which slot; at a job's end what it returned, or raised."""
+    """What a process says: how many bytes more of a job there are; at the job's end what it returned, or raised."""
 
     name: str
-    slot: int
     size: int
     done: bool = False
     answer: Any = None
@@ -72,37 +83,37 @@ class _Piece(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """What joins this process and another one: pieces come, the numbers of slots that were taken go back."""
+    """What joins this process and another one: pieces come, and a byte goes back for every part that left the window."""
 
     pieces: Connection
     said: Connection
     free: int
     freed: int
-    memory: mmap.mmap
-
-    def slot(self, number: int, size: int = SLOT) -> memoryview:
-        return memoryview(self.memory)[number * SLOT : number * SLOT + size]
 
 
 def _joined() -> _Ends:
     pieces, said = get_context("fork").Pipe(duplex=False)
-    return _Ends(pieces, said, *os.pipe(), mmap.mmap(-1, SLOTS * SLOT))
+    free, freed = os.pipe()
+    os.set_blocking(freed, False)
+    return _Ends(pieces, said, free, freed)
 
 
 def _forked(
-    jobs: Mapping[str, Callable[[], Stream[Answer]]], take: Take, processes: int, here: Collection[str]
+    jobs: Mapping[str, Callable[[], Stream[Answer]]], place: _Place, processes: int, here: Collection[str]
 ) -> Generator[tuple[str, Answer]]:
     numbers = os.memfd_create("jobs")
     ends = [_joined() for _ in range(processes)]
-    workers = [get_context("fork").Process(target=_work, args=(jobs, numbers, own, ends), daemon=True) for own in ends]
+    arguments = [(jobs, place, numbers, own, ends) for own in ends]
+    workers = [get_context("fork").Process(target=_work, args=each, daemon=True) for each in arguments]
     try:
         theirs = (i for i, name in enumerate(jobs) if name not in here)
         os.pwrite(numbers, b"".join(i.to_bytes(NUMBER, "little") for i in theirs), 0)
+        taker = _Taker[Answer](ends, workers, place.file)
         for worker in workers:
             worker.start()
-        taker = _Taker[Answer](ends, workers, take)
+        taker.begin()
         for name, job in jobs.items():
-            yield name, drained(job(), take) if name in here else taker.answer(name)
+            yield name, drained(job(), taker.write) if name in here else taker.answer(name)
     finally:
         os.close(numbers)
         for worker, own in zip(workers, ends, strict=True):
@@ -116,34 +127,51 @@ def _forked(
 
 
 class _Taker(Generic[Answer]):
-    """Whoever takes the pieces of all processes, in the order of the jobs."""
+    """Whoever has the pieces of all processes written, in the order of the jobs. Made before they are started."""
 
-    def __init__(self, ends: Sequence[_Ends], workers: Sequence[BaseProcess], take: Take) -> None:
-        self.take = take
-        self.open = {own.pieces: (own, worker) for own, worker in zip(ends, workers, strict=True)}
-        self.waiting: dict[str, deque[tuple[_Ends, _Piece]]] = defaultdict(deque)
-        for own in ends:
-            own.said.close()  # an end that stayed open here would hide that the other one is gone
+    def __init__(self, ends: Sequence[_Ends], workers: Sequence[BaseProcess], file: Poured) -> None:
+        self.file, self.ends = file, ends
+        self.told = [file.freed] * len(ends)  # how many parts have left the window, as far as each process knows
+        self.open = {own.pieces: worker for own, worker in zip(ends, workers, strict=True)}
+        self.waiting: dict[str, deque[_Piece]] = defaultdict(deque)
+
+    def begin(self) -> None:
+        """Close what is the processes' own: an end that stayed open here would hide that the other one is gone."""
+        for own in self.ends:
+            own.said.close()
+
+    def write(self, memory: memoryview) -> None:
+        """Write what this process has made."""
+        self.file.write(memory)
+        self._tell()
 
     def answer(self, name: str) -> Answer:
-        """Take all bytes of a job, and return what it returned."""
+        """Have all bytes of a job written, and return what it returned."""
         while True:
             while not self.waiting[name]:
+                self._tell()
                 self._receive()
-            own, piece = self.waiting[name].popleft()
-            if piece.size:
-                self.take(own.slot(piece.slot, piece.size))
-                os.write(own.freed, bytes([piece.slot]))
+            piece = self.waiting[name].popleft()
+            self.file.grew(piece.size)
             if piece.done:
                 del self.waiting[name]
                 answer: Answer = piece.answer
                 return answer
 
+    def _tell(self) -> None:
+        """Let the processes know what has left the window."""
+        for i, own in enumerate(self.ends):
+            if more := self.file.freed - self.told[i]:
+                try:
+                    self.told[i] += os.write(own.freed, bytes(more))
+                except BlockingIOError:  # it has not looked for long, and learns it from what the pipe holds
+                    continue
+
     def _receive(self) -> None:
         """Wait for pieces. Raises the first error that comes."""
         for pipe in wait(list(self.open)):
             assert isinstance(pipe, Connection)
-            own, worker = self.open[pipe]
+            worker = self.open[pipe]
             try:
                 piece: _Piece = pipe.recv()
             except EOFError:
@@ -155,45 +183,49 @@ class _Taker(Generic[Answer]):
                 continue
             if piece.error is not None:
                 raise piece.error
-            self.waiting[piece.name].append((own, piece))
+            self.waiting[piece.name].append(piece)
 
 
 class _Hand:
-    """A process's slots."""
+    """What a process has of the window."""
 
-    def __init__(self, own: _Ends) -> None:
-        self.own, self.free = own, deque(range(SLOTS))
-        self.slot, self.filled = -1, 0
+    def __init__(self, own: _Ends, place: _Place) -> None:
+        self.own, self.spans, self.window, self.freed = own, place.spans, place.file.window, place.file.freed
+        self.name, self.begin, self.at, self.end = "", 0, 0, 0  # of the job's bytes, in the file; `begin`: of this step
 
     def pass_on(self, name: str, stream: Stream[Any]) -> None:
         """Hand over the bytes of a job, and what it returned. Raises what it raises."""
-        answer = drained(stream, lambda piece: self._put(name, piece))
-        self._say(_Piece(name, max(self.slot, 0), self.filled, done=True, answer=answer))
+        place, size = self.spans[name]
+        self.name, self.begin, self.at, self.end = name, place, place, place + size
+        answer = drained(stream, self._put)
+        self._say(done=True, answer=answer)
 
-    def _put(self, name: str, memory: memoryview) -> None:
+    def _put(self, memory: memoryview) -> None:
         memory = memory.cast("B")
+        if len(memory) > self.end - self.at:
+            raise ValueError(f"{self.name} makes more bytes than it has")
         while memory:
-            if self.slot < 0:
-                self.slot = self._next()
-            part = memory[: SLOT - self.filled]
-            self.own.slot(self.slot)[self.filled : self.filled + len(part)] = part
-            self.filled += len(part)
+            while self.window.number(self.at) >= self.freed + self.window.count:
+                self._wait()
+            part = self.window.part(self.at, min(len(memory), self.begin + STEP - self.at))
+            part[:] = memory[: len(part)]
+            self.at += len(part)
             memory = memory[len(part) :]
-            if self.filled == SLOT:
-                self._say(_Piece(name, self.slot, SLOT))
+            if self.at == self.begin + STEP:
+                self._say()
 
-    def _next(self) -> int:
-        """Return a free slot, as soon as there is one."""
-        if not self.free:
-            numbers = os.read(self.own.free, SLOTS)
-            if not numbers:
-                raise SystemExit(0)  # the parent is gone
-            self.free.extend(numbers)
-        return self.free.popleft()
+    def _wait(self) -> None:
+        """Wait until something has left the window, after saying what is in it: that may be what all wait for."""
+        if self.at > self.begin:
+            self._say()
+        freed = os.read(self.own.free, 1 << 16)
+        if not freed:
+            raise SystemExit(0)  # the parent is gone
+        self.freed += len(freed)
 
-    def _say(self, piece: _Piece) -> None:
-        self.own.said.send(piece)
-        self.slot, self.filled = -1, 0  # where nothing was filled, no slot was taken
+    def _say(self, *, done: bool = False, answer: Any = None) -> None:
+        self.own.said.send(_Piece(self.name, self.at - self.begin, done, answer))
+        self.begin = self.at
 
 
 def _keep_memory() -> None:
@@ -203,7 +235,9 @@ def _keep_memory() -> None:
         mallopt(MMAP_THRESHOLD, KEPT // 2)
 
 
-def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _Ends, all_ends: Sequence[_Ends]) -> None:
+def _work(
+    jobs: Mapping[str, Callable[[], Stream[Any]]], place: _Place, numbers: int, own: _Ends, all_ends: Sequence[_Ends]
+) -> None:
     """Do jobs as long as there are any."""
     _keep_memory()
     for each in all_ends:
@@ -212,7 +246,7 @@ def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _End
         if each is not own:
             each.said.close()
             os.close(each.free)
-    names, hand = list(jobs), _Hand(own)
+    names, hand = list(jobs), _Hand(own, place)
     while number := _next(numbers):
         name = names[int.from_bytes(number, "little")]
         try:
@@ -220,7 +254,7 @@ def _work(jobs: Mapping[str, Callable[[], Stream[Any]]], numbers: int, own: _End
         except BrokenPipeError:  # the parent is gone
             return
         except Exception as error:
-            own.said.send(_Piece(name, 0, 0, error=error))
+            own.said.send(_Piece(name, 0, error=error))
             return
 
 

@@ -6,7 +6,6 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -22,7 +21,7 @@ from sdforge.file_layout import FileLayout
 from sdforge.formats.safetensors import header_bytes
 from sdforge.order import Outcome
 from sdforge.ref import Ref
-from sdforge.run.side_by_side import in_order
+from sdforge.run.side_by_side import drained
 from sdforge.store.files import CHUNK
 from sdforge.store.poured import Poured
 
@@ -158,9 +157,17 @@ class Pack:
     """
 
     def __init__(
-        self, path: Path, shapes: dict[str, tuple[str, tuple[int, ...]]], layout: FileLayout | None = None
+        self,
+        path: Path,
+        shapes: dict[str, tuple[str, tuple[int, ...]]],
+        layout: FileLayout | None = None,
+        *,
+        ahead: int = 0,
     ) -> None:
-        """shapes: of the tensors that are computed. layout: of the whole file, where it holds more than those."""
+        """shapes: of the tensors that are computed. layout: of the whole file, where it holds more than those.
+
+        ahead: buffers that other processes may fill before it is their turn.
+        """
         self.path, self.shapes = path, shapes
         first, order = header_bytes(shapes, {})
         self.sizes = {name: self.size(name) for name in order}
@@ -173,7 +180,7 @@ class Pack:
             self.offsets[name] = place
             place += size
         # what lies there was left by a job that was lost, and begun again in the same folder
-        self.file = Poured(path, first, place, body=layout is not None)
+        self.file = Poured(path, first, place, body=layout is not None, ahead=ahead)
 
     def size(self, name: str) -> int:
         """Return the bytes of a tensor that is computed."""
@@ -235,7 +242,6 @@ def write_pack(work: Path, tensors: dict[str, dict[str, Tensor]]) -> Outcome:
     flat = {f"{component}.{name}": t for component, table in tensors.items() for name, t in table.items()}
     shapes = {name: (NAMES[t.dtype], tuple(t.shape)) for name, t in flat.items()}
     with Pack(work / "pack.safetensors", shapes) as pack:
-        jobs = {name: partial(hashed, [flat[name]]) for name in pack.sizes}
-        for name, digests in in_order(jobs, pack.file.write, processes=0):
-            pack.wrote(name, digests)
+        for name in pack.sizes:
+            pack.wrote(name, drained(hashed([flat[name]]), pack.file.write))
         return pack.outcome({component: sorted(table) for component, table in tensors.items()})

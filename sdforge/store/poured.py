@@ -2,6 +2,8 @@
 
 What is copied into the page cache is copied once more on its way to the disk, and pushes the inputs out that are
 still to be read. Where a system or a disk cannot do without it, it is used, and the disk is asked to begin early.
+The memory that a file passes through is shared with processes that are forked: they put their bytes where the file
+will have them, so that nobody copies them from hand to hand.
 """
 
 from __future__ import annotations
@@ -20,28 +22,53 @@ from typing import Any, Self
 from sdforge.kernel.sums import sums_of
 
 BUFFER = 4 << 20  # bytes that are written at once
-BUFFERS = 3  # one is filled, while the others are written and hashed
+BUFFERS = 3  # one is filled, while the others are written and hashed; more of them, where others fill some ahead
 SMALL = 16 << 20  # bytes of a file up to which threads are not worth it
 BLOCK = 4096  # bytes, of which what is written past the cache is a multiple
 FLUSHED = 1 << 28  # bytes after which the disk is asked to write what the cache holds
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 
+class Window:
+    """The memory that a file passes through: buffers, each of which holds the next part once its last one is written.
+
+    Forked processes see the same memory.
+    """
+
+    def __init__(self, buffer: int, count: int) -> None:
+        """buffer: bytes of one; count: how many there are."""
+        self.buffer, self.count = buffer, count
+        self.memory = mmap.mmap(-1, buffer * count)
+
+    def number(self, place: int) -> int:
+        """Return the number of the part of the file in which a place of the file lies."""
+        return place // self.buffer
+
+    def part(self, place: int, size: int) -> memoryview:
+        """Return the memory of so many bytes from a place of the file on, or of fewer: up to the end of its part."""
+        number, start = divmod(place, self.buffer)
+        begin = number % self.count * self.buffer + start
+        return memoryview(self.memory)[begin : begin + min(size, self.buffer - start)]
+
+
 class Poured:
     """The file: `close` writes what is left of it and tells its sha256; leaving it as a context lets go of it.
 
     It is flushed by whoever publishes it.
+    window: what it passes through; freed: how many parts of the file have left it, so that others may have their place.
     """
 
-    def __init__(self, path: Path, first: bytes, size: int, *, body: bool) -> None:
-        """first: how it begins; size: of the file in bytes; body: whether what follows is hashed by itself too."""
-        self.size, self.place, self.filled = size, 0, 0  # bytes that were given to be written, and of the buffer
+    def __init__(self, path: Path, first: bytes, size: int, *, body: bool, ahead: int = 0) -> None:
+        """first: how it begins; size: of the file in bytes; body: whether what follows is hashed by itself too.
+
+        ahead: buffers of a large file that others may fill before it is their turn.
+        """
+        self.size, self.place, self.filled = size, 0, 0  # bytes that were given to be written, and of the next part
         self.threads = [ThreadPoolExecutor(1) for _ in range(4)] if size > SMALL else []
         self.fd, self.direct = _opened(path, direct=size > SMALL)
         most = BUFFER if size > SMALL else max(1, min(size, BUFFER))
-        self.free = [mmap.mmap(-1, most) for _ in range(BUFFERS if self.threads else 1)]
-        self.buffer = self.free.pop()
-        self.busy: deque[tuple[mmap.mmap, list[Future[None]]]] = deque()
+        self.window, self.freed = Window(most, BUFFERS + ahead if self.threads else 1), 0
+        self.busy: deque[list[Future[None]]] = deque()
         self.flushes: list[Future[None]] = []
         self.sums, self.skipped = sums_of(first, body=body), len(first)
         self.unflushed = 0  # bytes
@@ -51,11 +78,18 @@ class Poured:
         """Write what comes next; the memory is the caller's again afterwards."""
         memory = memoryview(data).cast("B")
         while memory:
-            part = memory[: len(self.buffer) - self.filled]
-            self.buffer[self.filled : self.filled + len(part)] = part
-            self.filled += len(part)
-            memory = memory[len(part) :]
-            if self.filled == len(self.buffer):
+            place = self.window.part(self.told(), len(memory))
+            place[:] = memory[: len(place)]
+            self.grew(len(place))
+            memory = memory[len(place) :]
+
+    def grew(self, size: int) -> None:
+        """Write what comes next, of which so many bytes lie in the window."""
+        while size:
+            more = min(size, self.window.buffer - self.filled)
+            self.filled += more
+            size -= more
+            if self.filled == self.window.buffer:
                 self._hand_over()
 
     def told(self) -> int:
@@ -63,8 +97,8 @@ class Poured:
         return self.place + self.filled
 
     def _hand_over(self) -> None:
-        """Have the buffer written and hashed, and go on with a free one."""
-        memory = memoryview(self.buffer)[: self.filled]
+        """Have a part written and hashed, and go on with the next one as soon as there is room for it."""
+        memory = self.window.part(self.place, self.filled)
         tasks: list[Callable[[], object]] = [
             partial(self._pour, memory, self.place),
             *self.sums.tasks(memory[max(0, self.skipped - self.place) :]),
@@ -75,26 +109,25 @@ class Poured:
         if not self.threads:
             for task in tasks:
                 task()
+            self.freed += 1
             return
         done: list[Future[Any]] = [thread.submit(task) for thread, task in zip(self.threads, tasks, strict=False)]
-        self.busy.append((self.buffer, done))
+        self.busy.append(done)
         if not self.direct and self.unflushed > FLUSHED:
             self.unflushed = 0
             self.flushes.append(self.threads[-1].submit(os.fdatasync, self.fd))
-        if not self.free:
+        while len(self.busy) >= BUFFERS or (self.busy and all(each.done() for each in self.busy[0])):
             self._wait()
-        self.buffer = self.free.pop()
 
     def _wait(self) -> None:
-        """Wait for the buffer that was handed over first. Raises what its disk said."""
-        buffer, done = self.busy.popleft()
-        for each in done:
+        """Wait for the part that was handed over first. Raises what its disk said."""
+        for each in self.busy.popleft():
             each.result()
-        self.free.append(buffer)
+        self.freed += 1
 
     def _pour(self, memory: memoryview, place: int) -> None:
         if self.direct and len(memory) % BLOCK:  # the end of the file: what is too much is cut off
-            memory = memoryview(memory.obj)[: -(-len(memory) // BLOCK) * BLOCK]
+            memory = self.window.part(place, -(-len(memory) // BLOCK) * BLOCK)
         while memory:
             try:
                 count = os.pwrite(self.fd, memory, place)

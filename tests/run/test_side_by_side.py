@@ -7,12 +7,15 @@ import os
 import signal
 import struct
 import time
-from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing
 from functools import partial
+from itertools import accumulate
 from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,13 +23,29 @@ from sdforge.errors import ActionFailed, ResourceError
 from sdforge.order import Computation, Order
 from sdforge.ref import Damaged, Ref
 from sdforge.run.formula import run_formula
-from sdforge.run.side_by_side import CAN_FORK, NUMBER, SLOT, SLOTS, _next, in_order
+from sdforge.run.side_by_side import CAN_FORK, NUMBER, _next, in_order
+from sdforge.store import poured
+from sdforge.store.poured import BUFFER, Poured
 from tests.families.workbench import keep, reference
 
 forked = pytest.mark.skipif(not CAN_FORK, reason="nothing is forked here")
 
 
-Bytes = Generator[bytes, None, tuple[str, int]]
+AHEAD = 4
+Bytes = Generator[bytes | bytearray, None, Any]
+Jobs = dict[str, Callable[[], Bytes]]
+
+
+def writing(
+    folder: Path, jobs: Jobs, sizes: list[int], processes: int, here: Collection[str] = ()
+) -> Generator[tuple[str, Any]]:
+    """Do jobs that make so many bytes each, and yield what `in_order` yields; the file is whole then."""
+    ends = list(accumulate(sizes))
+    spans = {name: (end - size, size) for name, end, size in zip(jobs, ends, sizes, strict=True)}
+    with Poured(folder / "file", b"", ends[-1], body=False, ahead=AHEAD) as file:
+        with closing(in_order(jobs, file, spans, processes, here)) as done:
+            yield from done
+        file.close()
 
 
 def by(name: str, size: int = 3) -> Bytes:
@@ -37,13 +56,18 @@ def by(name: str, size: int = 3) -> Bytes:
     return name.upper(), os.getpid()
 
 
+def says(name: str, size: int = 3) -> int:
+    """Return how many bytes that is."""
+    return sum(len(piece) for piece in by(name, size))
+
+
 @pytest.mark.parametrize("processes", [0, 1, 2])
-def test_every_job_is_done_once_and_what_it_makes_is_taken_in_its_turn(processes: int) -> None:
-    jobs = {str(i): partial(by, f"n{i}", i % 4) for i in range(50)}
-    taken: list[bytes] = []
-    found = list(in_order(jobs, lambda piece: taken.append(bytes(piece)), processes))
+def test_every_job_is_done_once_and_what_it_makes_is_taken_in_its_turn(processes: int, tmp_path: Path) -> None:
+    jobs: Jobs = {str(i): partial(by, f"n{i}", i % 4) for i in range(50)}
+    sizes = [says(f"n{i}", i % 4) for i in range(50)]
+    found = list(writing(tmp_path, jobs, sizes, processes))
     assert [(name, said) for name, (said, _) in found] == [(str(i), f"N{i}") for i in range(50)]
-    assert b"".join(taken).decode() == "".join(f"n{i}{j}," for i in range(50) for j in range(i % 4))
+    assert (tmp_path / "file").read_text() == "".join(f"n{i}{j}," for i in range(50) for j in range(i % 4))
     assert (os.getpid() in {pid for _, (_, pid) in found}) == (not (processes and CAN_FORK))
 
 
@@ -68,44 +92,49 @@ def test_no_two_processes_get_one_job(tmp_path: Path) -> None:
 
 
 @forked
-def test_what_this_process_does_itself_stands_in_its_turn_too() -> None:
-    jobs = {str(i): partial(by, f"n{i}") for i in range(9)}
-    taken: list[bytes] = []
-    found = dict(in_order(jobs, lambda piece: taken.append(bytes(piece)), 2, {"3", "4"}))
-    assert b"".join(taken).decode() == "".join(f"n{i}{j}," for i in range(9) for j in range(3))
+def test_what_this_process_does_itself_stands_in_its_turn_too(tmp_path: Path) -> None:
+    jobs: Jobs = {str(i): partial(by, f"n{i}") for i in range(9)}
+    found = dict(writing(tmp_path, jobs, [says("n0")] * 9, 2, {"3", "4"}))
+    assert (tmp_path / "file").read_text() == "".join(f"n{i}{j}," for i in range(9) for j in range(3))
     assert {name for name, (_, pid) in found.items() if pid == os.getpid()} == {"3", "4"}
 
 
 @forked
-def test_what_is_larger_than_all_slots_passes_through_them() -> None:
-    """The second process fills its slots and waits, while the first one's bytes are taken."""
-    sizes = [3 * SLOTS * SLOT + 5, 2 * SLOTS * SLOT, 0, 7]
+@pytest.mark.parametrize("here", [(), ("2",)])
+def test_what_is_larger_than_the_window_passes_through_it(here: tuple[str, ...], tmp_path: Path) -> None:
+    """Others write as far ahead as the window reaches, and wait, while the first job's bytes are taken."""
+    whole = (poured.BUFFERS + AHEAD) * BUFFER
+    sizes = [5, 2 * whole + 5, whole, 0, 7, BUFFER, BUFFER // 2]
 
-    def job(i: int) -> Generator[bytearray, None, int]:
+    def job(i: int) -> Bytes:
         left = sizes[i]
         while left:
-            step = min(left, 5 * SLOT // 2)
+            step = min(left, BUFFER // 3)
             yield bytearray(bytes([i + 1]) * step)
             left -= step
         return i
 
-    counts = Counter[int]()
+    jobs: Jobs = {str(i): partial(job, i) for i in range(len(sizes))}
+    assert list(writing(tmp_path, jobs, sizes, 2, here)) == [(str(i), i) for i in range(len(sizes))]
+    found = np.fromfile(tmp_path / "file", np.uint8)
+    assert np.array_equal(found, np.repeat(np.arange(1, len(sizes) + 1, dtype=np.uint8), sizes))
 
-    def take(piece: memoryview) -> None:
-        (value,) = set(piece)
-        counts[value] += len(piece)
 
-    assert list(in_order({str(i): partial(job, i) for i in range(4)}, take, 2)) == [(str(i), i) for i in range(4)]
-    assert counts == {1: sizes[0], 2: sizes[1], 4: sizes[3]}
+@forked
+def test_who_makes_more_than_was_said_does_not_write_over_what_follows(tmp_path: Path) -> None:
+    jobs: Jobs = {"a": partial(by, "a"), "b": partial(by, "b")}
+    with pytest.raises(ValueError, match="a makes more bytes than it has"):
+        list(writing(tmp_path, jobs, [says("a") - 1, says("b") + 1], 1))
+
+
+def large(size: int) -> Bytes:
+    for start in range(0, size, BUFFER):
+        yield bytearray(min(BUFFER, size - start))
 
 
 def fail(error: Exception) -> Bytes:
     yield b"something"
     raise error
-
-
-def pass_by(piece: memoryview) -> None:
-    del piece
 
 
 REF = Ref("w", "F16", (1,), "/somewhere", 0, "")
@@ -115,15 +144,15 @@ REF = Ref("w", "F16", (1,), "/somewhere", 0, "")
 @pytest.mark.parametrize(
     "error", [Damaged(REF), ActionFailed("w holds NaN", "a hint"), OSError(28, "full", "pack"), MemoryError("1 GB")]
 )
-def test_an_error_comes_back_as_it_was(error: Exception, processes: int) -> None:
+def test_an_error_comes_back_as_it_was(error: Exception, processes: int, tmp_path: Path) -> None:
     with pytest.raises(type(error)) as caught:
-        list(in_order({"a": partial(fail, error)}, pass_by, processes))
+        list(writing(tmp_path, {"a": partial(fail, error)}, [20], processes))
     assert str(caught.value) == str(error)
     assert caught.value.__dict__ == error.__dict__
 
 
 @forked
-def test_a_process_that_was_killed_is_named_while_the_other_one_waits() -> None:
+def test_a_process_that_was_killed_is_named_while_the_other_one_waits(tmp_path: Path) -> None:
     def killed() -> Bytes:
         yield b"."
         time.sleep(0.1)
@@ -131,13 +160,13 @@ def test_a_process_that_was_killed_is_named_while_the_other_one_waits() -> None:
         raise AssertionError
 
     with pytest.raises(ResourceError, match=r"ended \(-9\)") as caught:
-        list(in_order({"a": killed, "b": partial(by, "x", 2 * SLOTS * SLOT // 3)}, pass_by, 2))
+        list(writing(tmp_path, {"a": killed, "b": partial(large, 20 * BUFFER)}, [1, 20 * BUFFER], 2))
     assert "memory" in caught.value.hint
 
 
 @forked
-def test_who_leaves_early_leaves_no_process_behind() -> None:
-    done = in_order({str(i): partial(by, "x") for i in range(1000)}, pass_by, 2)
+def test_who_leaves_early_leaves_no_process_behind(tmp_path: Path) -> None:
+    done = writing(tmp_path, {str(i): partial(by, "x") for i in range(1000)}, [says("x")] * 1000, 2)
     _, (_, pid) = next(done)
     done.close()
     with pytest.raises(ProcessLookupError):
@@ -145,23 +174,24 @@ def test_who_leaves_early_leaves_no_process_behind() -> None:
 
 
 @forked
-@pytest.mark.parametrize("size", [0, SLOT])
+@pytest.mark.parametrize("size", [0, BUFFER])
 def test_a_process_whose_parent_is_gone_ends(size: int, tmp_path: Path) -> None:
-    """The parent is killed where it waits: its process says what it did, or waits for slots, and does no more jobs."""
+    """The parent is killed where it waits: its process says what it did, or waits for room, and does no more jobs."""
+    (tmp_path / "done").mkdir()
 
-    def job(name: str) -> Generator[bytearray, None, None]:
+    def job(name: str) -> Bytes:
         time.sleep(0.02)
-        (tmp_path / name).write_text("")
-        if size:
-            yield bytearray(size)
+        (tmp_path / "done" / name).write_text("")
+        yield from large(size)
 
     parent = os.fork()
     if not parent:
-        for _ in in_order({f"{i:03}": partial(job, f"{i:03}") for i in range(200)}, pass_by, 1):
+        jobs: Jobs = {f"{i:03}": partial(job, f"{i:03}") for i in range(200)}
+        for _ in writing(tmp_path, jobs, [size] * 200, 1):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(parent, 0)
     before = -1
-    while before != (now := len(list(tmp_path.iterdir()))):
+    while before != (now := len(list((tmp_path / "done").iterdir()))):
         before = now
         time.sleep(0.2)
     assert now < 100
