@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sums.c"))
+INCLUDED = (Path(__file__).with_name("pass.h"),)
 LIBRARY = Path(__file__).with_name("kernel.shared")  # not `.so`, which Python takes for a module
 COMPILERS = ("cc", "gcc", "clang")
 # no operation is contracted with another one, so that each is rounded as torch rounds it; bits of numbers are looked at
@@ -18,7 +19,7 @@ FLAGS = ("-std=c11", "-O3", "-mavx2", "-mf16c", "-ffp-contract=off", "-fno-stric
 
 def fingerprint() -> str:
     """Return what names the sources as they are now."""
-    return hashlib.sha256(b"\0".join(path.read_bytes() for path in SOURCES)).hexdigest()[:16]
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in (*SOURCES, *INCLUDED))).hexdigest()[:16]
 
 
 def build(library: Path = LIBRARY) -> str:

@@ -12,7 +12,7 @@
 
 enum { F16, BF16, F32, F64, PRODUCT };             /* types of inputs; the result has one of the first three */
 enum { ADD, SUB, MUL, ADD_C, SUB_C, MUL_C };       /* x op y, x op constant */
-enum { CHUNK = 512, MOST = 32 };                   /* numbers gone through at a time; values of a program at most */
+enum { CHUNK = 768, MOST = 32 };                   /* numbers gone through at a time; values of a program at most */
 enum { HIGH = 8, WIDE = 192, STEP = 24 };          /* a tile's rows and columns; columns that are made at once */
 enum { PRODUCTS = 8, RANKS = 256 };                /* of a program at most; RANKS: of all its products together */
 
@@ -37,97 +37,121 @@ typedef struct {
     int32_t type;
 } Program;
 
-static uint32_t largest(const float *x, int64_t n, uint32_t most) {
-    const int32_t *bits = (const int32_t *)x;      /* without the sign they are ordered as magnitudes, NaN last */
-    int32_t found = (int32_t)most;
-    for (int64_t i = 0; i < n; i++) {
-        int32_t own = bits[i] & 0x7fffffff;
-        found = own > found ? own : found;
+enum { LANES = 8 };                                /* fp32 numbers that are read and rounded at a time */
+
+#define BASE static inline __attribute__((always_inline))
+
+/* Return 8 numbers of 16 or 32 bits, as fp32. */
+BASE __m256 taken(const void *x, int type, int64_t at) {
+    if (type == F32) return _mm256_loadu_ps((const float *)x + at);
+    const __m128i bits = _mm_loadu_si128((const __m128i *)((const uint16_t *)x + at));
+    if (type == F16) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+/* Round 8 numbers to a type. bf16: to nearest, ties to even; NaN never gets there unnoticed. */
+BASE void given(__m256 x, void *y, int type, int64_t at) {
+    if (type == F32) {
+        _mm256_storeu_ps((float *)y + at, x);
+        return;
     }
+    __m128i *place = (__m128i *)((uint16_t *)y + at);
+    if (type == F16) {
+        _mm_storeu_si128(place, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+        return;
+    }
+    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i near = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i high = _mm256_srli_epi32(near, 16);
+    _mm_storeu_si128(place, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
+}
+
+/* Return the bytes of a number of a type. */
+BASE size_t item(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
+
+/* The same of fewer than 8 numbers; what is taken has zeros behind them. */
+BASE __m256 taken_some(const void *x, int type, int64_t at, int64_t n) {
+    float some[LANES] = {0};
+    memcpy(some, (const char *)x + (size_t)at * item(type), (size_t)n * item(type));
+    return taken(some, type, 0);
+}
+
+BASE void given_some(__m256 x, void *y, int type, int64_t at, int64_t n) {
+    float some[LANES];
+    given(x, some, type, 0);
+    memcpy((char *)y + (size_t)at * item(type), some, (size_t)n * item(type));
+}
+
+/* All bits of the first lanes. */
+BASE __m256 first_lanes(int64_t n) {
+    const __m256i number = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)n), number));
+}
+
+BASE uint32_t largest(__m256i x) {
+    int32_t own[LANES], found = 0;
+    _mm256_storeu_si256((__m256i *)own, x);
+    for (int i = 0; i < LANES; i++) found = own[i] > found ? own[i] : found;
     return (uint32_t)found;
 }
 
-static void widen_f16(const uint16_t *x, float *y, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(x + i))));
-    for (; i < n; i++) y[i] = _cvtsh_ss(x[i]);
-}
-
-static void widen_bf16(const uint16_t *x, float *y, int64_t n) {
-    uint32_t *bits = (uint32_t *)y;
-    for (int64_t i = 0; i < n; i++) bits[i] = (uint32_t)x[i] << 16;
-}
-
-static void round_f16(const float *x, uint16_t *y, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
-    for (; i < n; i++) y[i] = _cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
-}
-
-static void round_bf16(const float *x, uint16_t *y, int64_t n) {
-    const uint32_t *bits = (const uint32_t *)x;    /* to nearest, ties to even; NaN never gets here unnoticed */
-    for (int64_t i = 0; i < n; i++) y[i] = (uint16_t)((bits[i] + 0x7fff + ((bits[i] >> 16) & 1)) >> 16);
-}
-
-/* Widen n numbers of 16 or 32 bits to fp32. */
-static void widen(const void *x, int type, int64_t at, float *y, int64_t n) {
-    if (type == F16) widen_f16((const uint16_t *)x + at, y, n);
-    else if (type == BF16) widen_bf16((const uint16_t *)x + at, y, n);
-    else memcpy(y, (const float *)x + at, (size_t)n * sizeof(float));
-}
-
-static void rounded(const float *x, void *y, int type, int64_t at, int64_t n) {
-    if (type == F16) round_f16(x, (uint16_t *)y + at, n);
-    else if (type == BF16) round_bf16(x, (uint16_t *)y + at, n);
-    else memcpy((float *)y + at, x, (size_t)n * sizeof(float));
-}
-
-#define EACH(VALUE) for (int64_t i = 0; i < n; i++) z[i] = VALUE
-#define OPERATE(NAME, T)                                                                                     \
-    static void NAME(const Operation *o, const T *restrict x, const T *restrict y, T *restrict z, int64_t n) \
-    {                                                                                                        \
-        const T c = (T)o->constant;                                                                          \
-        switch (o->op) {                                                                                     \
-        case ADD: EACH(x[i] + y[i]); break;                                                                  \
-        case SUB: EACH(x[i] - y[i]); break;                                                                  \
-        case MUL: EACH(x[i] * y[i]); break;                                                                  \
-        case ADD_C: EACH(x[i] + c); break;                                                                   \
-        case SUB_C: EACH(x[i] - c); break;                                                                   \
-        case MUL_C: EACH(x[i] * c); break;                                                                   \
-        }                                                                                                    \
+#define PAIRS(T, C, VECTOR, INTRINSIC)                                                                                 \
+    typedef struct { VECTOR low, high; } Unit_##T##_avx2;                                                              \
+    enum { HALF_##T = sizeof(VECTOR) / sizeof(C) };                                                                    \
+    BASE Unit_##T##_avx2 load_##T##_avx2(const C *x) {                                                                 \
+        return (Unit_##T##_avx2){INTRINSIC(loadu)(x), INTRINSIC(loadu)(x + HALF_##T)};                                 \
+    }                                                                                                                  \
+    BASE void store_##T##_avx2(C *x, Unit_##T##_avx2 y) {                                                              \
+        INTRINSIC(storeu)(x, y.low), INTRINSIC(storeu)(x + HALF_##T, y.high);                                          \
+    }                                                                                                                  \
+    BASE Unit_##T##_avx2 set_##T##_avx2(C x) { return (Unit_##T##_avx2){INTRINSIC(set1)(x), INTRINSIC(set1)(x)}; }     \
+    PAIRED(add, T, INTRINSIC)                                                                                          \
+    PAIRED(sub, T, INTRINSIC)                                                                                          \
+    PAIRED(mul, T, INTRINSIC)
+#define PAIRED(NAME, T, INTRINSIC)                                                                                     \
+    BASE Unit_##T##_avx2 NAME##_##T##_avx2(Unit_##T##_avx2 x, Unit_##T##_avx2 y) {                                     \
+        return (Unit_##T##_avx2){INTRINSIC(NAME)(x.low, y.low), INTRINSIC(NAME)(x.high, y.high)};                      \
     }
+#define PD(NAME) _mm256_##NAME##_pd
+#define PS(NAME) _mm256_##NAME##_ps
+PAIRS(f64, double, __m256d, PD)
+PAIRS(f32, float, __m256, PS)
 
-OPERATE(operate_f32, float)
-OPERATE(operate_f64, double)
-
-/* Take n numbers through a program, from place `at` on. tiles: what products are there. Returns `most` or the bits of
-   the result's largest magnitude, whichever is more. */
-static uint32_t pass(const Program *p, int64_t at, int64_t n, const double *const *tiles, uint32_t most) {
-    static _Thread_local float narrow[MOST][CHUNK] __attribute__((aligned(64)));
-    static _Thread_local double broad[MOST][CHUNK] __attribute__((aligned(64)));
-    const double *values[MOST];
-    const int32_t last = p->inputs + p->count - 1;
-    for (int32_t i = 0; i <= last; i++) values[i] = broad[i];
-    for (int32_t i = 0; i < p->inputs; i++) {
-        if (p->types[i] == PRODUCT) values[i] = *tiles++;
-        else if (p->types[i] == F64) values[i] = (const double *)p->in[i] + at;   /* read where it lies */
-        else {
-            widen(p->in[i], p->types[i], at, narrow[i], n);
-            if (p->wide) for (int64_t j = 0; j < n; j++) broad[i][j] = (double)narrow[i][j];
-        }
-    }
-    for (int32_t k = 0; k < p->count; k++) {
-        const Operation *o = p->operations + k;
-        const int32_t z = p->inputs + k;
-        if (p->wide) operate_f64(o, values[o->x], values[o->y], broad[z], n);
-        else operate_f32(o, narrow[o->x], narrow[o->y], narrow[z], n);
-    }
-    if (p->wide) for (int64_t j = 0; j < n; j++) narrow[last][j] = (float)broad[last][j];
-    most = largest(narrow[last], n, most);
-    rounded(narrow[last], p->out, p->type, at, n);
-    return most;
+BASE Unit_f64_avx2 broadened_avx2(__m256 x) {
+    return (Unit_f64_avx2){_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1))};
 }
+
+BASE __m256 narrowed_avx2(Unit_f64_avx2 x) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(x.low)), _mm256_cvtpd_ps(x.high), 1);
+}
+
+#define BASE512 static inline __attribute__((always_inline, target("avx512f")))
+#define WHOLE(T, C, VECTOR, S)                                                                                         \
+    typedef VECTOR Unit_##T##_avx512;                                                                                  \
+    BASE512 VECTOR load_##T##_avx512(const C *x) { return _mm512_loadu_##S(x); }                                       \
+    BASE512 void store_##T##_avx512(C *x, VECTOR y) { _mm512_storeu_##S(x, y); }                                       \
+    BASE512 VECTOR set_##T##_avx512(C x) { return _mm512_set1_##S(x); }                                                \
+    BASE512 VECTOR add_##T##_avx512(VECTOR x, VECTOR y) { return _mm512_add_##S(x, y); }                               \
+    BASE512 VECTOR sub_##T##_avx512(VECTOR x, VECTOR y) { return _mm512_sub_##S(x, y); }                               \
+    BASE512 VECTOR mul_##T##_avx512(VECTOR x, VECTOR y) { return _mm512_mul_##S(x, y); }
+WHOLE(f64, double, __m512d, pd)
+WHOLE(f32, float, __m512, ps)
+
+BASE512 __m512d broadened_avx512(__m256 x) { return _mm512_cvtps_pd(x); }
+
+BASE512 __m256 narrowed_avx512(__m512d x) { return _mm512_cvtpd_ps(x); }
+
+typedef uint32_t Pass(const Program *, int64_t, int64_t, int64_t, int64_t, const double *const *, uint32_t);
+
+#define TARGET "avx2,f16c"
+#define VARIANT(NAME) NAME##_avx2
+#include "pass.h"
+
+#define TARGET "avx2,f16c,avx512f"
+#define VARIANT(NAME) NAME##_avx512
+#include "pass.h"
+
+static Pass *pass = pass_avx2;
 
 /* Make a tile of HIGH rows of a product. left: (rank, HIGH); right: (rank, WIDE), of which `columns` are taken, a
    multiple of STEP; tile: (HIGH, WIDE). Ranks are added one after the other by fused multiply-adds, in every variant,
@@ -197,10 +221,11 @@ static uint32_t in_tiles(const Program *p, const Product *const *products, int32
                 take_rows(products[k]->left + row * rank, rank, high, left);
                 tile(left, panel, rank, made, tiles[k]);
             }
-            for (int64_t i = 0; i < high; i++) {
+            const int64_t at_once = columns == WIDE ? CHUNK / WIDE : 1;
+            for (int64_t i = 0; i < high; i += at_once) {
                 const double *own[PRODUCTS];
                 for (int32_t k = 0; k < count; k++) own[k] = tiles[k] + i * WIDE;
-                most = pass(p, (row + i) * all + column, columns, own, most);
+                most = pass(p, (row + i) * all + column, high - i < at_once ? high - i : at_once, columns, all, own, most);
             }
         }
     }
@@ -213,7 +238,9 @@ const char *source(void) { return SOURCE; }
 /* Whether this processor has the instructions that it is compiled for. avx512: whether to use those where they are. */
 int usable(int32_t avx512) {
     __builtin_cpu_init();
-    tile = avx512 && __builtin_cpu_supports("avx512f") ? tile_avx512 : tile_avx2;
+    avx512 = avx512 && __builtin_cpu_supports("avx512f");
+    tile = avx512 ? tile_avx512 : tile_avx2;
+    pass = avx512 ? pass_avx512 : pass_avx2;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma");
 }
 
@@ -239,6 +266,6 @@ int run(int32_t inputs, const void *const *in, const int32_t *types, int32_t cou
     }
     *most = 0;
     if (found) *most = in_tiles(&p, products, found, n / products[0]->columns);
-    else for (int64_t at = 0; at < n; at += CHUNK) *most = pass(&p, at, n - at < CHUNK ? n - at : CHUNK, 0, *most);
+    else for (int64_t at = 0; at < n; at += CHUNK) *most = pass(&p, at, 1, n - at < CHUNK ? n - at : CHUNK, 0, 0, *most);
     return 0;
 }
