@@ -13,7 +13,7 @@
 enum { F16, BF16, F32, F64, PRODUCT };             /* types of inputs; the result has one of the first three */
 enum { ADD, SUB, MUL, ADD_C, SUB_C, MUL_C };       /* x op y, x op constant */
 enum { CHUNK = 768, MOST = 32 };                   /* numbers gone through at a time; values of a program at most */
-enum { HIGH = 8, WIDE = 192, STEP = 24 };          /* a tile's rows and columns; columns that are made at once */
+enum { HIGH = 16, WIDE = 192, STEP = 24 };          /* a tile's rows and columns; columns that are made at once */
 enum { PRODUCTS = 8, RANKS = 256 };                /* of a program at most; RANKS: of all its products together */
 
 typedef struct {
@@ -153,23 +153,23 @@ typedef uint32_t Pass(const Program *, int64_t, int64_t, int64_t, int64_t, const
 
 static Pass *pass = pass_avx2;
 
-/* Make a tile of HIGH rows of a product. left: (rank, HIGH); right: (rank, WIDE), of which `columns` are taken, a
+/* Make a tile of HIGH rows of a product. left: (HIGH, rank); right: (rank, WIDE), of which `columns` are taken, a
    multiple of STEP; tile: (HIGH, WIDE). Ranks are added one after the other by fused multiply-adds, in every variant,
-   so that all give the same bits. */
+   so that all give the same bits. What is taken of `right` at once stays in the nearest cache for all rows. */
 typedef void Tile(const double *left, const double *right, int64_t rank, int64_t columns, double *tile);
 
 #define TILE(NAME, TARGET, VECTOR, LANES, ROWS, ZERO, SET, LOAD, STORE, FMA)                                      \
     __attribute__((target(TARGET))) static void NAME(const double *left, const double *right, int64_t rank,       \
                                                      int64_t columns, double *tile) {                             \
-        for (int64_t row = 0; row < HIGH; row += ROWS)                                                            \
-            for (int64_t column = 0; column < columns; column += 3 * LANES) {                                     \
+        for (int64_t column = 0; column < columns; column += 3 * LANES)                                           \
+            for (int64_t row = 0; row < HIGH; row += ROWS) {                                                      \
                 VECTOR sum[ROWS][3];                                                                              \
                 for (int i = 0; i < ROWS; i++) for (int j = 0; j < 3; j++) sum[i][j] = ZERO();                    \
                 for (int64_t r = 0; r < rank; r++) {                                                              \
-                    const double *x = left + r * HIGH + row, *y = right + r * WIDE + column;                      \
+                    const double *x = left + row * rank + r, *y = right + r * WIDE + column;                      \
                     const VECTOR y0 = LOAD(y), y1 = LOAD(y + LANES), y2 = LOAD(y + 2 * LANES);                    \
                     for (int i = 0; i < ROWS; i++) {                                                              \
-                        const VECTOR own = SET(x[i]);                                                             \
+                        const VECTOR own = SET(x[i * rank]);                                                      \
                         sum[i][0] = FMA(own, y0, sum[i][0]);                                                      \
                         sum[i][1] = FMA(own, y1, sum[i][1]);                                                      \
                         sum[i][2] = FMA(own, y2, sum[i][2]);                                                      \
@@ -195,12 +195,6 @@ static void take_columns(const double *x, int64_t rank, int64_t all, int64_t col
     }
 }
 
-/* Turn HIGH rows at most of (rows, rank) into (rank, HIGH), zeros in place of rows that are not there. */
-static void take_rows(const double *x, int64_t rank, int64_t rows, double *y) {
-    for (int64_t r = 0; r < rank; r++)
-        for (int64_t i = 0; i < HIGH; i++) y[r * HIGH + i] = i < rows ? x[i * rank + r] : 0;
-}
-
 /* Take rows through a program that products belong to, tile by tile. */
 static uint32_t in_tiles(const Program *p, const Product *const *products, int32_t count, int64_t rows) {
     static _Thread_local double left[RANKS * HIGH] __attribute__((aligned(64)));
@@ -218,8 +212,9 @@ static uint32_t in_tiles(const Program *p, const Product *const *products, int32
             panel = right;
             for (int32_t k = 0; k < count; panel += products[k++]->rank * WIDE) {
                 const int64_t rank = products[k]->rank;
-                take_rows(products[k]->left + row * rank, rank, high, left);
-                tile(left, panel, rank, made, tiles[k]);
+                const double *own = products[k]->left + row * rank;
+                if (high < HIGH) own = memcpy(left, own, (size_t)(high * rank) * sizeof(double));  /* of what lies behind it nothing is taken */
+                tile(own, panel, rank, made, tiles[k]);
             }
             const int64_t at_once = columns == WIDE ? CHUNK / WIDE : 1;
             for (int64_t i = 0; i < high; i += at_once) {
