@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 enum { WORDS = 8, BLOCK = 64 };                    /* of a sum; bytes */
+enum { AHEAD = 2048 };                             /* bytes that are asked for early: another processor has made them */
 
 /* the first 32 bits of the fractions of the cube roots of the first 64 primes (§4.2.2) */
 static const uint32_t CONSTANTS[64] __attribute__((aligned(64))) = {
@@ -51,6 +52,7 @@ INLINE void add_blocks(uint32_t *words, const int count, const uint8_t *data, in
     for (; blocks > 0; blocks--, data += BLOCK) {
         Sum now[2] = {sums[0], sums[1]};
         __m128i w[4];
+        _mm_prefetch((const char *)data + AHEAD, _MM_HINT_T0);
         for (int i = 0; i < 4; i++)
             w[i] = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(data + 16 * i)), big_endian);
 #pragma GCC unroll 16
