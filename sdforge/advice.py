@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sdforge.artifact import Artifact, made_artifact
 from sdforge.errors import Problem, RecipeError
+from sdforge.families import family
 from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
 from sdforge.licences import conflicts
@@ -198,8 +199,10 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
     """Yield which sources of a step are to be doubted, and why: a sentence, and a way out.
 
     `unsaid`: what is assumed of a checkpoint as nothing says it; `broken`: tensors with NaN or Inf, at which whoever
-    computes stops, and which reach a preset's file where they pass.
+    computes stops, and which reach a preset's file where they pass; `lacking`: a merge makes what its first checkpoint
+    has, and the networks that it lacks are left out of the others too.
     """
+    yield from _lacking(step)
     for link, artifact in step.inputs:
         notes = artifact.notes if artifact is not None and link.id not in plan.steps else {}
         if "unsaid" in notes:
@@ -209,3 +212,17 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
             yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
+
+
+def _lacking(step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
+    if step.node.target.signature.group != "merges":
+        return
+    (first, base), *others = step.inputs
+    if base is None or base.kind != "checkpoint":
+        return
+    for link, other in others:
+        networks = family(step.node.recipe.family).networks if other is not None else ()
+        if other and (missing := [n for n in networks if n in other.components and n not in base.components]):
+            one, more = first.use.reference, link.use.reference
+            text = f"`{one}` has no {' and no '.join(missing)}: of `{more}` that is left out of `{step.node.target.name}`"
+            yield link, "lacking", (text, f"put `{more}` first, or take that with [swap.NAME]")
