@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernel.c", "sums.c"))
-INCLUDED = (Path(__file__).with_name("pass.h"),)
+INCLUDED = (Path(__file__).with_name("pass.h"),)  # by one of them
 LIBRARY = Path(__file__).with_name("kernel.shared")  # not `.so`, which Python takes for a module
 COMPILERS = ("cc", "gcc", "clang")
 # no operation is contracted with another one, so that each is rounded as torch rounds it; bits of numbers are looked at

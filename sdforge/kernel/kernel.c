@@ -13,7 +13,7 @@
 enum { F16, BF16, F32, F64, PRODUCT };             /* types of inputs; the result has one of the first three */
 enum { ADD, SUB, MUL, ADD_C, SUB_C, MUL_C };       /* x op y, x op constant */
 enum { CHUNK = 768, MOST = 32 };                   /* numbers gone through at a time; values of a program at most */
-enum { HIGH = 16, WIDE = 192, STEP = 24 };          /* a tile's rows and columns; columns that are made at once */
+enum { HIGH = 16, WIDE = 192, STEP = 24 };         /* a tile's rows and columns; columns that are made at once */
 enum { PRODUCTS = 8, RANKS = 256 };                /* of a program at most; RANKS: of all its products together */
 
 typedef struct {
@@ -36,6 +36,8 @@ typedef struct {
     void *out;
     int32_t type;
 } Program;
+
+/* -- 8 numbers at a time ---------------------------------------------------------------------------------------- */
 
 enum { LANES = 8 };                                /* fp32 numbers that are read and rounded at a time */
 
@@ -60,7 +62,8 @@ BASE void given(__m256 x, void *y, int type, int64_t at) {
         _mm_storeu_si128(place, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
         return;
     }
-    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
     const __m256i near = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i high = _mm256_srli_epi32(near, 16);
     _mm_storeu_si128(place, _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1)));
@@ -88,12 +91,15 @@ BASE __m256 first_lanes(int64_t n) {
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)n), number));
 }
 
+/* The largest of 8 whole numbers that are not negative. */
 BASE uint32_t largest(__m256i x) {
     int32_t own[LANES], found = 0;
     _mm256_storeu_si256((__m256i *)own, x);
     for (int i = 0; i < LANES; i++) found = own[i] > found ? own[i] : found;
     return (uint32_t)found;
 }
+
+/* -- units of 8 fp64 and 16 fp32 numbers: two vectors of AVX2, or one of AVX-512 ----------------------------------- */
 
 #define PAIRS(T, C, VECTOR, INTRINSIC)                                                                                 \
     typedef struct { VECTOR low, high; } Unit_##T##_avx2;                                                              \
@@ -141,6 +147,8 @@ BASE512 __m512d broadened_avx512(__m256 x) { return _mm512_cvtps_pd(x); }
 
 BASE512 __m256 narrowed_avx512(__m512d x) { return _mm512_cvtpd_ps(x); }
 
+/* -- through a program ---------------------------------------------------------------------------------------------- */
+
 typedef uint32_t Pass(const Program *, int64_t, int64_t, int64_t, int64_t, const double *const *, uint32_t);
 
 #define TARGET "avx2,f16c"
@@ -152,6 +160,8 @@ typedef uint32_t Pass(const Program *, int64_t, int64_t, int64_t, int64_t, const
 #include "pass.h"
 
 static Pass *pass = pass_avx2;
+
+/* -- products, tile by tile ----------------------------------------------------------------------------------------- */
 
 /* Make a tile of HIGH rows of a product. left: (HIGH, rank); right: (rank, WIDE), of which `columns` are taken, a
    multiple of STEP; tile: (HIGH, WIDE). Ranks are added one after the other by fused multiply-adds, in every variant,
@@ -195,7 +205,8 @@ static void take_columns(const double *x, int64_t rank, int64_t all, int64_t col
     }
 }
 
-/* Take rows through a program that products belong to, tile by tile. */
+/* Take rows through a program that products belong to, tile by tile. Of the last rows a tile has more than there are:
+   they are made of what `left` happens to hold, and nothing is taken of them. */
 static uint32_t in_tiles(const Program *p, const Product *const *products, int32_t count, int64_t rows) {
     static _Thread_local double left[RANKS * HIGH] __attribute__((aligned(64)));
     static _Thread_local double right[RANKS * WIDE] __attribute__((aligned(64)));
@@ -213,19 +224,22 @@ static uint32_t in_tiles(const Program *p, const Product *const *products, int32
             for (int32_t k = 0; k < count; panel += products[k++]->rank * WIDE) {
                 const int64_t rank = products[k]->rank;
                 const double *own = products[k]->left + row * rank;
-                if (high < HIGH) own = memcpy(left, own, (size_t)(high * rank) * sizeof(double));  /* of what lies behind it nothing is taken */
+                if (high < HIGH) own = memcpy(left, own, (size_t)(high * rank) * sizeof(double));
                 tile(own, panel, rank, made, tiles[k]);
             }
             const int64_t at_once = columns == WIDE ? CHUNK / WIDE : 1;
             for (int64_t i = 0; i < high; i += at_once) {
                 const double *own[PRODUCTS];
                 for (int32_t k = 0; k < count; k++) own[k] = tiles[k] + i * WIDE;
-                most = pass(p, (row + i) * all + column, high - i < at_once ? high - i : at_once, columns, all, own, most);
+                const int64_t here = high - i < at_once ? high - i : at_once;
+                most = pass(p, (row + i) * all + column, here, columns, all, own, most);
             }
         }
     }
     return most;
 }
+
+/* -- what Python calls ---------------------------------------------------------------------------------------------- */
 
 /* Of which source this was made, so that an older one is not taken for it. */
 const char *source(void) { return SOURCE; }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import xxhash
@@ -18,15 +19,23 @@ from sdforge.run.tensors import DTYPES, NAMES, raw
 from sdforge.store.files import make_folder, own_name, publish
 
 CHECK = "xxh3"  # metadata: of names and bytes
+MOST = 1 << 30  # bytes of one kind that a training keeps in memory; what is more is read again when it is needed
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 class Derived:
-    """A folder of small tensors; a damaged or missing one is made again."""
+    """A folder of small tensors; a damaged or missing one is made again.
+
+    made, reused: what → how many of them, each name counted once.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) if folder else None
         self.reused: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
+        self._met: set[str] = set()
 
     def get(self, what: str, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors called `name` (64 hexadecimal digits), making and keeping them if need be; on the CPU."""
@@ -35,14 +44,19 @@ class Derived:
         if path and found is not None:
             with suppress(OSError):  # of a cache that another user shares, or that cannot be written to
                 os.utime(path)  # it is used: `clean` removes what nobody has used for long
-            self.reused[what] += 1
+            self._count(self.reused, what, name)
             return found
-        self.made[what] += 1
+        self._count(self.made, what, name)
         tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
         if path:
             make_folder(path.parent)
             self._keep(tensors, path)
         return tensors
+
+    def _count(self, counter: Counter[str], what: str, name: str) -> None:
+        if name not in self._met:
+            counter[what] += 1
+            self._met.add(name)
 
     def _keep(self, tensors: dict[str, Tensor], path: Path) -> None:
         made = path.parent.parent / f".{own_name()}"
@@ -53,6 +67,27 @@ class Derived:
             publish(made, path)
         finally:
             made.unlink(missing_ok=True)
+
+
+class Recent(Generic[Key, Value]):
+    """What was had last of derived tensors, as much as memory is meant for; all of it where no folder keeps the rest."""
+
+    def __init__(self, derived: Derived, size: Callable[[Value], int]) -> None:
+        """size: bytes of a value."""
+        self.bounded, self.size = derived.folder is not None, size
+        self.bytes = 0
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+
+    def get(self, key: Key, had: Callable[[], Value]) -> Value:
+        """Return what is kept under a key, or has to be had anew."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        value = self._kept[key] = had()
+        self.bytes += self.size(value)
+        while self.bounded and self.bytes > MOST and len(self._kept) > 1:
+            self.bytes -= self.size(self._kept.popitem(last=False)[1])
+        return value
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

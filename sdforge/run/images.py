@@ -17,7 +17,7 @@ from sdforge.errors import ActionFailed
 from sdforge.identity import H, Json
 from sdforge.order import Given
 from sdforge.pictures import UnreadablePicture, opened, size_of
-from sdforge.run.derived import Derived
+from sdforge.run.derived import Derived, Recent
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.seeds import generator
 
@@ -148,17 +148,18 @@ class Latents:
         owners = diffusion.family.owners
         facts = {name: value for name, value in given.facts.items() if owners.get(name) == "vae"}
         self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts}
-        self._kept: dict[tuple[str, tuple[int, int], bool], Tensor] = {}
+        self._recent = Recent[tuple[str, tuple[int, int], bool], Tensor](derived, lambda tensor: tensor.nbytes)
 
     def of(self, picture: Picture, *, flip: bool) -> Tensor:
         """Return (1, C, H/8, W/8), scaled."""
-        place = (picture.sha256, picture.size, flip)
-        if place not in self._kept:
-            name = H("latents", {**self._vae, "picture": picture.sha256, "size": list(picture.size), "flip": flip})
-            self._kept[place] = self.derived.get(
-                "latents", name, lambda: {"latents": self.diffusion.encode_picture(read_pixels(picture, flip=flip))}
-            )["latents"]
-        return self._kept[place]
+        return self._recent.get((picture.sha256, picture.size, flip), lambda: self._had(picture, flip=flip))
+
+    def _had(self, picture: Picture, *, flip: bool) -> Tensor:
+        name = H("latents", {**self._vae, "picture": picture.sha256, "size": list(picture.size), "flip": flip})
+        found = self.derived.get(
+            "latents", name, lambda: {"latents": self.diffusion.encode_picture(read_pixels(picture, flip=flip))}
+        )
+        return found["latents"]
 
 
 @dataclass(frozen=True)

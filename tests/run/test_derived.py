@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdforge.run import derived
-from sdforge.run.derived import Derived
+from sdforge.run.derived import Derived, Recent
 from tests.families.workbench import same_bytes
 
 NAME = "ab" + "0" * 62
@@ -99,3 +99,25 @@ def test_nothing_is_left_beside_what_is_kept(tmp_path: Path) -> None:
     Derived(str(tmp_path)).get("latents", NAME, make)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files == [tmp_path / "ab" / f"{NAME}.safetensors"]
+
+
+@pytest.mark.parametrize(("folder", "made"), [(True, 5), (False, 3)])
+def test_no_more_is_kept_in_memory_than_that_is_meant_for(
+    folder: bool, made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was used last stays; where nothing keeps the rest, all of it does."""
+    monkeypatch.setattr(derived, "MOST", 100)
+    had: list[str] = []
+    recent = Recent[str, Tensor](Derived(str(tmp_path) if folder else ""), lambda tensor: tensor.nbytes)
+    for name in "abacbc":
+        recent.get(name, lambda name=name: had.append(name) or torch.zeros(10))  # type: ignore[misc]
+    assert len(had) == made
+    assert recent.bytes == (80 if folder else 120)
+    assert recent.get("large", lambda: torch.zeros(1000)).nbytes == 4000  # what is too large alone is kept for its time
+
+
+def test_what_is_read_once_more_is_counted_once(tmp_path: Path) -> None:
+    found = Derived(str(tmp_path))
+    for _ in range(3):
+        assert same(found.get("latents", NAME, make))
+    assert (found.made, found.reused) == ({"latents": 1}, {})
