@@ -23,6 +23,7 @@ from sdforge.references import Civitai, Hub, Reference, Url, is_folder
 LONGEST = 255  # bytes of a file's name
 ALLOWED = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 CHECKPOINT = ("*.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors")
+NETWORK = ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.safetensors.index.json")
 NEVER = (
     *("safety_checker/*", "feature_extractor/*", "image_processor/*"),
     *("*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.msgpack"),  # the same weights once more
@@ -142,14 +143,15 @@ def _unreachable(reference: Hub, error: Exception) -> ResourceError:
 
 
 def checkpoint_files(names: list[str]) -> list[str]:
-    """Return what of a repository is a checkpoint in diffusers' layout.
+    """Return what of a repository is a checkpoint in diffusers' layout, or one network of it, as a VAE's has.
 
-    Nothing if it has no model_index.json, or its weights in other files than safetensors' only.
+    Nothing if it has neither model_index.json nor config.json, or its weights in other files than safetensors' only.
     """
-    wanted = [n for n in names if any(fnmatch(n, p) for p in CHECKPOINT) and not any(fnmatch(n, p) for p in NEVER)]
-    wanted = [name for name in wanted if name.count("/") < 2]
-    has_weights = any(name.endswith(".safetensors") for name in wanted)
-    return wanted if has_weights and "model_index.json" in names else []
+    whole = "model_index.json" in names
+    patterns = CHECKPOINT if whole else NETWORK if "config.json" in names else ()
+    wanted = [n for n in names if any(fnmatch(n, p) for p in patterns) and not any(fnmatch(n, p) for p in NEVER)]
+    wanted = [name for name in wanted if name.count("/") < (2 if whole else 1)]
+    return wanted if any(name.endswith(".safetensors") for name in wanted) else []
 
 
 def _some(names: list[str]) -> str:

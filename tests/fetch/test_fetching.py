@@ -17,6 +17,8 @@ import sdforge.fetch.wire as wire
 from sdforge.cli import main
 from sdforge.lines import Patience
 from tests.conftest import Project, new_project
+from tests.families.toys import write_family
+from tests.families.workbench import take
 from tests.fetch.conftest import Forge
 from tests.fetch.server import COMMIT, Host, serving
 
@@ -476,3 +478,19 @@ def test_another_machine_gets_the_same_from_git_and_the_hosts(tmp_path: Path, to
     assert two.lock == one.lock
     assert two.output.read_bytes() == one.output.read_bytes()
     assert not [path for path, _, _ in host.asked if path.endswith(("README.md", "base.safetensors"))]
+
+
+@pytest.mark.parametrize("part", ["vae", "unet"])
+def test_a_repository_of_one_network_is_that_network(
+    part: str, root: Path, host: Host, forge: Forge, tmp_path: Path
+) -> None:
+    """With the same weights once more in other types and under other names, as such repositories have them."""
+    weights = "diffusion_pytorch_model.safetensors"
+    toy = write_family(tmp_path / "toy", "sd15") / part
+    files = {name: (toy / name).read_bytes() for name in ("config.json", weights)}
+    more = ("diffusion_pytorch_model.bin", f"{weights.replace('.', '.fp16.')}", "own.safetensors", f"images/{weights}")
+    host.repositories["a/b"] = files | dict.fromkeys(more, DATA)
+    source(root, "hf://a/b")
+    forge("fetch")
+    assert {path.name for path in fetched(root)} == set(files)
+    assert set(take(fetched(root)[0].parent).artifact.components) == {part}
