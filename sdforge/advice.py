@@ -223,6 +223,6 @@ def _lacking(step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
     for link, other in others:
         networks = family(step.node.recipe.family).networks if other is not None else ()
         if other and (missing := [n for n in networks if n in other.components and n not in base.components]):
-            one, more = first.use.reference, link.use.reference
-            text = f"`{one}` has no {' and no '.join(missing)}: of `{more}` that is left out of `{step.node.target.name}`"
+            one, more, made = first.use.reference, link.use.reference, step.node.target.name
+            text = f"`{one}` has no {' and no '.join(missing)}: of `{more}` that is left out of `{made}`"
             yield link, "lacking", (text, f"put `{more}` first, or take that with [swap.NAME]")

@@ -28,14 +28,13 @@ Value = TypeVar("Value")
 class Derived:
     """A folder of small tensors; a damaged or missing one is made again.
 
-    made, reused: what → how many of them, each name counted once.
+    made, reused: what → how often.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) if folder else None
         self.reused: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
-        self._met: set[str] = set()
 
     def get(self, what: str, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors called `name` (64 hexadecimal digits), making and keeping them if need be; on the CPU."""
@@ -44,19 +43,14 @@ class Derived:
         if path and found is not None:
             with suppress(OSError):  # of a cache that another user shares, or that cannot be written to
                 os.utime(path)  # it is used: `clean` removes what nobody has used for long
-            self._count(self.reused, what, name)
+            self.reused[what] += 1
             return found
-        self._count(self.made, what, name)
+        self.made[what] += 1
         tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
         if path:
             make_folder(path.parent)
             self._keep(tensors, path)
         return tensors
-
-    def _count(self, counter: Counter[str], what: str, name: str) -> None:
-        if name not in self._met:
-            counter[what] += 1
-            self._met.add(name)
 
     def _keep(self, tensors: dict[str, Tensor], path: Path) -> None:
         made = path.parent.parent / f".{own_name()}"
@@ -70,7 +64,7 @@ class Derived:
 
 
 class Recent(Generic[Key, Value]):
-    """What was had last of derived tensors, as much as memory is meant for; all of it where no folder keeps the rest."""
+    """What was had last of derived tensors, as much as there is room for; all of it where no folder keeps the rest."""
 
     def __init__(self, derived: Derived, size: Callable[[Value], int]) -> None:
         """size: bytes of a value."""

@@ -83,7 +83,7 @@ class _Piece(NamedTuple):
 
 
 class _Ends(NamedTuple):
-    """What joins this process and another one: pieces come, and a byte goes back for every part that left the window."""
+    """What joins this process and another: pieces come, and a byte goes back for every part that left the window."""
 
     pieces: Connection
     said: Connection

@@ -161,8 +161,9 @@ class _Training:
                     self.texts.of([caption])
         if self.adapter.reads_captions and self.diffusion.text_encoders:
             self._say_what_is_cut(report)
+        self.reused = dict(self.derived.reused)  # what steps read once more, as memory did not hold it, counts no more
         report(
-            derived={"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
+            derived={"reused": self.reused, "made": dict(self.derived.made)},
             buckets=describe(self.shown[0].pictures),
         )
         if budget := int(self.order.how.get("vram", 0)):
@@ -366,7 +367,7 @@ class _Training:
             "sketch": lines,
             "norm": norm,
             "resumed": self.resumed,
-            "derived": {"reused": dict(self.derived.reused), "made": dict(self.derived.made)},
+            "derived": {"reused": self.reused, "made": dict(self.derived.made)},
         }
         if self.validation.found:
             outcome.record |= {"validation": self.validation.found, "recommended": self.validation.recommended}
