@@ -42,7 +42,7 @@ Job = Callable[[], Stream[Written]]
 Selecting = Callable[[], AbstractContextManager[None]]  # what is selected within is selected by a device
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
-AHEAD = 13  # buffers of the file that they may fill before it is their turn
+AHEAD = 6  # buffers of the file that they may fill before it is their turn
 ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
 
 
