@@ -221,8 +221,8 @@ def _lacking(step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
     if base is None or base.kind != "checkpoint":
         return
     for link, other in others:
-        networks = family(step.node.recipe.family).networks if other is not None else ()
-        if other and (missing := [n for n in networks if n in other.components and n not in base.components]):
+        there = () if other is None else other.components.keys() - base.components.keys()
+        if missing := [name for name in family(step.node.recipe.family).networks if name in there]:
             one, more, made = first.use.reference, link.use.reference, step.node.target.name
             text = f"`{one}` has no {' and no '.join(missing)}: of `{more}` that is left out of `{made}`"
             yield link, "lacking", (text, f"put `{more}` first, or take that with [swap.NAME]")

@@ -297,9 +297,9 @@ def _agrees() -> bool:
 
 def _agrees_on_products() -> bool:
     """Try whole numbers, whose sums are exact in any order, and tiles that are cut off on both sides."""
-    left, right = (torch.arange(n, dtype=torch.float64).remainder(p) - p // 2 for n, p in ((27, 7), (3 * 200, 11)))
-    left, right = left.reshape(9, 3), right.reshape(3, 200)
-    notes = Notes(torch.float64, (9, 200))
+    left, right = (torch.arange(n, dtype=torch.float64).remainder(p) - p // 2 for n, p in ((3 * 18, 7), (3 * 200, 11)))
+    left, right = left.reshape(18, 3), right.reshape(3, 200)
+    notes = Notes(torch.float64, (18, 200))
     (product,) = notes.products([(left, right)]) or (None,)
     fused = notes.fused(product * 1.0, torch.float32) if product is not None else None
     found = fused.run(notes.inputs) if fused else None

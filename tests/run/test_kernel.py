@@ -146,8 +146,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_products_are_made_within_the_pass_where_there_is_room(
     rows: int, columns: int, ranks: tuple[int, ...], variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In tiles of 8 × 192, of which the last ones are cut off, part by part; what is left over is made by torch."""
-    monkeypatch.setattr(formula, "ONE_PASS", 11 * columns)
+    """In tiles of 16 × 192, of which the last ones are cut off, part by part; what is left over is made by torch."""
+    monkeypatch.setattr(formula, "ONE_PASS", 19 * columns)
     monkeypatch.setattr(formula, "PART", 7 * columns)
     library = kernel.kernel()
     assert library is not None
@@ -169,11 +169,11 @@ def test_products_are_made_within_the_pass_where_there_is_room(
     finally:
         library.usable(1)
     assert same_bytes(ours, torchs)
-    assert len(ran) == 1 + -(-max(0, rows - 7) // 11)
+    assert len(ran) == 1 + -(-max(0, rows - 7) // 19)
     assert all(part is not None for part in ran)
     room = {(200, 57): [True, False], (300,): [False], (1,) * 9: [True] * 8 + [False]}
     assert inside[0] == [False, *room.get(ranks, [True] * len(ranks))]
-    parts = {1: [1], 50: [7, 11, 11, 11, 10], 19: [7, 11, 1]}[rows]
+    parts = {1: [1], 50: [7, 19, 19, 5], 19: [7, 12]}[rows]
     # the method is asked once for parts of one shape, and for each part where torch makes something of its own rows
     assert counts == (parts if ranks in room else list(dict.fromkeys(parts)))
 
