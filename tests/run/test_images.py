@@ -259,3 +259,15 @@ def test_another_vae_or_scaling_is_another_latent(toy: Taken, other: Taken, pict
         Latents(diffusion, checkpoint, derived).of(picture, flip=False)
     assert derived.made == {"latents": 3}
     assert derived.reused == {"latents": 1}
+
+
+def test_latents_that_memory_does_not_hold_are_read_again(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdforge.run.derived.MOST", 1)
+    derived = Derived(str(tmp_path))
+    latents = Latents(load(toy.given(), torch.device("cpu"), torch.float32), toy.given(), derived)
+    one, other = plan_pictures(pictures.pictures, 64, buckets=True)[:2]
+    found = [latents.of(picture, flip=False) for picture in (one, other, one, one)]
+    assert (derived.made, derived.reused) == ({"latents": 2}, {"latents": 1})
+    assert torch.equal(found[0], found[2])
