@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from functools import cache, partial
 from math import prod
+from operator import is_
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -303,6 +304,7 @@ class _Parts:
         self.keeps_nan = getattr(_module(computation), "KEEPS_NAN", False)
         self.noted = self.working is not None and not without()  # whether the kernel computes it
         self.again: _Again | None = None  # how, for parts of the last one's shape
+        self.given: list[Tensor] = []  # what it was made of, if the next part can lie in the very same tensors
         along = cut(computation)
         assert along is not None
         # what every part needs whole is fitted once
@@ -314,8 +316,11 @@ class _Parts:
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
         given = [source if isinstance(source, Tensor) else source.take(count) for source in self.inputs]
-        if (made := self._in_one_pass(count, given)) is not None:
+        same = bool(self.given) and all(map(is_, given, self.given))
+        made = self.again.fused.again() if self.again and same else self._in_one_pass(count, given)
+        if made is not None:
             return made
+        self.given, self.noted = [], False
         tensors = [
             source if isinstance(source, Tensor) else self._fitted(each, tensor)
             for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
@@ -332,6 +337,7 @@ class _Parts:
         """Return the next rows as the kernel makes them; None where it cannot, or something is wrong with numbers."""
         if not self.noted or self.working is None:
             return None
+        self.given = []
         shape = torch.Size((count, *self.row))
         offered = [
             tensor if isinstance(source, Tensor) or tensor.shape == shape else self._fitted(each, tensor)
@@ -341,7 +347,8 @@ class _Parts:
             made = self.again.fused.run(self.again.inputs(offered))
         else:
             made = self._as_noted(Notes(self.working, shape), offered)
-        self.noted = made is not None
+        if made is not None and self.again and all(map(is_, offered, given)):
+            self.given = given
         return made
 
     def _as_noted(self, notes: Notes, offered: list[Tensor]) -> Tensor | None:
@@ -373,20 +380,24 @@ class _Reader:
         self.ref, self.row = ref, steps.row(ref.shape)
         self.buffer = torch.empty(steps.most * prod(self.row), dtype=DTYPES[ref.dtype])
         self.memory = raw(self.buffer)
+        self.rows, self.part = self.buffer[:0], self.memory[:0]  # what the last part was read into
         self.fast = xxhash.xxh3_128()
         self.place = 0
         self.fd = open_regular(Path(ref.path))
 
     def take(self, count: int) -> Tensor:
-        """Return the next rows, until the next call."""
-        return self._read(count * prod(self.row)).reshape(count, *self.row)
+        """Return the next rows, until the next call: as many as the last time in the very same tensor."""
+        if count != len(self.rows):
+            numbers = count * prod(self.row)
+            self.rows = self.buffer[:numbers].reshape(count, *self.row)
+            self.part = self.memory[: numbers * self.buffer.itemsize]
+        self._read(self.part)
+        return self.rows
 
-    def _read(self, count: int) -> Tensor:
-        memory = self.memory[: count * self.buffer.itemsize]
+    def _read(self, memory: memoryview) -> None:
         fill(self.fd, memory, self.ref.offset + self.place)
         self.fast.update(memory)
         self.place += memory.nbytes
-        return self.buffer[:count]
 
     def __enter__(self) -> Self:
         return self
@@ -395,7 +406,7 @@ class _Reader:
         """Read what is left. Raises Damaged if the bytes were not those that were planned with."""
         try:
             while left := min(self.ref.size - self.place, self.memory.nbytes):
-                self._read(left // self.buffer.itemsize)
+                self._read(self.memory[:left])
         finally:
             os.close(self.fd)
         if self.fast.hexdigest() != self.ref.xxh3:

@@ -119,15 +119,31 @@ class Notes:
 
 
 class Fused:
-    """What was noted, as the kernel runs it: again and again, on other numbers of the same kinds."""
+    """What was noted, as the kernel runs it: again and again, on other numbers of the same kinds.
+
+    What it makes lies in one tensor, until it makes something else.
+    """
 
     def __init__(self, notes: Notes, program: Any, dtype: torch.dtype) -> None:
-        self.shape, self.dtype, self.program = notes.shape, dtype, program
+        self.shape, self.dtype = notes.shape, dtype
         count = len(notes.inputs)
-        self.wide = int(notes.dtype is torch.float64)
         self.types = (ctypes.c_int32 * count)()
         self.places = (ctypes.c_void_p * count)()
         self.products: dict[int, Product] = {}
+        self.made, self.most = torch.empty(self.shape, dtype=dtype), ctypes.c_uint32()
+        self.arguments = (
+            count,
+            self.places,
+            self.types,
+            len(program),
+            program,
+            ctypes.c_int64(self.made.numel()),
+            int(notes.dtype is torch.float64),
+            ctypes.c_void_p(self.made.data_ptr()),
+            TYPES[dtype],
+            ctypes.byref(self.most),
+        )
+        self.too_large = BITS.get(dtype, INFINITE)
         for i, given in enumerate(notes.inputs):
             if isinstance(given, Factors):
                 self.types[i] = PRODUCT
@@ -141,31 +157,26 @@ class Fused:
 
         inputs: of the kinds and shapes that were noted.
         """
-        made, most = self.result(inputs)
-        return None if most >= BITS.get(self.dtype, INFINITE) else made
+        self.take(inputs)
+        return self.again()
 
-    def result(self, inputs: Sequence[Tensor | Factors]) -> tuple[Tensor | None, int]:
-        """Return the result whatever it is, and the bits of its largest magnitude in fp32."""
+    def take(self, inputs: Sequence[Tensor | Factors]) -> None:
+        """Let the kernel know where its inputs lie."""
         for i, given in enumerate(inputs):
             if isinstance(given, Factors):
                 product = self.products[i]
                 product.left, product.right = given.left.data_ptr(), given.right.data_ptr()
             else:
                 self.places[i] = given.data_ptr()
-        made, most = torch.empty(self.shape, dtype=self.dtype), ctypes.c_uint32()
-        refused = kernel().run(  # type: ignore[union-attr]  # it was there when this was made
-            len(self.types),
-            self.places,
-            self.types,
-            len(self.program),
-            self.program,
-            ctypes.c_int64(made.numel()),
-            self.wide,
-            ctypes.c_void_p(made.data_ptr()),
-            TYPES[self.dtype],
-            ctypes.byref(most),
-        )
-        return None if refused else made, most.value
+
+    def again(self) -> Tensor | None:
+        """Return the result of what lies now where the inputs lay before; None as `run` does."""
+        made = self.result()
+        return None if self.most.value >= self.too_large else made
+
+    def result(self) -> Tensor | None:
+        """Return the result whatever it is: `most` has the bits of its largest magnitude in fp32."""
+        return None if kernel().run(*self.arguments) else self.made  # type: ignore[union-attr]  # see `Notes.fused`
 
 
 @cache
@@ -289,7 +300,10 @@ def _agrees() -> bool:
         x, y = notes.given(a), notes.given(b)
         fused = notes.fused((x - y).mul_(0.3).add_(x), narrow)
         plain = (a.to(wide) - b.to(wide)).mul_(0.3).add_(a.to(wide)).to(torch.float32).to(narrow)
-        found = fused.result(notes.inputs)[0] if fused else None
+        if fused is None:
+            return False
+        fused.take(notes.inputs)
+        found = fused.result()
         if found is None or not torch.equal(found.view(torch.int16), plain.view(torch.int16)):
             return False
     return _agrees_on_products()

@@ -23,7 +23,6 @@ from sdforge.errors import ResourceError
 from sdforge.store.poured import Poured
 
 NUMBER = 4  # bytes of a job's number
-STEP = 1 << 20  # bytes of which a process speaks at once
 KEPT = 64 << 20  # bytes of freed memory that each process keeps at most
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt(3)'s numbers
 CAN_FORK = sys.platform == "linux"  # elsewhere libraries do not survive it
@@ -191,7 +190,7 @@ class _Hand:
 
     def __init__(self, own: _Ends, place: _Place) -> None:
         self.own, self.spans, self.window, self.freed = own, place.spans, place.file.window, place.file.freed
-        self.name, self.begin, self.at, self.end = "", 0, 0, 0  # of the job's bytes, in the file; `begin`: of this step
+        self.name, self.begin, self.at, self.end = "", 0, 0, 0  # of the job's bytes; `begin`: of those not spoken of yet
 
     def pass_on(self, name: str, stream: Stream[Any]) -> None:
         """Hand over the bytes of a job, and what it returned. Raises what it raises."""
@@ -207,11 +206,11 @@ class _Hand:
         while memory:
             while self.window.number(self.at) >= self.freed + self.window.count:
                 self._wait()
-            part = self.window.part(self.at, min(len(memory), self.begin + STEP - self.at))
+            part = self.window.part(self.at, len(memory))
             part[:] = memory[: len(part)]
             self.at += len(part)
             memory = memory[len(part) :]
-            if self.at == self.begin + STEP:
+            if memory or not self.at % self.window.buffer:  # only whole parts are written
                 self._say()
 
     def _wait(self) -> None:

@@ -139,9 +139,10 @@ class Digests(NamedTuple):
 
 def hashed(parts: Iterable[Tensor]) -> Generator[memoryview, None, Digests]:
     """Yield the bytes of a tensor that is given from front to back; return its digests."""
-    strong, fast = hashlib.sha256(), xxhash.xxh3_128()
+    strong, fast, last, memory = hashlib.sha256(), xxhash.xxh3_128(), None, memoryview(b"")
     for part in parts:
-        memory = raw(part)
+        if part is not last:  # as the next part may lie in the very same tensor
+            last, memory = part, raw(part)
         for start in range(0, memory.nbytes, CHUNK):
             piece = memory[start : start + CHUNK]
             strong.update(piece)
