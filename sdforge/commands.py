@@ -42,6 +42,7 @@ MOST_NAMED = 4  # results between which a digest does not decide
 
 def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespace) -> int:
     """Run what must run; say what came of it; return the exit code."""
+    gc.freeze()  # what was made for the plan stays to the end, and is not looked through
     gc.enable()
     run = session.project.run
     options = Options(

@@ -173,6 +173,7 @@ def _processors() -> int:
 def results(computation: Computation, name: str, most: int = 0) -> Iterator[Tensor]:
     """Yield a tensor from front to back, in parts where it can be made in parts. Raises as `compute` does.
 
+    A part is there until the next one is asked for.
     most: elements of a part, or of a single row where that has more; 0: as many as pay.
     """
     if cut(computation) is None:

@@ -210,7 +210,7 @@ class _Hand:
             part[:] = memory[: len(part)]
             self.at += len(part)
             memory = memory[len(part) :]
-            if memory or not self.at % self.window.buffer:  # only whole parts are written
+            if not self.at % self.window.buffer:  # only whole parts are written
                 self._say()
 
     def _wait(self) -> None:

@@ -256,7 +256,7 @@ def made(plan: Plan, *taken: Taken, only: Collection[str] = ()) -> dict[str, dic
 def computed(computation: Computation, name: str) -> Tensor:
     """Compute one tensor as a whole, and see that the parts in which it can be made are the same to the bit."""
     whole = compute(computation, name)
-    parts = list(results(computation, name, most=max(1, whole.numel() // 3)))
+    parts = [part.clone() for part in results(computation, name, most=max(1, whole.numel() // 3))]
     assert len(parts) > 1 or whole.numel() < 3 or cut(computation) is None
     assert same_bytes(torch.cat([part.reshape(-1) for part in parts]), whole.reshape(-1)), name
     return whole
