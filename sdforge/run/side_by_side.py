@@ -190,7 +190,7 @@ class _Hand:
 
     def __init__(self, own: _Ends, place: _Place) -> None:
         self.own, self.spans, self.window, self.freed = own, place.spans, place.file.window, place.file.freed
-        self.name, self.begin, self.at, self.end = "", 0, 0, 0  # of the job's bytes; `begin`: of those not spoken of yet
+        self.name, self.begin, self.at, self.end = "", 0, 0, 0  # of the job's bytes; `begin`: of those not said yet
 
     def pass_on(self, name: str, stream: Stream[Any]) -> None:
         """Hand over the bytes of a job, and what it returned. Raises what it raises."""
