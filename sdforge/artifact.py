@@ -96,7 +96,7 @@ class Artifact:
     """What the planner knows of something that is made or taken.
 
     facts: what decides numbers beside the tensors (prediction type, a LoRA's alpha, tokens, …), left out at neutral.
-    notes: licence, trigger (a list of words), title, … : they reach export and card and enter no key.
+    notes: licence, trigger (a list of words), title, … : they reach export and card, and enter no other key.
     whole: the identity of an artifact that has no components (a data set).
     """
 
@@ -132,6 +132,11 @@ class Artifact:
         if not all(c.content for c in self.components.values()):
             return None
         return replace(self, components={n: c._replace(identity=c.content) for n, c in self.components.items()})
+
+    def stated(self) -> dict[str, Any]:
+        """Return what a file of its own states of it beside tensors and facts; that enters the key of an export."""
+        trigger = [] if self.kind in ("embedding", "custom") else self.notes.get("trigger", [])  # theirs are facts
+        return {"trigger": trigger} if trigger else {}
 
     def named(self, reads: tuple[str, ...], facts: tuple[str, ...]) -> str:
         """Return, as canonical JSON, what an action that reads these of an artifact puts in its manifest.

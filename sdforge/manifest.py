@@ -27,6 +27,7 @@ class Manifests:
     def of(self, step: Step, *, content: bool) -> str:
         """Return a step's manifest as canonical JSON. content: over its inputs' bytes, which have to be known."""
         target = step.node.target
+        embeds = target.signature.makes == "files"  # they tell in their headers what they are, and how they came to be
         roles: dict[str, list[str]] = {}
         for link, artifact in step.inputs:
             role = target.role(link.use.role)
@@ -37,7 +38,8 @@ class Manifests:
             assert taken is not None
             text = taken.named(role.reads, role.facts)
             if role.many == "table":
-                text = f'{{"artifact":{text},"use":{canonical(link.use.use or {})}}}'
+                use = (link.use.use or {}) | (artifact.stated() if embeds else {})
+                text = f'{{"artifact":{text},"use":{canonical(use)}}}'
             roles.setdefault(link.use.role, []).append(text)
         parts = []
         for role_name in sorted(roles):
@@ -45,8 +47,6 @@ class Manifests:
             texts = sorted(roles[role_name]) if many == "table" else roles[role_name]
             parts.append(f'"{role_name}":' + (f"[{','.join(texts)}]" if many else texts[0]))
         before, after = self._frame(step)
-        # files tell in their headers how they came to be
-        embeds = target.signature.makes == "files"
         lineage = f'"lineage":{self._lineages(step)},' if embeds else ""
         looks = self.looks(step) if target.signature.group == "checks" else {}
         seen = f'"looks":{canonical(looks)},' if looks else ""

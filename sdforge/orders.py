@@ -217,9 +217,11 @@ def _given(session: Session, step: Step, link: Link, artifact: Artifact) -> Give
         else:
             components[name] = [_ref(session, tensor, paths) for tensor in session.store.table(_made(component))]
     use = dict(link.use.use or {})
-    if artifact.kind == "lora" and step.node.target.signature.makes == "files":
-        own = link.id not in session.graph.sources
-        use |= {"settings": _trained_with(session, link)} if own else {"elsewhere": True}
+    if step.node.target.signature.makes == "files":
+        use |= artifact.stated()
+        if artifact.kind == "lora":
+            own = link.id not in session.graph.sources
+            use |= {"settings": _trained_with(session, link)} if own else {"elsewhere": True}
     return Given(
         artifact.kind,
         artifact.digest or artifact.identity,

@@ -44,13 +44,13 @@ from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
-VERSION = 5
+VERSION = 6
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
 
 STABILITY = "https://github.com/Stability-AI/generative-models"  # whose names a file has; else diffusers'
-THEIRS = tuple(f"modelspec.{name}" for name in ("title", "description", "license", "trigger_phrase", "encoder_layer"))
+THEIRS = tuple(f"modelspec.{name}" for name in ("title", "description", "license", "encoder_layer"))
 PLACEHOLDER = 265  # the token `*`, which A1111 names and never uses
 
 Form = Literal[
@@ -169,12 +169,13 @@ class _Writing:
         write_pickle(path, value)
         self.files[name] = [sha256_of(path), path.stat().st_size]
 
-    def _spec(self, architecture: str, resolution: int, *, elsewhere: bool = False) -> dict[str, str]:
+    def _spec(self, architecture: str, of: Given | None = None) -> dict[str, str]:
         """The ModelSpec 1.0.1 that other programs show; no date, so that equal models are equal files.
 
-        elsewhere: of what somebody else made, whose title, licence and words are not the preset's.
+        of: an artifact behind the preset. Title and licence of what somebody else made are not the preset's.
         """
         prediction = self.family.fact(self.checkpoint.facts, "prediction")
+        resolution = self.family.fact(self.checkpoint.facts, "resolution")
         stated = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": architecture,
@@ -184,11 +185,22 @@ class _Writing:
             "modelspec.prediction_type": "v" if prediction == "v_prediction" else "epsilon",
             "modelspec.description": self.settings["description"],
             "modelspec.license": self.settings["licence"],
-            "modelspec.trigger_phrase": ", ".join(self.settings["trigger"]),
+            "modelspec.trigger_phrase": ", ".join(self._words_for(of)),
             "modelspec.encoder_layer": str(self.settings["clip_skip"] + 1) if self.settings["clip_skip"] else "",
         }
-        of_preset = THEIRS if elsewhere else ()
+        of_preset = THEIRS if of is not None and of.use.get("elsewhere") else ()
         return {key: value for key, value in stated.items() if value and key not in of_preset}
+
+    def _words_for(self, of: Given | None) -> list[str]:
+        """Return the words that call an artifact: its own, or else those of the preset that no other artifact has."""
+        preset: list[str] = self.settings["trigger"]
+        if of is None:
+            return preset
+        own = _own_words(of)
+        if own or of.use.get("elsewhere"):
+            return own
+        others = {word for given in chain.from_iterable(self.order.inputs.values()) for word in _own_words(given)}
+        return [word for word in preset if word not in others]
 
     def single_file(self) -> None:
         refs = {
@@ -230,7 +242,7 @@ class _Writing:
         known = words == USUAL and self.checkpoint.vocabulary == usual_words()
         vocabulary = None if known else self.checkpoint.vocabulary
         metadata = {
-            **self._spec(self.family.spec(facts), self.family.fact(facts, "resolution")),
+            **self._spec(self.family.spec(facts)),
             **stated_metadata(facts, vocabulary),
             MANIFEST: self.manifest,
         }
@@ -262,10 +274,9 @@ class _Writing:
                     {"format": "pt"},
                 )
 
-    def _lora_spec(self, lora: Given) -> dict[str, str]:
-        facts = self.checkpoint.facts
-        resolution, elsewhere = self.family.fact(facts, "resolution"), bool(lora.use.get("elsewhere"))
-        return self._spec(f"{self.family.spec(facts)}/lora", resolution, elsewhere=elsewhere)
+    def _kind_spec(self, kind: str, of: Given | None = None) -> dict[str, str]:
+        """Return the ModelSpec of an artifact of a kind behind the preset."""
+        return self._spec(f"{self.family.spec(self.checkpoint.facts)}/{kind}", of)
 
     def loras(self) -> None:
         facts = self.checkpoint.facts
@@ -283,7 +294,7 @@ class _Writing:
             for chunk in chain.from_iterable(map(content, order)):
                 body.update(chunk)
             metadata = {
-                **self._lora_spec(lora),
+                **self._kind_spec("lora", lora),
                 "modelspec.implementation": STABILITY if self.family.sgm_names else "diffusers",
                 **kohya_metadata(self.family.base_version(facts), lora.use.get("settings", {}), lora.facts, factors),
                 **lora.use.get("carried", {}),
@@ -298,7 +309,7 @@ class _Writing:
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
             written = diffusers_tensors(self.family, factors)
             metadata = {
-                **self._lora_spec(lora),
+                **self._kind_spec("lora", lora),
                 "modelspec.implementation": "diffusers",
                 "format": "pt",
                 METADATA: adapter_metadata(factors, lora.facts),
@@ -330,8 +341,7 @@ class _Writing:
 
     def embeddings_diffusers(self) -> None:
         """One file for each text encoder, the word as the tensor's name, as diffusers' own training writes them."""
-        facts = self.checkpoint.facts
-        spec = self._spec(f"{self.family.spec(facts)}/textual-inversion", self.family.fact(facts, "resolution"))
+        spec = self._kind_spec("textual-inversion")
         for word in self._words():
             for encoder, ref in sorted(word.rows.items()):
                 ending = encoder.removeprefix("text_encoder")
@@ -358,9 +368,7 @@ class _Writing:
         """Files of kinds for which no other program has a form."""
         for given in self.order.inputs.get(role, []):
             named = own_names({c: {ref.name: ref for ref in refs} for c, refs in given.components.items()})
-            facts = self.checkpoint.facts
-            spec = self._spec(f"{self.family.spec(facts)}/{given.kind}", self.family.fact(facts, "resolution"))
-            metadata = spec | own_metadata(given.kind, self.family.name, given.facts)
+            metadata = self._kind_spec(given.kind, given) | own_metadata(given.kind, self.family.name, given.facts)
             self._write(f"{role}/{given.identity[:16]}.safetensors", *_laid_out(named), metadata)
 
     def custom(self) -> None:
@@ -416,6 +424,13 @@ class _Word(NamedTuple):
     file: str
     rows: dict[str, Ref]
     metadata: dict[str, str]
+
+
+def _own_words(given: Given) -> list[str]:
+    """Return the words that call an artifact, as far as it has any of its own."""
+    if given.kind == "embedding":
+        return list(words_of(given.facts).values())
+    return custom_words(given.facts) if given.kind == "custom" else list(given.use.get("trigger", []))
 
 
 def _named(rows: dict[str, Ref]) -> dict[str, Ref]:

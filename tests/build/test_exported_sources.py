@@ -50,8 +50,9 @@ def test_it_is_written_under_its_name_and_says_whose_it_is(licensed: Bench) -> N
     assert take(path).artifact.digest == take(source).artifact.digest
     told = metadata(path)
     assert (told["ss_network_dim"], told["modelspec.architecture"]) == ("2", "stable-diffusion-v1/lora")
-    # title, licence and words are the preset's, which are none of this file's
-    assert not told.keys() & {f"modelspec.{name}" for name in ("title", "license", "trigger_phrase")}
+    # title, licence and words are the preset's, which are none of this file's; words it has of its own
+    assert not told.keys() & {f"modelspec.{name}" for name in ("title", "license")}
+    assert told["modelspec.trigger_phrase"] == "glowing"
     rows = json.loads((licensed.root / "out" / "r" / "preset.json").read_text())["files"]
     row = next(row for row in rows if row["kind"] == "lora")
     expected = {"path": "loras/glow.safetensors", "licence": "cc-by-nc-4.0", "trigger": ["glowing"], "strength": 0.5}
@@ -67,6 +68,19 @@ def test_another_licence_of_the_source_is_told_without_a_new_file(licensed: Benc
     assert licensed.built() == []
     rows = json.loads((licensed.root / "out" / "r" / "preset.json").read_text())["files"]
     assert [row.get("licence") for row in rows if row["kind"] == "lora"] == ["cc0-1.0"]
+
+
+def test_other_words_of_the_source_are_another_header(licensed: Bench) -> None:
+    licensed.recipe(PRESET)
+    licensed.build()
+    path = licensed.root / "out" / "r" / "loras" / "glow.safetensors"
+    before = metadata(path)
+    forge = licensed.root / "forge.toml"
+    forge.write_text(forge.read_text().replace('"glowing"', '"bright"'))
+    assert licensed.built() == ["preset.export"]
+    after = metadata(path)
+    assert {name for name in before if before[name] != after.get(name)} == {"modelspec.trigger_phrase"}
+    assert after["modelspec.trigger_phrase"] == "bright"
 
 
 def test_one_that_is_baked_twice_is_written_once(licensed: Bench) -> None:

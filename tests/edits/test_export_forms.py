@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,10 @@ Export = Callable[..., Outcome]
 def export(tmp_path: Path, toy: Taken) -> Export:
     """Write some forms of a preset with other artifacts behind it (role → givens)."""
 
-    def write(*forms: str, work: str = "work", **roles: list[Given]) -> Outcome:
+    def write(*forms: str, work: str = "work", trigger: Sequence[str] = (), **roles: list[Given]) -> Outcome:
         (tmp_path / work).mkdir()
         inputs = {"checkpoint": [toy.given()], **roles}
-        settings = SETTINGS | {"forms": list(forms)}
+        settings = SETTINGS | {"forms": list(forms), "trigger": list(trigger)}
         return run(Order("", "", "export", "edits", "sd15", settings, str(tmp_path / work), inputs), lambda **_: None)
 
     return write
@@ -87,6 +87,28 @@ def test_diffusers_calls_the_tensor_as_the_word(export: Export, word: Taken, tmp
     assert stated["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
     assert (stated["modelspec.trigger_phrase"], stated["modelspec.license"]) == ("<ink>", "CC0-1.0")
     assert read_layout(path).facts["token"] == "<ink>"
+
+
+def test_a_file_states_its_own_words_and_else_those_that_no_other_has(
+    export: Export, word: Taken, tmp_path: Path
+) -> None:
+    """The preset's words are those of all that is in it."""
+    first, second = (
+        keep(tmp_path / name, {"image_embedding": {"vector": torch.full((8,), i)}}, kind="image_embedding")
+        for i, name in enumerate(["first", "second"], 1)
+    )
+    of_first = first.given(trigger=["glowing", "dim"])
+    export(
+        "image-embeddings",
+        trigger=["<ink>", "glowing", "bold"],
+        image_embeddings=[of_first, second.given()],
+        embeddings=[word.given()],
+    )
+    stated = [
+        metadata(tmp_path / "work" / f"image_embeddings/{taken.artifact.digest[:16]}.safetensors")
+        for taken in (first, second)
+    ]
+    assert [told["modelspec.trigger_phrase"] for told in stated] == ["glowing, dim", "bold"]
 
 
 def test_of_two_text_encoders_each_gets_a_file_for_diffusers_and_others_one(
