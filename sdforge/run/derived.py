@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -28,13 +28,14 @@ Value = TypeVar("Value")
 class Derived:
     """A folder of small tensors; a damaged or missing one is made again.
 
-    made, reused: what → how often.
+    made, reused: what → how often. making: what surrounds the making, so that the networks that it takes are at hand.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder) if folder else None
         self.reused: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
+        self.making: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def get(self, what: str, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Return the tensors called `name` (64 hexadecimal digits), making and keeping them if need be; on the CPU."""
@@ -46,7 +47,9 @@ class Derived:
             self.reused[what] += 1
             return found
         self.made[what] += 1
-        tensors = {key: value.detach().cpu().contiguous() for key, value in make().items()}
+        with self.making():
+            made = make()
+        tensors = {key: value.detach().cpu().contiguous() for key, value in made.items()}
         if path:
             make_folder(path.parent)
             self._keep(tensors, path)

@@ -271,13 +271,15 @@ class _Training:
     @contextmanager
     def _all_there(self) -> Iterator[None]:
         """Let networks that wait off the device be there meanwhile."""
-        for network in self.waiting:
+        called, self.waiting = self.waiting, []  # within, nothing is left to call
+        for network in called:
             network.to(self.diffusion.device)
         try:
             yield
         finally:
-            for network in self.waiting:
+            for network in called:
                 network.to("cpu")
+            self.waiting = called
 
     def _fit(self, budget: int, report: Report) -> None:
         """Choose micro-batch, checkpointing and offload for so many bytes of the device's memory."""
@@ -300,7 +302,7 @@ class _Training:
         self.micro_batch, self.chosen = choice.micro_batch, str(choice)
         set_checkpointing(networks, on=choice.checkpointing)
         if choice.offload:
-            self.waiting = idle
+            self.waiting, self.derived.making = idle, self._all_there  # what the cache has lost is made once more
             for network in idle:
                 network.to("cpu")
         report(note=f"fits into {budget / 1e9:.3g} GB: {choice}", fits=str(choice))

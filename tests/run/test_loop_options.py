@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,11 +296,22 @@ def test_what_every_number_that_is_trained_takes_is_counted(
     assert (fixed[1] - fixed[0], fixed[2] - fixed[0]) == (4 * numbers, -4 * numbers)
 
 
+@pytest.mark.parametrize("lost", [False, True])
 def test_networks_that_wait_off_the_device_are_asked_nothing(
-    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lost: bool, toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Held-out pictures and what captions say are encoded before, and they come back for what is drawn meanwhile."""
-    monkeypatch.setattr("sdforge.run.train.choose", lambda *_: Choice(2, False, True))
+    """Held-out pictures and what captions say are encoded before, and they come back for what is drawn meanwhile.
+
+    They do so too for what memory does not hold and the cache has lost.
+    """
+
+    def chosen(*_: Any) -> Choice:
+        if lost:
+            shutil.rmtree(tmp_path / "derived")
+        return Choice(2, False, True)
+
+    monkeypatch.setattr("sdforge.run.derived.MOST", 1 if lost else 1 << 30)
+    monkeypatch.setattr("sdforge.run.train.choose", chosen)
     away: set[int] = set()
     move, asked = nn.Module.to, []
 
@@ -328,6 +340,8 @@ def test_networks_that_wait_off_the_device_are_asked_nothing(
     given = {"preserve": "cat", "trigger": "<toy>", "steps": 2, "how": how}
     outcome = train(order(tmp_path, "lora", toy, watched(pictures), **given))
     assert len(away) == 2
+    if lost:
+        assert outcome.record["derived"]["made"]["latents"] > len(pictures.pictures)
     assert set(asked) == {"encode_picture", "decode_picture", "encode_text"}
     assert [row[0] for row in outcome.record["samples"]] == [0, 2]
 

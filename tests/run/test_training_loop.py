@@ -110,6 +110,16 @@ def test_what_was_encoded_before_is_not_encoded_again(toy: Taken, pictures: Give
     assert again.sha256 == first.sha256
 
 
+def test_what_steps_read_again_is_not_counted_as_reused(
+    toy: Taken, pictures: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdforge.run.derived.MOST", 1)
+    wanted = order(tmp_path, "lora", toy, pictures, steps=4)
+    train(wanted)
+    again = train(dataclasses.replace(wanted, states=""))
+    assert again.record["derived"] == {"reused": {"latents": 3, "texts": 4}, "made": {}}
+
+
 @pytest.mark.parametrize(("of", "reused"), [("sd15", True), ("unclip", False)])
 def test_what_captions_say_is_encoded_anew_for_a_u_net_that_is_told_of_pictures(
     of: str, reused: bool, toys: Path, pictures: Given, tmp_path: Path
