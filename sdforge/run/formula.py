@@ -44,6 +44,7 @@ Selecting = Callable[[], AbstractContextManager[None]]  # what is selected withi
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 AHEAD = 6  # buffers of the file that they may fill before it is their turn
+LITTLE = 8  # times that a result has the elements of an input, which is then read and widened before its first part
 ONE_PASS = 1 << 18  # elements made at a time by the kernel, which leaves nothing in the caches between two operations
 
 
@@ -310,9 +311,18 @@ class _Parts:
         assert along is not None
         # what every part needs whole is fitted once
         self.inputs = [
-            _source(each, steps) if yes else _fit(name, each, _taken(each), self.working)
+            self._source(each, steps) if yes else _fit(name, each, _taken(each), self.working)
             for each, yes in zip(computation.inputs, along, strict=True)
         ]
+
+    def _source(self, each: Ref | Computation, steps: _Steps) -> _Parts | _Reader | _Made:
+        """Return what an input is taken from, part by part. What is little beside the result is fitted at once."""
+        if isinstance(each, Ref):
+            little = LITTLE * prod(each.shape) <= prod(self.computation.shape)
+            return _Made(self._fitted(each, load(each)), steps, fitted=True) if little else _reader(each, steps)
+        if cut(each) is None:
+            return _Made(_taken(each), steps)
+        return _Parts(each, f"{each.component}.{each.name}", steps)
 
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
@@ -323,7 +333,7 @@ class _Parts:
             return made
         self.given, self.noted = [], False
         tensors = [
-            source if isinstance(source, Tensor) else self._fitted(each, tensor)
+            tensor if _is_fitted(source) else self._fitted(each, tensor)
             for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
         ]
         result = self.function(*tensors)
@@ -341,7 +351,7 @@ class _Parts:
         self.given = []
         shape = torch.Size((count, *self.row))
         offered = [
-            tensor if isinstance(source, Tensor) or tensor.shape == shape else self._fitted(each, tensor)
+            tensor if _is_fitted(source) or tensor.shape == shape else self._fitted(each, tensor)
             for each, source, tensor in zip(self.computation.inputs, self.inputs, given, strict=True)
         ]
         if self.again is not None and self.again.fused.shape == shape:
@@ -415,10 +425,10 @@ class _Reader:
 
 
 class _Made:
-    """A tensor that had to be made whole, taken from front to back."""
+    """A tensor that is there whole, taken from front to back. fitted: it has the type that it is computed with."""
 
-    def __init__(self, tensor: Tensor, steps: _Steps) -> None:
-        self.rows, self.place = tensor.reshape(-1) if steps.flat else tensor, 0
+    def __init__(self, tensor: Tensor, steps: _Steps, *, fitted: bool = False) -> None:
+        self.rows, self.place, self.fitted = tensor.reshape(-1) if steps.flat else tensor, 0, fitted
 
     def take(self, count: int) -> Tensor:
         """Return the next rows."""
@@ -426,12 +436,12 @@ class _Made:
         return self.rows[self.place - count : self.place]
 
 
-def _source(each: Ref | Computation, steps: _Steps) -> _Parts | _Reader | _Made:
-    if isinstance(each, Ref):
-        return steps.open.enter_context(_Reader(each, steps))
-    if cut(each) is None:
-        return _Made(_taken(each), steps)
-    return _Parts(each, f"{each.component}.{each.name}", steps)
+def _is_fitted(source: Tensor | _Parts | _Reader | _Made) -> bool:
+    return isinstance(source, Tensor) or (isinstance(source, _Made) and source.fitted)
+
+
+def _reader(each: Ref, steps: _Steps) -> _Reader:
+    return steps.open.enter_context(_Reader(each, steps))
 
 
 def _taken(each: Ref | Computation) -> Tensor:

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 from sdforge.errors import ActionFailed, UsageError
 from sdforge.order import Computation, Order
 from sdforge.ref import Damaged, Ref
+from sdforge.run import formula
 from sdforge.run.__main__ import run
 from sdforge.run.formula import compute, results, run_formula
 from sdforge.run.tensors import Pack, load, write_pack
@@ -172,6 +174,35 @@ def test_damage_is_named_before_what_came_of_it(name: str, layer: Taken) -> None
         file.write(b"\xff\xff")
     with pytest.raises(Damaged):
         list(results(chain(layer), "unet.x", 24))
+
+
+def test_an_input_that_is_little_beside_the_result_is_read_before_the_first_part(
+    layer: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part by part its few rows would cost more than they are worth."""
+    read: list[str] = []
+    real = formula._Reader.__init__
+
+    def noted(reader: Any, ref: Any, steps: Any) -> None:
+        read.append(ref.name)
+        real(reader, ref, steps)
+
+    monkeypatch.setattr("sdforge.run.formula._Reader.__init__", noted)
+    baked = chain(layer).inputs[0]
+    assert isinstance(baked, Computation)
+    assert len(list(results(baked, "x", 24))) == 40
+    assert read == ["w"]
+
+
+@pytest.mark.parametrize("rows", [40, 400])
+def test_nan_in_a_factor_is_named_whether_it_is_little_or_not(rows: int, tmp_path: Path) -> None:
+    factors = {"w": torch.ones(rows, 24).half(), "up": torch.ones(rows, rows // 40 * 3).half()}
+    factors |= {"down": torch.ones(rows // 40 * 3, 24).half()}
+    factors["up"][-1, -1] = float("nan")
+    broken = keep(tmp_path, {"unet": factors})
+    one = Computation("unet", "x", "F16", (rows, 24), "bake", {"scales": [1.0]}, refs(broken, "w", "up", "down"))
+    with pytest.raises(ActionFailed, match=r"x: an input \(.*\) holds NaN or Inf in up"):
+        list(results(one, "x", 24))
 
 
 def test_nan_of_an_undamaged_input_is_named_with_its_file(tmp_path: Path) -> None:
