@@ -104,6 +104,12 @@ VIT_H_UNUSED = {
 }
 
 
+def unused_projection(encoder: TextEncoder) -> dict[str, str]:
+    """Say why the projection of a text encoder is read over, of which the hidden states are used; some save it."""
+    why = "the text model's projection, which is never used"
+    return {f"{clip}text_projection": why for clip in (encoder.single, encoder.single.removesuffix("transformer."))}
+
+
 def unused_half(clip: str) -> dict[str, str]:
     """Say why the text half of an image encoder's CLIP is read over, whose names begin with `clip`."""
     parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
@@ -451,6 +457,16 @@ def stated_levels(unet: dict[str, Any]) -> int:
     """Return of how many levels a U-Net is by its configuration; 0 where that does not say."""
     blocks = unet.get("down_block_types")
     return len(blocks) if isinstance(blocks, list) else 0
+
+
+def has_matrices(unet: dict[str, Any]) -> bool:
+    """Say whether a U-Net is of a family that has matrices around its attention, by its configuration.
+
+    Scripts write Stable Diffusion 2.x with convolutions of one pixel there, which are the same numbers: the width of
+    what it is told tells the families apart.
+    """
+    context = unet.get("cross_attention_dim")
+    return context == 1024 or (context != 768 and bool(unet.get("use_linear_projection")))
 
 
 def shown(value: Any) -> str:

@@ -25,6 +25,7 @@ TELLTALE = {
 }
 # the refiner's U-Net is told of sizes, as SDXL's is, and has four levels, the first without attention
 REFINER_HAS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.2.weight"
+REFINER_TEXT = "conditioner.embedders.0.model.ln_final.weight"
 REFINER_LACKS = "input_blocks.1.1.proj_in.weight"
 REFINER_UNET = "add_embedding.linear_1.weight", "down_blocks.3.resnets.0.conv1.weight"
 VAES = {16: "the VAE of Stable Diffusion 3 or FLUX"}  # channels of its latents → whose VAE it is
@@ -45,11 +46,16 @@ def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
     for name, title in TELLTALE.items():
         if name in shapes or UNET + name in shapes:
             return title
-    if "conditioner.embedders.0.model.ln_final.weight" in shapes or _has_refiner(shapes):
+    if _has_refiner(shapes) or (REFINER_TEXT in shapes and not _is_told_of_no_sizes(shapes)):
         return REFINER
     if "edm_vpred.sigma_max" in shapes:
         return "a checkpoint that predicts as EDM does"
     return TOLD.get(channels(shapes), "")
+
+
+def _is_told_of_no_sizes(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Say whether there is a U-Net that is told of no sizes: Stable Diffusion 2 may have its text encoder so named."""
+    return channels(shapes) > 0 and UNET + REFINER_HAS[0] not in shapes
 
 
 def _has_refiner(shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -45,7 +45,7 @@ WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the first that i
 MOST_CONFIG = 4 << 20  # bytes
 MOST_ALPHA = 2.0**64
 KINDS = ("LORA", "LOHA", "LOKR", "OFT")  # of PEFT's adapters
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga")  # ways to begin a LoRA, of which some move W too
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to begin a LoRA that move W too
 
 
 def recognises(path: Path, header: Header | None) -> bool:
@@ -80,8 +80,12 @@ def read_folder(path: Path, header_of: HeaderOf) -> Layout:
     kind, begun = value.get("peft_type"), value.get("init_lora_weights")
     if kind not in KINDS:
         raise UsageError(f"{folder} is an adapter of kind {kind}, which cannot be read here", hint=", ".join(KINDS))
-    if isinstance(begun, str) and begun.startswith(CHANGES_BASE):
+    if isinstance(begun, str) and begun.lower().startswith(CHANGES_BASE):
         raise UsageError(f"{folder} began as {begun}, which changed the checkpoint too: it fits no other")
+    if value.get("alora_invocation_tokens"):
+        raise UsageError(
+            f"{folder} is an activated LoRA of PEFT, which words of a prompt switch on: it cannot be baked"
+        )
     if value.get("coft"):
         raise UsageError(f"{folder} is a constrained OFT of PEFT, which cannot be read here")
     layout = _read(path, header_of(path), {f"*.{key}": setting for key, setting in value.items()})
@@ -124,8 +128,11 @@ def _read(path: Path, header: Header, stated: dict[str, Any]) -> Layout:
         alpha = _alpha(path, stated, module, rank)
         if alpha is not None:
             alphas.setdefault(module, alpha)
-        if not rank and "oft_r" not in factors and "dora_scale" not in factors and _scales(stated, alpha):
-            raise UsageError(f"{path} scales whole factors of {module} by an alpha, which only PEFT does")
+        if not rank and "oft_r" not in factors and "dora_scale" not in factors and _scales(path, stated, module, alpha):
+            raise UsageError(
+                f"{path} scales whole factors of {module} by an alpha, which only PEFT does",
+                hint="merge it into its checkpoint with PEFT, and `extract` what that changed",
+            )
     rotated = {module for module, factors in parts.items() if "oft_r" in factors}
     return lora_layout(path, found, entries, {names[m]: alpha for m, alpha in alphas.items() if m not in rotated})
 
@@ -187,14 +194,9 @@ def _rank(path: Path, module: str, factors: dict[str, Entry]) -> int:
 
 def _alpha(path: Path, stated: dict[str, Any], module: str, rank: int) -> float | None:
     """Return the alpha that is stated for a module; PEFT's rsLoRA divides by √rank instead of rank."""
-    component, _, name = module.partition(".")
-    if "*.peft_type" in stated:  # a folder of one network
-        component, name = "*", module
+    component, _ = _place(stated, module)
     alpha = stated.get(f"{component}.lora_alpha", stated.get(f"{component}.alpha"))
-    patterns = stated.get(f"{component}.alpha_pattern") or {}
-    if not isinstance(patterns, dict):
-        raise UsageError(f"{path} states {str(patterns)[:60]!r} as the alpha of modules, which is no table")
-    alpha = next((value for pattern, value in patterns.items() if _means(path, pattern, name)), alpha)
+    alpha = _of_module(path, stated, module, "alpha", alpha)
     if alpha is None:
         return None
     if type(alpha) not in (int, float) or not abs(alpha) < MOST_ALPHA:
@@ -202,8 +204,23 @@ def _alpha(path: Path, stated: dict[str, Any], module: str, rank: int) -> float 
     return float(alpha) * (sqrt(rank) if stated.get(f"{component}.use_rslora") else 1.0)
 
 
-def _means(path: Path, pattern: str, module: str) -> bool:
-    """Say whether a key of `alpha_pattern` means a module: the first that does counts.
+def _place(stated: dict[str, Any], module: str) -> tuple[str, str]:
+    """Return how what is stated of a module's network begins, and the module's name in it."""
+    component, _, name = module.partition(".")
+    return ("*", module) if "*.peft_type" in stated else (component, name)  # a folder is of one network
+
+
+def _of_module(path: Path, stated: dict[str, Any], module: str, what: str, usual: Any) -> Any:
+    """Return what `alpha_pattern` or `rank_pattern` states of a module, or else the usual."""
+    component, name = _place(stated, module)
+    patterns = stated.get(f"{component}.{what}_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UsageError(f"{path} states {str(patterns)[:60]!r} as the {what} of modules, which is no table")
+    return next((value for pattern, value in patterns.items() if _means(path, pattern, name, what)), usual)
+
+
+def _means(path: Path, pattern: str, module: str, what: str) -> bool:
+    """Say whether a key of `alpha_pattern` or `rank_pattern` means a module: the first that does counts.
 
     To PEFT it is a regular expression for the end of a name. The end itself is read, behind `^` the whole name;
     anything else is refused, since it could be meant for any module, and take any time to find out.
@@ -211,16 +228,16 @@ def _means(path: Path, pattern: str, module: str) -> bool:
     plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
     if not NAME.fullmatch(plain):
         raise UsageError(
-            f"{path} states the alpha of modules by the pattern {pattern[:60]!r}, and only names are read here",
+            f"{path} states the {what} of modules by the pattern {pattern[:60]!r}, and only names are read here",
             hint="write a line for each module that it means",
         )
     plain, module = (each.removeprefix("text_model.") for each in (plain, module))
     return module == plain or (not pattern.startswith("^") and module.endswith(f".{plain}"))
 
 
-def _scales(stated: dict[str, Any], alpha: float | None) -> bool:
+def _scales(path: Path, stated: dict[str, Any], module: str, alpha: float | None) -> bool:
     """Say whether PEFT divides by a rank that the factors do not have."""
-    return alpha is not None and alpha != stated.get("*.r", alpha)
+    return alpha is not None and alpha != _of_module(path, stated, module, "rank", stated.get("*.r", alpha))
 
 
 WRITTEN = {"lora_down": "lora_A.weight", "lora_up": "lora_B.weight"}

@@ -138,6 +138,8 @@ def _take(layout: Layout, header: Header, raw: str, encoder: str, file: int) -> 
         place = layout.files[file]
         raise UsageError(f"{place} holds {raw!r} of {len(entry.shape)} dimensions, which is no embedding")
     shape = (1, *entry.shape) if len(entry.shape) == 1 else entry.shape
+    if 0 in shape:
+        raise UsageError(f"{layout.files[file]} holds {raw!r} of shape {list(entry.shape)}: a word without a vector")
     layout.tensors.append(Found("embedding", encoder, entry.dtype, shape, file, entry.offset))
 
 

@@ -1,5 +1,7 @@
 """LoRA files as kohya's scripts and LyCORIS name them, which A1111, Forge, ComfyUI and SD.Next read: read and write.
 
+What ComfyUI writes itself is read too: the same, with dots in its names.
+
 A file holds tensors `lora_unet_….lora_up.weight`, dots of a module's name as underscores. Of Stable Diffusion XL's
 U-Net the names are those of a single file (`lora_unet_input_blocks_4_1_…`), of the others diffusers'; both are read of
 every family, since other programs write the other ones. Besides LoRA there are
@@ -59,7 +61,20 @@ UNWRITTEN = "oft_r"  # of PEFT: no program reads it from such a file
 SUFFIXES = {f".{SPELLED.get(name, name)}": name for name in sorted(FACTORS - {UNWRITTEN})}
 ALPHA, ON_INPUT = ".alpha", ".on_input"
 # how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
-STARTS = {"lycoris_text_model_": "lora_te_text_model_", "lycoris_": "lora_unet_", "oft_": "lora_"}
+STARTS = {
+    "lycoris_text_model_": "lora_te_text_model_",
+    "lycoris_encoder_layers_": "lora_te_encoder_layers_",
+    "lycoris_": "lora_unet_",
+    "oft_": "lora_",
+}
+# how ComfyUI begins the names in what its node LoraSave writes, which have dots; of each family as its programs call it
+COMFY = {
+    "diffusion_model.": "lora_unet_",
+    "text_encoders.clip_l.transformer.": "lora_te1_",
+    "text_encoders.clip_g.transformer.": "lora_te2_",
+    "text_encoders.clip_h.transformer.": "lora_te1_",
+}
+FIRST_OF_SEVERAL = "lora_te1_"  # how names begin of the first text encoder where there are two
 BUNDLED = "embeddings that came with the LoRA: a source of this file that states `embedding` takes one"
 KERNELS = tuple(f".{name}.weight" for name in ("conv", "conv1", "conv2", "conv_in", "conv_out"))  # of 3×3
 DYNAMIC = "Dynamic"  # what kohya's scripts state where every module has its own
@@ -68,7 +83,10 @@ WHOLE_DIM = "10000"  # as LyCORIS is told that the second factor of a LoKr is wh
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
-    return header is not None and any(name.startswith(("lora_", *STARTS)) for name in header.tensors)
+    return header is not None and any(
+        name.startswith(("lora_", *STARTS)) or (name.startswith(tuple(COMFY)) and _split(name)[1])
+        for name in header.tensors
+    )
 
 
 def read(path: Path, header: Header) -> Layout:
@@ -108,10 +126,13 @@ def read(path: Path, header: Header) -> Layout:
         found,
         {names[module]: entries for module, entries in parts.items()},
         {names[module]: alpha for module, alpha in alphas.items()},
+        header.metadata.get("ss_base_model_version", ""),
     )
     known = {"lora_down", "lora_up"}
     plain = all(set(entries) <= known for entries in parts.values())
     layout.dialect = "kohya" if plain and not any(raw.startswith("lycoris_") for raw in header.tensors) else "LyCORIS"
+    if any(raw.startswith(tuple(COMFY)) for raw in header.tensors):
+        layout.dialect = "ComfyUI"
     if embeddings := carried(header):
         layout.passed[BUNDLED] = sum(map(len, embeddings.values()))
         layout.notes["embeddings"] = sorted(embeddings)
@@ -123,6 +144,9 @@ def read(path: Path, header: Header) -> Layout:
 
 def _split(raw: str) -> tuple[str, str]:
     """Return a tensor's module, as kohya's scripts begin it, and which of our factors it is ("" for none)."""
+    if start := next((start for start in COMFY if raw.startswith(start)), ""):
+        suffix = next((each for each in (*SUFFIXES, ALPHA) if raw.endswith(each) and each != ".weight"), "")
+        raw = COMFY[start] + raw[len(start) : len(raw) - len(suffix)].replace(".", "_") + suffix
     start = next((start for start in STARTS if raw.startswith(start)), "")
     raw = STARTS.get(start, "") + raw.removeprefix(start)
     for suffix in (ALPHA, ON_INPUT):
@@ -133,20 +157,24 @@ def _split(raw: str) -> tuple[str, str]:
 
 
 def _family(path: Path, names: list[str]) -> tuple[Family, dict[str, str]]:
-    best, known = names, set()
+    best, known, whose = names, set(), ""
     for each in families():
         table = _spellings(each)
         missing = [n for n in names if n not in table]
         if not missing and family_with(table[n] for n in names):
             return each, table
-        known |= set(table)
-        best = min(best, missing, key=len)
+        if len(missing) < len(best):
+            best, known, whose = missing, set(table), each.title
     refuse_stranger(path, names)
     first = sorted(best)[:2]
-    guess = nearest(first[0], known) if len(best) < len(names) else ""
+    if whose:
+        raise UsageError(
+            f"{path} is a LoRA for modules of {whose} and for others, which it does not have: {', '.join(first)}",
+            hint=f"nearest: {nearest(first[0], known)}",
+        )
     raise UsageError(
         f"{path} is a LoRA for modules that no family known here has: {', '.join(first)}",
-        hint=f"nearest: {guess}" if guess else "is it for another architecture?",
+        hint="is it for another architecture?",
     )
 
 
@@ -166,7 +194,16 @@ def kohya_names(found: Family) -> dict[str, str]:
 def _spellings(found: Family) -> dict[str, str]:
     """Return every name that LoRA files give a module of the family → the module."""
     both = (_flattened(found, {}), _flattened(found, _single_paths(found)))
-    return {kohya: module for names in both for module, kohya in names.items()}
+    spelled = {kohya: module for names in both for module, kohya in names.items()}
+    for kohya, module in list(spelled.items()):
+        component, _, path = module.partition(".")
+        if not component.startswith("text_encoder"):
+            continue
+        # diffusers numbers the text encoder of every family; transformers leaves `text_model.` out since its version 5
+        prefixes = (found.kohya_prefix[component], *([FIRST_OF_SEVERAL] if component == "text_encoder" else []))
+        endings = kohya.removeprefix(found.kohya_prefix[component]), path.removeprefix("text_model.").replace(".", "_")
+        spelled |= {prefix + ending: module for prefix in prefixes for ending in endings}
+    return spelled
 
 
 def _flattened(found: Family, paths: dict[str, str]) -> dict[str, str]:

@@ -36,6 +36,7 @@ SCALAR = {
     "I32": "<i",
     "I64": "<q",
 }
+INNER = ("lora_down", "hada_w1_b")  # factors whose second dimension is the weight's
 KERNELS = ("lora_mid", "hada_t1", "hada_t2", "lokr_t2", "oft_blocks")  # of four dimensions whatever their last ones are
 
 
@@ -225,14 +226,22 @@ def family_with(modules: Iterable[str]) -> Family | None:
     return next((each for each in families() if wanted <= each.modules() | each.norms()), None)
 
 
-def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]], alphas: dict[str, float]) -> Layout:
+def lora_layout(
+    path: Path, found: Family, entries: dict[str, dict[str, Entry]], alphas: dict[str, float], version: str = ""
+) -> Layout:
     """Return the layout of a LoRA file. Raises UsageError for factors that do not belong together.
 
-    entries: canonical module → factor → where it lies; alphas: what is stated of some modules.
+    entries: canonical module → factor → where it lies; alphas: what is stated of some modules; version: what kohya's
+    scripts state of the checkpoint.
     """
     layout = Layout("lora", "", [path])
     stated, neutral = {}, {}
     for module, factors in entries.items():
+        if empty := next((name for name, entry in factors.items() if 0 in entry.shape), ""):
+            raise UsageError(
+                f"{path} has a factor of {module} without numbers: {empty} {list(factors[empty].shape)}",
+                hint="a LoRA of rank 0 changes nothing: take it out, or write the file anew",
+            )
         shapes = {name: canonical_shape(name, entry.shape) for name, entry in factors.items()}
         try:
             parts = parts_of(module, factors)
@@ -247,14 +256,14 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
                 stated[module], neutral[module] = alphas.get(module, float(change.rank)), change.rank
         if module in alphas and module not in stated:
             layout.passed["alphas of what has no rank"] += 1
-    layout.family = _meant(found, entries)
+    layout.family = _meant(found, entries, version)
     layout.facts |= alpha_fact(stated, neutral)
     contexts = {
         entry.shape[1]
         for module, factors in entries.items()
         if module.endswith(("attn2.to_k", "attn2.to_v")) and module.startswith("unet.")
         for name, entry in factors.items()
-        if name in ("lora_down", "hada_w1_b")
+        if name in INNER
     }
     layout.notes["widths"] = {"context": contexts.pop()} if len(contexts) == 1 else {}
     if rank := max(neutral.values(), default=0):
@@ -262,14 +271,18 @@ def lora_layout(path: Path, found: Family, entries: dict[str, dict[str, Entry]],
     return layout
 
 
-def _meant(found: Family, entries: dict[str, dict[str, Entry]]) -> str:
-    """Return the family that a LoRA is for, or nothing where several have all its modules and no width tells which."""
+def _meant(found: Family, entries: dict[str, dict[str, Entry]], version: str) -> str:
+    """Return the family that a LoRA is for, or nothing where several have all its modules and nothing tells which."""
     fits = [each for each in families() if entries.keys() <= each.modules() | each.norms()]
-    downs = {module: factors["lora_down"] for module, factors in entries.items() if "lora_down" in factors}
-    around = {m: len(entry.shape) == 4 for m, entry in downs.items() if m.endswith((".proj_in", ".proj_out"))}
-    fits = [each for each in fits if all(each.is_conv(module) == conv for module, conv in around.items())] or [found]
+    downs = {m: factors[name] for m, factors in entries.items() for name in INNER if name in factors}
     contexts = {entry.shape[1] for m, entry in downs.items() if m.endswith(("attn2.to_k", "attn2.to_v"))}
     fits = [each for each in fits if {each.context} == contexts] or fits
+    fits = [each for each in fits if version in (each.kohya_version, each.kohya_version_v)] or fits
+    # factors have four dimensions around attention where the scripts that train hold those layers as convolutions,
+    # as they did of families that have matrices there: this is asked last
+    plain = {m: factors["lora_down"] for m, factors in entries.items() if "lora_down" in factors}
+    around = {m: len(entry.shape) == 4 for m, entry in plain.items() if m.endswith((".proj_in", ".proj_out"))}
+    fits = [each for each in fits if all(each.is_conv(m) == conv for m, conv in around.items())] or fits or [found]
     # a family that takes another's LoRAs leaves the name to that one
     names = [each.name for each in fits if not {other.name for other in fits} & set(each.adapters_of)]
     return names[0] if len(names) == 1 else ""

@@ -24,14 +24,14 @@ from sdforge.identity import Json, canonical
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
-SCALE, UNSCALED, SCALED_MARK = ".scale_weight", ".scale_input", "scaled_fp8"  # of fp8 weights with scales beside them
+SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI calls the scale of fp8 weights, before and now
 FIRST, LAST = "input_blocks.0.0.weight", "out.2.weight"  # of a U-Net (a ControlNet has no last layer)
 TOKENIZER = "sdforge.tokenizer"  # metadata: the vocabulary, where it is not the family's usual one
 
 
 def is_scaled(header: Header) -> bool:
     """Say whether a file's weights are fp8 with scales beside them: `import_step` multiplies them."""
-    return any(name.endswith(SCALE) for name in header.tensors)
+    return any(name.endswith(SCALES) for name in header.tensors)
 
 
 def recognises(path: Path, header: Header | None) -> bool:  # noqa: ARG001 -- one signature for all readers
@@ -65,7 +65,7 @@ def read(path: Path, header: Header) -> Layout:
     here, unknown = set(), []
     for raw, entry in header.tensors.items():
         name = found.alias(raw)
-        reason = "" if name in known else found.ignored(raw)
+        reason = "" if name in known else found.ignored(raw) or found.ignored(name)
         if reason:
             layout.passed[reason] += 1
         elif raw in MARKERS:
@@ -157,7 +157,8 @@ def stated_facts(path: Path, metadata: dict[str, str], of: Family) -> dict[str, 
 
 def note_unsaid(layout: Layout, family: Family, metadata: dict[str, str]) -> None:
     """Note what is assumed of a file that does not say it."""
-    if unsaid := [fact for fact in family.unsaid if fact not in layout.facts and FACTS not in metadata]:
+    said = {"prediction"} if metadata.get("modelspec.prediction_type") else set()
+    if unsaid := [f for f in family.unsaid if f not in layout.facts and f not in said and FACTS not in metadata]:
         stated = ", ".join(f"{fact} is taken to be {family.neutral[fact]}" for fact in unsaid)
         layout.notes["unsaid"] = f"{stated}, since nothing in the file says otherwise"
 

@@ -1,7 +1,8 @@
 """fp8 weights whose scales stand beside them → fp16, which holds every product but for its last bits.
 
-ComfyUI's form of a single file: `NAME.weight` in fp8, `NAME.scale_weight` in fp32, one number or one for every row,
-and a mark `scaled_fp8`. What inputs would be divided by (`NAME.scale_input`) concerns arithmetic in fp8 alone.
+ComfyUI's forms of a single file: `NAME.weight` in fp8, and in fp32 one number or one for every row: `NAME.scale_weight`
+with a mark `scaled_fp8`, or since 2025 `NAME.weight_scale` with `NAME.comfy_quant` or metadata. What inputs would be
+divided by (`NAME.scale_input`, `NAME.input_scale`) concerns arithmetic in fp8 alone.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import Header, read_header, read_range, write_file
-from sdforge.formats.single_file import SCALE, SCALED_MARK, UNSCALED
+from sdforge.formats.single_file import SCALES
 from sdforge.run.tensors import DTYPES, raw, rounded
 from sdforge.store.files import open_regular
 
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+FLOATS = (*EIGHT_BITS, "F16", "BF16", "F32")
+BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")  # how names end of what is not needed any more
+STATED = "_quantization_metadata"
 
 
 def write_scaled(path: Path, into: Path) -> None:
     """Write a file again with its weights multiplied. Raises UsageError for scales that belong to nothing."""
     header = read_header(path)
-    scales = {name.removesuffix(SCALE) + ".weight": name for name in header.tensors if name.endswith(SCALE)}
+    scales = {name.rpartition(".")[0] + ".weight": name for name in header.tensors if name.endswith(SCALES)}
     lost = sorted(name for weight, name in scales.items() if weight not in header.tensors)
     if lost:
         raise UsageError(f"{path} holds {lost[0]}, and no weight that it scales")
-    beside = {*scales.values(), SCALED_MARK, *(name for name in header.tensors if name.endswith(UNSCALED))}
+    for name in scales:
+        if (dtype := header.tensors[name].dtype) not in FLOATS:
+            raise UsageError(f"{path} keeps {name} as {dtype} with a scale beside it", hint="of those fp8 is read")
+    beside = {*scales.values(), *(name for name in header.tensors if name.endswith(BESIDE))}
     shapes = {
         name: ("F16" if name in scales and entry.dtype in EIGHT_BITS else entry.dtype, entry.shape)
         for name, entry in header.tensors.items()
@@ -45,7 +52,7 @@ def write_scaled(path: Path, into: Path) -> None:
         scale = scale.reshape(-1, *([1] * (tensor.dim() - 1))) if scale.numel() > 1 else scale.reshape(())
         return [raw(rounded(name, tensor.float() * scale, DTYPES[dtype]))]
 
-    write_file(into, shapes, content, header.metadata)
+    write_file(into, shapes, content, {key: value for key, value in header.metadata.items() if key != STATED})
 
 
 def _read(header: Header, name: str) -> Tensor:

@@ -123,6 +123,7 @@ def test_one_of_several_embeddings_is_taken_by_its_name(
     [
         ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(3, 1280)}, "another number of vectors"),
         ({"emb_params": torch.ones(2, 3, 4)}, "is no embedding"),
+        ({"emb_params": torch.ones(0, 768)}, "a word without a vector"),
         ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280), "t5": torch.ones(2, 4096)}, "3 or FLUX"),
         ({"clip_l": torch.ones(2, 768), "t5xxl": torch.ones(2, 4096)}, "Stable Diffusion 3 or FLUX"),
         ({"emp_params": torch.ones(2, 768), "emp_params_out": torch.ones(2, 768)}, "behind the text encoder"),

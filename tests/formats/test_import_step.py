@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sdforge import import_step
 from sdforge.errors import UsageError
+from sdforge.formats.safetensors import read_header
 from sdforge.graph import Taken as Named
 from sdforge.import_step import import_file
 from sdforge.run.embedding_picture import read_picture
@@ -403,18 +404,27 @@ def test_a_lora_gives_its_embedding_to_a_source_that_names_it(toy: Taken, tmp_pa
 # -- fp8 weights whose scales stand beside them ------------------------------------------------------------------------
 
 
-def test_scaled_weights_are_multiplied_once(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scaled", "inputs", "mark"),
+    [("scale_weight", "scale_input", "scaled_fp8"), ("weight_scale", "input_scale", "cond_stage_model.comfy_quant")],
+)
+def test_scaled_weights_are_multiplied_once(
+    scaled: str, inputs: str, mark: str, exported: Path, tmp_path: Path
+) -> None:
+    """As ComfyUI called what stands beside them, and as it does now."""
     whole = load_file(exported / "checkpoint.safetensors")
     place = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"
     conv = "model.diffusion_model.middle_block.0.in_layers.2"
     eight = {name: whole[f"{name}.weight"].to(torch.float8_e4m3fn) for name in (place, conv)}
     scales = {place: torch.tensor(0.5), conv: torch.linspace(0.1, 2, eight[conv].shape[0])}
-    beside = {f"{name}.scale_weight": scale for name, scale in scales.items()}
-    beside |= {f"{place}.scale_input": torch.tensor(3.0), "scaled_fp8": torch.empty(0).to(torch.float8_e4m3fn)}
-    save_file(whole | {f"{name}.weight": t for name, t in eight.items()} | beside, tmp_path / "x.safetensors")
+    beside = {f"{name}.{scaled}": scale for name, scale in scales.items()}
+    beside |= {f"{place}.{inputs}": torch.tensor(3.0), mark: torch.empty(0).to(torch.float8_e4m3fn)}
+    stated = {"_quantization_metadata": "{}", "modelspec.title": "toy"}
+    save_file(whole | {f"{name}.weight": t for name, t in eight.items()} | beside, tmp_path / "x.safetensors", stated)
     import_file(tmp_path / "x.safetensors", tmp_path / "y.safetensors", "scaled")
     found = load_file(tmp_path / "y.safetensors")
     assert found.keys() == whole.keys()
+    assert read_header(tmp_path / "y.safetensors").metadata == {"modelspec.title": "toy"}
     assert torch.equal(found[f"{place}.weight"], (eight[place].float() * 0.5).half())
     assert torch.equal(found[f"{conv}.weight"], (eight[conv].float() * scales[conv].reshape(-1, 1, 1, 1)).half())
     assert all(torch.equal(found[n], t) for n, t in whole.items() if n not in (f"{place}.weight", f"{conv}.weight"))
@@ -430,6 +440,13 @@ def test_a_scaled_checkpoint_is_a_source_like_any_other(exported: Path, tmp_path
     assert (found.kind, found.family, found.components["unet"].dtype) == ("checkpoint", "sd15", "F16")
     with pytest.raises(UsageError, match="keeps the scales of its fp8 weights apart"):
         take(tmp_path / "x.safetensors")
+
+
+def test_whole_numbers_with_scales_are_refused(tmp_path: Path) -> None:
+    tensors = {"a.weight": torch.ones(2, 2).to(torch.int8), "a.weight_scale": torch.ones(())}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=r"keeps a\.weight as I8 with a scale beside it"):
+        write_scaled(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,104 @@ def test_convolutions_have_rank_and_alpha_of_their_own(facts: Any, alpha: str, c
     assert found["ss_network_alpha"] == alpha
     arguments = {"conv_dim": "4"} | ({"conv_alpha": conv_alpha} if conv_alpha else {})
     assert json.loads(found["ss_network_args"]) == arguments
+
+
+AROUND = "unet.down_blocks.0.attentions.0.proj_in"
+ASKED = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+
+
+@pytest.mark.parametrize(("name", "context"), [("sd15", 768), ("sd2", 1024)])
+@pytest.mark.parametrize("kernel", [(), (1, 1)])
+@pytest.mark.parametrize("told", ["width", "metadata"])
+def test_a_layer_that_is_trained_as_another_kind_does_not_make_another_family(
+    name: str, context: int, kernel: tuple[int, ...], told: str, tmp_path: Path
+) -> None:
+    """kohya's scripts held what is around attention as convolutions, of Stable Diffusion 2 too."""
+    inner = {AROUND: 8} | ({ASKED: context} if told == "width" else {})
+    tensors = {}
+    for module, width in inner.items():
+        more = kernel if module == AROUND else ()
+        for side, shape in (("up", (8, 2, *more)), ("down", (2, width, *more))):
+            tensors[f"{kohya_names(family(name))[module]}.lora_{side}.weight"] = torch.ones(shape)
+    stated = {"ss_base_model_version": family(name).kohya_version} if told == "metadata" else {}
+    save_file(tensors, tmp_path / "x.safetensors", stated)
+    assert read_layout(tmp_path / "x.safetensors").family == name
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te_encoder_layers_0_mlp_fc1",
+        "lora_te1_encoder_layers_0_mlp_fc1",
+        "lycoris_text_model_encoder_layers_0_mlp_fc1",
+        "lycoris_encoder_layers_0_mlp_fc1",
+    ],
+)
+def test_a_text_encoders_names_as_programs_begin_them(spelled: str, toy: Taken, tmp_path: Path) -> None:
+    """Diffusers numbers every first text encoder; transformers has no `text_model.` since its version 5."""
+    modules = {
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": "lora_unet_input_blocks_1_1_"
+        "transformer_blocks_0_attn1_to_q",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": spelled,
+    }
+    found = random_lora(toy, tuple(modules))
+    tensors = {
+        f"{modules[m]}.lora_{side}.weight": getattr(f, side) for m, f in found.items() for side in ("up", "down")
+    }
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert {name.rpartition(".")[0] for name in take(tmp_path / "x.safetensors").tensors("lora")} == set(modules)
+
+
+def test_of_modules_that_no_family_has_together_those_are_named_that_are_too_many(tmp_path: Path) -> None:
+    names = [f"lora_te{i}_text_model_encoder_layers_0_mlp_fc1" for i in (1, 2)] + ["lora_unet_no_such_layer"]
+    save_file({f"{name}.lora_up.weight": torch.ones(4, 1) for name in names}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=r"modules of Stable Diffusion XL and for others.*: lora_unet_no_such_layer"):
+        read_layout(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("side", ["up", "down"])
+def test_a_factor_without_numbers_is_refused(side: str, tmp_path: Path) -> None:
+    shapes = {"up": (8, 0 if side == "up" else 2), "down": (0 if side == "down" else 2, 8)}
+    name = kohya_names(family("sd15"))[AROUND]
+    save_file({f"{name}.lora_{s}.weight": torch.ones(shape) for s, shape in shapes.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match=f"a factor of {AROUND} without numbers: lora_{side}"):
+        read_layout(tmp_path / "x.safetensors")
+
+
+def test_what_comfyui_writes_itself_has_dots(large: Taken, tmp_path: Path) -> None:
+    """Its node LoraSave: the single file's names of the U-Net, and transformers' of the text encoders."""
+    text, query = "transformer.text_model.encoder.layers", "self_attn.q_proj"
+    spelled = {
+        "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (
+            "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+        ),
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1": f"text_encoders.clip_l.{text}.0.mlp.fc1",
+        f"text_encoder_2.text_model.encoder.layers.1.{query}": f"text_encoders.clip_g.{text}.1.{query}",
+    }
+    lora = random_lora(large, tuple(spelled))
+    tensors = {f"{spelled[m]}.lora_{side}.weight": getattr(f, side) for m, f in lora.items() for side in ("up", "down")}
+    bias = "diffusion_model.input_blocks.0.0"
+    save_file(tensors | {f"{bias}.diff_b": torch.ones(8)}, tmp_path / "x.safetensors")
+    found, layout = take(tmp_path / "x.safetensors").tensors("lora"), read_layout(tmp_path / "x.safetensors")
+    assert (layout.family, layout.dialect) == ("sdxl", "ComfyUI")
+    assert all(
+        same_bytes(found[f"{m}.lora_{side}"], getattr(f, side)) for m, f in lora.items() for side in ("up", "down")
+    )
+    assert same_bytes(found["unet.conv_in.diff_b"], torch.ones(8))
+
+
+def test_of_another_architecture_comfyuis_files_are_refused_by_its_name(tmp_path: Path) -> None:
+    save_file(
+        {"diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight": torch.ones(4, 1)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(UsageError, match="a LoRA for FLUX"):
+        read_layout(tmp_path / "x.safetensors")
+
+
+def test_a_network_that_comfyui_keeps_alone_is_no_lora(tmp_path: Path) -> None:
+    names = ("weight", "bias")
+    save_file({f"diffusion_model.input_blocks.0.0.{n}": torch.ones(4, 1) for n in names}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="of no kind that is known"):
+        read_layout(tmp_path / "x.safetensors")

@@ -257,6 +257,8 @@ def test_pefts_folder_says_which_network_it_is_of_by_its_modules(module: str, to
     [
         ({"peft_type": "VERA"}, "adapter of kind VERA"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4"),
+        ({"peft_type": "LORA", "init_lora_weights": "OLoRA"}, "began as OLoRA"),
+        ({"peft_type": "LORA", "alora_invocation_tokens": [7]}, "an activated LoRA"),
         ({"peft_type": "OFT", "coft": True}, "constrained OFT"),
     ],
 )
@@ -265,6 +267,12 @@ def test_adapters_that_would_be_misunderstood_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
         read_layout(peft_folder(tmp_path, config, plain_tensors(toy)))
+
+
+def test_a_beginning_that_leaves_the_checkpoint_alone_is_read(toy: Taken, tmp_path: Path) -> None:
+    """EVA fills one factor from the data, and zeros the other."""
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "init_lora_weights": "eva"}
+    assert len(take(peft_folder(tmp_path, config, plain_tensors(toy))).tensors("lora")) == 2
 
 
 def test_a_file_of_pefts_without_its_configuration_does_not_know_its_alpha(toy: Taken, tmp_path: Path) -> None:
@@ -280,7 +288,12 @@ def test_whole_factors_that_peft_scales_all_the_same_are_refused(tmp_path: Path)
     }
     with pytest.raises(UsageError, match="scales whole factors"):
         read_layout(peft_folder(tmp_path / "a", {"peft_type": "LOKR", "r": 8, "alpha": 4}, tensors))
-    assert take(peft_folder(tmp_path / "b", {"peft_type": "LOKR", "r": 8, "alpha": 8}, tensors)).artifact.facts == {}
+    own = {"rank_pattern": {FLAT.rpartition(".")[2]: 16}}
+    with pytest.raises(UsageError, match="scales whole factors"):
+        read_layout(peft_folder(tmp_path / "b", {"peft_type": "LOKR", "r": 8, "alpha": 8} | own, tensors))
+    for i, config in enumerate([{"alpha": 8}, {"alpha": 16} | own]):
+        folder = peft_folder(tmp_path / f"c{i}", {"peft_type": "LOKR", "r": 8} | config, tensors)
+        assert take(folder).artifact.facts == {}
 
 
 def test_cloneofsimos_numbers_are_places_in_a_walk(toy: Taken, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sdforge.errors import UsageError
 from sdforge.formats.layout import read_layout, transposed
 from tests.families.toys import write_family
-from tests.families.workbench import take
+from tests.families.workbench import change_json, take
 from tests.formats.conftest import export
 
 UNET = "model.diffusion_model."
@@ -47,6 +47,8 @@ def stock_like(name: str, path: Path) -> dict[str, Tensor]:
         return {
             "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": ids,
             "conditioner.embedders.1.model.logit_scale": torch.tensor(4.6),
+            "conditioner.embedders.0.text_projection": torch.ones(32, 32),
+            "conditioner.embedders.0.transformer.text_projection.weight": torch.ones(32, 32),
             "denoiser.sigmas": torch.ones(1000),
         }
     last = "cond_stage_model.model.transformer.resblocks.1."
@@ -69,12 +71,51 @@ def test_what_files_of_the_trade_hold_beside_is_read_over(name: str, files: dict
     assert sum(read_layout(path).passed.values()) == len(more)
 
 
+def test_the_second_familys_text_encoder_may_be_named_as_in_the_later_code(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """That does not make a refiner of it: its U-Net is told of no sizes."""
+    more = {"cond_stage_model.model.text_projection": torch.ones(16, 16)}
+    tensors = {
+        name.replace("cond_stage_model.model.", "conditioner.embedders.0.model."): tensor
+        for name, tensor in (load_file(files["sd2"]) | more).items()
+    }
+    with safe_open(files["sd2"], "pt") as file:
+        save_file(tensors, tmp_path / "x.safetensors", file.metadata())
+    found = take(tmp_path / "x.safetensors").artifact
+    assert (found.family, found.digest) == ("sd2", take(files["sd2"]).artifact.digest)
+
+
+@pytest.mark.parametrize("said", [{}, {"modelspec.prediction_type": "epsilon"}])
+def test_a_prediction_that_the_file_states_is_not_called_unsaid(
+    said: dict[str, str], files: dict[str, Path], tmp_path: Path
+) -> None:
+    marked = ("v_pred", "ztsnr")
+    tensors = {name: tensor for name, tensor in load_file(files["sd2"]).items() if name not in marked}
+    save_file(tensors, tmp_path / "x.safetensors", said)
+    assert ("unsaid" in read_layout(tmp_path / "x.safetensors").notes) == (not said)
+
+
 def test_matrices_that_are_written_as_convolutions_are_the_same(files: dict[str, Path], tmp_path: Path) -> None:
     place = f"{UNET}middle_block.1.proj_in.weight"
     path = changed(
         files["sd2"], tmp_path / "conv.safetensors", {place: load_file(files["sd2"])[place][..., None, None]}
     )
     assert take(path).artifact.digest == take(files["sd2"]).artifact.digest
+
+
+def test_a_folder_with_convolutions_in_place_of_matrices_is_of_the_same_family(toys: Path, tmp_path: Path) -> None:
+    """A script of kohya's writes it so; the toy is told less than what tells the families apart."""
+    plain, folder = write_family(toys / "sd2", "sd2"), tmp_path / "folder"
+    shutil.copytree(plain, folder)
+    change_json(folder / "unet" / "config.json", {"use_linear_projection": False, "cross_attention_dim": 1024})
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    around = (".proj_in.weight", ".proj_out.weight")
+    turned = {n: t[..., None, None] if n.endswith(around) else t for n, t in load_file(path).items()}
+    save_file({name: tensor.contiguous() for name, tensor in turned.items()}, path)
+    assert (take(folder).artifact.family, take(folder).artifact.digest) == ("sd2", take(plain).artifact.digest)
+    change_json(folder / "unet" / "config.json", {"cross_attention_dim": 768})
+    assert take(folder).artifact.family == "sd15"
 
 
 def test_a_file_of_unclip_without_statistics_can_be_loaded(files: dict[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sdforge.families.stable_diffusion import (
     StableDiffusion,
     fact_owners,
     has_four_levels,
+    has_matrices,
     neutral_facts,
     unused_half,
 )
@@ -67,7 +68,7 @@ class ImageVariations(StableDiffusion):
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
         pictures_alone = "image_encoder" in configs and "text_encoder" not in configs
-        return bool(unet) and pictures_alone and not unet.get("use_linear_projection")
+        return bool(unet) and pictures_alone and not has_matrices(unet)
 
 
 FAMILY = ImageVariations()

@@ -10,8 +10,10 @@ from sdforge.families.stable_diffusion import (
     TextEncoder,
     fact_owners,
     has_four_levels,
+    has_matrices,
     lone_unet,
     neutral_facts,
+    unused_projection,
 )
 
 TEXT = TextEncoder("text_encoder", "cond_stage_model.transformer.", layers=12, heads=12, activation="quick_gelu")
@@ -59,7 +61,7 @@ class StableDiffusion1(StableDiffusion):
     context = 768
     encoders = (TEXT,)
     images = None
-    unused: ClassVar = {}
+    unused: ClassVar = unused_projection(TEXT)
 
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         whole = has_four_levels(shapes) and any(name.startswith(TEXT.single) for name in shapes)
@@ -68,7 +70,7 @@ class StableDiffusion1(StableDiffusion):
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
         other = "text_encoder_2" in configs or ("image_encoder" in configs and "text_encoder" not in configs)
-        return bool(unet) and not other and not unet.get("use_linear_projection")
+        return bool(unet) and not other and not has_matrices(unet)
 
 
 FAMILY = StableDiffusion1()

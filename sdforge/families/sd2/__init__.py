@@ -17,9 +17,12 @@ from sdforge.families.stable_diffusion import (
     StableDiffusion,
     fact_owners,
     has_four_levels,
+    has_matrices,
     lone_unet,
     neutral_facts,
 )
+
+SGM = "conditioner.embedders.0.model."  # how the text encoder's names begin in Stability's later code
 
 
 @final
@@ -69,14 +72,15 @@ class StableDiffusion2(StableDiffusion):
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         if f"{UNET}label_emb.0.0.weight" in shapes or f"{VIT_H.single}visual.conv1.weight" in shapes:
             return False
-        whole = has_four_levels(shapes) and f"{VIT_H.single}ln_final.weight" in shapes
-        return whole or lone_unet(shapes, linear=True)
+        named = any(f"{start}ln_final.weight" in shapes for start in (VIT_H.single, SGM))
+        return (has_four_levels(shapes) and named) or lone_unet(shapes, linear=True)
+
+    def alias(self, name: str) -> str:
+        return VIT_H.single + name.removeprefix(SGM) if name.startswith(SGM) else super().alias(name)
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
-        return "text_encoder_2" not in configs and bool(
-            unet.get("use_linear_projection") and not unet.get("class_embed_type")
-        )
+        return "text_encoder_2" not in configs and has_matrices(unet) and not unet.get("class_embed_type")
 
 
 FAMILY = StableDiffusion2()

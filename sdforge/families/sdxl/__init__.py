@@ -17,6 +17,7 @@ from sdforge.families.stable_diffusion import (
     fact_owners,
     neutral_facts,
     stated_levels,
+    unused_projection,
 )
 
 FIRST = TextEncoder(
@@ -76,7 +77,7 @@ class StableDiffusionXL(StableDiffusion):
     context = 2048
     encoders = (FIRST, SECOND)
     images = None
-    unused: ClassVar = {}
+    unused: ClassVar = unused_projection(FIRST)
 
     def owns(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         deepest = f"{UNET}input_blocks.7.1.transformer_blocks.9.attn2.to_k.weight"

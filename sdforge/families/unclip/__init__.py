@@ -18,6 +18,7 @@ from sdforge.families.stable_diffusion import (
     StableDiffusion,
     fact_owners,
     has_four_levels,
+    has_matrices,
     lone_unet,
     neutral_facts,
     unused_half,
@@ -80,7 +81,7 @@ class StableUnclip(StableDiffusion):
 
     def owns_folder(self, configs: dict[str, dict[str, Any]]) -> bool:
         unet = configs.get("unet", {})
-        return bool(unet.get("use_linear_projection")) and unet.get("class_embed_type") == "projection"
+        return has_matrices(unet) and unet.get("class_embed_type") == "projection"
 
 
 FAMILY = StableUnclip()
