@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +25,8 @@ from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
+# the table of the noise schedule: where it ends in (nearly) nothing but noise, the last step is without any signal
+TABLE_OF_NOISE, NOTHING, PLAIN = "alphas_cumprod", 1e-6, {"F16": "<e", "F32": "<f", "F64": "<d"}
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
 SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI calls the scale of fp8 weights, before and now
 FIRST, LAST = "input_blocks.0.0.weight", "out.2.weight"  # of a U-Net (a ControlNet has no last layer)
@@ -83,6 +87,8 @@ def read(path: Path, header: Header) -> Layout:
             hint="is it another family, or a checkpoint with something baked in beside it?",
         )
     _refuse_gaps(path, found, layout)
+    if _ends_in_noise(header):
+        layout.facts["zero_terminal_snr"] = True
     layout.facts = found.facts_of_shapes(layout.shapes()) | layout.facts
     _state(path, header.metadata, layout)
     note_unsaid(layout, found, header.metadata)
@@ -94,6 +100,17 @@ def read(path: Path, header: Header) -> Layout:
         layout.tokenizer = usual_words()
     count_words(path, layout, tables)
     return layout
+
+
+def _ends_in_noise(header: Header) -> bool:
+    """Say whether a file's own noise schedule has zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, §3.1)."""
+    entry = header.tensors.get(TABLE_OF_NOISE)
+    if entry is None or entry.dtype not in PLAIN or not entry.size:
+        return False
+    width = ITEM_SIZE[entry.dtype]
+    with header.file.open("rb") as file:
+        raw = os.pread(file.fileno(), width, entry.offset + entry.size - width)
+    return len(raw) == width and abs(struct.unpack(PLAIN[entry.dtype], raw)[0]) < NOTHING
 
 
 def _by_single(family: Family) -> dict[str, list[Name]]:

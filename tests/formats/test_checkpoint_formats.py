@@ -210,6 +210,19 @@ def test_a_file_without_a_vae_is_a_checkpoint_without_one(exported: Path, tmp_pa
     assert set(read_layout(path).shapes()) == {"unet", "text_encoder"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("last", "found"), [(0.0047, None), (4.8e-8, True)])
+def test_a_noise_schedule_that_ends_in_noise_is_a_fact(
+    dtype: torch.dtype, last: float, found: bool | None, exported: Path, tmp_path: Path
+) -> None:
+    """Programs that load such a file whole draw with the table that is in it."""
+    table = torch.linspace(0.999, last, 1000, dtype=torch.float64).to(dtype)
+    path = changed(
+        exported / "checkpoint.safetensors", tmp_path / "x.safetensors", lambda t: t | {"alphas_cumprod": table}
+    )
+    assert read_layout(path).facts.get("zero_terminal_snr") is found
+
+
 @pytest.mark.parametrize(
     ("marker", "fact", "value"), [("v_pred", "prediction", "v_prediction"), ("ztsnr", "zero_terminal_snr", True)]
 )
