@@ -22,7 +22,7 @@ from typing import Any
 
 from sdforge.errors import UsageError
 from sdforge.families.strangers import FAMILIES_HINT
-from sdforge.formats.layout import Found, HeaderOf, Layout
+from sdforge.formats.layout import Found, HeaderOf, Layout, of_numbers
 from sdforge.formats.safetensors import Header
 
 KEY = "emb_params"
@@ -101,7 +101,7 @@ def read_named(path: Path, header: Header, name: str) -> Layout:
         there = ", ".join(sorted(found)) or "none"
         raise UsageError(f"{path} carries no embedding {name!r}", hint=f"it carries {there}")
     own = {raw.removeprefix(f"{BUNDLE}{name}."): header.tensors[raw] for raw in found[name]}
-    layout = read(path, replace(header, tensors=own, metadata={}))
+    layout = of_numbers(read(path, replace(header, tensors=own, metadata={})))
     layout.facts["token"] = name
     return layout
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from sdforge.dtypes import ITEM_SIZE
+from sdforge.dtypes import ITEM_SIZE, NOT_FLOAT
 from sdforge.errors import UsageError
 from sdforge.families import Family, Name
 from sdforge.formats.pickled import is_pickle
@@ -111,6 +111,21 @@ def shape_here(path: Path, of: Family, name: Name, raw: str, shape: tuple[int, .
     return found
 
 
+def of_numbers(layout: Layout) -> Layout:
+    """Return a layout all of whose tensors can be computed with. Raises UsageError for one of integers or booleans.
+
+    What has whole numbers of its own accord, as position ids, no reader lays out.
+    """
+    for tensor in layout.tensors:
+        if tensor.dtype.startswith(NOT_FLOAT):
+            raise UsageError(
+                f"{layout.files[tensor.file]} holds {tensor.component}.{tensor.name} as {tensor.dtype}: whole numbers, "
+                "which are no weights before the program that made them has scaled them",
+                hint="get the same in fp16, bf16, fp32 or fp8 from where it came from",
+            )
+    return layout
+
+
 HeaderOf = Callable[[Path], Header]  # a file's header; of a pickle that of the file into which it was converted
 
 
@@ -158,7 +173,7 @@ def read_layout(path: Path, header_of: HeaderOf = header_of_safe) -> Layout:
     header = None if path.is_dir() else header_of(path)
     for reader in _readers():
         if reader.recognises(path, header):
-            return reader.read(path, header) if header else reader.read_folder(path, header_of)
+            return of_numbers(reader.read(path, header) if header else reader.read_folder(path, header_of))
     what = "folder" if header is None else "safetensors file"
     names = ", ".join(sorted(header.tensors)[:3]) if header else ""
     raise UsageError(

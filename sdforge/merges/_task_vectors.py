@@ -6,6 +6,7 @@ https://arxiv.org/abs/2212.04089).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,17 +62,28 @@ def voted(vectors: list[Tensor], factors: list[float], weights: list[float], vot
     """Return what the vectors agree on, element by element (TIES, Yadav et al. 2023, §3).
 
     Wᵢ = fᵢ·dᵢ. The sign of Σ Wᵢ (`sum`) or of Σ sign Wᵢ (`count`) is elected, 0 counts as +; the Wᵢ of that sign are
-    added, and with `normalize` divided by the sum of their weights (where that is not 0).
+    added, and with `normalize` divided by the sum of their weights, as `coefficients` does.
     """
     scaled = [vector * factor for vector, factor in zip(vectors, factors, strict=True)]
     ballots = scaled if vote == "sum" else [one.sign() for one in scaled]
     elected = (total(ballots) >= 0).to(scaled[0].dtype) * 2 - 1
-    agree = [(one * elected > 0).to(one.dtype) for one in scaled]
-    above = total([one * yes for one, yes in zip(scaled, agree, strict=True)])
-    if not normalize:
-        return above
-    below = total([yes * weight for yes, weight in zip(agree, weights, strict=True)])
-    return above / below.where(below != 0, 1.0)
+    agree = [one * elected > 0 for one in scaled]
+    above = total([one * yes.to(one.dtype) for one, yes in zip(scaled, agree, strict=True)])
+    return above / _sums(weights, agree).to(above.dtype) if normalize else above
+
+
+def _sums(weights: list[float], agree: list[Tensor]) -> Tensor:
+    """Return Σ wᵢ of those that agree in each element, 1 where it is nearly 0, in fp64.
+
+    agree: for each weight where it counts (bool). Whole numbers are added, of a unit that measures every weight, so
+    that any of the 2ⁿ sums is that of the decimals as written: 0.3 − 0.1 − 0.2 leaves no rest. Weights that no such
+    unit of 62 bits measures are rounded to one, far below the smallest sum.
+    """
+    exact = [fraction(weight) for weight in weights]
+    room = 2**62 / max(sum(map(abs, exact), Fraction(0)), SMALLEST_SUM)
+    unit = min(Fraction(math.lcm(*(weight.denominator for weight in exact))), room)
+    below = total([yes.long() * round(weight * unit) for weight, yes in zip(exact, agree, strict=True)])
+    return (below.double() / float(unit)).where(below.abs() >= math.ceil(SMALLEST_SUM * unit), 1.0)
 
 
 def total(tensors: list[Tensor]) -> Tensor:

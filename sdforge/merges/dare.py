@@ -12,7 +12,7 @@ from sdforge.settings import Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 
 

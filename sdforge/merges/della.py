@@ -13,7 +13,7 @@ from sdforge.settings import Share, Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 SELECTS = True
 

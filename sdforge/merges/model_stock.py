@@ -16,12 +16,12 @@ from sdforge.settings import Since
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 
 
 Several = Annotated["Tensor", Field(min_length=2)]
-SMALLEST = 1e-6  # what is divided by
+SMALLEST = 1e-6  # of 1 + (N − 1) c, which is divided by
 
 
 def model_stock(
@@ -30,7 +30,8 @@ def model_stock(
     """Return base + t · mean of dᵢ, dᵢ = Mᵢ − base, t = N c / (1 + (N − 1) c) kept in 0 … 1.
 
     base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape, two
-    at least. Their order decides nothing. c is the mean cosine of all pairs dᵢ, dⱼ, each tensor read as one vector.
+    at least. Their order decides nothing. c is the mean cosine of all pairs dᵢ, dⱼ, each tensor read as one vector;
+    that with a dᵢ of 0 is 0.
     filter_wise: each filter (what the first dimension counts) is a vector with c and t of its own.
     Source: Jang et al. 2024, https://arxiv.org/abs/2403.19522, eq. 7; `model_stock` of mergekit.
     """
@@ -40,7 +41,7 @@ def model_stock(
     products = gram(lambda own, *parts: [part - own for part in parts], base, *checkpoints)
     lengths = [row[i].sqrt() for i, row in enumerate(products)]
     pairs = list(combinations(range(len(lengths)), 2))
-    cosines = [products[j][i] / max(lengths[i] * lengths[j], Decimal(str(SMALLEST))) for i, j in pairs]
+    cosines = [products[j][i] / (lengths[i] * lengths[j] or 1) for i, j in pairs]
     count, mean = len(checkpoints), sum(cosines, Decimal(0)) / len(pairs)
     below = 1 + (count - 1) * mean
     t = min(max(count * mean / below, Decimal(0)), Decimal(1)) if abs(below) >= SMALLEST else Decimal(0)
@@ -54,7 +55,7 @@ def _filters(base: Tensor, *checkpoints: Tensor) -> Tensor:
     lengths = [root(column_dots(vector.T, vector.T)) for vector in vectors]
     pairs = list(combinations(range(len(vectors)), 2))
     products = [lengths[i] * lengths[j] for i, j in pairs]
-    below = [product.where(product > SMALLEST, SMALLEST) for product in products]
+    below = [product.where(product > 0, 1.0) for product in products]
     cosines = [column_dots(vectors[i].T, vectors[j].T) / product for (i, j), product in zip(pairs, below, strict=True)]
     count, mean = len(vectors), total(cosines) / len(pairs)
     apart = 1 + (count - 1) * mean

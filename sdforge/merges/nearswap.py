@@ -10,11 +10,8 @@ from sdforge.settings import PerBlock, Positive
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 ELEMENTWISE = True
-
-
-SMALLEST = 1e-6  # distance that is divided by
 
 
 def nearswap(a: Tensor, b: Tensor, *, t: Annotated[Positive, PerBlock()]) -> Tensor:
@@ -23,9 +20,8 @@ def nearswap(a: Tensor, b: Tensor, *, t: Annotated[Positive, PerBlock()]) -> Ten
     a: what is changed; b: of one shape. t: the step, in the weights' own size (0.001 is much).
     Source: `nearswap` of mergekit, after Alan Ho's merge of language models.
     """
-    apart = (a - b).abs()
-    share = a.new_tensor(t) / apart.where(apart > SMALLEST, SMALLEST)
-    return line(a, b, share.where(share < 1, 1.0))
+    apart, step = (a - b).abs(), a.new_tensor(t)
+    return line(a, b, (step / apart).where(apart > step, 1.0))
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdforge.exact import fraction, runs, squares
+from sdforge.exact import runs, share_of, squares
 from sdforge.merges._task_vectors import Density, joined, masked_vectors, total
 from sdforge.selection import largest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 SELECTS = True
 
@@ -22,8 +22,8 @@ def sce(base: Tensor, *checkpoints: Tensor, select_topk: Density = 1.0) -> Tenso
 
     base: what all descend from, and what gives VAE and tokenizer; checkpoints: one tensor of each, of its shape. Their
     order decides nothing.
-    select_topk: the share of the elements that are used, those whose variance over the checkpoints is largest, of
-    equal ones the first, counted among those whose variance is not 0.
+    select_topk: the share of the elements that are used, one at least, those whose variance over the checkpoints is
+    largest, of equal ones the first, counted among those whose variance is not 0.
     Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, §3.2; `sce` of mergekit.
     """
     masks = [_most_varied(base, checkpoints, select_topk)] * len(checkpoints) if select_topk < 1 else []
@@ -50,7 +50,7 @@ def _most_varied(base: Tensor, checkpoints: Sequence[Tensor], share: float) -> T
         return total([(each - mean) * (each - mean) for each in vectors])
 
     varied = sum(int(spread(*parts).count_nonzero()) for parts in runs(base, *checkpoints))
-    return largest(spread, int(fraction(share) * varied), base, *checkpoints)
+    return largest(spread, share_of(varied, share), base, *checkpoints)
 
 
 def simplify(inputs: list[Any], parameters: dict[str, Any]) -> Any | tuple[list[Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ from sdforge.settings import Weight
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 SELECTS = True
 
@@ -31,7 +31,7 @@ def ties(
     weights: one for each checkpoint; empty: 1 each. density: the share of each difference that is kept, the largest
     by magnitude, of equal ones the first; counted in each tensor by itself.
     vote: `sum` elects the sign of the larger sum (the paper), `count` that of the greater number; a tie is +.
-    scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree.
+    scale: of the result, the paper's λ. normalize: divide by the sum of the weights that agree, unless it is 0.
     Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1; `ties` of mergekit,
     `add_difference_ties` of sd-mecha, `ties_add_difference` of meh.
     """

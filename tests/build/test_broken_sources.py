@@ -51,6 +51,18 @@ def test_the_source_is_named_once_and_not_what_is_made_from_it(bench: Bench) -> 
     assert "`base` holds NaN or Inf" in problems[0].message
 
 
+def test_whole_numbers_as_weights_are_refused_in_the_plan(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    path = bench.root / "base" / UNET
+    tensors = load_file(path)
+    save_file(tensors | {COMPUTED: tensors[COMPUTED].char()}, path, {"format": "pt"})
+    bench.recipe(EXPORTED)
+    assert main(["-C", str(bench.root), "plan", "r"]) == 2
+    said = capsys.readouterr().err
+    assert "base: " in said
+    assert f"holds unet.{COMPUTED} as I8" in said
+    assert "get the same in fp16" in said
+
+
 def test_sound_sources_have_nothing_noted(bench: Bench) -> None:
     bench.recipe(SOFT)
     plan = bench.plan()

@@ -300,8 +300,28 @@ def test_directions_that_cancel_have_their_plain_mean() -> None:
     assert karcher(vector(0, 0), vector(0, 4)).tolist() == [0, 2]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 2, 100, 5000])
+def test_opposite_directions_have_none_in_common_however_many_numbers_they_have(count: int, dtype: torch.dtype) -> None:
+    """Cosines miss −1 by 1e-16, as sums and since −3 m is rounded: the sine of their angle is 1e-8 and not 0."""
+    for seed in range(5):
+        m = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        assert torch.allclose(karcher(m, -3 * m), -m, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(karcher(m, 2 * m, -3 * m), 2 * m, rtol=1e-5, atol=1e-6)
+
+
+def test_numbers_have_signs_for_directions() -> None:
+    assert karcher(vector(0.1), vector(-0.3)).item() == pytest.approx(-0.1)
+    assert karcher(vector(0.1), vector(0.2), vector(-0.3)).item() == pytest.approx(0.2)
+    four = [0.82161814, -1.30315723, 0.00905356, -5.36953235]
+    assert karcher(*map(vector, four)).item() == pytest.approx(sum(four) / 4)
+
+
 def test_t27_a_step_no_longer_than_t() -> None:
     assert near(nearswap(vector(1, 1, 1), vector(1.001, 1.1, 2), t=0.01), 1.001, 1.01, 1.01)
+    assert near(nearswap(vector(0, 0, 0), vector(1e-9, -2e-8, 1), t=1e-8), 1e-9, -1e-8, 1e-8)
+    assert torch.equal(nearswap(A.float(), A.float() + 1, t=1e-60), A.float())  # which is 0 in fp32
+    assert torch.equal(nearswap(A.float(), A.float(), t=1e-60), A.float())
     assert torch.equal(nearswap(A, A, t=0.5), A)
 
 

@@ -7,6 +7,7 @@ ever made: raise the method's VERSION. `python -m tests.merges.test_merge_vector
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -229,8 +230,11 @@ def np_vote(
     total = np_total([np.where(yes, x, real(0)) for x, yes in zip(scaled, agree, strict=True)])
     if not normalize:
         return total
-    weight = np_total([np.where(yes, real(w), real(0)) for w, yes in zip(weights, agree, strict=True)])
-    return total / np.where(weight == 0, real(1), weight)
+    exact = [Fraction(repr(w)) for w in weights]
+    which = list(itertools.product([0, 1], repeat=len(exact)))  # the first weight counts in the latter half
+    sums = [sum((w * yes for w, yes in zip(exact, row, strict=True)), Fraction(0)) for row in which]
+    table = np.array([real(float(each)) if each else real(1) for each in sums])
+    return total / table[np_total([yes * 2**i for i, yes in enumerate(reversed(agree))])]
 
 
 def np_ties(m: list[Array], parameters: dict[str, Any], real: Callable[[float], Any]) -> Array:
@@ -376,8 +380,8 @@ def np_adjust(m: list[Array], parameters: dict[str, Any], real: Callable[[float]
 
 
 def np_nearswap(m: list[Array], parameters: dict[str, Any], real: Callable[[float], Any]) -> Array:
-    share = real(parameters["t"]) / np.maximum(np.abs(m[0] - m[1]), real(1e-6))
-    return np_line(m[0], m[1], np.minimum(share, real(1)), real)
+    share = real(parameters["t"]) / np.maximum(np.abs(m[0] - m[1]), real(parameters["t"]))
+    return np_line(m[0], m[1], share, real)
 
 
 def np_euclidean_add_difference(m: list[Array], parameters: dict[str, Any], real: Callable[[float], Any]) -> Array:

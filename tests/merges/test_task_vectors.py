@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from sdforge.errors import UsageError
 from sdforge.exact import drawn, philox, random_words, share_of
-from sdforge.merges._task_vectors import coefficients, kept
+from sdforge.merges._task_vectors import SMALLEST_SUM, _sums, coefficients, kept
 from sdforge.merges.add_difference import add_difference
 from sdforge.merges.add_perpendicular import add_perpendicular
 from sdforge.merges.breadcrumbs import breadcrumbs
@@ -187,6 +189,39 @@ def test_opposite_differences_give_the_opposite_but_where_the_vote_is_even() -> 
     assert (float(there[3]), float(back[3])) == (3, 3)  # −3 + 3 is even, and even is plus
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [[0.3, -0.1, -0.2], [0.1, 0.2, -0.3], [0.7, 0.1, -0.8], [1.1, 2.2, -3.3]])
+@pytest.mark.parametrize(
+    ("merge", "rest"),
+    [(ties, {}), (breadcrumbs, {"gamma": 0.0, "vote": "sum"}), (dare, {"vote": "sum"}), (della, {"epsilon": 0.0})],
+)
+def test_weights_of_those_that_agree_which_add_up_to_nothing_divide_by_one(
+    merge: Callable[..., Tensor], rest: dict[str, Any], weights: list[float], dtype: torch.dtype
+) -> None:
+    """The sums of their floats are up to 1e-8, and not 0."""
+    models = [torch.tensor([1.0 if weight > 0 else -1.0], dtype=dtype) for weight in weights]
+    found = merge(torch.zeros(1, dtype=dtype), *models, weights=weights, density=1.0, normalize=True, **rest)
+    assert found.item() == pytest.approx(sum(map(abs, weights)), rel=1e-6)
+
+
+@PROPERTY
+@given(st.lists(st.integers(-3000, 3000).map(lambda n: n / 1000) | st.floats(-2, 2), min_size=1, max_size=6))
+def test_weights_are_added_as_decimals_whichever_of_them_agree(weights: list[float]) -> None:
+    which = torch.tensor(list(product([False, True], repeat=len(weights))))
+    for row, found in zip(which.tolist(), _sums(weights, list(which.T)).tolist(), strict=True):
+        exact = sum((Fraction(repr(w)) for w, yes in zip(weights, row, strict=True) if yes), Fraction(0))
+        if abs(abs(exact) - SMALLEST_SUM) > SMALLEST_SUM / 10**6:  # a float such as 1e-300 is no whole number of units
+            assert found == pytest.approx(float(exact) if abs(exact) > SMALLEST_SUM else 1.0, rel=1e-9)
+
+
+def test_weights_of_any_size_have_a_sum() -> None:
+    all_of_them = [torch.tensor([True])] * 2
+    assert _sums([0.0, 0.0], all_of_them).item() == 1
+    assert _sums([5e-324, -5e-324], all_of_them).item() == 1
+    assert _sums([1e300, 1e300], all_of_them).item() == pytest.approx(2e300)
+    assert _sums([1e17, 1e-17], all_of_them).item() == 1e17
+
+
 def test_the_identities_of_ties() -> None:
     assert simplify_ties(["base", "base", "a"], TIES | {"weights": [1.0, 0.0]}) == "base"
     assert simplify_ties(["base", "a"], TIES | {"scale": 0.0}) == "base"
@@ -307,6 +342,15 @@ def test_model_stock_of_opposites_stays_at_the_base() -> None:
     assert model_stock(vector(1, 1), vector(1, 1), vector(1, 1)).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_model_stock_goes_as_far_however_little_was_learned(filter_wise: bool) -> None:
+    base, learned, apart = (torch.randn(4, 6, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
+    large = [base, base + learned, base + learned + apart / 16]
+    small = [tensor / 2**40 for tensor in large]
+    found = model_stock(*small, filter_wise=filter_wise) * 2**40
+    assert torch.allclose(found, model_stock(*large, filter_wise=filter_wise), rtol=1e-12)
+
+
 def test_filters_go_as_far_as_each_of_them_agrees() -> None:
     """The rows of T24, of orthogonal differences, of opposite ones and of none."""
     base = torch.ones(4, 2, dtype=torch.float64)
@@ -344,6 +388,12 @@ def test_t28_sce_weighs_by_energy() -> None:
     base, a, b = vector(0, 0, 0, 0, 0, 0), vector(1, 2, 3, 4, 0, 0), vector(2, 4, 6, 8, 0, 0)
     half = sce(base, a, b, select_topk=0.5)  # of the four that vary
     assert [number != 0 for number in half.tolist()] == [False, False, True, True, False, False]
+
+
+def test_sce_uses_one_element_at_least() -> None:
+    base, a, b = vector(0, 0, 0, 0), vector(1, 2, 4, 3), vector(0, 0, 1, 0)
+    assert near(sce(base, a, b, select_topk=0.2), 0, 0, 65 / 17, 0)
+    assert torch.equal(sce(base, a, a, select_topk=0.2), base)  # nothing varies
 
 
 def test_sce_weighs_small_differences_as_it_does_large_ones() -> None:
