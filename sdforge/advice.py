@@ -50,9 +50,9 @@ def advice(session: Session, plan: Plan, steps: Iterable[Step] | None = None) ->
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
             said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
-        for link, code, (message, hint) in doubts(plan, step):
+        for link, code, words in doubts(plan, step):
             if (code, link.id) not in told:
-                said.append(Said(f"{link.use.role}.{link.use.reference}", code, message, hint, True))
+                said.append(_doubt(link, code, words))
             told.add((code, link.id))
         found += [_placed(session, step, each) for each in said]
     return found
@@ -108,13 +108,25 @@ def refuse_mistakes(session: Session, plan: Plan) -> None:
 
 
 def warnings(session: Session, plan: Plan) -> list[Problem]:
-    """Return what may be a mistake of what is trained now, each sentence once: only hours would show it."""
+    """Return what may be a mistake of what is trained now, and of files that are written now, each sentence once.
+
+    Of a training only hours would show it; a file with NaN shows it where it is drawn with.
+    """
     trained = [each for each in plan.steps.values() if each.state == "build" and each.kind == "content"]
     found: dict[str, Problem] = {}
-    for problem in advice(session, plan, trained):
+    for problem in [*advice(session, plan, trained), *_broken(session, plan)]:
         if problem.warning:
             found.setdefault(problem.message, problem)
     return list(found.values())
+
+
+def _broken(session: Session, plan: Plan) -> Iterator[Problem]:
+    """Yield which sources of files that are written now hold NaN or Inf, also where all steps between are reused."""
+    files = [step.id for step in plan.to_do if step.node.target.signature.makes == "files"]
+    for step in [plan.steps[node.id] for node in session.graph.behind(files)]:
+        for link, code, words in doubts(plan, step):
+            if code == "broken":
+                yield _placed(session, step, _doubt(link, code, words))
 
 
 def licences(session: Session, plan: Plan, end: str) -> dict[str, str]:
@@ -212,6 +224,10 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
             yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
+
+
+def _doubt(link: Link, code: str, words: tuple[str, str]) -> Said:
+    return Said(f"{link.use.role}.{link.use.reference}", code, *words, warning=True)
 
 
 def _lacking(step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:
