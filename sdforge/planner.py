@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
-from sdforge.errors import BrokenPromise, Problem, SettingErrors, UsageError
+from sdforge.errors import BrokenPromise, InputError, Problem, SettingErrors, UsageError
 from sdforge.families import family
 from sdforge.fitting import Misfit, Misfits, misfit, misfits
 from sdforge.graph import Graph, Link, Node, Taken
@@ -171,7 +171,9 @@ class Planner:
             self.problems += [misfit(step, None, "setting", text, hint, key=key) for key, text, hint in error.found]
             return None
         except UsageError as error:
-            self.problems.append(misfit(step, None, "formula", error.message, error.hint))
+            name = error.name if isinstance(error, InputError) else ""
+            use = next((link.use for link, _ in step.inputs if link.use.reference == name), None)
+            self.problems.append(misfit(step, use, "formula", error.message, error.hint))
             return None
         dtypes = plan.dtypes()
         made: dict[str, Any] = {
@@ -289,7 +291,7 @@ class Planner:
         inputs: dict[str, list[Input]] = {}
         for link, artifact in step.inputs:
             assert artifact is not None
-            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {})
+            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {}, link.use.reference)
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
         seed = {} if target.seed is None else {"seed": target.seed}
