@@ -57,7 +57,10 @@ def _strangers(step: Step, steps: Mapping[str, Step]) -> Iterator[Misfit]:
             continue
         if not ours.takes(artifact.kind, artifact.family):
             theirs = family(artifact.family).title
-            yield misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours.title}")
+            message = f"`{name}` is for {theirs}, and the recipe is for {ours.title}"
+            hint = f'take one for {ours.title}, or family = "{artifact.family}" at the top of the recipe'
+            yield misfit(step, link.use, "family", message, hint)
+            continue  # its widths are another family's too
         for key, value in artifact.notes.get("widths", {}).items():
             other, whose = widths.setdefault(key, (value, name))
             if other != value:

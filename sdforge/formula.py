@@ -125,12 +125,19 @@ def target_dtype(setting: str, first: Tensor) -> str:
     return SAFETENSORS[setting]
 
 
+TOKENS = "token_embedding.weight"
+MORE_WORDS = (
+    "one has more words: `insert` them after the merge, or take the other's text encoders with [swap.NAME] first"
+)
+
+
 def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
     """Refuse tensors of different shapes. Raises UsageError naming both."""
     for other in inputs[1:]:
         if other.shape != inputs[0].shape:
             raise UsageError(
-                f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}"
+                f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}",
+                hint=MORE_WORDS if name.endswith(TOKENS) and inputs[0].shape[1:] == other.shape[1:] else "",
             )
 
 

@@ -351,6 +351,8 @@ def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str
 
     def unmatched(pattern: str) -> Unmatched:
         block, _, elements = pattern.partition(ELEMENTS)
+        if not block:
+            return Unmatched(pattern, f"the block pattern {pattern!r} names no block", f"did you mean 'unet{pattern}'?")
         there = next((name for _, name in within(block)), "")
         if not there and any(block_matches(block, component, "") for component in family.kept):
             return Unmatched(pattern, f"{block} is merged whole, or stays", f"name it without {ELEMENTS}{elements}")

@@ -115,6 +115,10 @@ class Planner:
     def _move(self, step: Step) -> None:
         found, ours = self._base(step), family(step.node.recipe.family)
         self._pass_makers(step)
+        if not step.inputs[1:]:
+            named = ", ".join(name for name, role in step.node.target.signature.roles.items() if role.moves)
+            problem = misfit(step, None, "component", "there is nothing to swap", f"name something: {named}")
+            self.problems.append(problem)
         words = {name: words_of(found) for name in ours.text_encoders if name in found.components}
         for link, artifact in step.inputs[1:]:
             moves = step.node.target.signature.roles[link.use.role].moves

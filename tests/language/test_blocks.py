@@ -108,6 +108,11 @@ def test_a_pattern_that_matches_nothing_is_a_mistake_of_the_recipe(world: World,
     assert world.misfits() == ["the block pattern 'unet.midd' matches nothing in Stable Diffusion 1.x"]
 
 
+def test_a_swap_of_nothing_is_refused_as_a_bake_of_nothing_is(world: World) -> None:
+    world.recipe('[swap.x]\ncheckpoint = "flat"\n[bake.y]\ncheckpoint = "flat"\n')
+    assert world.misfits() == ["there is nothing to swap", "there is nothing to bake"]
+
+
 # -- elements: some tensors of a block ---------------------------------------------------------------------------------
 
 
@@ -154,6 +159,7 @@ def test_two_parts_of_equal_length_that_meet_are_refused() -> None:
         ("M00:attn7", "no tensor of M00 has 'attn7' in its name", "names are diffusers': mid_block."),
         ("M00:", "no tensor of M00 has '' in its name", "names are diffusers'"),
         ("unet.mide:attn1", "the block pattern 'unet.mide' matches nothing", "did you mean 'unet.mid'?"),
+        (":attn1.to_q", "the block pattern ':attn1.to_q' names no block", "did you mean 'unet:attn1.to_q'?"),
         ("vae:conv_in", "vae is merged whole, or stays", "name it without :conv_in"),
     ],
 )
