@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import starmap
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Artifact, made_artifact
-from sdforge.errors import Problem, RecipeError
+from sdforge.errors import Problem, RecipeError, SettingErrors
 from sdforge.families import family
 from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
 from sdforge.licences import conflicts
-from sdforge.method import method
+from sdforge.method import idle_patterns, method
 from sdforge.picture_advice import advise_pictures
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
 SHOWN = 3  # tensors that are named; of more, how many there are
+IN_FRONT = "that one wins which has the longest text before its first wildcard"  # of two patterns
 
 
 class Said(NamedTuple):
@@ -50,6 +52,7 @@ def advice(session: Session, plan: Plan, steps: Iterable[Step] | None = None) ->
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
             said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
+        said += [Said(role, "pattern", text, IN_FRONT, True) for role, text in unheeded(step)]
         for link, code, words in doubts(plan, step):
             if (code, link.id) not in told:
                 said.append(_doubt(link, code, words))
@@ -98,6 +101,18 @@ def weights_off(step: Step, name: str) -> str:
         return ""
     total = sum(map(decimal, json.loads(step.node.target.settings)["weights"]))
     return f"the weights of {name} sum to {float(total):g}, not to 1" if total != 1 else ""
+
+
+def unheeded(step: Step) -> Iterator[tuple[str, str]]:
+    """Yield which patterns of blocks decide nothing, since others go before them: the role as in `Said`, a sentence."""
+    tables = {"": step.node.target.raw} | {
+        f"{link.use.role}.{link.use.reference}": link.use.use or {} for link, _ in step.inputs
+    }
+    stated = {role or "blocks": table["blocks"] for role, table in tables.items() if table.get("blocks")}
+    for role, patterns in stated.items():
+        with suppress(SettingErrors):  # mistakes of what waits for its inputs are said when these are there
+            for pattern in idle_patterns(patterns, family(step.node.recipe.family)):
+                yield role, f"the block pattern {pattern!r} decides nothing: others go before it"
 
 
 def refuse_mistakes(session: Session, plan: Plan) -> None:

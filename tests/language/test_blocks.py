@@ -73,7 +73,7 @@ def test_two_patterns_of_equal_length_that_meet_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         decided("unet.in0?", "unet.in0[0-4]")
     assert caught.value.message == "the block patterns 'unet.in0?' and 'unet.in0[0-4]' both match unet.in00"
-    assert caught.value.hint == "make one of them more exact"
+    assert caught.value.hint == "make one of them longer before its wildcard"
 
 
 def test_two_patterns_of_equal_length_that_do_not_meet_are_fine() -> None:
