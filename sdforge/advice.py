@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import starmap
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Artifact, made_artifact
-from sdforge.errors import Problem, RecipeError
+from sdforge.errors import Problem, RecipeError, SettingErrors
 from sdforge.families import family
 from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
 from sdforge.licences import conflicts
-from sdforge.method import method
+from sdforge.method import idle_patterns, method
 from sdforge.picture_advice import advise_pictures
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
 SHOWN = 3  # tensors that are named; of more, how many there are
+IN_FRONT = "that one wins which has the longest text before its first wildcard"  # of two patterns
 
 
 class Said(NamedTuple):
@@ -50,9 +52,10 @@ def advice(session: Session, plan: Plan, steps: Iterable[Step] | None = None) ->
             found += _licence_problems(session, plan, step)
         if text := weights_off(step, step.node.target.name):
             said.append(Said("weights", "weights", text, "0.6 and 0.4 are 60 % and 40 %", True))
-        for link, code, (message, hint) in doubts(plan, step):
+        said += [Said(role, "pattern", text, IN_FRONT, True) for role, text in unheeded(step)]
+        for link, code, words in doubts(plan, step):
             if (code, link.id) not in told:
-                said.append(Said(f"{link.use.role}.{link.use.reference}", code, message, hint, True))
+                said.append(_doubt(link, code, words))
             told.add((code, link.id))
         found += [_placed(session, step, each) for each in said]
     return found
@@ -100,6 +103,18 @@ def weights_off(step: Step, name: str) -> str:
     return f"the weights of {name} sum to {float(total):g}, not to 1" if total != 1 else ""
 
 
+def unheeded(step: Step) -> Iterator[tuple[str, str]]:
+    """Yield which patterns of blocks decide nothing, since others go before them: the role as in `Said`, a sentence."""
+    tables = {"": step.node.target.raw} | {
+        f"{link.use.role}.{link.use.reference}": link.use.use or {} for link, _ in step.inputs
+    }
+    stated = {role or "blocks": table["blocks"] for role, table in tables.items() if table.get("blocks")}
+    for role, patterns in stated.items():
+        with suppress(SettingErrors):  # mistakes of what waits for its inputs are said when these are there
+            for pattern in idle_patterns(patterns, family(step.node.recipe.family)):
+                yield role, f"the block pattern {pattern!r} decides nothing: others go before it"
+
+
 def refuse_mistakes(session: Session, plan: Plan) -> None:
     """Refuse to run what methods say cannot work, before anything runs. Raises RecipeError."""
     mistakes = [problem for problem in advice(session, plan) if not problem.warning]
@@ -108,13 +123,25 @@ def refuse_mistakes(session: Session, plan: Plan) -> None:
 
 
 def warnings(session: Session, plan: Plan) -> list[Problem]:
-    """Return what may be a mistake of what is trained now, each sentence once: only hours would show it."""
+    """Return what may be a mistake of what is trained now, and of files that are written now, each sentence once.
+
+    Of a training only hours would show it; a file with NaN shows it where it is drawn with.
+    """
     trained = [each for each in plan.steps.values() if each.state == "build" and each.kind == "content"]
     found: dict[str, Problem] = {}
-    for problem in advice(session, plan, trained):
+    for problem in [*advice(session, plan, trained), *_broken(session, plan)]:
         if problem.warning:
             found.setdefault(problem.message, problem)
     return list(found.values())
+
+
+def _broken(session: Session, plan: Plan) -> Iterator[Problem]:
+    """Yield which sources of files that are written now hold NaN or Inf, also where all steps between are reused."""
+    files = [step.id for step in plan.to_do if step.node.target.signature.makes == "files"]
+    for step in [plan.steps[node.id] for node in session.graph.behind(files)]:
+        for link, code, words in doubts(plan, step):
+            if code == "broken":
+                yield _placed(session, step, _doubt(link, code, words))
 
 
 def licences(session: Session, plan: Plan, end: str) -> dict[str, str]:
@@ -212,6 +239,10 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
             yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
+
+
+def _doubt(link: Link, code: str, words: tuple[str, str]) -> Said:
+    return Said(f"{link.use.role}.{link.use.reference}", code, *words, warning=True)
 
 
 def _lacking(step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]]:

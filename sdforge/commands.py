@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import advice, against_licence, doubts, refuse_mistakes, warnings, weights_off
+from sdforge.advice import IN_FRONT, advice, against_licence, doubts, refuse_mistakes, unheeded, warnings, weights_off
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, ResourceError, UsageError, counted, exit_code
 from sdforge.executors import Cluster, Resources
@@ -191,6 +191,8 @@ def show_plan(
     for step in plan.steps.values():
         if text := weights_off(step, called[step.id]):
             say(f"  note: {text}")
+        for _, text in unheeded(step):
+            say(f"  note: {called[step.id]}: {text}; {IN_FRONT}")
     for grid in lacking(session, plan):
         say(f"  {glyphs()['build']} out/{grid.name}/{PICTURE} will be drawn from the cells")
     said = {(code, link.id): words for step in plan.steps.values() for link, code, words in doubts(plan, step)}

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sdforge.elsewhere import our_setting, our_value
 from sdforge.errors import Problem, UsageError, nearest
+from sdforge.exact import complement
 from sdforge.hidden import hidden
+from sdforge.method import per_block
 from sdforge.names import DIGEST, REFERENCE, hint_at_name
 from sdforge.places import DEVICE, VRAM
 from sdforge.references import refuse_secrets
@@ -26,6 +28,7 @@ FORMS = {  # pattern → how it is written
     DIGEST: "64 of 0-9 and a-f, in small letters",
 }
 NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e-?[0-9]+)?")  # that somebody has put into quotes
+NUMBERS = re.compile(r"\s*,\s*|\s+")  # what stands between several
 
 
 def explain(
@@ -49,7 +52,8 @@ def explain(
             yield Problem("missing", f"{table} needs `{place[-1]}`", document.place(*where[:-1]), "")
         else:
             sentence, written = _sentence(fault), document.place(*where, value=True)
-            yield Problem("setting", f"`{name}` {sentence}", written, _other_value(fault))
+            hint = _other_list(fault, model, place, _at(document, path)) or _other_value(fault, _known(model, place))
+            yield Problem("setting", f"`{name}` {sentence}", written, hint)
 
 
 def secrets_in(addresses: Iterable[tuple[tuple[str, ...], str]], document: Document) -> Iterator[Problem]:
@@ -72,8 +76,25 @@ def _other_word(word: str, known: list[str]) -> str:
     return f"did you mean `{guess}`?" if guess else f"it has {', '.join(sorted(known)) or 'none'}"
 
 
-def _other_value(fault: Any) -> str:
-    """Return a hint at the value that was meant, or at the form that it has."""
+def _other_list(fault: Any, model: Any, place: tuple[int | str, ...], table: Any) -> str:
+    """Return a hint at the list that was meant by a number, or by numbers in quotes; table: in which it stands."""
+    given = fault["input"]
+    if fault["type"] != "list_type" or not isinstance(given, str | int | float):
+        return ""
+    if isinstance(given, str):
+        numbers = NUMBERS.split(given.strip())
+        return f"[{', '.join(numbers)}]" if all(map(NUMBER.fullmatch, numbers)) else ""
+    varies, each = per_block(model), table.get("checkpoints")
+    if not isinstance(each, list) or len(each) < 2 or place[0] not in ("blocks", varies):
+        return ""
+    shares = any(getattr(mark, "shares", False) for mark in model.model_fields[varies].metadata)
+    if shares and len(each) == 2:
+        return f"[{complement(given):g}, {given}]"
+    return f"[{given}, …]: a number for each of the {len(each)} checkpoints"
+
+
+def _other_value(fault: Any, known: list[str]) -> str:
+    """Return a hint at the value that was meant, or at the form that it has; known: the settings of a table there."""
     kind, given = fault["type"], fault["input"]
     if kind == "literal_error":
         guess = our_value(str(given), _choices(fault)) or nearest(str(given), _choices(fault))
@@ -82,6 +103,8 @@ def _other_value(fault: Any) -> str:
         return f"[{json.dumps(given, ensure_ascii=False)}]"
     if kind in ("dict_type", "model_type") and isinstance(given, list) and all(isinstance(n, str) for n in given):
         return f"{{ {', '.join(f'{name} = 1.0' for name in given)} }}"
+    if kind == "model_type" and type(given) in (int, float) and "strength" in known:
+        return f"{{ strength = {given} }}"
     if kind in ("int_type", "float_type") and isinstance(given, str) and NUMBER.fullmatch(given):
         return f"without quotes: {given}"
     pattern = fault["ctx"]["pattern"] if kind == "string_pattern_mismatch" else ""
@@ -92,11 +115,16 @@ def _other_value(fault: Any) -> str:
     return FORMS.get(pattern, "")
 
 
-def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
-    """Return pydantic's location without what stands in no document: names of unions' members and `[key]`."""
+def _at(document: Document, path: tuple[str, ...]) -> Any:
     value: Any = document.values
     for table in path:
         value = value.get(table, {}) if isinstance(value, dict) else {}
+    return value
+
+
+def _walked(location: tuple[int | str, ...], document: Document, path: tuple[str, ...]) -> tuple[int | str, ...]:
+    """Return pydantic's location without what stands in no document: names of unions' members and `[key]`."""
+    value = _at(document, path)
     kept: list[int | str] = []
     for i, part in enumerate(location):
         inside = part in value if isinstance(value, dict) else isinstance(value, list) and isinstance(part, int)

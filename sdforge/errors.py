@@ -78,6 +78,14 @@ class SettingErrors(UsageError):
         self.found = found
 
 
+class InputError(UsageError):
+    """One of a formula's inputs that does not fit. name: what the recipe calls it."""
+
+    def __init__(self, name: str, message: str, hint: str = "") -> None:
+        super().__init__(f"`{name}`: {message}", hint)
+        self.name = name
+
+
 class RecipeError(UsageError):
     """All that is wrong in recipes and `forge.toml`, together."""
 

@@ -10,7 +10,9 @@ from sdforge.errors import Problem, RecipeError
 from sdforge.families import family
 from sdforge.graph import Node, way_in, wrong_kind
 from sdforge.plan import Step
-from sdforge.target import Use
+from sdforge.target import PREVIEWS, Use
+
+LOADED = ("unet", "text_encoder", "vae")  # what reads all of them loads a checkpoint as a whole, to draw or to train
 
 
 class Misfit(NamedTuple):
@@ -36,7 +38,7 @@ class Misfits(RecipeError):
 
 def misfits(step: Step, steps: Mapping[str, Step]) -> Iterator[Misfit]:
     """Yield what is wrong with the inputs of a step. steps: those that make them, by id."""
-    return chain(_strangers(step, steps), _twins(step, steps))
+    return chain(_strangers(step, steps), _halves(step), _twins(step, steps))
 
 
 def _strangers(step: Step, steps: Mapping[str, Step]) -> Iterator[Misfit]:
@@ -55,12 +57,29 @@ def _strangers(step: Step, steps: Mapping[str, Step]) -> Iterator[Misfit]:
             continue
         if not ours.takes(artifact.kind, artifact.family):
             theirs = family(artifact.family).title
-            yield misfit(step, link.use, "family", f"`{name}` is for {theirs}, and the recipe is for {ours.title}")
+            message = f"`{name}` is for {theirs}, and the recipe is for {ours.title}"
+            hint = f'take one for {ours.title}, or family = "{artifact.family}" at the top of the recipe'
+            yield misfit(step, link.use, "family", message, hint)
+            continue  # its widths are another family's too
         for key, value in artifact.notes.get("widths", {}).items():
             other, whose = widths.setdefault(key, (value, name))
             if other != value:
                 message = f"`{name}` does not fit `{whose}`: its {key} is {value} wide, the other's {other}"
                 yield misfit(step, link.use, "family", message)
+
+
+def _halves(step: Step) -> Iterator[Misfit]:
+    """Yield checkpoints that would be drawn or trained with, and lack a network: loading them fails, later."""
+    ours = family(step.node.recipe.family)
+    for link, artifact in step.inputs if step.kind == "content" else ():
+        role, name = step.node.target.signature.roles[link.use.role], link.use.reference
+        if artifact is None or artifact.kind != "checkpoint" or not set(role.reads).issuperset(LOADED):
+            continue
+        if lost := [part for part in ours.networks if part not in artifact.components and part not in ours.spare]:
+            message = f"`{name}` has no {' and no '.join(lost)}: nothing can be drawn or trained with it"
+            hint = "take that from another checkpoint with [swap.NAME]"
+            hint += ", or leave out [preset.previews]" if step.node.target.name == PREVIEWS else ""
+            yield misfit(step, link.use, "component", message, hint)
 
 
 def _twins(step: Step, steps: Mapping[str, Step]) -> Iterator[Misfit]:

@@ -7,13 +7,14 @@ the same thing share it, and what passes through keeps its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.dtypes import NOT_FLOAT, SAFETENSORS
-from sdforge.errors import UsageError
+from sdforge.errors import InputError, UsageError
 from sdforge.families import Family
 from sdforge.identity import Json, canonical, component_identity, digest_of_text
 
@@ -31,13 +32,14 @@ class Made(NamedTuple):
 class Input:
     """An artifact that goes into a formula, with the tensors of the components that are asked for.
 
-    use: what the recipe says of its use (a strength, words to overwrite, …).
+    use: what the recipe says of its use (a strength, words to overwrite, …); name: what it calls it.
     """
 
     artifact: Artifact
     tables: Callable[[Component], list[Tensor]]
     vocabulary: Callable[[Component], dict[str, Any]] = field(default=lambda _: {})
     use: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     def tensors(self, component: str) -> dict[str, Tensor]:
         """Return a component's tensors by name; nothing if the artifact has no such component."""
@@ -48,6 +50,16 @@ class Input:
         """Return the artifact's vocabulary ({"vocab", "merges"}), or nothing."""
         found = self.artifact.components.get("tokenizer")
         return self.vocabulary(found) if found else {}
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let mistakes say which of several inputs they are about. Raises InputError for them."""
+        try:
+            yield
+        except UsageError as error:
+            if type(error) is not UsageError:  # settings have a place already, and what is not listed yet is no mistake
+                raise
+            raise InputError(self.name, error.message, error.hint) from error
 
 
 @dataclass
@@ -113,12 +125,19 @@ def target_dtype(setting: str, first: Tensor) -> str:
     return SAFETENSORS[setting]
 
 
+TOKENS = "token_embedding.weight"
+MORE_WORDS = (
+    "one has more words: `insert` them after the merge, or take the other's text encoders with [swap.NAME] first"
+)
+
+
 def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
     """Refuse tensors of different shapes. Raises UsageError naming both."""
     for other in inputs[1:]:
         if other.shape != inputs[0].shape:
             raise UsageError(
-                f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}"
+                f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}",
+                hint=MORE_WORDS if name.endswith(TOKENS) and inputs[0].shape[1:] == other.shape[1:] else "",
             )
 
 

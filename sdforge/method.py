@@ -243,7 +243,8 @@ def _block_fields(hint: Any, mark: PerBlock) -> dict[str, Any]:
     from sdforge.settings import Block, Since, Weight
 
     note = (
-        f"component or component.block (patterns allowed; `{ELEMENTS}attn1.to_k` for some tensors) → the setting there"
+        "component or component.block (patterns allowed: the longest text before a wildcard wins; "
+        f"`{ELEMENTS}attn1.to_k` for some tensors) → the setting there"
     )
     found: dict[str, Any] = {"blocks": (dict[Block, hint], Field({}, description=note))}
     scalar = get_origin(hint) is not list and get_origin(getattr(hint, "__origin__", None)) is not list
@@ -351,6 +352,8 @@ def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str
 
     def unmatched(pattern: str) -> Unmatched:
         block, _, elements = pattern.partition(ELEMENTS)
+        if not block:
+            return Unmatched(pattern, f"the block pattern {pattern!r} names no block", f"did you mean 'unet{pattern}'?")
         there = next((name for _, name in within(block)), "")
         if not there and any(block_matches(block, component, "") for component in family.kept):
             return Unmatched(pattern, f"{block} is merged whole, or stays", f"name it without {ELEMENTS}{elements}")
@@ -364,6 +367,12 @@ def resolve_elements(patterns: Iterable[str], family: Family) -> dict[Place, str
         return literal(block), len(elements)
 
     return _decided([pattern for pattern in patterns if ELEMENTS in pattern], matched, rank, unmatched)
+
+
+def idle_patterns(patterns: Collection[str], family: Family) -> list[str]:
+    """Return the patterns that decide nothing, as others go before them wherever they match. Raises as those do."""
+    deciding = {*resolve_blocks(patterns, family).values(), *resolve_elements(patterns, family).values()}
+    return [pattern for pattern in patterns if pattern not in deciding]
 
 
 def _decided(
@@ -384,7 +393,7 @@ def _decided(
             if other is not None and rank(other) == rank(pattern):
                 first, second = sorted((other, pattern))
                 message = f"the block patterns {first!r} and {second!r} both match {'.'.join(filter(None, place))}"
-                wrong.setdefault(second, (second, message, "make one of them more exact"))
+                wrong.setdefault(second, (second, message, "make one of them longer before its wildcard"))
             if other is None or rank(pattern) > rank(other):
                 found[place] = pattern
     if wrong:

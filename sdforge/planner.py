@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sdforge.artifact import Artifact, Component, Tensor
-from sdforge.errors import BrokenPromise, Problem, SettingErrors, UsageError
+from sdforge.errors import BrokenPromise, InputError, Problem, SettingErrors, UsageError
 from sdforge.families import family
 from sdforge.fitting import Misfit, Misfits, misfit, misfits
 from sdforge.graph import Graph, Link, Node, Taken
@@ -115,6 +115,10 @@ class Planner:
     def _move(self, step: Step) -> None:
         found, ours = self._base(step), family(step.node.recipe.family)
         self._pass_makers(step)
+        if not step.inputs[1:]:
+            named = ", ".join(name for name, role in step.node.target.signature.roles.items() if role.moves)
+            problem = misfit(step, None, "component", "there is nothing to swap", f"name something: {named}")
+            self.problems.append(problem)
         words = {name: words_of(found) for name in ours.text_encoders if name in found.components}
         for link, artifact in step.inputs[1:]:
             moves = step.node.target.signature.roles[link.use.role].moves
@@ -171,7 +175,9 @@ class Planner:
             self.problems += [misfit(step, None, "setting", text, hint, key=key) for key, text, hint in error.found]
             return None
         except UsageError as error:
-            self.problems.append(misfit(step, None, "formula", error.message, error.hint))
+            name = error.name if isinstance(error, InputError) else ""
+            use = next((link.use for link, _ in step.inputs if link.use.reference == name), None)
+            self.problems.append(misfit(step, use, "formula", error.message, error.hint))
             return None
         dtypes = plan.dtypes()
         made: dict[str, Any] = {
@@ -289,7 +295,7 @@ class Planner:
         inputs: dict[str, list[Input]] = {}
         for link, artifact in step.inputs:
             assert artifact is not None
-            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {})
+            each = Input(artifact, self.tensors, self.view.vocabulary, link.use.use or {}, link.use.reference)
             inputs.setdefault(link.use.role, []).append(each)
         found = method(target.signature.name)
         seed = {} if target.seed is None else {"seed": target.seed}

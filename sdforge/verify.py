@@ -22,7 +22,7 @@ from sdforge.plan import Plan
 from sdforge.report.words import glyphs, safe, seconds, size
 from sdforge.run.states import described_in
 from sdforge.session import Session
-from sdforge.store.entries import Result, alias_in, load_result, preimage_in
+from sdforge.store.entries import CHANGED, Result, alias_in, load_result, preimage_in
 from sdforge.store.files import CHUNK, damaged, open_regular, read_entry
 
 
@@ -125,7 +125,7 @@ class Verifier:
 
         def compare(found: Path) -> None:
             if self._digest(found) != described["sha256"]:
-                raise ValueError("its bytes are not what they were")
+                raise ValueError(CHANGED)
 
         if self._judge(path, read) and described:
             self._judge(path.with_suffix(".safetensors"), compare)

@@ -79,7 +79,11 @@ def plan(table: Insert, inputs: dict[str, list[Input]], family: Family) -> Plan:
     (checkpoint,) = inputs["checkpoint"]
     embeddings = sorted(inputs["embeddings"], key=lambda each: str(each.artifact.facts["token"]))
     _refuse_twice([word.lower() for each in embeddings for word in each.use.get("over", [])])
-    tables, facts = with_words(checkpoint, [word for each in embeddings for word in _words(each)], table.dtype)
+    words: list[Word] = []
+    for each in embeddings:
+        with each.named():
+            words += _words(each)
+    tables, facts = with_words(checkpoint, words, table.dtype)
     result = Plan(facts=facts)
     for encoder, made in tables.items():
         result.components[encoder] = [
@@ -124,7 +128,7 @@ def _words(embedding: Input) -> list[Word]:
     counts = [word.vectors for word in found]
     if len(over) not in (counts[0], sum(counts)):
         either = f"{counts[0]} vectors" + (f" (and {counts[1]} of its negative word)" if counts[1:] else "")
-        raise UsageError(f"the embedding has {either}, and {len(over)} words are named to be overwritten")
+        raise UsageError(f"it has {either}, and {len(over)} words are named to be overwritten")
     starts = [0, *counts]
     return [
         word._replace(over=over[start : start + word.vectors]) for word, start in zip(found, starts[:-1], strict=True)

@@ -47,7 +47,9 @@ def plan(table: LoraMerge, inputs: dict[str, list[Input]], family: Family) -> Pl
     loras = sorted(inputs["loras"], key=lambda each: (each.artifact.identity, repr(sorted(each.use.items()))))
     places: dict[Place, list[Update]] = {}
     for lora in loras:
-        for place, found in updates(lora, family, {}).items():
+        with lora.named():
+            own = updates(lora, family, {})
+        for place, found in own.items():
             places.setdefault(place, []).extend(found)
     if not places:
         raise UsageError("nothing is left of the LoRAs at these strengths", hint="a strength other than 0")

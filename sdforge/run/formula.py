@@ -32,7 +32,7 @@ from sdforge.order import Computation, Order, Outcome
 from sdforge.ref import Damaged, Ref
 from sdforge.run.fused import CannotBeNoted, Factors, Fused, Noted, Notes, without
 from sdforge.run.side_by_side import Stream, drained, in_order
-from sdforge.run.tensors import DTYPES, PART, Digests, Pack, finite, hashed, load, raw, rounded
+from sdforge.run.tensors import DTYPES, PART, UNBOUND, Digests, Pack, finite, hashed, load, raw, rounded
 from sdforge.selection import LARGE, selecting_on
 from sdforge.store.files import open_regular
 
@@ -41,6 +41,7 @@ Apart = dict[str, tuple[Digests, bytes]]  # what a file holds otherwise than it 
 Written = tuple[Digests | None, Apart]
 Job = Callable[[], Stream[Written]]
 Selecting = Callable[[], AbstractContextManager[None]]  # what is selected within is selected by a device
+BROKEN = "the file is broken: get it again, or take that part of another one with [swap.NAME]"
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 AHEAD = 6  # buffers of the file that they may fill before it is their turn
@@ -474,8 +475,8 @@ def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtyp
 def _check(name: str, each: Ref | Computation, tensor: Tensor) -> None:
     """Raise ActionFailed for NaN and Inf in an input."""
     if not finite(tensor):
-        place = each.path if isinstance(each, Ref) else each.method
-        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}")
+        place, hint = (each.path, BROKEN) if isinstance(each, Ref) else (each.method, UNBOUND)
+        raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}", hint)
 
 
 def _function(computation: Computation) -> Callable[..., Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import read_header, write_file
-from sdforge.store.entries import sum_of
+from sdforge.store.entries import CHANGED, json_in, sum_of
 from sdforge.store.files import make_folder, publish, publish_bytes, read_entry, resources
 
 KEPT = 2
@@ -72,13 +72,13 @@ def described_in(data: bytes) -> dict[str, Any]:
     Raises ValueError for a damaged one, and for one of another version.
     """
     try:
-        value = json.loads(data)
+        value = json_in(data)
     except RecursionError:
         raise ValueError("it describes no state") from None
     if not isinstance(value, dict) or value.get("v") != VERSION:
         raise ValueError(f"it describes no state of version {VERSION}")
     if value.pop("sum", "") != sum_of(value):
-        raise ValueError("its bytes are not what they were")
+        raise ValueError(CHANGED)
     return value
 
 

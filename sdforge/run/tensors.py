@@ -45,6 +45,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # the least fp32 number that is Inf when it is rounded: half a step beyond the largest one, which is even there
 TOO_LARGE = {torch.float16: 65520.0, torch.bfloat16: float.fromhex("0x1.FFp127")}
+UNBOUND = "one of the inputs is broken, or the weights are too large"
 PART = 1 << 16  # elements made at a time: what an operation takes and makes of them stays in a core's cache
 
 
@@ -123,7 +124,7 @@ def _fits(wide: Tensor, too_large: float) -> bool:
 
 def _unfit(name: str, tensor: Tensor, dtype: torch.dtype) -> ActionFailed:
     if not finite(tensor):
-        return ActionFailed(f"{name} holds NaN or Inf", "one of the inputs is broken, or the weights are too large")
+        return ActionFailed(f"{name} holds NaN or Inf", UNBOUND)
     return ActionFailed(
         f"{name} holds {float(tensor.abs().max()):g}, which does not fit into {str(dtype).removeprefix('torch.')}",
         "choose bf16 or fp32 as dtype",

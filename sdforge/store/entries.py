@@ -17,6 +17,8 @@ from sdforge.artifact import Artifact, Component, Tensor, made_artifact
 from sdforge.identity import digest_of_text
 from sdforge.store.files import read_entry
 
+CHANGED = "its bytes are not what they were"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -56,9 +58,9 @@ class Result:
     @staticmethod
     def load(data: bytes) -> Result:
         """Return the result that `dump` wrote. Raises ValueError, KeyError, TypeError for anything else."""
-        value = json.loads(data)
+        value = json_in(data)
         if value.pop("sum") != sum_of(value):
-            raise ValueError("its bytes are not what they were")
+            raise ValueError(CHANGED)
         return Result.from_json(value)
 
     def needs(self) -> set[str]:
@@ -73,6 +75,14 @@ class Result:
     def artifact(self) -> Artifact:
         """Return the artifact, as far as the action made it."""
         return made_artifact(self.kind, self.family, self.components, self.facts)
+
+
+def json_in(data: bytes) -> Any:
+    """Return what an entry says. Raises ValueError, in our words, for what is no JSON (any more)."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise ValueError(CHANGED) from None
 
 
 def sum_of(value: dict[str, Any]) -> str:
@@ -113,7 +123,7 @@ def alias_in(key: str, data: bytes) -> str:
 def preimage_in(key: str, data: bytes) -> dict[str, Any]:
     """Return a manifest, or what a data set is named by. Raises ValueError for one that is not that of its key."""
     try:
-        value = json.loads(data)
+        value = json_in(data)
     except RecursionError:
         raise ValueError("it is no manifest") from None
     if not isinstance(value, dict):

@@ -63,6 +63,24 @@ def test_whole_numbers_as_weights_are_refused_in_the_plan(bench: Bench, capsys: 
     assert "get the same in fp16" in said
 
 
+def test_a_build_warns_whenever_it_writes_a_file_of_it(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the merge through which it passes is reused, as for a new title or a file that was deleted."""
+    poison(bench, VAE, PASSES)
+
+    def warned() -> int:
+        assert main(["-C", str(bench.root), "build", "r"]) == 0
+        said = capsys.readouterr()
+        return (said.out + said.err).count(f"`base` holds NaN or Inf in vae.{PASSES}")
+
+    bench.recipe(EXPORTED)
+    assert warned() == 1
+    assert warned() == 0  # nothing is written
+    bench.recipe(EXPORTED + 'title = "again"\n')
+    assert warned() == 1
+    (bench.root / "out" / "r" / "r.safetensors").unlink()
+    assert warned() == 1
+
+
 def test_sound_sources_have_nothing_noted(bench: Bench) -> None:
     bench.recipe(SOFT)
     plan = bench.plan()

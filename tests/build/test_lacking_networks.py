@@ -1,4 +1,7 @@
-"""A merge makes what its first checkpoint has: what it lacks of the others is said before anything runs."""
+"""Networks that a checkpoint lacks are said before anything runs.
+
+A merge makes what its first checkpoint has, and nothing can be drawn or trained with a part of one.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +34,27 @@ def test_what_the_first_checkpoint_lacks_is_noted_in_the_plan(
     out = " ".join(capsys.readouterr().out.split())
     assert out.count(told) == count
     assert out.count("left out") == count
+
+
+BARE = '[prune.bare]\ncheckpoint = "base"\nwithout = ["{}"]\n'
+PREVIEWS = '[preset]\ncheckpoint = "bare"\n[preset.previews]\nprompts = ["a girl"]\n'
+LORA = '[lora.style]\non = "bare"\ndataset = "drawings"\nsteps = 1\n'
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+@pytest.mark.parametrize(("taker", "way_out"), [(PREVIEWS, "or leave out [preset.previews]"), (LORA, "[swap.NAME]")])
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_nothing_is_drawn_or_trained_with_a_part_of_a_checkpoint(
+    bench: Bench, part: str, taker: str, way_out: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.recipe(BARE.format(part) + taker)
+    assert main(["-C", str(bench.root), command, "r"]) == 2
+    said = capsys.readouterr().err
+    assert f"error[component]: `bare` has no {part}: nothing can be drawn or trained with it" in said
+    assert way_out in said
+
+
+def test_what_lacks_a_network_may_be_written(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.recipe(BARE.format("vae") + PREVIEWS.partition("[preset.previews]")[0])
+    assert main(["-C", str(bench.root), "plan", "r"]) == 0
+    assert "nothing can be drawn" not in capsys.readouterr().err

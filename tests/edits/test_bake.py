@@ -181,7 +181,7 @@ def test_a_module_that_the_family_lacks_is_named_with_the_nearest(toy: Taken, wo
 def test_a_layer_that_the_checkpoint_lacks_is_named(toy: Taken, work: Path) -> None:
     deep = TEXT.replace("layers.1", "layers.7")
     factors = Factors(torch.ones(32, 1), torch.ones(1, 16), 1.0)
-    with pytest.raises(UsageError, match=r"1 layers that the checkpoint does not have: .*layers\.7\.mlp\.fc1"):
+    with pytest.raises(UsageError, match=r"changes 1 layer that the checkpoint does not have: .*layers\.7\.mlp\.fc1"):
         planned(toy, [(kept_lora(work / "p", {deep: factors}), 1.0)])
 
 
@@ -201,6 +201,24 @@ def test_factors_of_other_widths_are_refused(
     lora = kept_lora(tmp_path, {module: Factors(torch.ones(up), torch.ones(down), 2.0)})
     with pytest.raises(UsageError, match="do not fit"):
         planned(toy, [(lora, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("module", "down", "hint"),
+    [
+        (WIDE, (2, 8), "the LoRA is for a kernel of 1×1 there, and this layer has one of 3×3"),
+        (LINEAR, (2, 8, 3, 3), "the LoRA is for a kernel of 3×3 there, and this layer has one of 1×1"),
+        (LINEAR, (2, 9), "it was made for a checkpoint of other widths"),
+        (LINEAR, (3, 8), "whatever wrote them was wrong, or the file is damaged"),
+    ],
+)
+def test_why_factors_do_not_fit_is_said(
+    module: str, down: tuple[int, ...], hint: str, toy: Taken, tmp_path: Path
+) -> None:
+    lora = kept_lora(tmp_path, {module: Factors(torch.ones(8, 2), torch.ones(down), 2.0)})
+    with pytest.raises(UsageError, match="do not fit") as caught:
+        planned(toy, [(lora, 1.0)])
+    assert caught.value.hint.startswith(hint)
 
 
 def test_nan_and_overflow_stop_with_the_tensors_name(toy: Taken, tmp_path: Path) -> None:

@@ -53,8 +53,15 @@ MERGE = '[weighted_sum.made]\ncheckpoints = ["large", "{other}"]\nweights = [0.5
 def test_a_wrong_pair_is_refused_by_the_plan(root: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         planned(root, MERGE.format(other="small"))
-    message = caught.value.problems[0].message
-    assert message == "`small` is for Stable Diffusion 1.x, and the recipe is for Stable Diffusion XL"
+    (problem,) = caught.value.problems  # that its widths are others follows from it
+    assert problem.message == "`small` is for Stable Diffusion 1.x, and the recipe is for Stable Diffusion XL"
+    assert problem.hint == 'take one for Stable Diffusion XL, or family = "sd15" at the top of the recipe'
+
+
+def test_a_part_of_another_familys_checkpoint_is_one_mistake(root: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        planned(root, '[swap.made]\ncheckpoint = "large"\nvae = "small"\n')
+    assert [problem.code for problem in caught.value.problems] == ["family"]
 
 
 def test_a_transposed_matrix_is_kept_in_the_store_and_stays_there(root: Path, toys: Path) -> None:

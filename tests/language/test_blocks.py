@@ -73,7 +73,7 @@ def test_two_patterns_of_equal_length_that_meet_are_refused() -> None:
     with pytest.raises(UsageError) as caught:
         decided("unet.in0?", "unet.in0[0-4]")
     assert caught.value.message == "the block patterns 'unet.in0?' and 'unet.in0[0-4]' both match unet.in00"
-    assert caught.value.hint == "make one of them more exact"
+    assert caught.value.hint == "make one of them longer before its wildcard"
 
 
 def test_two_patterns_of_equal_length_that_do_not_meet_are_fine() -> None:
@@ -106,6 +106,11 @@ def test_a_pattern_that_matches_nothing_is_refused(pattern: str, hint: str) -> N
 def test_a_pattern_that_matches_nothing_is_a_mistake_of_the_recipe(world: World, text: str) -> None:
     world.recipe(text)
     assert world.misfits() == ["the block pattern 'unet.midd' matches nothing in Stable Diffusion 1.x"]
+
+
+def test_a_swap_of_nothing_is_refused_as_a_bake_of_nothing_is(world: World) -> None:
+    world.recipe('[swap.x]\ncheckpoint = "flat"\n[bake.y]\ncheckpoint = "flat"\n')
+    assert world.misfits() == ["there is nothing to swap", "there is nothing to bake"]
 
 
 # -- elements: some tensors of a block ---------------------------------------------------------------------------------
@@ -154,6 +159,7 @@ def test_two_parts_of_equal_length_that_meet_are_refused() -> None:
         ("M00:attn7", "no tensor of M00 has 'attn7' in its name", "names are diffusers': mid_block."),
         ("M00:", "no tensor of M00 has '' in its name", "names are diffusers'"),
         ("unet.mide:attn1", "the block pattern 'unet.mide' matches nothing", "did you mean 'unet.mid'?"),
+        (":attn1.to_q", "the block pattern ':attn1.to_q' names no block", "did you mean 'unet:attn1.to_q'?"),
         ("vae:conv_in", "vae is merged whole, or stays", "name it without :conv_in"),
     ],
 )

@@ -444,3 +444,18 @@ def test_what_predicts_noise_and_what_predicts_v_are_not_merged_unless_it_is_sai
     stated = [summed(toy, v, weights=[0.5, 0.5], prediction=word) for word in ("epsilon", "v_prediction")]
     assert [plan.facts for plan in stated] == [{"prediction": None}, {"prediction": "v_prediction"}]
     assert stated[0].identities() == summed(toy, other, weights=[0.5, 0.5]).identities()
+
+
+@pytest.mark.parametrize(("shape", "hint"), [((4, 2), "one has more words"), ((3, 4), "")])
+def test_token_tables_of_other_lengths_are_told_from_other_widths(
+    shape: tuple[int, int], hint: str, tmp_path: Path
+) -> None:
+    name = "text_model.embeddings.token_embedding.weight"
+    one, two = (
+        keep(tmp_path / str(i), {"text_encoder": {name: torch.ones(size).half()}})
+        for i, size in enumerate([(3, 2), shape])
+    )
+    with pytest.raises(UsageError, match=r"weighted_sum cannot combine text_encoder\.") as caught:
+        summed(one, two, weights=[0.5, 0.5])
+    assert caught.value.hint.startswith(hint)
+    assert bool(caught.value.hint) == bool(hint)

@@ -209,8 +209,9 @@ def test_nan_of_an_undamaged_input_is_named_with_its_file(tmp_path: Path) -> Non
     broken = keep(tmp_path, {"unet": {"a": torch.tensor([1.0, float("nan")]).half(), "b": torch.ones(2).half()}})
     one = Computation("unet", "x", "F16", (2,), "weighted_sum", {"weights": [0.5, 0.5]}, refs(broken, "a", "b"))
     for make in (compute, lambda c, name: list(results(c, name))):
-        with pytest.raises(ActionFailed, match=r"unet\.x: an input \(.*\) holds NaN or Inf in a"):
+        with pytest.raises(ActionFailed, match=r"unet\.x: an input \(.*\) holds NaN or Inf in a") as caught:
             make(one, "unet.x")
+        assert "get it again" in caught.value.hint
 
 
 def test_numbers_whose_sum_is_too_large_are_no_inf(tmp_path: Path) -> None:

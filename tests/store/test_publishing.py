@@ -18,7 +18,7 @@ from sdforge.artifact import Component
 from sdforge.errors import ActionFailed, BrokenPromise, ResourceError, UsageError
 from sdforge.identity import digest_of_text
 from sdforge.store import Store, files, seen
-from sdforge.store.entries import Known, alias_in, alias_text, preimage_in
+from sdforge.store.entries import Known, alias_in, alias_text, load_result, preimage_in
 from sdforge.store.files import (
     FAULT,
     Lock,
@@ -570,3 +570,12 @@ def test_a_file_that_cannot_be_read_has_not_the_bytes_that_are_looked_for(
     path.write_bytes(b"y")
     monkeypatch.setattr(seen, "sha256_of", shut)
     assert not store.seen.has(path, digest_of(b"y"))
+
+
+@pytest.mark.parametrize("data", [b'{"key": "a\n"}', b'{"key": ', b"\xff\xfe{}", b""])
+def test_what_is_no_json_any_more_is_said_in_our_words(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "entry.json"
+    path.write_bytes(data)
+    for look in (load_result, lambda found: preimage_in(KEY, found.read_bytes())):
+        with pytest.raises(ValueError, match="its bytes are not what they were"):
+            look(path)

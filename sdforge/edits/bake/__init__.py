@@ -6,7 +6,7 @@ What a kind of artifact changes, and how, is said by the module of that kind bes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, final
 
@@ -16,7 +16,7 @@ from sdforge.artifact import Artifact, Tensor
 from sdforge.edits.bake.custom import words as custom_words
 from sdforge.edits.bake.update import Kind, Place, Strength, UNetStrength, Update
 from sdforge.edits.insert import ROWS, with_words
-from sdforge.errors import UsageError
+from sdforge.errors import UsageError, counted
 from sdforge.families import Family
 from sdforge.formats.hypernetwork import nonlinear
 from sdforge.formula import Input, Made, Plan, cast, computed, passes, target_dtype
@@ -113,10 +113,11 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
     updates: dict[Place, list[Update]] = {}
     for role, kind in KINDS.items():
         for given in inputs.get(role, []):
-            for place, found in kind_of(kind).updates(given, family, weights).items():
+            with given.named():
+                own = kind_of(kind).updates(given, family, weights)
+                _refuse_lost(own, weights)
+            for place, found in own.items():
                 updates.setdefault(place, []).extend(found)
-    if lost := sorted(".".join(place) for place in updates if place not in weights):
-        raise UsageError(f"what is baked changes {len(lost)} layers that the checkpoint does not have: {lost[0]}")
     words = [word for given in inputs.get("custom", []) for word in custom_words(given)]
     words.sort(key=lambda each: each.word)
     rows, facts = with_words(checkpoint, words, table.dtype) if words else ({}, {})
@@ -136,6 +137,11 @@ def plan(table: Bake, inputs: dict[str, list[Input]], family: Family) -> Plan:
                 for tensor in tensors.values()
             ]
     return result
+
+
+def _refuse_lost(updates: Iterable[Place], weights: Container[Place]) -> None:
+    if lost := sorted(".".join(place) for place in updates if place not in weights):
+        raise UsageError(f"it changes {counted(len(lost), 'layer')} that the checkpoint does not have: {lost[0]}")
 
 
 def _baked(tensor: Tensor, updates: list[Update], dtype: str) -> Made:

@@ -47,14 +47,14 @@ def updates(lora: Input, family: Family, weights: dict[Place, Tensor]) -> dict[P
 def _refuse_unknown(component: str, name: str, what: str, strengths: Strengths, family: Family) -> None:
     if (component, name) not in strengths.blocks:
         guess = nearest(f"{component}.{name}", [f"{c}.{n}" for c, n in strengths.blocks])
-        raise UsageError(f"a LoRA changes {what}, which {family.title} does not have", hint=f"nearest: {guess}")
+        raise UsageError(f"it changes {what}, which {family.title} does not have", hint=f"nearest: {guess}")
 
 
 def _parts(module: str, shapes: dict[str, Shape]) -> list[Part]:
     try:
         return parts_of(module, shapes)
     except ValueError:
-        raise UsageError(f"a LoRA has {', '.join(sorted(shapes))} for {module}, which is no form known here") from None
+        raise UsageError(f"it has {', '.join(sorted(shapes))} for {module}, which is no form known here") from None
 
 
 def _fits(change: Change, shapes: dict[str, Shape], weight: Shape) -> bool:
@@ -73,18 +73,27 @@ def _fits(change: Change, shapes: dict[str, Shape], weight: Shape) -> bool:
 
 def _change(part: Part, shapes: dict[str, Shape], place: Place, weight: Tensor | None) -> Change:
     """Return what a part changes. Raises UsageError where it fits neither itself nor the weight."""
+    factors = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
     try:
         change = change_of(part, shapes)
-        fits = weight is None or _fits(change, shapes, weight.shape)
     except ValueError:
-        fits = False
-    if not fits:
-        factors = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        hint = "whatever wrote them was wrong, or the file is damaged: take another copy of it"
+        raise UsageError(f"its factors {factors} for {'.'.join(place)} do not fit together", hint) from None
+    if weight is not None and not _fits(change, shapes, weight.shape):
         raise UsageError(
-            f"a LoRA's factors {factors} do not fit {'.'.join(place)} {list(weight.shape) if weight else ''}".rstrip(),
-            hint="it was made for a checkpoint of other widths",
+            f"its factors {factors} do not fit {'.'.join(place)} {list(weight.shape)}",
+            hint=_other_kernel(change, shapes, weight.shape) or "it was made for a checkpoint of other widths",
         )
     return change
+
+
+def _other_kernel(change: Change, shapes: dict[str, Shape], weight: Shape) -> str:
+    """Return the hint for factors that have the widths of a weight, and another kernel; or nothing."""
+    theirs, own = (shapes.get("lora_down", ())[2:] or (1, 1)), (weight[2:] or (1, 1))
+    if change.out not in (None, weight[0]) or theirs == own or change.inner != prod((*weight[1:2], *theirs)):
+        return ""
+    a, b = ("×".join(map(str, kernel)) for kernel in (theirs, own))
+    return f"the LoRA is for a kernel of {a} there, and this layer has one of {b}: it was made for another network"
 
 
 def _update(

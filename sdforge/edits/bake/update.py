@@ -81,7 +81,9 @@ class Strength(Table):
     text_encoder: Own = Field(None, description="default: strength")
     text_encoder_2: Own = Field(None, description="default: strength")
     blocks: dict[Block, Weight] = Field(
-        {}, description="component or component.block (patterns allowed; `:attn1.to_k` for some tensors) → strength"
+        {},
+        description="component or component.block (patterns allowed: the longest text before a wildcard wins; "
+        "`:attn1.to_k` for some tensors) → strength",
     )
     mbw: Annotated[list[Weight] | SkipJsonSchema[None], Since(2, None)] = Field(
         None, description="factors in BASE, IN00 … M00 … OUT11, or in BASE and the blocks with attention alone"
@@ -96,7 +98,9 @@ class UNetStrength(Table):
 
     strength: Weight = Field(1.0, description="1: as trained; may be negative")
     blocks: dict[Block, Weight] = Field(
-        {}, description="unet or unet.block (patterns allowed; `:attn1.to_k` for some tensors) → strength"
+        {},
+        description="unet or unet.block (patterns allowed: the longest text before a wildcard wins; "
+        "`:attn1.to_k` for some tensors) → strength",
     )
 
 
