@@ -9,7 +9,7 @@ from itertools import starmap
 from typing import Any, NamedTuple
 
 from sdforge.artifact import Artifact, made_artifact
-from sdforge.errors import Problem, RecipeError, SettingErrors
+from sdforge.errors import GET_AGAIN, Problem, RecipeError, SettingErrors
 from sdforge.families import family
 from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
@@ -238,7 +238,7 @@ def doubts(plan: Plan, step: Step) -> Iterator[tuple[Link, str, tuple[str, str]]
         if names := notes.get("broken"):
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             sentence = f"`{link.use.reference}` holds NaN or Inf in {', '.join(names[:SHOWN])}{more}"
-            yield link, "broken", (sentence, "get the file again, or take that part of another one with [swap.NAME]")
+            yield link, "broken", (sentence, GET_AGAIN)
 
 
 def _doubt(link: Link, code: str, words: tuple[str, str]) -> Said:

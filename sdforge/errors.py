@@ -78,6 +78,9 @@ class SettingErrors(UsageError):
         self.found = found
 
 
+GET_AGAIN = "get the file again, or take that part of another one with [swap.NAME]"  # a source that holds NaN or Inf
+
+
 class InputError(UsageError):
     """One of a formula's inputs that does not fit. name: what the recipe calls it."""
 

@@ -16,6 +16,7 @@ from sdforge.artifact import Artifact, Component, Tensor
 from sdforge.dtypes import NOT_FLOAT, SAFETENSORS
 from sdforge.errors import InputError, UsageError
 from sdforge.families import Family
+from sdforge.families.stable_diffusion import TABLE
 from sdforge.identity import Json, canonical, component_identity, digest_of_text
 
 
@@ -125,7 +126,6 @@ def target_dtype(setting: str, first: Tensor) -> str:
     return SAFETENSORS[setting]
 
 
-TOKENS = "token_embedding.weight"
 MORE_WORDS = (
     "one has more words: `insert` them after the merge, or take the other's text encoders with [swap.NAME] first"
 )
@@ -137,7 +137,7 @@ def same_shapes(method: str, name: str, inputs: list[Tensor]) -> None:
         if other.shape != inputs[0].shape:
             raise UsageError(
                 f"{method} cannot combine {name} of shapes {list(inputs[0].shape)} and {list(other.shape)}",
-                hint=MORE_WORDS if name.endswith(TOKENS) and inputs[0].shape[1:] == other.shape[1:] else "",
+                hint=MORE_WORDS if name.endswith(TABLE) and inputs[0].shape[1:] == other.shape[1:] else "",
             )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from sdforge.artifact import Artifact, Tensor
 from sdforge.errors import UsageError
 from sdforge.families import Family
+from sdforge.families.stable_diffusion import TABLE as TOKEN_TABLE
 from sdforge.formats.embedding import words_of
 from sdforge.formats.tokenizer import hidden, is_ordinary
 from sdforge.formula import Input, Made, Plan, computed, passes, target_dtype
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 VERSION = 1
 MAKES = "checkpoint"
 WHOSE = "the checkpoint's tokenizer"
-ROWS = "text_model.embeddings.token_embedding.weight"
+ROWS = TOKEN_TABLE
 
 
 @final

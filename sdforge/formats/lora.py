@@ -8,8 +8,6 @@ every module's is what it is without one: the rank, and 0 (no limit) for rotatio
 
 from __future__ import annotations
 
-import os
-import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
 from math import isfinite, isqrt, prod
 from pathlib import Path
@@ -19,23 +17,12 @@ from sdforge.errors import UsageError
 from sdforge.families import Family, families
 from sdforge.families.strangers import FAMILIES_HINT, stranger_adapter
 from sdforge.formats.layout import Found, Layout
-from sdforge.formats.safetensors import Entry, Header
+from sdforge.formats.safetensors import Entry, Header, read_number
 from sdforge.identity import Json
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-SCALAR = {
-    "F16": "<e",
-    "F32": "<f",
-    "F64": "<d",
-    "BOOL": "<?",
-    "U8": "<B",
-    "I8": "<b",
-    "I16": "<h",
-    "I32": "<i",
-    "I64": "<q",
-}
 INNER = ("lora_down", "hada_w1_b")  # factors whose second dimension is the weight's
 KERNELS = ("lora_mid", "hada_t1", "hada_t2", "lokr_t2", "oft_blocks")  # of four dimensions whatever their last ones are
 
@@ -316,15 +303,7 @@ def alpha_of(facts: dict[str, Json], module: str, neutral: int) -> float:
 
 def read_scalar(path: Path, header: Header, entry: Entry) -> float:
     """Read a tensor of one element of a source. Raises UsageError for types that hold no plain number."""
-    if prod(entry.shape) != 1 or entry.dtype not in (*SCALAR, "BF16"):
-        raise UsageError(f"{path} states an alpha that is no number")
-    with header.file.open("rb") as file:
-        raw = os.pread(file.fileno(), entry.size, entry.offset)
-    if entry.dtype == "BF16":
-        raw, form = b"\0\0" + raw, "<f"
-    else:
-        form = SCALAR[entry.dtype]
-    alpha = float(struct.unpack(form, raw)[0])
-    if not isfinite(alpha):
+    alpha = read_number(header, entry.dtype, entry.offset) if prod(entry.shape) == 1 else None
+    if alpha is None or not isfinite(alpha):
         raise UsageError(f"{path} states an alpha that is no number")
     return alpha

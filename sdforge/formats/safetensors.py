@@ -25,6 +25,18 @@ from sdforge.identity import canonical
 from sdforge.store.files import CHUNK, open_regular
 from sdforge.store.poured import Poured
 
+# types of plain numbers → as `struct` reads one
+SCALAR = {
+    "F16": "<e",
+    "F32": "<f",
+    "F64": "<d",
+    "BOOL": "<?",
+    "U8": "<B",
+    "I8": "<b",
+    "I16": "<h",
+    "I32": "<i",
+    "I64": "<q",
+}
 MOST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 65_536
 MOST_NAME = 512  # bytes
@@ -200,6 +212,16 @@ def read_range(fd: int, offset: int, size: int) -> Iterator[bytes]:
         yield chunk
         offset += len(chunk)
         size -= len(chunk)
+
+
+def read_number(header: Header, dtype: str, offset: int) -> float | None:
+    """Return one number of a file; None for a type that holds no plain number, and where the file ends before."""
+    with header.file.open("rb") as file:
+        data = os.pread(file.fileno(), ITEM_SIZE[dtype], offset)
+    if dtype == "BF16":
+        data, dtype = b"\0\0" + data, "F32"
+    form = SCALAR.get(dtype)
+    return float(struct.unpack(form, data)[0]) if form and len(data) == ITEM_SIZE[dtype] else None
 
 
 def fill(fd: int, memory: memoryview, offset: int) -> None:

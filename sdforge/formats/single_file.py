@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,14 +17,14 @@ from sdforge.families.naming import lacking
 from sdforge.families.stable_diffusion import EMA, TABLE, UNET
 from sdforge.families.strangers import FAMILIES_HINT, stranger
 from sdforge.formats.layout import Found, Layout, shape_here
-from sdforge.formats.safetensors import Entry, Header, stated_json
+from sdforge.formats.safetensors import Entry, Header, read_number, stated_json
 from sdforge.formats.tokenizer import USUAL, count_words, is_vocabulary, usual_words
 from sdforge.identity import Json, canonical
 
 # ComfyUI and its kin tell v-prediction by the presence of these empty tensors
 MARKERS: dict[str, tuple[str, Json]] = {"v_pred": ("prediction", "v_prediction"), "ztsnr": ("zero_terminal_snr", True)}
 # the table of the noise schedule: where it ends in (nearly) nothing but noise, the last step is without any signal
-TABLE_OF_NOISE, NOTHING, PLAIN = "alphas_cumprod", 1e-6, {"F16": "<e", "F32": "<f", "F64": "<d"}
+TABLE_OF_NOISE, NOTHING = "alphas_cumprod", 1e-6
 FACTS = "sdforge.facts"  # metadata: facts that the tensors do not show
 SCALES = (".scale_weight", ".weight_scale")  # how ComfyUI calls the scale of fp8 weights, before and now
 FIRST, LAST = "input_blocks.0.0.weight", "out.2.weight"  # of a U-Net (a ControlNet has no last layer)
@@ -105,12 +103,10 @@ def read(path: Path, header: Header) -> Layout:
 def _ends_in_noise(header: Header) -> bool:
     """Say whether a file's own noise schedule has zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, §3.1)."""
     entry = header.tensors.get(TABLE_OF_NOISE)
-    if entry is None or entry.dtype not in PLAIN or not entry.size:
+    if entry is None or not entry.size:
         return False
-    width = ITEM_SIZE[entry.dtype]
-    with header.file.open("rb") as file:
-        raw = os.pread(file.fileno(), width, entry.offset + entry.size - width)
-    return len(raw) == width and abs(struct.unpack(PLAIN[entry.dtype], raw)[0]) < NOTHING
+    last = read_number(header, entry.dtype, entry.offset + entry.size - ITEM_SIZE[entry.dtype])
+    return last is not None and abs(last) < NOTHING
 
 
 def _by_single(family: Family) -> dict[str, list[Name]]:

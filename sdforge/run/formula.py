@@ -23,7 +23,7 @@ import xxhash
 from torch import Tensor
 
 from sdforge.dtypes import ITEM_SIZE
-from sdforge.errors import ActionFailed
+from sdforge.errors import GET_AGAIN, ActionFailed
 from sdforge.file_layout import FileLayout, Shapes
 from sdforge.formats.layout import transposed
 from sdforge.formats.safetensors import fill
@@ -41,7 +41,6 @@ Apart = dict[str, tuple[Digests, bytes]]  # what a file holds otherwise than it 
 Written = tuple[Digests | None, Apart]
 Job = Callable[[], Stream[Written]]
 Selecting = Callable[[], AbstractContextManager[None]]  # what is selected within is selected by a device
-BROKEN = "the file is broken: get it again, or take that part of another one with [swap.NAME]"
 PROCESSES = 2  # one computes while the other waits for memory or disk; each may hold a tensor that is needed whole
 SMALL = 16 << 20  # bytes that one process has written before others have begun
 AHEAD = 6  # buffers of the file that they may fill before it is their turn
@@ -475,7 +474,7 @@ def _fit(name: str, each: Ref | Computation, tensor: Tensor, working: torch.dtyp
 def _check(name: str, each: Ref | Computation, tensor: Tensor) -> None:
     """Raise ActionFailed for NaN and Inf in an input."""
     if not finite(tensor):
-        place, hint = (each.path, BROKEN) if isinstance(each, Ref) else (each.method, UNBOUND)
+        place, hint = (each.path, GET_AGAIN) if isinstance(each, Ref) else (each.method, UNBOUND)
         raise ActionFailed(f"{name}: an input ({place}) holds NaN or Inf in {each.name}", hint)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdforge.dtypes import NOT_FLOAT
 from sdforge.errors import UsageError
 from sdforge.formats.safetensors import Header, read_header, read_range, write_file
 from sdforge.formats.single_file import SCALES
@@ -20,7 +21,6 @@ from sdforge.run.tensors import DTYPES, raw, rounded
 from sdforge.store.files import open_regular
 
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
-FLOATS = (*EIGHT_BITS, "F16", "BF16", "F32")
 BESIDE = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")  # how names end of what is not needed any more
 STATED = "_quantization_metadata"
 
@@ -33,7 +33,7 @@ def write_scaled(path: Path, into: Path) -> None:
     if lost:
         raise UsageError(f"{path} holds {lost[0]}, and no weight that it scales")
     for name in scales:
-        if (dtype := header.tensors[name].dtype) not in FLOATS:
+        if (dtype := header.tensors[name].dtype).startswith(NOT_FLOAT):
             raise UsageError(f"{path} keeps {name} as {dtype} with a scale beside it", hint="of those fp8 is read")
     beside = {*scales.values(), *(name for name in header.tensors if name.endswith(BESIDE))}
     shapes = {
