@@ -33,6 +33,7 @@ FAULT = "FORGE_FAULT"  # tests: what is to happen at which publish of a process,
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM = "make room (`forge clean --dry-run` shows what could go) and run the same command again"
+ELSEWHERE = "files elsewhere are found by name in the folders that forge.local.toml lists"
 ENDED = (b"Z", b"X")  # proc_pid_stat(5): zombie, dead
 FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
@@ -358,17 +359,14 @@ def within(root: Path, relative: str) -> Path:
     plain = relative.replace("\\", "/")
     odd = plain.startswith(("/", "~")) or ".." in plain.split("/") or ":" in relative or "\0" in relative
     if odd or not relative.strip():
-        raise UsageError(
-            f"{relative!r} is no path within the project",
-            hint="files elsewhere are found by name in the folders that forge.local.toml lists",
-        )
+        raise UsageError(f"{relative!r} is no path within the project", ELSEWHERE)
     path = root / relative
     folder, name = os.path.split(path)
     real = os.path.join(_real(folder), name)  # noqa: PTH118 -- thousands of times in a null build
     if os.path.islink(real):  # noqa: PTH114
         real = os.path.realpath(real)
     if not f"{real}/".startswith(f"{_real(str(root))}/"):
-        raise UsageError(f"{relative!r} leads out of the project through a link")
+        raise UsageError(f"{relative!r} leads out of the project through a link", ELSEWHERE)
     return path
 
 

@@ -189,6 +189,7 @@ def test_a_source_that_leads_out_through_a_link_is_refused(root: Path, forge: Fo
     said = forge("check", "r")
     assert said.code == 2
     assert "leads out of the project through a link" in said.err
+    assert "files elsewhere are found by name in the folders that forge.local.toml lists" in said.err
 
 
 def test_a_source_that_is_not_there_says_where_it_was_looked_for(root: Path, forge: Forge) -> None:
