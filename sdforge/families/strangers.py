@@ -23,6 +23,7 @@ TELLTALE = {
     "joint_blocks.0.x_block.attn.qkv.weight": SD3,
     "encoder.block.0.layer.0.SelfAttention.q.weight": "the T5 text encoder of Stable Diffusion 3 and FLUX",
 }
+EDM = {"edm_vpred.sigma_max", "edm_mean"}  # CosXL's file has the one, Playground 2.5's the other
 # the refiner's U-Net is told of sizes, as SDXL's is, and has four levels, the first without attention
 REFINER_HAS = "label_emb.0.0.weight", "input_blocks.11.0.in_layers.2.weight"
 REFINER_TEXT = "conditioner.embedders.0.model.ln_final.weight"
@@ -48,7 +49,7 @@ def stranger(shapes: dict[str, tuple[int, ...]]) -> str:
             return title
     if _has_refiner(shapes) or (REFINER_TEXT in shapes and not _is_told_of_no_sizes(shapes)):
         return REFINER
-    if "edm_vpred.sigma_max" in shapes:
+    if not EDM.isdisjoint(shapes):
         return "a checkpoint that predicts as EDM does"
     return TOLD.get(channels(shapes), "")
 

@@ -162,6 +162,7 @@ def test_what_cannot_be_taken_apart_is_refused(
         ({f"{UNET}input_blocks.0.0.weight": (4, 9, 3, 3)}, "an inpainting checkpoint"),
         ({f"{UNET}input_blocks.0.0.weight": (4, 8, 3, 3)}, "an InstructPix2Pix checkpoint"),
         ({"edm_vpred.sigma_max": ()}, "predicts as EDM does"),
+        ({"edm_mean": (1, 4, 1, 1)}, "predicts as EDM does"),
     ],
 )
 def test_files_of_other_architectures_are_refused_by_name(
