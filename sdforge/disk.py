@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from sdforge.errors import ForgeError
 from sdforge.graph import Node
-from sdforge.orders import state_folder
+from sdforge.orders import keeps_states, state_folder
 from sdforge.plan import Step
 from sdforge.repack import packs_of, unneeded
 from sdforge.report.words import say, size
@@ -149,7 +149,7 @@ def _files(session: Session, step: Step) -> Iterator[Path]:
         for result in store.known(key).results:
             yield store.keyed("results", key) / f"{result.digest}.json"
             yield from _objects(store, result)
-    if step.node.target.signature.group == "trainings" and step.manifest:
+    if keeps_states(step) and step.manifest:
         folder = state_folder(session, step, step.content_manifest or step.manifest)
         yield from (path for path in folder.rglob("*") if path.is_file())
 

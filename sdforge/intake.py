@@ -12,7 +12,7 @@ from typing import Any
 from sdforge.errors import ActionFailed, BrokenPromise, ForgeError, ResourceError
 from sdforge.lockfile import LockFile
 from sdforge.order import Outcome
-from sdforge.orders import state_folder
+from sdforge.orders import keeps_states, state_folder
 from sdforge.placing import place
 from sdforge.plan import Step
 from sdforge.report.preset import file_row
@@ -164,6 +164,8 @@ class Intake:
             self.lockfile.pin_new(step, result, running.manifest)
         if step.node.target.signature.pinned and step.kind == "content":
             self._push(result)
+        if step.node.target.signature.group != "trainings" and keeps_states(step):
+            shutil.rmtree(state_folder(self.session, step, running.manifest), ignore_errors=True)
         if step.node.target.placed and step.checks and result.kind == "pictures":
             self.held.add(step.id)
         elif step.node.target.placed:

@@ -14,6 +14,7 @@ from sdforge.file_layout import FileLayout, Laid, pays
 from sdforge.formats.kohya import SETTINGS
 from sdforge.graph import Link
 from sdforge.identity import digest_of_text
+from sdforge.method import module_of
 from sdforge.one_pass import Computed, Pass
 from sdforge.order import Computation, Given, Order
 from sdforge.plan import Step
@@ -64,7 +65,7 @@ def make_order(
         work=str(work),
         inputs=inputs,
         compute=compute,
-        states=str(state_folder(session, step, manifest)) if target.signature.group == "trainings" else "",
+        states=str(state_folder(session, step, manifest)) if keeps_states(step) else "",
         derived=str(session.store.derived()),
         how=how,
         closure=closure(session, step) if makes_files else [],
@@ -152,14 +153,22 @@ def _foreseen(
     return given, passing
 
 
+def keeps_states(step: Step) -> bool:
+    """Say whether an action goes on where it was stopped: a training, and an edit that takes long."""
+    signature = step.node.target.signature
+    if signature.group == "edits":
+        return getattr(module_of("edits", signature.name), "KEEPS_STATE", False)
+    return signature.group == "trainings"
+
+
 def state_folder(session: Session, step: Step, manifest: str) -> Path:
-    """Return where a training's states lie. One that is made again has its own: it starts from nothing."""
+    """Return where an action's states lie. One that is made again has its own: it starts from nothing."""
     name = state_key(json.loads(manifest))
     return session.store.states(f"{name}-again" if step.id in session.retrain else name)
 
 
 def state_key(manifest: dict[str, Any]) -> str:
-    """Name a training's states: without `steps` where nothing computed depends on the total."""
+    """Name an action's states: without `steps` where nothing computed depends on the total."""
     settings = dict(manifest["settings"])
     if settings.get("schedule") == "constant":  # one that has none counts its steps otherwise
         settings.pop("steps", None)

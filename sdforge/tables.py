@@ -106,7 +106,7 @@ class Preset(Table):
 
 @final
 class States(Table):
-    """How often a training's state is kept."""
+    """How often the state of a training is kept; that of `extract` and `resize` goes by time alone."""
 
     steps: int = Field(0, ge=0, description="every so many steps; 0: only by time")
     minutes: float = Field(1.0, gt=0, le=1440, description="at the latest after so many minutes")

@@ -14,6 +14,7 @@ from sdforge.settings import Reference, Takes
 
 VERSION = 1
 MAKES = "lora"
+KEEPS_STATE = True  # it goes on where it was stopped
 
 
 @final
@@ -39,7 +40,7 @@ class Extract(Ranks):
 TABLE = Extract
 
 
-def run(order: Order, report: Callable[..., None]) -> Outcome:
-    """Extract the LoRA. Raises ActionFailed for checkpoints that do not fit, or do not differ."""
-    outcome: Outcome = importlib.import_module("sdforge.run.low_rank").extract(order, report)
+def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:
+    """Extract the LoRA. Raises ActionFailed for checkpoints that do not fit or do not differ, and Stopped."""
+    outcome: Outcome = importlib.import_module("sdforge.run.low_rank").extract(order, report, stopped)
     return outcome

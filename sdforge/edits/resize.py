@@ -14,6 +14,7 @@ from sdforge.settings import NotNegative, Reference, Share, Takes, Target
 
 VERSION = 1
 MAKES = "lora"
+KEEPS_STATE = True  # it goes on where it was stopped
 
 Rank = Annotated[int, Field(ge=0, le=4096)]
 
@@ -50,7 +51,7 @@ class Resize(Ranks):
 TABLE = Resize
 
 
-def run(order: Order, report: Callable[..., None]) -> Outcome:
-    """Resize the LoRA. Raises ActionFailed for forms that say nothing without their checkpoint."""
-    outcome: Outcome = importlib.import_module("sdforge.run.low_rank").resize(order, report)
+def run(order: Order, report: Callable[..., None], stopped: Callable[[], bool]) -> Outcome:
+    """Resize the LoRA. Raises ActionFailed for forms that say nothing without their checkpoint, and Stopped."""
+    outcome: Outcome = importlib.import_module("sdforge.run.low_rank").resize(order, report, stopped)
     return outcome

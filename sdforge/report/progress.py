@@ -88,7 +88,7 @@ class Plain:
     def progress(self, step: Step, event: dict[str, Any]) -> None:
         if "resumed" in event:
             same = "" if event["same"] else ", begun on another machine or version"
-            self.line(f"    {self.name(step)}: going on from step {event['resumed']}{same}")
+            self.line(f"    {self.name(step)}: going on from {_unit(step)} {event['resumed']}{same}")
         if "derived" in event:
             self.line(f"    {self.name(step)}: {self.caches(event)}")
         if "fits" in event:

@@ -132,7 +132,8 @@ def run(order: Order, report: Any, stopped: Any) -> Outcome:
         if not getattr(module, "BARE", False):  # it needs no torch
             prepare(order.how["device"], order.how["threads"])
         own = own or importlib.import_module("sdforge.run.train").run_training
-        made = own(order, report, stopped) if order.group == "trainings" else own(order, report)
+        keeps_state = order.group == "trainings" or getattr(module, "KEEPS_STATE", False)
+        made = own(order, report, stopped) if keeps_state else own(order, report)
     return made
 
 

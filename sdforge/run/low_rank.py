@@ -10,11 +10,12 @@ Letters in names: O rows, F columns (with the kernel, flattened), R rank, N sing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,12 +31,16 @@ from sdforge.order import Given, Order, Outcome
 from sdforge.ref import Ref
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
-from sdforge.run.tensors import DTYPES, Aside, finite, load, rounded, write_pack
+from sdforge.run.states import Stopped, load_state, save_state
+from sdforge.run.tensors import DTYPES, NAMES, Aside, finite, load, raw, rounded, write_pack
 
 Report = Callable[..., None]
+HasToStop = Callable[[], bool]
+Job = TypeVar("Job")
 NONE = 1e-6  # a singular value below this share of the largest one counts as none: the roots of a Gram matrix's noise
 NONE_OF_FACTORS = 1e-12  # the same where no Gram matrix is needed
 WORST = 8  # modules that the log names
+NOTES = ("alphas", "ranks", "shares", "left")  # of a LoRA in the making, what is kept beside its tensors
 RELATIVE = ("glora", "ia3")  # forms that multiply the weight
 AWAY = "bake it into its checkpoint, and `extract` the difference"
 
@@ -128,9 +133,9 @@ def truncated(found: Spectrum, rank: int) -> Kept:
 
 
 class _Making:
-    """A LoRA in the making: its factors, and what to say of them.
+    """A LoRA in the making: its factors, and what to say of them. It is kept now and then, to go on from there.
 
-    shares: module → squared norms of what was dropped and of all; sketched: name → factors or a whole difference.
+    shares: module → squared norms of what was dropped and of all; left: tensor that no LoRA has → its squared norm.
     """
 
     def __init__(self, order: Order, dtype: torch.dtype) -> None:
@@ -141,6 +146,47 @@ class _Making:
         self.alphas: dict[str, float] = {}
         self.ranks: dict[str, int] = {}
         self.shares: dict[str, tuple[float, float]] = {}
+        self.left: dict[str, float] = {}
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """On what it is computed."""
+        return fingerprint(self.device)
+
+    def each(self, jobs: Sequence[Job], report: Report, stopped: HasToStop) -> Iterator[Job]:
+        """Yield what is still to be done, in order. Raises Stopped, after keeping what was made."""
+        done, kept = self._resume(len(jobs), report), time.monotonic()
+        minutes = float(self.order.how.get("states", {}).get("minutes", 1.0))
+        for number, job in enumerate(jobs[done:], done):
+            stop = stopped()
+            if number > done and (stop or time.monotonic() - kept >= 60 * minutes):
+                self._save(number)
+                kept = time.monotonic()
+            if stop:
+                raise Stopped
+            yield job
+            report(step=number + 1, steps=len(jobs))
+
+    def _save(self, done: int) -> None:
+        if not self.order.states:
+            return
+        rows = {name: (NAMES[tensor.dtype], tuple(tensor.shape), raw(tensor)) for name, tensor in self.tensors.items()}
+        notes = {name: getattr(self, name) for name in NOTES}
+        notes |= {"names": list(rows), "fingerprint": self.fingerprint}
+        save_state(Path(self.order.states), done, rows, notes)
+
+    def _resume(self, most: int, report: Report) -> int:
+        """Take what was kept; return how many jobs that was. Another machine or version would round otherwise."""
+        state = load_state(Path(self.order.states), most) if self.order.states else None
+        if state is None or state.notes["fingerprint"] != self.fingerprint:
+            return 0
+        for name in state.notes["names"]:
+            dtype, shape, data = state.tensors[name]
+            self.tensors[name] = self.aside.put(torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]).reshape(shape))
+        for name in NOTES:
+            getattr(self, name).update(state.notes[name])
+        report(resumed=state.step, same=True)
+        return state.step
 
     def most(self, module: str) -> int | None:
         """Return the largest rank of a module's factors, 0 for any; None for one that is left out."""
@@ -172,7 +218,7 @@ class _Making:
             raise ActionFailed("nothing is left of it", hint="a larger rank or energy, or a smaller threshold")
         outcome = write_pack(Path(self.order.work), {"lora": self.tensors})
         outcome.facts = alpha_fact(self.alphas, self.ranks)
-        outcome.grade, outcome.fingerprint = "B", fingerprint(self.device)
+        outcome.grade, outcome.fingerprint = "B", self.fingerprint
         lines, norm = sketch(self._updates())
         dropped, whole = (sum(column) for column in zip(*self.shares.values(), strict=True)) if self.shares else (0, 0)
         residual = (dropped / whole) ** 0.5 if whole else 0.0
@@ -206,15 +252,13 @@ def _widened(tensor: Tensor, scale: float) -> Tensor:
 
 
 @torch.no_grad()
-def resize(order: Order, report: Report) -> Outcome:
+def resize(order: Order, report: Report, stopped: HasToStop) -> Outcome:
     """Resize the LoRA of an order. Raises ActionFailed for forms that say nothing without their checkpoint."""
     lora = order.the("lora")
     making = _Making(order, _stated(order, next(ref.dtype for ref in lora.components["lora"])))
-    modules = _modules(lora)
-    for done, (module, refs) in enumerate(modules.items()):
+    for module, refs in making.each(list(_modules(lora).items()), report, stopped):
         for part in parts_of(module, refs):
             _resize(making, module, part, {name: refs[name] for name in part.factors}, lora.facts)
-        report(step=done + 1, steps=len(modules))
     return making.outcome({})
 
 
@@ -270,15 +314,14 @@ def _columns(module: str, matrix: Tensor) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def extract(order: Order, report: Report) -> Outcome:
+def extract(order: Order, report: Report, stopped: HasToStop) -> Outcome:
     """Extract the LoRA of an order. Raises ActionFailed for checkpoints that do not fit, or do not differ."""
     tuned, base = order.the("tuned"), order.the("base")
     making = _Making(order, _stated(order, next(ref.dtype for refs in tuned.components.values() for ref in refs)))
-    pairs, left = list(_pairs(order.architecture, tuned, base, order.settings["components"])), {}
-    for done, (name, *both) in enumerate(pairs):
+    pairs, left = list(_pairs(order.architecture, tuned, base, order.settings["components"])), making.left
+    for name, *both in making.each(pairs, report, stopped):
         if squares := _extract(making, order.architecture, name, _difference(name, *both).to(making.device)):
             left[name] = squares
-        report(step=done + 1, steps=len(pairs))
     if not (making.shares or making.tensors or left):
         raise ActionFailed("the two checkpoints are the same in what a LoRA can change", hint="is it the right base?")
     if not (making.shares or making.tensors):

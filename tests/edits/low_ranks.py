@@ -16,12 +16,13 @@ RANKS = {"dtype": "fp32", "rank": 0, "conv_rank": None, "energy": 1.0, "threshol
 
 def resized(work: Path, lora: Taken, **settings: Any) -> Taken:
     """Resize a LoRA, in fp32 and to any rank unless the settings say otherwise."""
-    return _kept(work, resize.run(order_to_resize(work, lora, **settings), lambda **_: None))[0]
+    return _kept(work, resize.run(order_to_resize(work, lora, **settings), lambda **_: None, lambda: False))[0]
 
 
 def extracted(work: Path, tuned: Taken, base: Taken, **settings: Any) -> tuple[Taken, dict[str, Any]]:
     """Extract a LoRA, in fp32 and of any rank unless the settings say otherwise; return it and the record."""
-    return _kept(work, extract.run(order_to_extract(work, tuned, base, **settings), lambda **_: None))
+    order = order_to_extract(work, tuned, base, **settings)
+    return _kept(work, extract.run(order, lambda **_: None, lambda: False))
 
 
 def order_to_resize(work: Path, lora: Taken, **settings: Any) -> Order:

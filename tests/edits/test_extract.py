@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdforge.edits import extract, resize
 from sdforge.errors import ActionFailed
-from tests.edits.low_ranks import extracted
+from sdforge.order import Order
+from sdforge.run import low_rank
+from sdforge.run.states import Stopped
+from tests.edits.low_ranks import extracted, order_to_extract, order_to_resize
 from tests.edits.test_bake import baked
 from tests.edits.test_resize import rank, update
 from tests.families.loras import LINEAR, MODULES, TEXT, WIDE, Lora, kept_lora, random_lora
@@ -177,3 +183,49 @@ def test_what_was_extracted_can_be_baked_resized_and_merged(wide: Taken, lora: L
     assert found.artifact.facts == {}
     theirs, ours = baked(wide, [(kept_lora(tmp_path / "l", lora), 1.0)]), baked(wide, [(found, 1.0)])
     assert all(torch.allclose(ours[name], tensor, atol=1e-5) for name, tensor in theirs.items())
+
+
+RUN = {"extract": extract.run, "resize": resize.run}
+
+
+@pytest.fixture(params=["extract", "resize"])
+def order(request: pytest.FixtureRequest, toy: Taken, other: Taken, lora: Lora, tmp_path: Path) -> Order:
+    """An order of several modules, told where states are kept."""
+    if request.param == "extract":
+        found = order_to_extract(tmp_path / "work", other, toy, rank=2, biases=True, components=["text_encoder"])
+    else:
+        found = order_to_resize(tmp_path / "work", kept_lora(tmp_path / "lora", lora), rank=1)
+    return replace(found, states=str(tmp_path / "states"))
+
+
+def stopped_after(order: Order, jobs: int) -> None:
+    calls = itertools.count()
+    with pytest.raises(Stopped):
+        RUN[order.method](order, lambda **_: None, lambda: next(calls) == jobs)
+
+
+def steps_of(order: Order) -> tuple[list[int], Any]:
+    """Run an order to its end; return the numbers of the jobs that were done, and the outcome."""
+    steps: list[int] = []
+    said: list[dict[str, Any]] = []
+    outcome = RUN[order.method](
+        order, lambda **e: steps.append(e["step"]) if "step" in e else said.append(e), lambda: False
+    )
+    return [event["resumed"] for event in said] + steps, outcome
+
+
+def test_what_was_stopped_goes_on_and_gives_the_same_bytes(order: Order) -> None:
+    steps, straight = steps_of(replace(order, states=""))
+    stopped_after(order, 2)
+    stopped_after(order, 1)  # which goes on, and is stopped after one more
+    assert steps_of(order)[0] == [3, *steps[3:]]
+    again = steps_of(order)[1]
+    assert (again.sha256, again.components, again.facts) == (straight.sha256, straight.components, straight.facts)
+    assert again.record == straight.record
+
+
+def test_what_another_version_made_is_not_mixed_in(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, _ = steps_of(replace(order, states=""))
+    stopped_after(order, 2)
+    monkeypatch.setattr(low_rank, "fingerprint", lambda device: {"torch": f"another {device}"})
+    assert steps_of(order)[0] == steps

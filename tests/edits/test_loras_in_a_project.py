@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sdforge.cli import main
+from sdforge.errors import ResourceError
+from sdforge.run import low_rank
 from tests.families.workbench import Taken, take
+from tests.quick import Here
 
 RECIPE = """\
 family = "sd15"
@@ -76,3 +80,28 @@ def test_it_is_built_pinned_and_told_of(
     assert "nothing to do" in capsys.readouterr().out
     assert main(["log", "x:learned"]) == 0
     assert "of the norm is left out" in capsys.readouterr().out
+
+
+def test_an_extraction_that_breaks_off_goes_on_from_there(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its states are in the cache until the LoRA is."""
+    monkeypatch.setattr("sdforge.commands.LocalExecutor", Here)
+    (root / "forge.local.toml").write_text("[run.states]\nminutes = 1e-9\n")
+    made, done = low_rank._extract, []
+
+    def few(*arguments: Any) -> float:
+        if len(done) == 5:
+            raise ResourceError("no more")
+        done.append(arguments[2])
+        return made(*arguments)
+
+    monkeypatch.setattr(low_rank, "_extract", few)
+    assert main(["build", "x:learned"]) == 4
+    states = root / "cache" / "v1" / "states"
+    assert sorted(path.name for path in states.glob("*/*/*.json")) == ["4.json", "5.json"]
+    monkeypatch.setattr(low_rank, "_extract", made)
+    capsys.readouterr()
+    assert main(["build", "x:learned"]) == 0
+    assert "learned: going on from part 5" in capsys.readouterr().out
+    assert not list(states.glob("*/*"))

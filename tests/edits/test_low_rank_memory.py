@@ -44,7 +44,7 @@ MOST = {"Tucker": 3.4, "LoHa": 3.4, "LoHa with cores": 3.4, "LoKr": 2.9, "differ
 def few(order: Order, most: float) -> bool:
     """Say whether an order holds fewer copies of the update than so many."""
     run = {"extract": extract.run, "resize": resize.run}[order.method]
-    return holds_less(lambda: run(order, lambda **_: None), int(most * UPDATE))
+    return holds_less(lambda: run(order, lambda **_: None, lambda: False), int(most * UPDATE))
 
 
 @ALONE
