@@ -52,7 +52,15 @@ class Build:
 
     def run(self, wanted: list[str]) -> Summary:
         """Build what is wanted. Raises Interrupted, and ForgeError for what concerns the whole build."""
+        try:
+            return self._run(wanted)
+        finally:
+            self.executor.close()
+
+    def _run(self, wanted: list[str]) -> Summary:
         plan = self.session.plan(wanted)
+        if any(map(self._computes_here, plan.to_do)):
+            self.executor.expect()  # it takes a second to read torch, while all else is made ready
         self.reporter.planned(plan)
         why = reasons(self.session, plan)
         self.lockfile.check(plan)
@@ -174,6 +182,10 @@ class Build:
     def _goes(self, step: Step) -> bool:
         """Say whether a step runs as a job of a cluster."""
         return self.options.cluster is not None and step.state != "fetch" and is_job(self.session, step)
+
+    def _computes_here(self, step: Step) -> bool:
+        """Say whether a step runs in a worker of this machine, as far as that is known before it starts."""
+        return step.state == "build" and not step.restore and bool(kind_of(step)) and not self._goes(step)
 
     def _locking_key(self, step: Step) -> str:
         return step.content_key or step.key
@@ -373,7 +385,6 @@ class Build:
             _release(running.device)
         for lock in self.waiting.values():
             lock.release()
-        self.executor.close()
 
     # -- around it -------------------------------------------------------------------------------------------------
 

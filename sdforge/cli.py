@@ -152,7 +152,7 @@ def _build(session: Session, wishes: argparse.Namespace) -> int:
         return _nothing_to_do(session, made, wishes)
     from sdforge.commands import build_for_real
 
-    return build_for_real(session, wanted, wishes)
+    return build_for_real(session, wanted, made, wishes)
 
 
 def lacking_grids(session: Session, made: Plan) -> bool:

@@ -40,8 +40,8 @@ MOST_NAMED = 4  # results between which a digest does not decide
 # -- build and plan ----------------------------------------------------------------------------------------------------
 
 
-def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespace) -> int:
-    """Run what must run; say what came of it; return the exit code."""
+def build_for_real(session: Session, wanted: list[str], made: Plan, wishes: argparse.Namespace) -> int:
+    """Run what must run; say what came of it; return the exit code. made: the plan of what is wanted."""
     gc.freeze()  # what was made for the plan stays to the end, and is not looked through
     gc.enable()
     run = session.project.run
@@ -56,7 +56,6 @@ def build_for_real(session: Session, wanted: list[str], wishes: argparse.Namespa
         jobs_elsewhere=wishes.jobs or JOBS_ELSEWHERE,
     )
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
-    made = session.plan(wanted)
     if made.to_do:
         refuse_mistakes(session, made)
         for warning in warnings(session, made):

@@ -44,6 +44,9 @@ class Here:
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
+    def expect(self) -> None:
+        """Everything is here already."""
+
     def submit(self, order: Any, log: str, lock: int) -> Any:  # noqa: ARG002 -- the executor's seam
         from sdforge.executors.inline import Inline
 

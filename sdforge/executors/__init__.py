@@ -35,6 +35,10 @@ class Handle(Protocol):
 class Executor(Protocol):
     """Runs orders on this machine."""
 
+    def expect(self) -> None:
+        """Make a runner ready for an order that comes soon."""
+        ...
+
     def submit(self, order: Order, log: str, lock: int) -> Handle:
         """Start an action; `lock` is a descriptor that the runner holds while it works."""
         ...

@@ -76,14 +76,15 @@ class LocalHandle:
 
 
 class LocalWorker:
-    """One worker process."""
+    """One worker process. expecting: whether it has what most orders need ready before there is one."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, *, expecting: bool = False) -> None:
         ours, theirs = pair()
+        self.used = not expecting
         environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}
         # a session of its own: Ctrl-C in the terminal reaches the builder alone, which tells the worker what to do
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdforge.run", "--socket", str(theirs.fileno())],
+            [sys.executable, "-m", "sdforge.run", "--socket", str(theirs.fileno()), *["--expecting"] * expecting],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -99,6 +100,8 @@ class LocalWorker:
 
     def end(self) -> None:
         self.channel.close()
+        if not self.used:  # it may be reading libraries still
+            self.process.kill()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -114,6 +117,10 @@ class LocalExecutor:
         self.workers: list[LocalWorker] = []
         self.busy: list[LocalHandle] = []
 
+    def expect(self) -> None:
+        if not self.workers:
+            self.workers.append(LocalWorker(self.threads, expecting=True))
+
     def submit(self, order: Order, log: str, lock: int) -> LocalHandle:
         self.busy = [handle for handle in self.busy if not handle.over]
         taken = {id(handle.worker) for handle in self.busy}
@@ -122,6 +129,7 @@ class LocalExecutor:
         worker = free[0] if free else LocalWorker(self.threads)
         if not free:
             self.workers.append(worker)
+        worker.used = True
         handle = LocalHandle(worker, order, log, lock)
         self.busy.append(handle)
         return handle

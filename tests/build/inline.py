@@ -28,10 +28,11 @@ class Silent:
 
 @dataclass
 class Bench:
-    """A project that is built here. orders: what the last build had computed, by target."""
+    """A project that is built here. orders: what the last build had computed, by target; expected: if it said so."""
 
     root: Path
     orders: dict[str, Order] = field(default_factory=dict)
+    expected: bool = False
 
     def recipe(self, text: str, name: str = "r") -> None:
         path = self.root / "recipes" / f"{name}.toml"
@@ -59,6 +60,7 @@ class Bench:
 
     def run(self, *targets: str) -> Summary:
         self.orders.clear()
+        self.expected = False
         session = self.session()
         summary = Build(session, self, Silent(), Options(device="cpu")).run(session.resolve(list(targets) or ["r"]))
         session.store.close()
@@ -105,6 +107,9 @@ class Bench:
         return Bench(root)
 
     # an executor
+    def expect(self) -> None:
+        self.expected = True
+
     def submit(self, order: Order, log: str, lock: int) -> Handle:  # noqa: ARG002
         self.orders[order.target] = order
         return Inline(Order.from_json(json.loads(json.dumps(order.to_json()))))

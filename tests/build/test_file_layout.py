@@ -150,3 +150,13 @@ def test_what_passes_into_a_file_is_verified(taken: Taken, tmp_path: Path) -> No
         file.write(b"\xff")
     with pytest.raises(Damaged):
         run_formula(order, lambda **_: None)
+
+
+def test_a_worker_is_made_ready_for_what_it_will_compute_and_for_nothing_else(bench: Bench) -> None:
+    bench.recipe(PRESET)
+    bench.build("soft")
+    assert bench.expected
+    bench.build()  # which only writes a file
+    assert not bench.expected
+    bench.build()  # nothing at all
+    assert not bench.expected

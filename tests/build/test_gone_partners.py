@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 import sdforge.devices as devices
 from sdforge.devices import device_lock
-from sdforge.executors.local import LocalHandle, LocalWorker
+from sdforge.executors.local import LocalExecutor, LocalHandle, LocalWorker
 from sdforge.order import Order
 from tests.conftest import Project
 
@@ -23,6 +25,26 @@ def test_a_worker_that_dies_before_it_has_its_order_is_lost_and_breaks_nothing(m
     assert handle.poll() == [{"event": "lost", "code": 1}]
     handle.stop()
     worker.end()
+
+
+def test_a_worker_that_is_expecting_takes_the_next_order_and_keeps_nobody_waiting_without_one(tmp_path: Path) -> None:
+    executor = LocalExecutor(1)
+    executor.expect()
+    executor.expect()
+    (worker,) = executor.workers
+    (tmp_path / "work").mkdir()
+    order = Order("a", "toy:a", "nobodys", "edits", "sd15", {}, str(tmp_path / "work"), {})
+    handle = executor.submit(order, str(tmp_path / "log"), -1)
+    assert handle.worker is worker
+    while not (events := handle.poll()):
+        select.select([handle], [], [], 60)
+    assert events[0]["event"] == "failed"
+    executor.close()
+    assert worker.process.wait(10) == 0  # which heard it
+    executor.expect()
+    (worker,) = executor.workers
+    executor.close()
+    assert worker.process.wait(10) == -signal.SIGKILL  # which was reading libraries
 
 
 def test_a_build_that_nobody_listens_to_is_not_said_to_be_done(project: Project) -> None:

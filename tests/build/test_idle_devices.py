@@ -82,7 +82,7 @@ def test_what_breaks_off_leaves_no_lock_behind(bench: Bench, devices: Devices, w
             return -1
 
         poll = fail
-        kill = close = lambda _: None
+        kill = close = expect = lambda _: None
 
     session = bench.session()
     with pytest.raises(OSError, match="no more processes"):
