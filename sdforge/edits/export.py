@@ -407,7 +407,7 @@ class _Writing:
                 if given.kind == "hypernetwork":
                     refs = given.components["hypernetwork"]
                     tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
-                    value = pickled_form(self.settings["title"], tensors, given.facts)
+                    value = pickled_form(tensors, given.facts)
                     self._pickle(f"{role}/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:
