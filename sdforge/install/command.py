@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sdforge.artifact import before_diffusers
 from sdforge.errors import BrokenPromise, UsageError, counted, nearest
 from sdforge.formats.safetensors import autov3_of
-from sdforge.install.layouts import DIFFUSERS, LAYOUTS, Layout
+from sdforge.install.layouts import LAYOUTS, Layout
 from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
 from sdforge.places import expanded
@@ -230,8 +231,8 @@ def _misread(layout: Layout, described: dict[str, Any], name: str) -> Iterator[s
 
 def _stem(path: str) -> str:
     """Return the name of a model's file without what says its form."""
-    name = Path(path).name
-    return name.removesuffix(DIFFUSERS) if name.endswith(DIFFUSERS) else name.rpartition(".")[0]
+    stem = Path(path).name.rpartition(".")[0]
+    return before_diffusers(stem) or stem
 
 
 def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Layout:
     set_right: str
 
 
-PLAIN, DIFFUSERS, PICKLE = ".safetensors", ".diffusers.safetensors", ".pt"
+PLAIN, PICKLE = ".safetensors", ".pt"
 READS = {
     "checkpoint": (PLAIN,),
     "lora": (PLAIN,),

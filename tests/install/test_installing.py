@@ -274,6 +274,8 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
         ("sdnext", "loras/chalk.diffusers.safetensors", "lora", False),
         ("invokeai", "loras/chalk.diffusers.safetensors", "lora", False),
         ("invokeai", "embeddings/cat.diffusers.safetensors", "embedding", False),
+        ("invokeai", "embeddings/cat.diffusers_2.safetensors", "embedding", False),
+        ("comfyui", "embeddings/cat.diffusers_2.safetensors", "embedding", False),
         ("invokeai", "embeddings/cat.pt", "embedding", True),
         ("comfyui", "hypernetworks/mood.pt", "hypernetwork", True),
         ("a1111", "hypernetworks/mood.pt", "hypernetwork", True),
