@@ -205,10 +205,10 @@ def _read_otherwise(plan: Plan, step: Step) -> Iterator[Said]:
         maker = plan.steps.get(link.id)
         if link.use.role == "loras" and maker is not None and maker.node.target.raw.get("dora"):
             name = link.use.reference
-            text = f"`{name}` has `dora = true`: ComfyUI and InvokeAI draw otherwise with its file than it was learned"
-            yield Said(
-                f"loras.{name}", "dora", text, "bake it, or leave out `dora`; docs/programs.md has the figures", True
-            )
+            programs = "ComfyUI, A1111 and InvokeAI"
+            text = f"`{name}` has `dora = true`: {programs} draw otherwise with its file than it was learned"
+            hint = "bake it, or leave out `dora`; diffusers reads `loras-diffusers` as it is meant (docs/programs.md)"
+            yield Said(f"loras.{name}", "dora", text, hint, True)
 
 
 def _unet_of(plan: Plan, identifier: str) -> str:

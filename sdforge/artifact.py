@@ -39,6 +39,15 @@ WORDS = "words"  # the note of how many words text encoders read, or a tokenizer
 WITH = "-with"  # behind the name of a folder of pictures: those that were drawn with a preset's sidecars
 
 
+def before_diffusers(stem: str) -> str:
+    """Return what stands before the mark of diffusers' form in a file's name without its ending; nothing without one.
+
+    An embedding for two text encoders is two such files, and the name of the second ends in `_2`.
+    """
+    before, _, encoder = stem.rpartition(DIFFUSERS)
+    return before if encoder in ("", "_2") else ""
+
+
 class Spot(NamedTuple):
     """Where a tensor's bytes lie: in the file with this sha256 (a pack of the store or a source), from `offset`."""
 

@@ -205,7 +205,7 @@ def write_hypernetwork(path: Path, *, layer_norm: bool) -> None:
     def pickled(tensor: Tensor) -> Pickled:
         return Pickled("F32", tuple(tensor.shape), lambda: [tensor.numpy().tobytes()])
 
-    write_pickle(path, pickled_form(path.stem, {name: pickled(tensor) for name, tensor in tensors.items()}, facts))
+    write_pickle(path, pickled_form({name: pickled(tensor) for name, tensor in tensors.items()}, facts))
 
 
 def sources(root: Path, kind: Family) -> list[str]:

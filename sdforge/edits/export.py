@@ -44,7 +44,7 @@ from sdforge.ref import Ref
 from sdforge.settings import Reference, Table, Takes
 from sdforge.store.files import sha256_of, share
 
-VERSION = 6
+VERSION = 7
 MAKES = "files"
 PINNED = False
 INLINE = True  # it only moves bytes, so it runs in the builder's process
@@ -280,10 +280,13 @@ class _Writing:
 
     def loras(self) -> None:
         facts = self.checkpoint.facts
+        weights = {
+            f"{part}.{name}": shape for part, own in self.checkpoint.shapes().items() for name, shape in own.items()
+        }
         for lora in self.order.inputs.get("loras", []):
             refs = {ref.name: ref for ref in lora.components["lora"]}
             factors = {name: (ref.dtype, ref.shape) for name, ref in refs.items()}
-            file = kohya_tensors(self.family, factors, lora.facts)
+            file = kohya_tensors(self.family, factors, lora.facts, weights)
             shapes = file.shapes
 
             def content(name: str, file: KohyaFile = file, refs: dict[str, Ref] = refs) -> Iterable[bytes]:
@@ -404,7 +407,7 @@ class _Writing:
                 if given.kind == "hypernetwork":
                     refs = given.components["hypernetwork"]
                     tensors = {ref.name: Pickled(ref.dtype, ref.shape, ref.chunks) for ref in refs}
-                    value = pickled_form(self.settings["title"], tensors, given.facts)
+                    value = pickled_form(tensors, given.facts)
                     self._pickle(f"{role}/{given.identity[:16]}.pt", value)
 
     def image_embeddings(self) -> None:

@@ -60,6 +60,7 @@ class Family(ABC):
     kohya_prefix: ClassVar[dict[str, str]]  # component → how kohya's LoRA files begin its modules' names
     sgm_names: ClassVar[bool] = False  # whether those files name the U-Net's modules as a single file does
     convolutions: ClassVar[tuple[str, ...]]  # last parts of the names of the U-Net's convolutions
+    kohya_convolutions: ClassVar[tuple[str, ...]] = ()  # the same of matrices that kohya's scripts hold as 1×1 ones
     kohya_version: ClassVar[str]  # `ss_base_model_version`
     kohya_version_v: ClassVar[str]  # the same of LoRAs for checkpoints that predict v
     adapters_of: ClassVar[tuple[str, ...]]  # other families whose LoRAs and embeddings are meant for its networks too
@@ -141,6 +142,11 @@ class Family(ABC):
     def is_conv(self, module: str) -> bool:
         """Say whether a module (`component.path`) is a convolution."""
         return module.startswith("unet.") and module.rpartition(".")[2] in self.convolutions
+
+    def is_kohya_conv(self, module: str) -> bool:
+        """Say whether kohya's scripts hold a module as a convolution."""
+        around = module.startswith("unet.") and module.rpartition(".")[2] in self.kohya_convolutions
+        return around or self.is_conv(module)
 
     def canonical_shape(self, name: Name, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that a tensor has here: files differ in whether a matrix is one or a 1×1 convolution."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from math import prod, sqrt
 from pathlib import Path
@@ -240,9 +241,10 @@ def _scales(path: Path, stated: dict[str, Any], module: str, alpha: float | None
     return alpha is not None and alpha != _of_module(path, stated, module, "rank", stated.get("*.r", alpha))
 
 
-WRITTEN = {"lora_down": "lora_A.weight", "lora_up": "lora_B.weight"}
+LENGTHS = {"dora_scale": f"{MAGNITUDE}.weight"}
+WRITTEN = {"lora_down": "lora_A.weight", "lora_up": "lora_B.weight", **LENGTHS}
 # of text encoders diffusers takes PEFT's names of attention alone, and these of all layers
-WRITTEN_TEXT = {"lora_down": "lora_linear_layer.down.weight", "lora_up": "lora_linear_layer.up.weight"}
+WRITTEN_TEXT = {"lora_down": "lora_linear_layer.down.weight", "lora_up": "lora_linear_layer.up.weight", **LENGTHS}
 
 
 def diffusers_tensors(found: Family, factors: dict[str, tuple[str, Shape]]) -> dict[str, tuple[str, str, Shape]]:
@@ -258,10 +260,30 @@ def diffusers_tensors(found: Family, factors: dict[str, tuple[str, Shape]]) -> d
                 f"{module} is no plain LoRA (it has {factor}), and diffusers' LoRA files hold nothing else",
                 hint='export = ["loras"] writes it as kohya and LyCORIS do; `resize` makes plain LoRA of most',
             )
-        conv = found.is_conv(module) and len(shape) == 2
+        if factor in LENGTHS and shape[1] != 1:
+            raise UsageError(
+                f"{module} has lengths per input (DoRA), and diffusers' LoRA files hold such per output alone",
+                hint='export = ["loras"] writes it as LyCORIS does',
+            )
+        conv = found.is_conv(module)
+        if factor in LENGTHS:
+            shape = (1, shape[0], 1, 1) if conv else shape[:1]
         spelled = WRITTEN_TEXT if module.startswith("text_encoder") else WRITTEN
-        written[f"{module}.{spelled[factor]}"] = name, dtype, (*shape, 1, 1) if conv else shape
+        written[f"{module}.{spelled[factor]}"] = name, dtype, (*shape, 1, 1) if conv and len(shape) == 2 else shape
+    _refuse_mixed(factors)
     return written
+
+
+def _refuse_mixed(factors: Iterable[str]) -> None:
+    """Refuse what PEFT takes for DoRA although it has no lengths: it is told that of a whole network at once."""
+    modules = {name.removesuffix(".lora_up") for name in factors if name.endswith(".lora_up")}
+    long = {name.removesuffix(".dora_scale") for name in factors if name.endswith(".dora_scale")}
+    for component in {module.partition(".")[0] for module in long}:
+        if short := min((m for m in modules - long if m.startswith(f"{component}.")), default=""):
+            raise UsageError(
+                f"{short} has no lengths (DoRA) and others of its network have, which diffusers' LoRA files cannot say",
+                hint='export = ["loras"] writes it as LyCORIS does',
+            )
 
 
 def adapter_metadata(factors: dict[str, tuple[str, Shape]], facts: dict[str, Json]) -> str:
@@ -282,6 +304,8 @@ def adapter_metadata(factors: dict[str, tuple[str, Shape]], facts: dict[str, Jso
             "alpha_pattern": {_ending(m): a for m, a in alphas.items() if a != alpha},
             "target_modules": list[Json](sorted(map(_ending, own))),
         }
+        if any(f"{module}.dora_scale" in factors for module in own):
+            settings["use_dora"] = True
         told |= {f"{component}.{name}": value for name, value in settings.items()}
     return canonical(told)
 

@@ -90,10 +90,11 @@ def sequence(facts: dict[str, Json]) -> dict[str, int]:
     return numbers
 
 
-def pickled_form(name: str, tensors: dict[str, Value], facts: dict[str, Json]) -> dict[Any, Any]:
+def pickled_form(tensors: dict[str, Value], facts: dict[str, Json]) -> dict[Any, Any]:
     """Return what A1111 reads: widths → the states of the two networks, and how those are built.
 
-    Its layers are numbered within a sequence of matrices, activations and norms; widths are whole numbers.
+    Its layers are numbered within a sequence of matrices, activations and norms; widths are whole numbers. No `name` is
+    stated: it has its file's then, and with that of another file A1111 would take the one for the other.
     """
     structure: Any = facts["structure"]
     found: dict[Any, Any] = {
@@ -109,7 +110,6 @@ def pickled_form(name: str, tensors: dict[str, Value], facts: dict[str, Json]) -
     }
     return found | {
         "step": 0,
-        "name": name,
         "layer_structure": [int(n) if n == int(n) else float(n) for n in structure],
         "activation_func": fact(facts, "activation"),
         "is_layer_norm": fact(facts, "layer_norm"),

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdforge.dtypes import ITEM_SIZE
 from sdforge.errors import UsageError, counted, nearest
 from sdforge.families import Family, families
 from sdforge.families.stable_diffusion import UNET
@@ -60,6 +61,7 @@ SPELLED["ia3"] = "weight"
 UNWRITTEN = "oft_r"  # of PEFT: no program reads it from such a file
 SUFFIXES = {f".{SPELLED.get(name, name)}": name for name in sorted(FACTORS - {UNWRITTEN})}
 ALPHA, ON_INPUT = ".alpha", ".on_input"
+NORM = {"w_norm": "b_norm", "b_norm": "w_norm"}  # the halves of a norm's difference
 # how others begin a module's name: LyCORIS where it wraps a single network, kohya's OFT
 STARTS = {
     "lycoris_text_model_": "lora_te_text_model_",
@@ -232,10 +234,16 @@ class KohyaFile(NamedTuple):
     constant: dict[str, bytes]
 
 
-def kohya_tensors(found: Family, factors: dict[str, tuple[str, Shape]], facts: dict[str, Json]) -> KohyaFile:
+def kohya_tensors(
+    found: Family,
+    factors: dict[str, tuple[str, Shape]],
+    facts: dict[str, Json],
+    weights: Mapping[str, Shape] | None = None,
+) -> KohyaFile:
     """Lay out a kohya file. factors: canonical name (`MODULE.lora_down`, …) → (dtype, shape).
 
-    Raises UsageError for what no such file can say.
+    weights: `MODULE.weight` → shape, of the checkpoint that the file is for, as far as it is known. Raises UsageError
+    for what no such file can say.
     """
     names = kohya_names(found)
     written = KohyaFile({}, {}, {})
@@ -248,7 +256,9 @@ def kohya_tensors(found: Family, factors: dict[str, tuple[str, Shape]], facts: d
                 hint="bake it, and export the checkpoint",
             )
         kohya = f"{names[module]}.{SPELLED.get(factor, factor)}"
-        written.shapes[kohya] = dtype, _shape(factor, shape, conv=found.is_conv(module))
+        # kohya's scripts refuse plain factors of another shape; in all that is not theirs shapes are the weight's own
+        conv = found.is_kohya_conv(module) if factor in ("lora_down", "lora_up") else found.is_conv(module)
+        written.shapes[kohya] = dtype, _shape(factor, shape, conv=conv)
         written.origin[kohya] = canonical
         if factor == "ia3":
             written.shapes[names[module] + ON_INPUT] = "F32", ()
@@ -259,7 +269,30 @@ def kohya_tensors(found: Family, factors: dict[str, tuple[str, Shape]], facts: d
             alpha = alpha_of(facts, module, change.rank) if has_alpha(part.form, change) else 1.0
             written.shapes[names[module] + ALPHA] = "F32", ()
             written.constant[names[module] + ALPHA] = struct.pack("<f", alpha)
+    for canonical, (dtype, shape) in _zeros(factors, weights or {}).items():
+        module, _, factor = canonical.rpartition(".")
+        kohya = f"{names[module]}.{SPELLED.get(factor, factor)}"
+        written.shapes[kohya] = dtype, _shape(factor, shape, conv=found.is_kohya_conv(module))
+        written.constant[kohya] = bytes(prod(shape) * ITEM_SIZE[dtype])
     return written
+
+
+def _zeros(factors: dict[str, tuple[str, Shape]], weights: Mapping[str, Shape]) -> dict[str, tuple[str, Shape]]:
+    """Return factors of zeros to be written beside a difference of a bias, or of one half of a norm, that has no other.
+
+    A1111 and InvokeAI read no file in which a module has nothing but that, and ComfyUI no norm's bias without a weight.
+    """
+    found: dict[str, tuple[str, Shape]] = {}
+    for canonical, (dtype, shape) in factors.items():
+        module, _, factor = canonical.rpartition(".")
+        other = f"{module}.{NORM.get(factor, '')}"
+        if factor in NORM and other not in factors:
+            found[other] = dtype, shape
+        alone = factor == "diff_b" and not any(f"{module}.{each}" in factors for each in FACTORS - {"diff_b"})
+        if alone and (weight := weights.get(f"{module}.weight")):
+            columns = weight[1:2] if weight[2:] == (1, 1) else weight[1:]
+            found |= {f"{module}.lora_down": (dtype, (1, *columns)), f"{module}.lora_up": (dtype, (weight[0], 1))}
+    return found
 
 
 def _shape(factor: str, shape: Shape, *, conv: bool) -> Shape:

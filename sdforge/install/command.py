@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sdforge.artifact import before_diffusers
 from sdforge.errors import BrokenPromise, UsageError, counted, nearest
 from sdforge.formats.safetensors import autov3_of
-from sdforge.install.layouts import DIFFUSERS, LAYOUTS, Layout
+from sdforge.install.layouts import LAYOUTS, Layout
 from sdforge.install.record import FOLDER, Put, Record, read_record
 from sdforge.outputs import MANIFEST
 from sdforge.places import expanded
@@ -64,6 +65,7 @@ class Task:
     preset: str
     files: dict[str, Wanted] = field(default_factory=dict)
     passed: list[tuple[str, str]] = field(default_factory=list)  # files that are not put there, and why
+    misread: list[str] = field(default_factory=list)  # what the program takes for something else, and the way out
     states: dict[str, State] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
 
@@ -143,6 +145,8 @@ def _choose(session: Session, task: Task) -> None:
             )
         small, autov3 = path.endswith(BESIDE), rows[path].get("autov3", "")
         task.files[target] = Wanted(root / path, rows[path]["sha256"], small, autov3)
+        if rows[path]["kind"] == "checkpoint":
+            task.misread += _misread(task.layout, described, Path(path).stem)
     if not task.files:
         raise UsageError(
             f"{task.preset} has no file that {task.layout.title} reads",
@@ -216,10 +220,19 @@ def _against_folder(layout: Layout, rows: dict[str, dict[str, Any]], *, grown: b
     return ""
 
 
+def _misread(layout: Layout, described: dict[str, Any], name: str) -> Iterator[str]:
+    """Say where the program takes a single file to predict something else, of which it draws nothing but noise."""
+    taken = layout.takes.get(str(described.get("family")))
+    predicts = described.get("sampler", {}).get("prediction", taken)
+    if taken and predicts != taken:
+        way = layout.set_right.format(name=name, prediction=predicts)
+        yield f"{name} predicts {predicts}, and {layout.title} takes it to predict {taken}: {way}"
+
+
 def _stem(path: str) -> str:
     """Return the name of a model's file without what says its form."""
-    name = Path(path).name
-    return name.removesuffix(DIFFUSERS) if name.endswith(DIFFUSERS) else name.rpartition(".")[0]
+    stem = Path(path).name.rpartition(".")[0]
+    return before_diffusers(stem) or stem
 
 
 def _beside(placed: dict[str, str], rows: dict[str, dict[str, Any]]) -> dict[str, str]:
@@ -425,7 +438,8 @@ def _tell(task: Task, program: str, wishes: argparse.Namespace) -> None:
         ]
         about = {"program": program, "into": str(task.into), "preset": task.preset, "dry_run": wishes.dry_run}
         passed = [{"path": path, "reason": reason} for path, reason in task.passed]
-        print(json.dumps({"v": 1, "event": "install", **about, "files": rows, "passed": passed}))
+        told = {"files": rows, "passed": passed, "misread": task.misread}
+        print(json.dumps({"v": 1, "event": "install", **about, **told}))
         return
     signs = glyphs(sys.stdout)
     wide = max(map(len, task.states))
@@ -436,6 +450,8 @@ def _tell(task: Task, program: str, wishes: argparse.Namespace) -> None:
         say(f"  {signs['unneeded']} {path:<{wide}}  not put there: {reason}")
     if words := [task.layout.word.format(name=Path(path).stem) for path in task.files if _is_word(task, path)]:
         say(f"  in prompts there: {', '.join(words)}")
+    for sentence in task.misread:
+        say(safe(f"  {signs['warning']} {sentence}", sys.stdout))
     if wishes.dry_run:
         say("Nothing was done.")
     elif not wishes.undo and any(state in ("put", "updated") for state in task.states.values()):

@@ -20,6 +20,8 @@ class Layout:
     whole: the folder for diffusers folders; empty: it reads none. grown: whether it reads one whose table of words was
     appended to. sidecars: whether it shows pictures and texts that lie beside a file. word: what calls an embedding in
     a prompt; {name} is the file's name without its ending. after: what is left to do there.
+    takes: family → what it takes every single file of it to predict, whatever that states; those that it tells apart
+    are left out. set_right: the way out where that is wrong; {name} as above, {prediction} what the file predicts.
     """
 
     title: str
@@ -31,9 +33,11 @@ class Layout:
     sidecars: bool
     word: str
     after: str
+    takes: dict[str, str]
+    set_right: str
 
 
-PLAIN, DIFFUSERS, PICKLE = ".safetensors", ".diffusers.safetensors", ".pt"
+PLAIN, PICKLE = ".safetensors", ".pt"
 READS = {
     "checkpoint": (PLAIN,),
     "lora": (PLAIN,),
@@ -55,6 +59,8 @@ A1111 = Layout(
     sidecars=True,
     word="{name}",
     after="press the refresh button beside the list of checkpoints",
+    takes={"sd15": "epsilon"},
+    set_right="put a configuration of its family with `parameterization: v` beside it, as {name}.yaml",
 )
 LAYOUTS = {
     "comfyui": Layout(
@@ -72,6 +78,8 @@ LAYOUTS = {
         sidecars=True,
         word="embedding:{name}",
         after="press R there, and its lists are read anew",
+        takes={"sd15": "epsilon"},
+        set_right="the node ModelSamplingDiscrete with {prediction} belongs behind its loader",
     ),
     "a1111": A1111,
     "forge": Layout(
@@ -81,6 +89,8 @@ LAYOUTS = {
             # it lists hypernetworks, and nothing in it uses one any more
             "folders": {kind: folder for kind, folder in A1111.folders.items() if kind != "hypernetwork"},
             "endings": {kind: endings for kind, endings in READS.items() if kind != "hypernetwork"},
+            "takes": {"sd15": "epsilon", "sd2": "epsilon"},
+            "set_right": "`model: {{params: {{parameterization: v}}}}` has to stand beside it, as {name}.yaml",
         }
     ),
     "sdnext": Layout(
@@ -97,6 +107,8 @@ LAYOUTS = {
         sidecars=True,
         word="{name}",
         after="press the refresh button beside the list of models",
+        takes={},  # not known
+        set_right="",
     ),
     "invokeai": Layout(
         title="InvokeAI",
@@ -112,5 +124,7 @@ LAYOUTS = {
         sidecars=False,
         word="<{name}>",
         after="in its model manager choose Scan Folder, name the folder autoimport, and install what it finds in place",
+        takes={"sd15": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"},
+        set_right="choose {prediction} as its prediction type in the model manager",
     ),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from sdforge.artifact import WITH
+from sdforge.artifact import WITH, before_diffusers
 from sdforge.drawn import own_column
 from sdforge.plan import Step
 
@@ -62,7 +62,7 @@ def _models(preset: dict[str, Any]) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for row in preset["files"]:
         stem = row["path"].rpartition(".")[0]
-        if row["kind"] in MODELS and not stem.endswith(".diffusers") and stem not in seen:
+        if row["kind"] in MODELS and not before_diffusers(stem) and stem not in seen:
             seen.add(stem)
             yield row
 

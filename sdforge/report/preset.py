@@ -109,6 +109,8 @@ def _file(step: Step, file: str, name: str, row: list[Any]) -> dict[str, Any]:
         elif artifact.kind == "custom":
             words = enumerate(custom_words(artifact.facts))
             found["trigger"] = [word for i, word in words if rest[DIGITS:] in custom_endings(i)]
+            if "/" not in rest:  # the rows of a word without the matrices, which to other programs are an embedding
+                found["kind"] = "embedding"
         if role == "sidecars" or reference in preset.get("bake", {}):
             found["strength"] = preset.get("bake", {}).get(reference, artifact.facts.get("strength", 1.0))
         found |= {fact: artifact.facts[fact] for fact in ("guidance", "steps", "prompt") if fact in artifact.facts}

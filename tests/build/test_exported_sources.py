@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from sdforge.families import family
+from sdforge.formats.custom_diffusion import MATRICES, raw_name
 from tests.build.conftest import MID
 from tests.build.inline import Bench
 from tests.families.workbench import take
@@ -108,3 +112,30 @@ def test_diffusers_form_is_written_too(licensed: Bench) -> None:
 def _names(path: Path) -> list[str]:
     with safe_open(path, "pt") as file:
         return list(file.keys())
+
+
+def test_the_words_alone_of_custom_diffusion_are_embeddings_to_other_programs(bench: Bench) -> None:
+    """Its folder is diffusers' own, and stays what it is."""
+    folder = bench.root / "cat"
+    folder.mkdir()
+    weights = take(bench.root / "base").tensors("unet")
+    save_file(
+        {raw_name(name): torch.ones(weights[name].shape) for name in family("sd15").cross_attention}, folder / MATRICES
+    )
+    save_file({"<cat>": torch.ones(2, 8)}, folder / "learned_embeds.safetensors")
+    with (bench.root / "forge.toml").open("a") as file:
+        file.write('\n[source.cat]\nfrom = "cat"\n')
+    bench.recipe(
+        '[bake.with_cat]\ncheckpoint = "base"\ncustom.cat = {}\n'
+        '[preset]\ncheckpoint = "with_cat"\nexport = ["custom", "custom-embeddings"]\n'
+    )
+    bench.build()
+    rows = json.loads((bench.root / "out" / "r" / "preset.json").read_text())["files"]
+    kinds = {row["path"]: row["kind"] for row in rows if row["path"].endswith(".safetensors")}
+    assert kinds == {
+        "custom/cat.safetensors": "embedding",
+        f"custom/cat/{MATRICES}": "custom",
+        "custom/cat/learned_embeds.safetensors": "custom",
+    }
+    (about,) = (row for row in rows if row["kind"] == "about")
+    assert (about["path"], about["of"]) == ("custom/cat.json", "custom/cat.safetensors")

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sdforge.errors import UsageError
-from tests.families.forms import CASES, random_factors
+from tests.families.forms import CASES, changed, random_factors
 from tests.families.loras import DOWN, LINEAR, MODULES, TEXT, WIDE, Lora, kept_lora, live, random_lora
 from tests.families.workbench import Taken, keep, take
 from tests.formats.conftest import export
@@ -76,7 +76,50 @@ def test_stock_diffusers_draws_with_it_as_with_the_lora(uneven: Lora, toy: Taken
         assert float((theirs - mine).abs().max()) <= 2e-6 * max(effect, float(old.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["loha", "dora of rows", "oft"])
+DORA = CASES["dora of rows"]
+
+
+def long(toy: Taken, modules: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return factors of DoRA per output for these modules."""
+    found = {}
+    for module in modules:
+        component, _, path = module.partition(".")
+        shape = tuple(toy.tensors(component)[f"{path}.weight"].shape)
+        found |= {f"{module}.{factor}": t for factor, t in random_factors(DORA, shape, seed=len(found)).items()}
+    return found
+
+
+def test_stock_diffusers_makes_of_lengths_per_output_what_bake_makes(toy: Taken, tmp_path: Path) -> None:
+    """A1111, ComfyUI and InvokeAI read such lengths otherwise, of kohya's files too."""
+    factors = long(toy, (LINEAR, DOWN, TEXT, TEXT.replace("mlp.fc1", "self_attn.q_proj")))
+    kept = keep(tmp_path / "kept", {"lora": factors}, kind="lora", facts={"alpha": DORA.alpha})
+    path = written(tmp_path, toy, kept)
+    assert take(path).artifact.digest == kept.artifact.digest
+    pipeline, parts = pipeline_of(tmp_path, toy), ["unet", "text_encoder"]
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    pipeline.fuse_lora(components=parts)
+    pipeline.unload_lora_weights()
+    theirs = {component: getattr(pipeline, component).state_dict() for component in parts}
+    for component, own in theirs.items():
+        for name, weight in toy.tensors(component).items():
+            found = own.get(name, own.get(name.removeprefix("text_model.")))
+            module = f"{component}.{name.removesuffix('.weight')}"
+            mine = {factor: factors.get(f"{module}.{factor}") for factor in ("lora_up", "lora_down", "dora_scale")}
+            expected = changed(DORA, weight, mine) if mine["lora_up"] is not None else weight.double()  # type: ignore[arg-type]
+            assert torch.allclose(found.double(), expected, atol=2e-6), name
+
+
+def test_lengths_that_such_a_file_cannot_say_are_refused(toy: Taken, tmp_path: Path) -> None:
+    per_input = {f"{LINEAR}.{factor}": t for factor, t in random_factors(CASES["dora of columns"], (8, 8)).items()}
+    with pytest.raises(UsageError, match=f"{LINEAR} has lengths per input"):
+        written(tmp_path / "a", toy, keep(tmp_path / "1", {"lora": per_input}, kind="lora"))
+    some = long(toy, (LINEAR, DOWN))
+    del some[f"{DOWN}.dora_scale"]
+    with pytest.raises(UsageError, match=f"{DOWN} has no lengths"):
+        written(tmp_path / "b", toy, keep(tmp_path / "2", {"lora": some}, kind="lora"))
+
+
+@pytest.mark.parametrize("name", ["loha", "dora of a loha", "oft"])
 def test_what_such_a_file_cannot_say_is_refused_with_the_way_out(name: str, toy: Taken, tmp_path: Path) -> None:
     factors = {f"{LINEAR}.{factor}": t for factor, t in random_factors(CASES[name], (8, 8)).items()}
     other = keep(tmp_path / "kept", {"lora": factors}, kind="lora")

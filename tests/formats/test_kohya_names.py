@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sdforge.errors import UsageError
 from sdforge.families import family, family_names
-from sdforge.formats.kohya import kohya_metadata, kohya_names
+from sdforge.formats.kohya import kohya_metadata, kohya_names, kohya_tensors
 from sdforge.formats.layout import read_layout
 from tests.families.loras import Lora, random_lora
 from tests.families.toys import CONFIGS, write_family
@@ -228,6 +228,58 @@ def test_a_layer_that_is_trained_as_another_kind_does_not_make_another_family(
     stated = {"ss_base_model_version": family(name).kohya_version} if told == "metadata" else {}
     save_file(tensors, tmp_path / "x.safetensors", stated)
     assert read_layout(tmp_path / "x.safetensors").family == name
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("sd15", (1, 1)), ("sd2", (1, 1)), ("unclip", (1, 1)), ("sdxl", ())])
+def test_plain_factors_have_the_shapes_of_the_layers_that_kohyas_scripts_have(
+    name: str, kernel: tuple[int, ...]
+) -> None:
+    """Of Stable Diffusion 2 too they hold what is around attention as convolutions, and refuse matrices for those."""
+    around, text = "unet.mid_block.attentions.0.proj_out", "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    factors = {}
+    for module in (around, ASKED.replace("down_blocks.0", "down_blocks.1"), text):
+        factors |= {f"{module}.lora_down": ("F16", (2, 8)), f"{module}.lora_up": ("F16", (8, 2))}
+        factors |= {f"{module}.dora_scale": ("F16", (8, 1))}
+    written, names = kohya_tensors(family(name), factors, {}).shapes, kohya_names(family(name))
+    four = {kohya for kohya, (_, shape) in written.items() if len(shape) == 4}
+    lengths = {f"{names[around]}.dora_scale"} if name == "sd15" else set()
+    assert four == ({f"{names[around]}.lora_{side}.weight" for side in ("up", "down")} | lengths if kernel else set())
+    assert all(shape[2:] == kernel for kohya, (_, shape) in written.items() if kohya in four)
+
+
+NORMED = "unet.down_blocks.0.resnets.0.norm1"
+
+
+@pytest.mark.parametrize(("half", "other"), [("w_norm", "b_norm"), ("b_norm", "w_norm")])
+def test_half_a_norms_difference_is_written_with_zeros_for_the_other(half: str, other: str) -> None:
+    """A1111 reads no file with the one alone, and ComfyUI no norm's bias without a weight."""
+    file = kohya_tensors(family("sd15"), {f"{NORMED}.{half}": ("F16", (8,))}, {})
+    name = f"{kohya_names(family('sd15'))[NORMED]}.{other}"
+    assert (file.shapes[name], file.constant[name]) == (("F16", (8,)), bytes(16))
+    whole = kohya_tensors(family("sd15"), {f"{NORMED}.{each}": ("F16", (8,)) for each in (half, other)}, {})
+    assert not whole.constant
+
+
+def test_a_biass_difference_alone_is_written_beside_a_lora_that_changes_nothing(toy: Taken, tmp_path: Path) -> None:
+    """A1111 and InvokeAI read no file in which a module has nothing else."""
+    conv, linear = "unet.down_blocks.0.resnets.0.conv1", "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    shapes = {f"{c}.{ref.name}": ref.shape for c, refs in toy.given().components.items() for ref in refs}
+    tensors = {f"{module}.diff_b": torch.ones(shapes[f"{module}.bias"]) for module in (conv, linear)}
+    factors = random_lora(toy, (linear,))[linear]
+    tensors |= {f"{linear}.lora_up": factors.up, f"{linear}.lora_down": factors.down}
+    ours = keep(tmp_path / "kept", {"lora": tensors}, kind="lora", name="sd15")
+    export(tmp_path / "out", toy, ["loras"], {}, loras=[ours.given()])
+    (path,) = (tmp_path / "out" / "loras").iterdir()
+    found, name = load_file(path), kohya_names(family("sd15"))[conv]
+    out, *columns = shapes[f"{conv}.weight"]
+    assert found[f"{name}.lora_down.weight"].shape == (1, *columns)
+    assert found[f"{name}.lora_up.weight"].shape == (out, 1, 1, 1)
+    assert not found[f"{name}.lora_up.weight"].any()
+    assert {f.rpartition(".")[2] for f in take(path).tensors("lora") if f.startswith(conv)} == {
+        "lora_up",
+        "lora_down",
+        "diff_b",
+    }
 
 
 @pytest.mark.parametrize(

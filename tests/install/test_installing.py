@@ -58,6 +58,12 @@ class House:
         described = {"v": MANIFEST, "preset": name, "files": rows}
         (self.root / "out" / name / "preset.json").write_text(json.dumps(described))
 
+    def predicts(self, name: str, family: str, prediction: str) -> None:
+        """State of a preset what its checkpoint is."""
+        path = self.root / "out" / name / "preset.json"
+        told = json.loads(path.read_bytes()) | {"family": family, "sampler": {"prediction": prediction}}
+        path.write_text(json.dumps(told))
+
     def program(self, name: str) -> Path:
         folder = self.root / "programs" / name
         for mark in LAYOUTS[name].marks:
@@ -268,6 +274,8 @@ def test_a_file_that_is_not_what_was_exported_is_not_put_anywhere(house: House) 
         ("sdnext", "loras/chalk.diffusers.safetensors", "lora", False),
         ("invokeai", "loras/chalk.diffusers.safetensors", "lora", False),
         ("invokeai", "embeddings/cat.diffusers.safetensors", "embedding", False),
+        ("invokeai", "embeddings/cat.diffusers_2.safetensors", "embedding", False),
+        ("comfyui", "embeddings/cat.diffusers_2.safetensors", "embedding", False),
         ("invokeai", "embeddings/cat.pt", "embedding", True),
         ("comfyui", "hypernetworks/mood.pt", "hypernetwork", True),
         ("a1111", "hypernetworks/mood.pt", "hypernetwork", True),
@@ -341,3 +349,36 @@ def test_what_was_put_is_said_to_programs_too(house: House) -> None:
     assert {row["path"] for row in said["files"]} == COMFY
     assert {row["state"] for row in said["files"]} == {"put"}
     assert {row["path"] for row in said["passed"]} >= {"sidecars/look.safetensors", "diffusers/"}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "prediction", "way"),
+    [
+        (
+            "comfyui",
+            "sd15",
+            "v_prediction",
+            "takes it to predict epsilon: the node ModelSamplingDiscrete with v_prediction",
+        ),
+        ("comfyui", "sd15", "epsilon", ""),
+        ("comfyui", "sd2", "v_prediction", ""),
+        ("a1111", "sd15", "v_prediction", "beside it, as ink.yaml"),
+        ("forge", "sd2", "v_prediction", "`model: {params: {parameterization: v}}`"),
+        ("forge", "sdxl", "v_prediction", ""),
+        ("invokeai", "sd2", "epsilon", "choose epsilon as its prediction type"),
+        ("invokeai", "sdxl", "v_prediction", "takes it to predict epsilon"),
+        ("sdnext", "sd15", "v_prediction", ""),
+    ],
+)
+def test_it_is_said_where_a_program_takes_a_checkpoint_to_predict_something_else(
+    name: str, family: str, prediction: str, way: str, house: House
+) -> None:
+    """Each program's own code was asked what it takes such a file for."""
+    house.preset("ink", FILES)
+    house.predicts("ink", family, prediction)
+    said = house.install(f"{name}:{house.program(name)}", "--dry-run")
+    assert (way in said) if way else ("predict" not in said)
+    told = json.loads(house.install(f"{name}:{house.program(name)}", "--dry-run", "--json"))["misread"]
+    assert bool(told) == bool(way)
+    if told:
+        assert told[0].startswith(f"ink predicts {prediction}, and {LAYOUTS[name].title} takes it to predict")

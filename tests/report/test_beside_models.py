@@ -52,6 +52,7 @@ def test_what_those_programs_do_not_list_has_nothing_beside_it() -> None:
     files = [
         {"path": "diffusers/unet/config.json", "kind": "diffusers"},
         {"path": "loras/style.diffusers.safetensors", "kind": "lora"},
+        {"path": "embeddings/ink.diffusers_2.safetensors", "kind": "embedding"},
         {"path": "preset.safetensors", "kind": "checkpoint"},  # whose JSON would be the preset's description
     ]
     assert read(*files) == {}

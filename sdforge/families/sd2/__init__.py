@@ -38,6 +38,7 @@ class StableDiffusion2(StableDiffusion):
     kohya_version_v = "sd_v2_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = CONVOLUTIONS
+    kohya_convolutions = ("proj_in", "proj_out")
     networks = ("unet", "text_encoder", "vae")
     kept = ("vae",)
     spare = ()

@@ -41,6 +41,7 @@ class StableUnclip(StableDiffusion):
     kohya_version_v = "sd_v2_v"
     kohya_prefix: ClassVar = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
     convolutions = CONVOLUTIONS
+    kohya_convolutions = ("proj_in", "proj_out")
     networks = ("unet", "text_encoder", "image_encoder", "image_normalizer", "vae")
     kept = ("image_encoder", "image_normalizer", "vae")
     spare = ("image_encoder", "image_normalizer")
