@@ -190,7 +190,7 @@ def _lines(key: str, value: Any) -> Iterator[str]:
     if key in ("metadata", "files"):
         for name, text in sorted(value.items()):
             if name not in SAID:
-                yield f"{name}: {_cut(text)}"
+                yield f"{_cut(name)}: {_cut(text)}"
     elif key == "made":
         for number, action in enumerate(value):
             yield f"made {number:<3} {_action(action)}"
