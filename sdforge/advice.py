@@ -100,7 +100,8 @@ def weights_off(step: Step, name: str) -> str:
     if step.node.target.signature.name != "weighted_sum":
         return ""
     total = sum(map(decimal, json.loads(step.node.target.settings)["weights"]))
-    return f"the weights of {name} sum to {float(total):g}, not to 1" if total != 1 else ""
+    said = f"{float(total):g}"
+    return f"the weights of {name} sum to {said if said != '1' else total}, not to 1" if total != 1 else ""
 
 
 def unheeded(step: Step) -> Iterator[tuple[str, str]]:
