@@ -70,7 +70,8 @@ def read(path: Path, header: Header) -> Layout:
         more = ", …" if len(words) > SHOWN else ""
         raise UsageError(
             f"{path} holds the embeddings of {len(words)} words: {', '.join(map(repr, words[:SHOWN]))}{more}",
-            hint=f"state which one beside `from`: embedding = {json.dumps(words[0], ensure_ascii=False)}",
+            hint=f"embedding = {json.dumps(words[0], ensure_ascii=False)} beside `from` takes that one, "
+            "and so does --embedding of `forge convert`",
         )
     layout = Layout("embedding", "", [path], dialect=_dialect(header))
     for raw in header.tensors:
