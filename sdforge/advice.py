@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import starmap
 from typing import Any, NamedTuple
@@ -100,7 +100,8 @@ def weights_off(step: Step, name: str) -> str:
     if step.node.target.signature.name != "weighted_sum":
         return ""
     total = sum(map(decimal, json.loads(step.node.target.settings)["weights"]))
-    return f"the weights of {name} sum to {float(total):g}, not to 1" if total != 1 else ""
+    said = f"{float(total):g}"
+    return f"the weights of {name} sum to {said if said != '1' else total}, not to 1" if total != 1 else ""
 
 
 def unheeded(step: Step) -> Iterator[tuple[str, str]]:
@@ -135,10 +136,16 @@ def warnings(session: Session, plan: Plan) -> list[Problem]:
     return list(found.values())
 
 
+def note_warnings(session: Session, plan: Plan, note: Callable[[str], None]) -> None:
+    """Tell whoever builds what may be a mistake, each with its place."""
+    for warning in warnings(session, plan):
+        note(f"{warning.place}: {warning.message}")
+
+
 def _broken(session: Session, plan: Plan) -> Iterator[Problem]:
-    """Yield which sources of files that are written now hold NaN or Inf, also where all steps between are reused."""
-    files = [step.id for step in plan.to_do if step.node.target.signature.makes == "files"]
-    for step in [plan.steps[node.id] for node in session.graph.behind(files)]:
+    """Yield which sources of what is written or drawn now hold NaN or Inf, also where all steps between are reused."""
+    ends = [step.id for step in plan.to_do if step.node.target.signature.makes in ("files", "pictures")]
+    for step in [plan.steps[node.id] for node in session.graph.behind(ends)]:
         for link, code, words in doubts(plan, step):
             if code == "broken":
                 yield _placed(session, step, _doubt(link, code, words))

@@ -24,6 +24,8 @@ LARGE = 200  # steps of a plan that is worth remembering for itself
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its exit code."""
     gc.disable()  # planning makes no circles, and many things that live to its end
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _reopen()
     wishes = parser().parse_args(arguments)
     if getattr(wishes, "debug", False):
         return run(wishes)
@@ -52,6 +54,20 @@ def complain(error: ForgeError, *, as_json: bool = False) -> int:
             _say_error(error, code, as_json=json_)
             break
     return code
+
+
+def _reopen() -> None:
+    """Open what the caller has closed (`>&-`): the next file would be opened in its place, and be written to."""
+    import os
+
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != fd:
+                os.dup2(nothing, fd)
+                os.close(nothing)
+            os.set_inheritable(fd, True)
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", encoding="utf-8", closefd=False))
 
 
 def _unread() -> int:
@@ -356,10 +372,16 @@ def _verify(session: Session, wishes: argparse.Namespace) -> int:
 
 
 def _shown_file(wishes: argparse.Namespace) -> Path | None:
-    """Return the file that `show` is to look at; a plain word is a target before it is a folder."""
-    from sdforge.store.files import stat_of
+    """Return the file that `show` is to look at; a plain word is a target before it is a folder.
+
+    Raises UsageError where a path leads to nothing.
+    """
+    from sdforge.names import is_path
+    from sdforge.store.files import refuse_nothing, stat_of
 
     path: Path = Path(wishes.at) / wishes.target
+    if is_path(wishes.target):
+        refuse_nothing(path)
     if stat_of(path) is None:
         return None
     plain = "/" not in wishes.target and "." not in wishes.target

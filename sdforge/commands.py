@@ -10,7 +10,16 @@ import sys
 import time
 from typing import Any
 
-from sdforge.advice import IN_FRONT, advice, against_licence, doubts, refuse_mistakes, unheeded, warnings, weights_off
+from sdforge.advice import (
+    IN_FRONT,
+    advice,
+    against_licence,
+    doubts,
+    note_warnings,
+    refuse_mistakes,
+    unheeded,
+    weights_off,
+)
 from sdforge.build import Build
 from sdforge.errors import CheckFailed, Problem, RecipeError, ResourceError, UsageError, counted, exit_code
 from sdforge.executors import Cluster, Resources
@@ -58,8 +67,7 @@ def build_for_real(session: Session, wanted: list[str], made: Plan, wishes: argp
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     if made.to_do:
         refuse_mistakes(session, made)
-        for warning in warnings(session, made):
-            view.note(f"{warning.place}: {warning.message}")
+        note_warnings(session, made, view.note)
     if cost := trainings_in_words(session, made):
         view.note(cost)
     build = Build(session, LocalExecutor(options.threads), view, options)

@@ -12,7 +12,7 @@ from sdforge.errors import Problem, UsageError, nearest
 from sdforge.exact import complement
 from sdforge.hidden import hidden
 from sdforge.method import per_block
-from sdforge.names import DIGEST, REFERENCE, hint_at_name
+from sdforge.names import DIGEST, REFERENCE, hint_at_name, is_path
 from sdforge.places import DEVICE, VRAM
 from sdforge.references import refuse_secrets
 from sdforge.syntax import Document
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 MOST_CHOICES = 12  # that a sentence lists
-ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")  # of files that are named where a name belongs
 FORMS = {  # pattern → how it is written
     VRAM: 'as in "8GB" or "500MiB"',
     DEVICE: "one of auto, cpu, cuda, cuda:N",
@@ -109,7 +108,7 @@ def _other_value(fault: Any, known: list[str]) -> str:
         return f"without quotes: {given}"
     pattern = fault["ctx"]["pattern"] if kind == "string_pattern_mismatch" else ""
     if pattern == REFERENCE:
-        if "/" in given or given.endswith(ENDINGS):
+        if is_path(given):
             return "a path is declared and gets a name: `forge add NAME PATH`, or [dataset.NAME] for pictures"
         return "a target of another recipe is RECIPE:NAME" if "." in given else hint_at_name(given)
     return FORMS.get(pattern, "")

@@ -47,8 +47,11 @@ def show_file(path: Path, *, as_json: bool) -> None:
 
 
 def _broken(line: str, width: int) -> str:
-    """Return a line that is set in, broken where a terminal is `width` letters wide (0: nowhere); words stay whole."""
-    inset, hang = "  ", " " * (KEY + 3)
+    """Return a line that is set in, broken where a terminal is `width` letters wide (0: nowhere); words stay whole.
+
+    What a file says in several lines is one here, as none of them is to look like another entry.
+    """
+    inset, hang, line = "  ", " " * (KEY + 3), " ".join(line.splitlines())
     if not width:
         return inset + line.replace(TIED, " ")
     return textwrap.fill(
@@ -86,7 +89,7 @@ def describe(path: Path) -> dict[str, Any]:
     except UsageError as error:
         if header is None:
             raise
-        described |= {"refused": error.message, "tensors": _some(header)}
+        described |= {"refused": error.message, "hint": error.hint, "tensors": _some(header)}
     else:
         described |= _told(layout)
     return described | (_of_file(path, header) if header else _of_folder(path, layout))
@@ -187,7 +190,7 @@ def _lines(key: str, value: Any) -> Iterator[str]:
     if key in ("metadata", "files"):
         for name, text in sorted(value.items()):
             if name not in SAID:
-                yield f"{name}: {_cut(text)}"
+                yield f"{_cut(name)}: {_cut(text)}"
     elif key == "made":
         for number, action in enumerate(value):
             yield f"made {number:<3} {_action(action)}"

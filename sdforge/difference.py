@@ -22,12 +22,14 @@ from sdforge.formats.layout import read_layout
 from sdforge.formats.safetensors import read_header
 from sdforge.looking import unbuilt
 from sdforge.manifest import changes
+from sdforge.names import is_path
 from sdforge.orders import closure
 from sdforge.places import RECIPES
 from sdforge.plan import Plan, Step
 from sdforge.report.words import say
 from sdforge.session import Session
 from sdforge.store.entries import Result
+from sdforge.store.files import refuse_nothing, stat_of
 
 DIFFERENT = 10  # the exit code with --exit-code
 BEFORE = "before: "  # ahead of what a manifest had of a source that was another one
@@ -104,7 +106,9 @@ def diff(session: Session, wishes: argparse.Namespace) -> int:
 def _side(session: Session, at: Path, name: str) -> Side:
     path = at / name
     plain = "/" not in name and "." not in name
-    if path.is_file() or (path.exists() and not plain):
+    if is_path(name):
+        refuse_nothing(path)
+    if stat_of(path) is not None and (path.is_file() or not plain):
         return of_path(path, name)
     wanted, step, plan = _end(session, name)
     artifact = _checkpoint(step)

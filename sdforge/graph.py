@@ -224,7 +224,8 @@ class _Linking:
                 circle = [*path[path.index(following) :], following]
                 node = self.nodes[circle[0]]
                 used = next(link.use for link in node.links if link.id == circle[1])
-                names = " → ".join(identifier.partition(":")[2] for identifier in circle)
+                one = len({identifier.partition(":")[0] for identifier in circle}) == 1
+                names = " → ".join(identifier.partition(":")[2] if one else identifier for identifier in circle)
                 message = f"targets that need each other can never be made: {names}"
                 return problem_at(self.project, node.recipe, node.target, used, "cycle", message), circle
             path.append(following)

@@ -240,7 +240,7 @@ def update_lock(path: Path, guard: FileLock, changes: Lock, replace: set[str], k
     """
     guard.acquire(wait=True)
     try:
-        before = path.read_bytes() if path.exists() else b""
+        before = path.read_bytes() if path.is_file() else b""
         lock = read_lock(before, path.name) if before else Lock()
         lock.sources |= changes.sources
         kept = {

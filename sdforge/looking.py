@@ -318,6 +318,9 @@ def log(session: Session, name: str, samples: Path | None, *, as_json: bool) -> 
     plan = session.plan(wanted)
     steps = [plan.steps[wanted[0]]] if name and ":" in wanted[0] and wanted[0].endswith(name.split(":")[-1]) else []
     steps = steps or [step for step in plan.steps.values() if step.result]
+    if not steps and not as_json:
+        recipes = dict.fromkeys(identifier.partition(":")[0] for identifier in wanted)
+        say(f"nothing of {', '.join(recipes)} has run here")
     width = width_of(map(short, steps))
     for step in steps:
         if step.idle:

@@ -13,6 +13,7 @@ REFERENCE = (
 )
 
 
+ENDINGS = (".safetensors", ".ckpt", ".pt", ".bin")  # of files that are named where a name belongs
 # what Windows takes for devices, with any ending
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
@@ -31,6 +32,11 @@ def is_name(text: str) -> bool:
         and text[0].islower()
         and all(c.isascii() and (c.islower() or c.isdigit() or c in "-_") for c in text)
     )
+
+
+def is_path(text: str) -> bool:
+    """Say whether a text is meant as a file or folder, where a name belongs too."""
+    return "/" in text or text.endswith(ENDINGS)
 
 
 def hint_at_name(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sdforge.advice import refuse_mistakes
+from sdforge.advice import note_warnings, refuse_mistakes
 from sdforge.build import Build
 from sdforge.commands import how_to_run
 from sdforge.errors import ForgeError, LostObject, exit_code
@@ -146,7 +146,9 @@ def _build(session: Session, names: list[str], telling: _Telling, wishes: dict[s
     )
     wanted = session.resolve(names)
     session.want_again(list(wishes["retrain"]))
-    refuse_mistakes(session, session.plan(wanted))
+    made = session.plan(wanted)
+    refuse_mistakes(session, made)
+    note_warnings(session, made, telling.note)
     summary = Build(session, LocalExecutor(options.threads), telling, options).run(wanted)
     if summary.failed:
         raise _worst(summary)

@@ -224,12 +224,14 @@ class Outputs:
     def _clear_folders(self, path: Path) -> str:
         """Make room for the folders of a file, where something that is no folder lies; say as `_clear` what was moved.
 
-        Raises ResourceError for a link that leads nowhere: its disk may be away.
+        Raises ResourceError for a link that leads nowhere (its disk may be away), and where `out` itself is no folder.
         """
         for folder in reversed(path.relative_to(self.project.out).parents):
             place = self.project.out / folder
             if place.is_symlink() and not place.exists():
                 raise ResourceError(f"{place} is a link to what is not there", "mount its disk, or remove the link")
+            if place == self.project.out and place.exists() and not place.is_dir():
+                raise ResourceError(f"{place} is no folder, and presets' files go there", "move it elsewhere")
             if place.exists() and not place.is_dir():
                 return self._set_aside(place, place.with_name(f"{place.name}.file"))
         return ""

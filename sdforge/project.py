@@ -176,7 +176,7 @@ def _parsed_id(kind: str, name: str, source: bytes) -> str:
 
 def read_small(path: Path, missing: str, hint: str = "") -> bytes:
     """Read a small text of the project. Raises UsageError if it is not there, or is no regular file."""
-    if missing and not path.exists():
+    if missing and not os.path.lexists(path):
         raise UsageError(missing, hint)
     fd = open_regular(path)
     with os.fdopen(fd, "rb") as file:

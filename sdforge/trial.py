@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import zip_longest
 
-from sdforge.advice import refuse_mistakes
+from sdforge.advice import note_warnings, refuse_mistakes
 from sdforge.build import Build
 from sdforge.errors import Problem, RecipeError, UsageError, exit_code
 from sdforge.executors.local import LocalExecutor
@@ -130,6 +130,7 @@ def _draw(session: Session, recipe: Recipe, wanted: list[str], wishes: argparse.
     began = time.monotonic()
     view = reporter(sys.stdout, session, as_json=wishes.json, plain=wishes.plain)
     try:
+        note_warnings(session, session.plan(wanted), view.note)
         summary = Build(session, LocalExecutor(options.threads), view, options).run(wanted)
         assert summary.plan is not None
         for path, moved in write_grids(session, summary.plan, shown):

@@ -45,28 +45,29 @@ TABLE = LoraMerge
 def plan(table: LoraMerge, inputs: dict[str, list[Input]], family: Family) -> Plan:
     """Return all factors. Raises UsageError for forms that cannot stand side by side, and where nothing is left."""
     loras = sorted(inputs["loras"], key=lambda each: (each.artifact.identity, repr(sorted(each.use.items()))))
-    places: dict[Place, list[Update]] = {}
+    places: dict[Place, list[tuple[Input, Update]]] = {}
     for lora in loras:
         with lora.named():
             own = updates(lora, family, {})
         for place, found in own.items():
-            places.setdefault(place, []).extend(found)
+            places.setdefault(place, []).extend((lora, update) for update in found)
     if not places:
         raise UsageError("nothing is left of the LoRAs at these strengths", hint="a strength other than 0")
     rows = [row for place, found in sorted(places.items()) for row in _joined(place, found, table.dtype)]
     return Plan({"lora": rows}, {name: None for lora in loras for name in lora.artifact.facts})
 
 
-def _joined(place: Place, found: list[Update], dtype: str) -> list[Made]:
+def _joined(place: Place, found: list[tuple[Input, Update]], dtype: str) -> list[Made]:
     """Return what becomes of the updates of one weight."""
     component, weight = place
     module = f"{component}.{weight.rpartition('.')[0]}"
-    forms = {update.parameters.get("form", "") for update in found}
-    scales = [float(update.parameters.get("scale", 0)) for update in found]
+    loras, updates = zip(*found, strict=True)
+    forms = {update.parameters.get("form", "") for update in updates}
+    scales = [float(update.parameters.get("scale", 0)) for update in updates]
     if forms == {""}:
-        ups, downs = zip(*(update.tensors for update in found), strict=True)
-        _refuse_others(module, downs, slice(1, None))
-        _refuse_others(module, ups, slice(0, 1))
+        ups, downs = zip(*(update.tensors for update in updates), strict=True)
+        _refuse_others(module, loras, downs, slice(1, None))
+        _refuse_others(module, loras, ups, slice(0, 1))
         rank = sum(down.shape[0] for down in downs)
         return [
             _one(f"{module}.lora_down", downs, (rank, *downs[0].shape[1:]), dtype, ROWS, [1.0] * len(downs)),
@@ -74,25 +75,27 @@ def _joined(place: Place, found: list[Update], dtype: str) -> list[Made]:
         ]
     form = forms.pop()
     if not forms and form in WHOLE:
-        wholes = tuple(update.tensors[0] for update in found)
-        _refuse_others(module, wholes, slice(None))
+        wholes = tuple(update.tensors[0] for update in updates)
+        _refuse_others(module, loras, wholes, slice(None))
         return [_one(f"{module}.{form}", wholes, wholes[0].shape, dtype, SUM, scales)]
     other = min({form, *forms} - {""})
-    relative = any("strength" in update.parameters for update in found) or other not in (*REDUCIBLE, *WHOLE)
-    raise UsageError(
-        f"a LoRA changes {module} as {'more than a lora' if other == 'lora' else other}, "
-        "which has no factors to put beside others",
-        hint="bake it: it says nothing without the weight" if relative else "`resize` makes plain LoRA of it",
-    )
+    relative = any("strength" in update.parameters for update in updates) or other not in (*REDUCIBLE, *WHOLE)
+    with next(lora for lora, update in found if update.parameters.get("form") == other).named():
+        raise UsageError(
+            f"it changes {module} as {'more than a lora' if other == 'lora' else other}, "
+            "which has no factors to put beside others",
+            hint="bake it: it says nothing without the weight" if relative else "`resize` makes plain LoRA of it",
+        )
 
 
-def _refuse_others(module: str, tensors: tuple[Tensor, ...], which: slice) -> None:
-    for other in tensors[1:]:
+def _refuse_others(module: str, loras: tuple[Input, ...], tensors: tuple[Tensor, ...], which: slice) -> None:
+    for lora, other in zip(loras, tensors, strict=True):
         if other.shape[which] != tensors[0].shape[which]:
-            raise UsageError(
-                f"the LoRAs have {list(tensors[0].shape)} and {list(other.shape)} for {module}",
-                hint="they were made for checkpoints of other widths",
-            )
+            with lora.named():
+                raise UsageError(
+                    f"it has {list(other.shape)} for {module}, and `{loras[0].name}` {list(tensors[0].shape)}",
+                    hint="they were made for checkpoints of other widths",
+                )
 
 
 def _one(

@@ -14,6 +14,7 @@ embedding with a word for the negative prompt too has that word's rows in a comp
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable
 from dataclasses import replace
@@ -48,6 +49,7 @@ OTHER = {
     "MID": EXTENDED,
 }
 PICTURE_TEXT = b"sd-ti-embedding"
+SHOWN = 3  # words of a file that are named
 MOST_CHUNKS = 256  # of a PNG that are looked at
 
 
@@ -57,12 +59,20 @@ def recognises(path: Path, header: Header | None) -> bool:
     names, shapes = set(header.tensors), [entry.shape for entry in header.tensors.values()]
     known = bool(names) and names <= {*SPELLED, *ENCODERS, *OTHER}
     layers = "MID" in names and all(len(shape) == 2 for shape in shapes)
-    return known or layers or (len(names) == 1 and len(shapes[0]) in (1, 2) and not any("lora" in n for n in names))
+    one = len(names) == 1 and len(shapes[0]) in (1, 2) and not any("lora" in n for n in names)
+    return known or layers or one or len(_words(header)) > 1
 
 
 def read(path: Path, header: Header) -> Layout:
     if other := next((OTHER[name] for name in header.tensors if name in OTHER), ""):
         raise UsageError(f"{path} is {other}", hint=FAMILIES_HINT if other == FOR_T5 else "")
+    if len(words := sorted(_words(header))) > 1:
+        more = ", …" if len(words) > SHOWN else ""
+        raise UsageError(
+            f"{path} holds the embeddings of {len(words)} words: {', '.join(map(repr, words[:SHOWN]))}{more}",
+            hint=f"embedding = {json.dumps(words[0], ensure_ascii=False)} beside `from` takes that one, "
+            "and so does --embedding of `forge convert`",
+        )
     layout = Layout("embedding", "", [path], dialect=_dialect(header))
     for raw in header.tensors:
         _take(layout, header, raw, ENCODERS.get(raw, "text_encoder"), 0)
@@ -117,7 +127,15 @@ def carried(header: Header) -> dict[str, list[str]]:
             found.setdefault(name, []).append(raw)
         elif raw.startswith("<") and len(entry.shape) in (1, 2):
             found[raw] = [raw]
-    return found
+    return found | {word: [word] for word in _words(header)}
+
+
+def _words(header: Header) -> list[str]:
+    """Return the words of a file that holds rows of one width and nothing else, each tensor named by its word."""
+    names, shapes = set(header.tensors), [entry.shape for entry in header.tensors.values()]
+    rows = all(len(shape) in (1, 2) for shape in shapes) and len({shape[-1] for shape in shapes}) == 1
+    inner = names & {*SPELLED, *ENCODERS, *OTHER} or any("." in name or name in ("weight", "bias") for name in names)
+    return [] if inner or not rows else list(header.tensors)
 
 
 def _dialect(header: Header) -> str:
@@ -144,7 +162,17 @@ def _take(layout: Layout, header: Header, raw: str, encoder: str, file: int) -> 
 
 
 def _concluded(layout: Layout, token: str) -> Layout:
-    """Say what the rows tell: for which family they are, how many there are, and of which word."""
+    """Say what the rows tell: for which family they are, how many there are, and of which word.
+
+    No prompt holds a word of nothing, and none that begins or ends with a blank is told from the one without: a file's
+    own name stands for the former. Raises UsageError for a word that nobody can write.
+    """
+    token = token.strip() or layout.files[0].stem
+    if not token.isprintable():
+        raise UsageError(
+            f"{layout.files[0]} calls its word {token!r}, which no prompt can hold",
+            hint="give the file, or the word in it, a name of letters",
+        )
     rows = layout.shapes()["embedding"]
     counts = {shape[0] for shape in rows.values()}
     if len(counts) != 1:

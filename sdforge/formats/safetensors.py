@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ SCALAR = {
     "I32": "<i",
     "I64": "<q",
 }
+HALVES = {"BF16": ("F32", 2), "F8_E5M2": ("F16", 1)}  # a type → of which it has the high bytes, and how many it lacks
 MOST_HEADER = 16 << 20  # bytes
 MOST_TENSORS = 65_536
 MOST_NAME = 512  # bytes
@@ -53,7 +54,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        return prod(self.shape) * ITEM_SIZE[self.dtype]
+        return math.prod(self.shape) * ITEM_SIZE[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +219,20 @@ def read_number(header: Header, dtype: str, offset: int) -> float | None:
     """Return one number of a file; None for a type that holds no plain number, and where the file ends before."""
     with header.file.open("rb") as file:
         data = os.pread(file.fileno(), ITEM_SIZE[dtype], offset)
-    if dtype == "BF16":
-        data, dtype = b"\0\0" + data, "F32"
+    if dtype in HALVES and data:  # the high bytes of a wider type
+        dtype, more = HALVES[dtype]
+        data = bytes(more) + data
+    if dtype == "F8_E4M3" and data:
+        return _e4m3(data[0])
     form = SCALAR.get(dtype)
     return float(struct.unpack(form, data)[0]) if form and len(data) == ITEM_SIZE[dtype] else None
+
+
+def _e4m3(byte: int) -> float:
+    """Return a number of 8 bits: sign, 4 bits of the exponent from −7 on, 3 bits; without Inf (arXiv 2209.05433)."""
+    exponent, fraction = byte >> 3 & 15, byte & 7
+    size = math.nan if byte & 127 == 127 else math.ldexp(fraction + 8 * bool(exponent), max(exponent, 1) - 10)
+    return -size if byte & 128 else size
 
 
 def fill(fd: int, memory: memoryview, offset: int) -> None:
@@ -256,7 +267,7 @@ def header_bytes(
     place = 0
     for name in order:
         dtype, shape = shapes[name]
-        end = place + prod(shape) * ITEM_SIZE[dtype]
+        end = place + math.prod(shape) * ITEM_SIZE[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
         place = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -277,7 +288,7 @@ def write_file(
     see `header_bytes`.
     """
     first, order = header_bytes(shapes, metadata or {}, align)
-    sizes = {name: prod(shape) * ITEM_SIZE[dtype] for name, (dtype, shape) in shapes.items()}
+    sizes = {name: math.prod(shape) * ITEM_SIZE[dtype] for name, (dtype, shape) in shapes.items()}
     offsets: dict[str, int] = {}
     with Poured(path, first, len(first) + sum(sizes.values()), body=True) as file:
         for name in order:

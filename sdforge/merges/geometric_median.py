@@ -13,11 +13,11 @@ from sdforge.merges._task_vectors import joined, weighed
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 WIDENS = True
 
 
-NEAREST = Decimal("1e-6")  # distance that is divided by
+NEAREST = Decimal("1e-6")  # least distance that is divided by, as a share of the largest between two of the points
 ENOUGH = Decimal("1e-40")  # relative change of the sum of distances at which it is found
 
 
@@ -42,14 +42,16 @@ def _weiszfeld(products: list[list[Decimal]], most: int) -> list[Decimal]:
     """Return each point's share of the median; products: of all pairs of points."""
     count = len(products)
     shares, before = [Decimal(1) / count] * count, Decimal(-1)
-    for _ in range(most):
+    apart = [products[i][i] + products[j][j] - 2 * products[i][j] for i in range(count) for j in range(i)]
+    nearest = NEAREST * max([Decimal(0), *apart]).sqrt()
+    for _ in range(most if nearest else 0):
         along = [sum((s * p for s, p in zip(shares, row, strict=True)), Decimal(0)) for row in products]
         square = sum((s * a for s, a in zip(shares, along, strict=True)), Decimal(0))
         distances = [max(products[i][i] - 2 * along[i] + square, Decimal(0)).sqrt() for i in range(count)]
         total = sum(distances, Decimal(0))
         if abs(before - total) <= ENOUGH * total:
             break
-        inverse = [1 / max(distance, NEAREST) for distance in distances]
+        inverse = [1 / max(distance, nearest) for distance in distances]
         shares, before = [each / sum(inverse, Decimal(0)) for each in inverse], total
     return shares
 

@@ -97,6 +97,12 @@ def open_regular(path: Path) -> int:
     return fd
 
 
+def refuse_nothing(path: Path) -> None:
+    """Refuse a path at which there is nothing, and a link that leads nowhere. Raises UsageError."""
+    if stat_of(path) is None:
+        os.close(open_regular(path))
+
+
 def read_entry(path: Path) -> bytes:
     """Return the bytes of a file of the store. Raises FileNotFoundError, and ValueError for what is no file of ours."""
     try:

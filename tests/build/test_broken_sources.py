@@ -7,8 +7,10 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+import sdforge
 from sdforge.advice import advice
 from sdforge.cli import main
+from sdforge.notebook import Progress
 from tests.build.inline import Bench
 from tests.build.test_single_tensors import SOFT
 
@@ -79,6 +81,30 @@ def test_a_build_warns_whenever_it_writes_a_file_of_it(bench: Bench, capsys: pyt
     assert warned() == 1
     (bench.root / "out" / "r" / "r.safetensors").unlink()
     assert warned() == 1
+
+
+DRAWN = '[preset.previews]\nprompts = ["a cat"]\nseeds = [1]\nsteps = 1\n'
+
+
+def test_a_grid_warns_of_what_it_draws_with(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sdforge.trial.LocalExecutor", lambda _: bench)
+    poison(bench, VAE, PASSES)
+    bench.recipe(EXPORTED + DRAWN)
+    assert main(["-C", str(bench.root), "grid", "r", "--x", "soft.weights=[0.5,0.5],[0.0,1.0]", "--plain"]) == 1
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(f"`base` holds NaN or Inf in vae.{PASSES}") == 1
+
+
+def test_a_build_from_python_tells_its_callback(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdforge.notebook.LocalExecutor", lambda _: bench)
+    poison(bench, VAE, PASSES)
+    bench.recipe(EXPORTED)
+    told: list[Progress] = []
+    sdforge.build("r", project=bench.root, device="cpu", progress=told.append)
+    notes = [each.text for each in told if each.state == "note"]
+    assert sum(f"`base` holds NaN or Inf in vae.{PASSES}" in note for note in notes) == 1
 
 
 def test_sound_sources_have_nothing_noted(bench: Bench) -> None:

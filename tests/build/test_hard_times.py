@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import FORGE, Project
+from tests.conftest import FORGE, METHODS, Project
 from tests.quick import Quick
 from tests.survival import Whole, leftovers
 
@@ -153,3 +154,13 @@ def test_words_that_cannot_be_written_are_no_traceback(project: Project, command
     assert done.returncode in (2, 4)
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_has_closed_are_nobody_elses(project: Project, closed: str) -> None:
+    """As in a service: what is opened next would be written to in their place."""
+    command, own = f"{shlex.quote(str(FORGE))} build {closed}", {"FORGE_METHODS": str(METHODS), "OMP_NUM_THREADS": "1"}
+    subprocess.run(["sh", "-c", command], cwd=project.root, capture_output=True, check=True, env=os.environ | own)
+    assert project.output.is_file()
+    assert "everything is reused" in project.forge("build").out
+    assert not (project.root / ".forge" / "log" / "unforeseen.txt").exists()

@@ -182,6 +182,44 @@ def test_what_cannot_be_used_is_shown_with_the_reason(show: Show, tmp_path: Path
     assert shown["tensors"] == {flux: [3, 1]}
 
 
+def test_what_a_file_says_in_several_lines_is_no_entry_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata = {"modelspec.description": "a\n  sha256   0000\x1b[2J\u2028b\r\nc"}
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "x\n  kind     lora.safetensors", metadata)
+    assert main(["show", str(tmp_path / "x\n  kind     lora.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert sum(line.startswith("  sha256") for line in said.splitlines()) == 1
+    assert not any(line.startswith("  kind") for line in said.splitlines())  # no word is called so: it is refused
+    assert "\x1b" not in said
+
+
+def test_names_of_metadata_are_cut_as_what_they_say_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "x.safetensors", {"a" * 10_000: "b"})
+    assert main(["show", str(tmp_path / "x.safetensors")]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 200
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "gone.ckpt", "out/gone", "round.safetensors"])
+@pytest.mark.parametrize("command", [["show"], ["diff", "whole.safetensors"]])
+def test_a_path_that_leads_to_nothing_is_no_misspelt_target(
+    command: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command == ["diff", "whole.safetensors"]:
+        (tmp_path / "forge.toml").touch()
+    (tmp_path / "round.safetensors").symlink_to("round.safetensors")
+    save_file({"emb_params": torch.ones(1, 768)}, tmp_path / "whole.safetensors")
+    assert main(["-C", str(tmp_path), *command, name]) == 2
+    said = capsys.readouterr().err
+    assert "does not exist" in said or "cannot be opened" in said
+    assert name in said
+
+
+def test_what_can_be_done_about_a_refused_file_is_shown_too(show: Show, tmp_path: Path) -> None:
+    save_file({"<a>": torch.ones(1, 768), "<b>": torch.ones(2, 768)}, tmp_path / "x.safetensors")
+    assert 'embedding = "<a>"' in show(tmp_path / "x.safetensors")["hint"]
+
+
 def test_a_pickle_is_not_opened(show: Show, tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1)}, tmp_path / "x.ckpt")
     shown = show(tmp_path / "x.ckpt")

@@ -87,6 +87,14 @@ def test_a_folder_that_is_a_link_to_nowhere_is_left_alone(root: Path, quick: Qui
     assert (root / "out/toy").is_symlink()
 
 
+def test_a_file_in_the_place_of_all_outputs_is_named(root: Path, quick: Quick) -> None:
+    shutil.rmtree(root / "out")
+    (root / "out").write_text("mine")
+    ran = quick.forge(root, "build")
+    assert (ran.code, "out is no folder" in ran.err) == (4, True)
+    assert (root / "out").read_text() == "mine"
+
+
 def test_what_a_person_took_back_from_before_is_moved_aside(root: Path, quick: Quick) -> None:
     card = (root / "out/toy/card.md").read_text()
     change(root)

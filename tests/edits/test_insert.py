@@ -16,7 +16,7 @@ from sdforge.artifact import Artifact
 from sdforge.edits import insert
 from sdforge.edits.export import run as run_export
 from sdforge.edits.insert import ROWS
-from sdforge.errors import ActionFailed, UsageError
+from sdforge.errors import ActionFailed, InputError, UsageError
 from sdforge.formats.safetensors import read_header
 from sdforge.formula import Plan
 from sdforge.order import Order
@@ -40,7 +40,9 @@ def planned(base: Taken, *embeddings: Taken, over: dict[str, list[str]] | None =
     table = insert.Insert.model_validate(
         {"checkpoint": "base", "embeddings": {f"e{i}": places.get(t, {}) for i, t in enumerate(names)}, "dtype": dtype}
     )
-    inputs = [each.input(**places.get(token, {})) for token, each in names.items()]
+    inputs = [
+        replace(each.input(**places.get(token, {})), name=f"e{i}") for i, (token, each) in enumerate(names.items())
+    ]
     return insert.plan(table, {"checkpoint": [base.input()], "embeddings": inputs}, SD15)
 
 
@@ -178,6 +180,12 @@ def test_words_to_overwrite_are_one_token_each_and_one_for_each_row(
 ) -> None:
     with pytest.raises(UsageError, match=sentence):
         planned(toy, style, over={"<style>": words})
+
+
+def test_the_embedding_that_does_not_fit_its_words_is_named(toy: Taken, face: Taken, style: Taken) -> None:
+    with pytest.raises(InputError, match="`e1`: it has 2 vectors, and 1 words") as caught:
+        planned(toy, face, style, over={"<style>": ["cat"]})
+    assert caught.value.name == "e1"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdforge.edits import lora_merge
-from sdforge.errors import UsageError
+from sdforge.errors import InputError, UsageError
 from sdforge.formula import Plan
 from sdforge.run.tensors import rounded
 from tests.edits.test_bake import VECTORS, baked, bits, weights
@@ -26,7 +27,8 @@ def planned(loras: list[tuple[Taken, dict[str, Any]]], dtype: str = "") -> Plan:
     table = lora_merge.TABLE.model_validate(
         {"loras": {f"l{i}": use for i, (_, use) in enumerate(loras)}, "dtype": dtype}
     )
-    return lora_merge.plan(table, {"loras": [taken.input(**use) for taken, use in loras]}, SD15)
+    inputs = [replace(taken.input(**use), name=f"l{i}") for i, (taken, use) in enumerate(loras)]
+    return lora_merge.plan(table, {"loras": inputs}, SD15)
 
 
 def merged(work: Path, loras: list[tuple[Taken, dict[str, Any]]], dtype: str = "") -> Taken:
@@ -166,18 +168,28 @@ def test_what_has_no_factors_is_refused_with_the_way_out(
     name: str, word: str, hint: str, toy: Taken, first: Taken, tmp_path: Path
 ) -> None:
     other = kept_form(tmp_path, (CONVOLUTION,), (CASES | WIDE)[name], weights(toy))
-    with pytest.raises(UsageError, match=f"{CONVOLUTION} as {word}, which") as caught:
+    with pytest.raises(InputError, match=f"`l1`: it changes {CONVOLUTION} as {word}, which") as caught:
         planned([(first, {"strength": 1.0}), (other, {"strength": 1.0})])
     assert hint in caught.value.hint
+    assert caught.value.name == "l1"
 
 
 def test_loras_of_other_widths_are_refused(first: Taken, tmp_path: Path) -> None:
     tensors: dict[str, Tensor] = {f"{LINEAR}.lora_down": torch.ones(2, 12), f"{LINEAR}.lora_up": torch.ones(12, 2)}
     wide = keep(tmp_path, {"lora": tensors}, kind="lora")
-    with pytest.raises(UsageError, match="the LoRAs have") as caught:
+    with pytest.raises(InputError) as caught:
         planned([(first, {"strength": 1.0}), (wide, {"strength": 1.0})])
     assert LINEAR in caught.value.message
+    assert {f"`l{i}`" in caught.value.message for i in (0, 1)} == {True}  # which one is first their names decide
     assert "other widths" in caught.value.hint
+
+
+def test_a_module_that_the_family_lacks_is_told_with_the_lora_that_has_it(first: Taken, tmp_path: Path) -> None:
+    name = "unet.down_blocks.9.to_q"
+    factors: dict[str, Tensor] = {f"{name}.lora_down": torch.ones(1, 8), f"{name}.lora_up": torch.ones(8, 1)}
+    with pytest.raises(InputError, match=f"`l1`: it changes {name}") as caught:
+        planned([(first, {"strength": 1.0}), (keep(tmp_path, {"lora": factors}, kind="lora"), {"strength": 1.0})])
+    assert caught.value.name == "l1"
 
 
 def merged_vector(join: str, dtype: torch.dtype) -> str:

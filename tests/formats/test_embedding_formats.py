@@ -56,6 +56,8 @@ def test_an_embedding_is_written_as_a1111_and_comfy_read_it(toy: Taken, tmp_path
         ({"emb_params": ROWS}, "style"),
         ({"emp_params": ROWS}, "style"),  # OneTrainer's spelling
         ({"clip_l": ROWS}, "style"),
+        ({"": ROWS}, "style"),  # no prompt holds a word of nothing, and every prompt does
+        ({" cat toy ": ROWS}, "cat toy"),
     ],
 )
 def test_the_token_is_the_files_own_or_its_name(tensors: dict[str, Tensor], token: str, tmp_path: Path) -> None:
@@ -118,6 +120,21 @@ def test_one_of_several_embeddings_is_taken_by_its_name(
     assert layout.shapes() == {"embedding": encoders}
 
 
+def test_words_without_brackets_are_taken_by_their_names_too(tmp_path: Path) -> None:
+    save_file({"ink": ROWS, "chalk": ROWS[:2].clone()}, tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="holds the embeddings of 2 words") as error:
+        read_layout(tmp_path / "x.safetensors")
+    assert error.value.hint.startswith('embedding = "chalk" beside `from`')
+    layout = read_named(tmp_path / "x.safetensors", read_header(tmp_path / "x.safetensors"), "ink")
+    assert (layout.facts, layout.notes["vectors"]) == ({"token": "ink"}, 3)
+
+
+def test_a_word_that_nobody_can_write_is_refused(tmp_path: Path) -> None:
+    save_file({"emb_params": ROWS}, tmp_path / "two\nlines.safetensors")
+    with pytest.raises(UsageError, match="which no prompt can hold"):
+        read_layout(tmp_path / "two\nlines.safetensors")
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
@@ -129,6 +146,9 @@ def test_one_of_several_embeddings_is_taken_by_its_name(
         ({"emp_params": torch.ones(2, 768), "emp_params_out": torch.ones(2, 768)}, "behind the text encoder"),
         ({"clip_l": torch.ones(1, 768), "clip_l_out": torch.ones(1, 768)}, "behind the text encoder"),
         ({"IN01": torch.ones(1, 768), "MID": torch.ones(1, 768)}, "a word for every layer"),
+        ({"<a>": torch.ones(2, 768), "<b>": torch.ones(3, 768)}, "of 2 words: '<a>', '<b>'"),
+        ({"a": torch.ones(768), "b": torch.ones(3, 768)}, "of 2 words: 'a', 'b'"),
+        ({"net.weight": torch.ones(8, 8), "net.bias": torch.ones(8)}, "of no kind"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(tensors: dict[str, Tensor], words: str, tmp_path: Path) -> None:

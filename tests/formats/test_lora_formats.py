@@ -19,7 +19,7 @@ from sdforge.errors import UsageError
 from sdforge.formats.kohya import LEGACY, Body, hashes, kohya_names
 from sdforge.formats.layout import read_layout
 from sdforge.formats.lora import alpha_of
-from sdforge.formats.safetensors import header_bytes
+from sdforge.formats.safetensors import header_bytes, read_header, read_number
 from tests.families.loras import LINEAR, MODULES, TEXT, WIDE, Factors, Lora, kept_lora, live, random_lora, write_kohya
 from tests.families.workbench import SD15, Taken, same_bytes, take
 from tests.formats.conftest import export
@@ -80,13 +80,27 @@ def test_alpha_is_the_rank_where_a_file_states_none(toy: Taken, tmp_path: Path) 
     assert same(taken, plain)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float32, torch.float64],
+)
 def test_alpha_may_be_stored_in_any_type(dtype: torch.dtype, toy: Taken, tmp_path: Path) -> None:
     path = write_kohya(tmp_path / "x.safetensors", random_lora(toy, (LINEAR,)))
     tensors = load_file(path)
     name = next(n for n in tensors if n.endswith(".alpha"))
     save_file(tensors | {name: torch.tensor(1.5, dtype=dtype)}, path)
     assert take(path).artifact.facts == {"alpha": 1.5}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
+def test_every_number_of_8_and_16_bits_is_read_as_torch_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    size, step = dtype.itemsize, 1 if dtype.itemsize == 1 else 257
+    bits = torch.arange(0, 256**size, step).to(torch.uint8 if size == 1 else torch.uint16)
+    save_file({"x": bits.view(dtype)}, tmp_path / "x.safetensors")
+    header = read_header(tmp_path / "x.safetensors")
+    entry = header.tensors["x"]
+    found = [read_number(header, entry.dtype, entry.offset + i * size) for i in range(len(bits))]
+    assert torch.allclose(torch.tensor(found), bits.view(dtype).float(), rtol=0, atol=0, equal_nan=True)
 
 
 def diffusers_file(path: Path, lora: Lora, metadata: dict[str, Any], *, old: bool = False) -> Path:

@@ -61,6 +61,17 @@ def test_shares_in_per_cent_are_remarked_where_they_stand(world_of_two: Forge) -
     assert "recipes/r.toml:4:1: warning[weights]: the weights of soft sum to 100, not to 1" in said.err
 
 
+def test_weights_that_miss_1_by_a_digit_are_shown_with_it(root: Path, world_of_two: Forge) -> None:
+    recipe = root / "recipes" / "r.toml"
+    recipe.write_text(recipe.read_text().replace("[60, 40]", "[0.0348, 0.9652000000000001]"))
+    assert "sum to 1.0000000000000001, not to 1" in world_of_two("check").err
+
+
+def test_a_recipe_that_is_a_link_to_itself_is_not_said_to_be_missing(root: Path, forge: Forge) -> None:
+    (root / "recipes" / "round.toml").symlink_to("round.toml")
+    assert "round.toml cannot be opened: Too many levels of symbolic links" in forge("plan", "round").err
+
+
 @pytest.fixture
 def world_of_two(root: Path, forge: Forge, toy_checkpoint: Path) -> Forge:
     """A project with a recipe that merges two bases, which are there."""

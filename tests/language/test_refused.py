@@ -80,7 +80,7 @@ def test_a_circle_through_two_recipes_is_named(root: Path, check: Callable[[str]
     (root / "recipes" / "base.toml").write_text('family = "sd15"\n[cast.soft]\ncheckpoint = "r:x"\ndtype = "fp16"\n')
     said = check('family = "sd15"\n[cast.x]\ncheckpoint = "base:soft"\ndtype = "fp16"\n')
     assert said.code == 2
-    assert "soft → x → soft" in said.err
+    assert "base:soft → r:x → base:soft" in said.err
 
 
 def test_a_long_chain_of_targets_is_no_circle_and_no_recursion(check: Callable[[str], Said]) -> None:

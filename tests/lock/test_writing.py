@@ -80,6 +80,13 @@ def test_a_lock_that_is_not_there_is_made(tmp_path: Path) -> None:
     assert found.targets == {"r:new": {"key": "c" * 64}}
 
 
+def test_a_device_in_its_place_is_not_read_without_end(tmp_path: Path) -> None:
+    """As a repository may hold a link to one."""
+    (tmp_path / "forge.lock").symlink_to("/dev/zero")
+    assert update(tmp_path / "forge.lock", Lock(targets={"r:new": {"key": "c" * 64}})).targets
+    assert not (tmp_path / "forge.lock").is_symlink()
+
+
 def test_a_lock_that_cannot_be_read_is_not_overwritten(path: Path) -> None:
     path.write_text("<<<<<<< HEAD\n")
     with pytest.raises(UsageError):

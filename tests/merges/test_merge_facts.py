@@ -279,6 +279,15 @@ def test_an_outlier_weighs_less_than_in_a_mean() -> None:
     assert abs(float(found[0])) < 1e-4
 
 
+@pytest.mark.parametrize("scale", [2.0**-40, 2.0**40])
+def test_the_geometric_median_of_small_and_large_points_is_as_of_others(scale: float) -> None:
+    for points in ([(0, 0), (1, 0), (0, 1)], [(0, 0), (0, 0), (9, 0)]):
+        vectors = [vector(*point) for point in points]
+        assert geometric_median(*(scale * each for each in vectors)).tolist() == pytest.approx(
+            (scale * geometric_median(*vectors)).tolist(), rel=1e-9
+        )
+
+
 def test_t26_the_mean_of_directions_times_the_mean_of_lengths() -> None:
     assert near(karcher(vector(1, 0), vector(0, 2)), 1.0606601717798212, 1.0606601717798212)  # 1.5 / √2
     three = karcher(vector(1, 0, 0), vector(0, 1, 0), vector(0, 0, 1))
