@@ -59,3 +59,13 @@ def size_by_header(image: Image.Image) -> tuple[int, int]:
 def _upright(image: Image.Image, exif: Image.Exif) -> tuple[int, int]:
     turned = exif.get(ORIENTATION, 1) >= 5
     return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB, with white where it is transparent: by an alpha channel, or by a colour that is none."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

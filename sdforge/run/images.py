@@ -16,12 +16,13 @@ from torch import Tensor
 from sdforge.errors import ActionFailed
 from sdforge.identity import H, Json
 from sdforge.order import Given
-from sdforge.pictures import UnreadablePicture, opened, size_of
+from sdforge.pictures import UnreadablePicture, on_white, opened, size_of
 from sdforge.run.derived import Derived, Recent
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, Size
 from sdforge.run.seeds import generator
 
 STEP = 64  # pixels: what three halvings of the latents divide
+READING = 2  # of pixels; raised when they come out otherwise, so that no latents are taken that were kept of others
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
 def read_pixels(picture: Picture, *, flip: bool) -> Tensor:
     """Return a picture's pixels (1, 3, H, W) in −1 … 1: turned upright, resized to cover its bucket, cropped."""
     with _opened(picture.path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "P"):
-            ground = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-        fitted = ImageOps.fit(upright.convert("RGB"), picture.size, Image.Resampling.LANCZOS)
+        upright = on_white(ImageOps.exif_transpose(image))
+        fitted = ImageOps.fit(upright, picture.size, Image.Resampling.LANCZOS)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / 127.5 - 1
     pixels_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
     return pixels_BCHW.flip(3) if flip else pixels_BCHW
@@ -119,11 +117,18 @@ def read_pixels(picture: Picture, *, flip: bool) -> Tensor:
 def read_mask(picture: Picture) -> Tensor:
     """Return how much every place of a picture's latents counts, (1, 1, H/8, W/8) in 0 … 1: the mean of its pixels.
 
-    Raises ActionFailed for a mask that leaves nothing.
+    Raises ActionFailed for a mask that leaves nothing, and for one of another shape, which would lie beside what it is
+    drawn for.
     """
     own = picture.mask == "alpha"
     with _opened(picture.path if own else picture.mask) as image:
         upright = ImageOps.exif_transpose(image)
+        if not _alike(upright.size, picture.original):
+            (w, h), (width, height) = upright.size, picture.original
+            raise ActionFailed(
+                f"the mask of {picture.path} has {w} × {h} pixels and the picture {width} × {height}",
+                hint="a mask is as large as its picture, or smaller in the same shape",
+            )
         plain = upright.convert("RGBA").getchannel("A") if own else upright.convert("L")
         fitted = ImageOps.fit(plain, picture.size, Image.Resampling.BOX)
     mask_BCHW = torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)[None, None]
@@ -131,6 +136,12 @@ def read_mask(picture: Picture) -> Tensor:
     if not bool(small.any()):
         raise ActionFailed(f"the mask of {picture.path} leaves nothing to learn from", hint="white is what counts")
     return small
+
+
+def _alike(mask: Size, picture: Size) -> bool:
+    """Say whether two sizes are of one shape, as far as whole pixels can be; nothing is known of a picture 0 × 0."""
+    (w, h), (width, height) = mask, picture
+    return not (width and height) or abs(w - h * width / height) <= 1 or abs(h - w * height / width) <= 1
 
 
 def shuffled(caption: str, keep: int, draw: torch.Generator) -> str:
@@ -147,7 +158,7 @@ class Latents:
         self.diffusion, self.derived = diffusion, derived
         owners = diffusion.family.owners
         facts = {name: value for name, value in given.facts.items() if owners.get(name) == "vae"}
-        self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts}
+        self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts, "reading": READING}
         self._recent = Recent[tuple[str, tuple[int, int], bool], Tensor](derived, lambda tensor: tensor.nbytes)
 
     def of(self, picture: Picture, *, flip: bool) -> Tensor:

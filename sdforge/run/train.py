@@ -27,7 +27,7 @@ from sdforge.run.adapter import Adapter, Batch, joined
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Conditioning, Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
-from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_pixels, split
+from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_mask, read_pixels, split
 from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
 from sdforge.run.optimizers import Average, make_optimizer, set_training
 from sdforge.run.resume import put_back, taken_down
@@ -143,8 +143,10 @@ class _Training:
     def _prepare(self, report: Report) -> None:
         """Encode what every step would encode again; whatever fails, fails before hours are spent."""
         with torch.no_grad():
-            for picture in self.shown[0].pictures if self.adapter.varies else ():
+            for picture in dict.fromkeys(self.shown[0].pictures) if self.adapter.varies else ():
                 read_pixels(picture, flip=False)
+                if picture.mask:
+                    read_mask(picture)
             once = self.shown[1:] if self.adapter.varies else self.shown
             distinct = list(dict.fromkeys(picture for shown in once for picture in shown.pictures))
             for picture in self.validation.pictures:

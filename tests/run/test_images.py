@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from sdforge.errors import ActionFailed
 from sdforge.families.sd15.load import load
 from sdforge.order import Given
+from sdforge.run import likeness
 from sdforge.run.derived import Derived
 from sdforge.run.images import STEP, Latents, Order, Picture, assign, bucket_sizes, plan_pictures, read_pixels, split
 from sdforge.run.seeds import generator
@@ -180,6 +182,13 @@ def test_a_mirrored_picture_is_mirrored(tmp_path: Path) -> None:
 def test_transparent_is_white(tmp_path: Path) -> None:
     picture = saved(tmp_path / "x.png", Image.new("RGBA", (64, 64), (0, 0, 0, 0)))
     assert bool((read_pixels(picture, flip=False) == 1).all())
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", (7, 8, 9)), ("L", 7), ("1", 0), ("P", 0)])
+def test_a_colour_that_a_png_calls_transparent_is_white(mode: str, colour: Any, tmp_path: Path) -> None:
+    picture = saved(tmp_path / "x.png", Image.new(mode, (64, 64), colour), transparency=colour)
+    assert bool((read_pixels(picture, flip=False) == 1).all())
+    assert float(likeness.read(picture.path).min()) == 1  # a picture that is compared is looked at in the same way
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA"])
