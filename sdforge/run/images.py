@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,8 +186,10 @@ class Chosen:
 class Order:
     """Which pictures a step is shown. Any step can be asked for on its own, so resuming needs no position.
 
-    Every bucket is a stream of rounds, each a permutation of its pictures, cut into whole batches; in a lap every
-    bucket has its turns in proportion to its size, in an order drawn for the lap.
+    Every bucket is a stream of rounds, each a permutation of its pictures, cut into whole batches. A lap is a round of
+    all pictures; in it every bucket has the turns that have become due, in an order drawn for the lap. One that does
+    not fill a batch has a turn only every so many laps: after as many steps as there are pictures, each has been shown
+    as often as a batch is large.
     """
 
     def __init__(
@@ -211,12 +214,12 @@ class Order:
         self.buckets: dict[tuple[int, int], list[Picture]] = {}
         for picture in pictures:
             self.buckets.setdefault(picture.size, []).append(picture)
-        self._turns = {size: -(-len(found) // batch) for size, found in self.buckets.items()}
-        self._lap = [size for size in sorted(self.buckets) for _ in range(self._turns[size])]
         self._drawn: dict[str, tuple[int, Any]] = {}  # what was drawn last for a purpose, and for which time
 
     def at(self, step: int) -> Chosen:
-        lap, place = divmod(step, len(self._lap))
+        most = (step + 1 + len(self.buckets)) * self.batch // sum(map(len, self.buckets.values())) + 1
+        lap = bisect_right(range(most + 1), step, key=lambda lap: sum(self._turns_before(lap).values())) - 1
+        place = step - sum(self._turns_before(lap).values())
         size, turn = self._once("buckets", lap, self._turns_of)[place]
         pictures = [self._nth(size, turn * self.batch + i) for i in range(self.batch)]
         draw = torch.rand(2, self.batch, generator=generator(self.seed, "captions", step)).tolist()
@@ -236,13 +239,24 @@ class Order:
 
     def _turns_of(self, draw: torch.Generator, lap: int) -> list[tuple[tuple[int, int], int]]:
         """Return the batches of a lap in their order: of which bucket, and the how many-th of all its batches."""
-        turn = {size: lap * turns for size, turns in self._turns.items()}
+        turn, end = self._turns_before(lap), self._turns_before(lap + 1)
+        due = [size for size in turn for _ in range(end[size] - turn[size])]
         found = []
-        for i in torch.randperm(len(self._lap), generator=draw).tolist():
-            size = self._lap[i]
-            found.append((size, turn[size]))
-            turn[size] += 1
+        for i in torch.randperm(len(due), generator=draw).tolist():
+            found.append((due[i], turn[due[i]]))
+            turn[due[i]] += 1
         return found
+
+    def _turns_before(self, lap: int) -> dict[tuple[int, int], int]:
+        """Return how many turns every bucket has had before a lap: its pictures so far, in batches.
+
+        Rounded down, each from another fraction on, so that small buckets do not all come in one lap.
+        """
+        many = len(self.buckets)
+        return {
+            size: (lap * len(self.buckets[size]) * many + number * self.batch) // (self.batch * many)
+            for number, size in enumerate(sorted(self.buckets))
+        }
 
     def _nth(self, size: tuple[int, int], n: int) -> Picture:
         found = self.buckets[size]
