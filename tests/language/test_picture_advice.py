@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdforge.artifact import Artifact
 from sdforge.graph import Taken
-from sdforge.picture_advice import Said, advise_pictures
+from sdforge.picture_advice import Said, advise_pictures, advise_prompts
 from sdforge.pictures import UnreadablePicture, opened
 from sdforge.project import Project
 from sdforge.sources import Sources
@@ -171,3 +171,10 @@ def test_captions_longer_than_what_is_read_are_named(folder: Path) -> None:
 def test_colours_of_every_kind_are_taken(folder: Path, mode: str) -> None:
     add(folder, "x.jpg" if mode == "CMYK" else "x.png", mode=mode)
     assert not said(folder)
+
+
+def test_prompts_of_which_the_end_is_not_read_are_named() -> None:
+    table = SimpleNamespace(prompts=["a hen", "a hen, " * 30], negative_prompt="red " * 75, prompt="red " * 76)
+    found = [(name, said[1]) for name, said in advise_prompts(table)]
+    assert [name for name, _ in found] == ["prompt", "prompts"]
+    assert "more than the 75 tokens that are read: 'a hen, a hen" in found[1][1]
