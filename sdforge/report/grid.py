@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from sdforge.grids import Grid
-from sdforge.report.lettering import font, readable
-from sdforge.report.sheet import GAP, GROUND, INK, LARGEST, QUIET, RULE, SMALLEST, fitting, put
+from sdforge.report.lettering import font, readable, wrapped
+from sdforge.report.sheet import GAP, GROUND, HEAD, INK, LARGEST, QUIET, RULE, SMALLEST, TEXT, fitting, put
 from sdforge.toml import dotted, value
 
 MARGIN, WIDEST = 24, 2400  # pixels around the sheet, and of its width where the pictures can be made smaller
 LEAST = 96  # edge of a picture that has been made smaller
-TITLE, HEAD, TEXT = 20, 16, 13  # sizes of type
+TITLE = 20  # size of type
 MOST_LETTERS = 24  # of a value
 FRAME = 2  # around what the recipe itself has
 
@@ -75,7 +74,7 @@ class _Drawing:
         width = max(width, 2 * MARGIN + self._length(self.grid.name, self.title))
         top = MARGIN + TITLE + 10 + len(axes) * (TEXT + 6) + 8
         letters = (width - 2 * MARGIN) // self._length("n", self.head)
-        said = [textwrap.wrap(readable(prompt), letters) or ["no prompt"] for prompt in self.prompts]
+        said = [wrapped(prompt, HEAD, letters, width - 2 * MARGIN) or ["no prompt"] for prompt in self.prompts]
         panel = HEAD + 10 + len(self.panels[0].rows) * (self.edge + GAP)
         panel += HEAD + 4 if self.panels[0].head else 0
         heights = [len(lines) * (HEAD + 4) + 14 + panel + 14 for lines in said]

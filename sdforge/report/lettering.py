@@ -6,6 +6,7 @@ kana and Hangul by their sounds, and what has no spelling here by its number, as
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from functools import cache
 from typing import Any
@@ -33,6 +34,15 @@ def font(size: int) -> Any:
 def readable(text: str) -> str:
     """Return a text in one line of letters that the font draws."""
     return "".join(map(_spelled, text))
+
+
+def wrapped(text: str, size: int, letters: int, width: int) -> list[str]:
+    """Return a text in lines of at most `letters`, of fewer where wide ones would take up more than `width` pixels."""
+    lines = textwrap.wrap(readable(text), letters)
+    while letters > 1 and any(font(size).getlength(line) > width for line in lines):
+        letters -= 1
+        lines = textwrap.wrap(readable(text), letters)
+    return lines
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from PIL import Image, ImageChops, ImageDraw
 
 from sdforge.artifact import WITH
 from sdforge.plan import Step
-from sdforge.report.lettering import font, readable
+from sdforge.report.lettering import font, readable, wrapped
 
 GROUND, INK, QUIET, RULE = (250, 249, 246), (34, 34, 40), (120, 120, 128), (226, 224, 218)
 GAP, LEFT, TOP, SMALLEST, LARGEST = 8, 230, 44, 128, 384
+HEAD, TEXT = 16, 13  # sizes of type
 
 
 def columns(step: Step) -> list[tuple[str, str]]:
@@ -55,7 +55,7 @@ def rows(step: Step) -> list[tuple[str, list[str]]]:
 
 
 def _wrapped(text: Any) -> list[str]:
-    return textwrap.wrap(readable(str(text)), 30)[:5]
+    return wrapped(str(text), TEXT, 30, LEFT - 3 * GAP)[:5]
 
 
 def _unbaked(step: Step) -> list[str]:
@@ -127,7 +127,7 @@ def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], A
         edge = min(LARGEST, max(SMALLEST, picture.width))
     sheet = Image.new("RGB", (LEFT + len(across) * (edge + GAP) + GAP, TOP + len(down) * (edge + GAP) + GAP), GROUND)
     draw = ImageDraw.Draw(sheet)
-    head, text = font(16), font(13)
+    head, text = font(HEAD), font(TEXT)
     for i, label in enumerate(across):
         colour = INK if i == len(across) - 1 else QUIET
         draw.text((LEFT + i * (edge + GAP), 16), fitting(draw, label, head, edge), colour, head)

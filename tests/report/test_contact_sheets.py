@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from sdforge.report.lettering import NONE, font, readable
+from sdforge.report.lettering import NONE, font, readable, wrapped
 from sdforge.report.sheet import GROUND, LEFT, TOP, sample_sheet
 
 PROMPTS = (
@@ -35,6 +35,14 @@ def test_every_letter_is_drawn_once_it_is_spelled() -> None:
     letters = [*map(chr, range(0x3100)), "漢", "한", "\ufb01", "\ufffd", "\U0001f408", "\U000e0001"]
     written = {letter for each in letters if unicodedata.category(each) != "Cs" for letter in readable(each)}
     assert [letter for letter in written if bytes(font(16).getmask(letter)) == none] == []
+
+
+@pytest.mark.parametrize("text", ["a red cat on a mat " * 3, "MASTERPIECE, BEST QUALITY", "W" * 40, "漢" * 9])
+def test_lines_are_no_wider_than_there_is_room(text: str) -> None:
+    """Else the pictures beside them would cover their ends."""
+    lines = wrapped(text, 13, 30, 200)
+    assert all(font(13).getlength(line) <= 200 and len(line) <= 30 for line in lines)
+    assert "".join(lines).replace(" ", "") == readable(text).replace(" ", "")
 
 
 def picture(width: int, height: int) -> bytes:
