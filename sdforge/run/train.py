@@ -42,6 +42,7 @@ from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
+ASK_EVERY = 16  # pictures that are encoded: whether to stop; what has been encoded is kept
 SHOWN = 60  # letters of a caption that is talked about
 
 
@@ -106,7 +107,7 @@ class _Training:
     def run(self, report: Report, stopped: Callable[[], bool]) -> Outcome:
         began = time.monotonic()
         try:
-            self._prepare(report)
+            self._prepare(report, stopped)
             step = self._resume(report)
             self._loop(step, report, stopped)
             return self._outcome(time.monotonic() - began)
@@ -140,7 +141,7 @@ class _Training:
                 saved = time.monotonic()
         set_training(self.optimizer, on=False)
 
-    def _prepare(self, report: Report) -> None:
+    def _prepare(self, report: Report, stopped: Callable[[], bool]) -> None:
         """Encode what every step would encode again; whatever fails, fails before hours are spent."""
         with torch.no_grad():
             for picture in dict.fromkeys(self.shown[0].pictures) if self.adapter.varies else ():
@@ -157,6 +158,8 @@ class _Training:
                 if picture.mask:
                     self.batches.mask(picture)
                 report(note=f"encoding pictures {i + 1}/{len(distinct)}")
+                if (i + 1) % ASK_EVERY == 0 and stopped():
+                    raise Stopped
             if self.texts:
                 captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
                 for caption in sorted({"", *captions}):
