@@ -20,6 +20,9 @@ ENLARGED = 2  # times, from which on a picture teaches its own blur
 HALVED = {True: 8, False: 2}
 PIECE = re.compile(r"[^\W\d_]+|\d|(?:_|[^\s\w])+")  # of a caption, of which CLIP's tokenizer makes one token or more
 
+# how other programs write that words, or files, count more or less
+WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|<(?:lora|lyco|hypernet):[^<>]*>")
+
 Said = tuple[str, str, str, bool]  # code, sentence, hint, whether it is a warning
 
 
@@ -43,13 +46,17 @@ def advise_pictures(
 
 
 def advise_prompts(table: Any) -> Iterator[tuple[str, Said]]:
-    """Yield which of a table's prompts are longer than what a text encoder reads, with the setting that holds them."""
+    """Yield what is not read of a table's prompts as it may be meant, with the setting that holds them."""
     for name in PROMPTS:
         value = getattr(table, name, "")
         for prompt in [value] if isinstance(value, str) else value:
             if is_long(prompt):
                 text = f"a prompt has more than the {MOST} tokens that are read: {prompt[:SHOWN]!r}…"
                 yield name, ("prompt", text, "what stands behind them says nothing", True)
+            if found := WEIGHTED.search(prompt):
+                text = f"{found[0][:SHOWN]!r} is no weight here: prompts are read as they are written"
+                hint = "bake or insert what is to be drawn with" if found[0].startswith("<") else "leave it out"
+                yield name, ("prompt", text, hint, True)
 
 
 def is_long(text: str) -> bool:

@@ -178,3 +178,17 @@ def test_prompts_of_which_the_end_is_not_read_are_named() -> None:
     found = [(name, said[1]) for name, said in advise_prompts(table)]
     assert [name for name, _ in found] == ["prompt", "prompts"]
     assert "more than the 75 tokens that are read: 'a hen, a hen" in found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weight"),
+    [
+        ("a (red:1.3) hen", "(red:1.3)"),
+        ("a hen, (blurry, dark: .5)", "(blurry, dark: .5)"),
+        ("a hen <lora:ink:0.8>", "<lora:ink:0.8>"),
+        ("a hen (at dawn), ratio 4:3, <ink>", ""),
+    ],
+)
+def test_weights_as_other_programs_write_them_are_remarked(prompt: str, weight: str) -> None:
+    said = [each[1] for _, each in advise_prompts(SimpleNamespace(prompts=[prompt]))]
+    assert said == ([f"{weight!r} is no weight here: prompts are read as they are written"] if weight else [])
