@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,17 @@ def test_a_photo_that_was_taken_upright_stands_upright(tmp_path: Path) -> None:
     pixels = read_pixels(picture, flip=False)
     assert float(pixels[..., : picture.size[1] // 4, :].mean()) > 0.9
     assert float(pixels[..., -picture.size[1] // 4 :, :].mean()) < -0.9
+
+
+@pytest.mark.parametrize(("kind", "value"), [(3, b"\x09\0\0\0"), (3, b"\0\0\0\0"), (2, b"6\0\0\0"), (1, b"\x06\0\0\0")])
+def test_an_orientation_that_is_none_turns_nothing(kind: int, value: bytes, tmp_path: Path) -> None:
+    """A number beyond 8, or a text or bytes where a number belongs: Pillow turns nothing then."""
+    count = 1 if kind == 3 else 2
+    entry = struct.pack("<HHHI", 1, 0x0112, kind, count) + value + bytes(4)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entry
+    Image.new("RGB", (100, 60)).save(tmp_path / "x.jpg", exif=exif)
+    (picture,) = plan_pictures([[str(tmp_path / "x.jpg"), "x", "", 1]], 128, buckets=True)
+    assert (picture.original, picture.size) == ((100, 60), (128, 128))
 
 
 def test_a_wide_picture_is_cut_and_not_squeezed(tmp_path: Path) -> None:
