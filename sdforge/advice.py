@@ -15,7 +15,7 @@ from sdforge.graph import Link, problem_at
 from sdforge.identity import decimal
 from sdforge.licences import conflicts
 from sdforge.method import idle_patterns, method
-from sdforge.picture_advice import advise_pictures
+from sdforge.picture_advice import advise_pictures, advise_prompts
 from sdforge.plan import Plan, Step
 from sdforge.session import Session
 
@@ -77,6 +77,7 @@ def _of_method(session: Session, plan: Plan, step: Step) -> Iterator[Said]:
     if signature.group == "trainings":
         yield from starmap(Said, trainings.advise(table, inputs, captions=captions))
     yield from starmap(Said, _words(session, found.module, table, inputs))
+    yield from (Said(name, *each) for name, each in advise_prompts(table))
     uncaptioned = getattr(found.module, "UNCAPTIONED", ())
     for link, artifact in step.inputs:
         if artifact is not None and artifact.kind == "dataset":

@@ -11,7 +11,7 @@ from sdforge.artifact import dataset_identity
 from sdforge.errors import UsageError
 from sdforge.pictures import OTHERS, PICTURES, UnreadablePicture, opened, size_by_header
 
-VERSION = 5  # raised when the same folder is told of otherwise
+VERSION = 6  # raised when the same folder is told of otherwise
 MASK = ".mask.png"
 MOST_CAPTION = 100_000  # bytes: a prompt of a thousand times the length that is read
 MOST_REPEATS = 10_000  # times that a picture is shown in a round

@@ -12,11 +12,16 @@ from sdforge.families import family
 from sdforge.formats.tokenizer import LENGTH
 from sdforge.pictures import PICTURES
 
-NAMED = 3  # pictures that a sentence names
+MOST = LENGTH - 2  # tokens that are read of a text
+PROMPTS = ("prompt", "prompts", "negative_prompt")  # settings that hold them
+NAMED, SHOWN = 3, 60  # pictures that a sentence names, letters of a prompt that it shows
 ENLARGED = 2  # times, from which on a picture teaches its own blur
 # with buckets or without → the ratio of edges beyond which less than half is seen; the longest bucket is 4 to 1
 HALVED = {True: 8, False: 2}
 PIECE = re.compile(r"[^\W\d_]+|\d|(?:_|[^\s\w])+")  # of a caption, of which CLIP's tokenizer makes one token or more
+
+# how other programs write that words, or files, count more or less
+WEIGHTED = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)|<(?:lora|lyco|hypernet):[^<>]*>")
 
 Said = tuple[str, str, str, bool]  # code, sentence, hint, whether it is a warning
 
@@ -40,6 +45,25 @@ def advise_pictures(
         yield from _misshapen(name, dataset.notes, edge, buckets=table.buckets)
 
 
+def advise_prompts(table: Any) -> Iterator[tuple[str, Said]]:
+    """Yield what is not read of a table's prompts as it may be meant, with the setting that holds them."""
+    for name in PROMPTS:
+        value = getattr(table, name, "")
+        for prompt in [value] if isinstance(value, str) else value:
+            if is_long(prompt):
+                text = f"a prompt has more than the {MOST} tokens that are read: {prompt[:SHOWN]!r}…"
+                yield name, ("prompt", text, "what stands behind them says nothing", True)
+            if found := WEIGHTED.search(prompt):
+                text = f"{found[0][:SHOWN]!r} is no weight here: prompts are read as they are written"
+                hint = "bake or insert what is to be drawn with" if found[0].startswith("<") else "leave it out"
+                yield name, ("prompt", text, hint, True)
+
+
+def is_long(text: str) -> bool:
+    """Say whether a text has more tokens than are read. A piece may be several tokens: some are missed."""
+    return len(PIECE.findall(text)) > MOST
+
+
 def _unread(name: str, notes: dict[str, Any]) -> Iterator[Said]:
     """Say which pictures are none, and which are passed over."""
     if unreadable := notes.get("unreadable", ()):
@@ -57,11 +81,10 @@ def _captionless(name: str, notes: dict[str, Any]) -> Iterator[Said]:
 
 
 def _too_long(name: str, notes: dict[str, Any]) -> Iterator[Said]:
-    """Say which captions are longer than what a text encoder reads. A piece may be several tokens: some are missed."""
-    most = LENGTH - 2
-    found = _names({row[0] for row in notes["rows"] if len(PIECE.findall(row[1])) > most}, notes)
+    """Say which captions are longer than what a text encoder reads."""
+    found = _names({row[0] for row in notes["rows"] if is_long(row[1])}, notes)
     if found:
-        text = f"the captions of {counted(len(found), 'picture')} of `{name}` have more than the {most} tokens"
+        text = f"the captions of {counted(len(found), 'picture')} of `{name}` have more than the {MOST} tokens"
         yield "captions", f"{text} that are read: {_some(found)}", "what stands behind them teaches nothing", True
 
 

@@ -15,7 +15,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".heic", ".heif", ".psd", ".jfif")
 MOST = 200_000_000  # pixels of a picture: what says that it has more is a mistake, or an attack on memory
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of grey in more than 8 bits, which it turns into white
-ORIENTATION = 0x0112  # of EXIF; from 5 on a picture is turned by a quarter
+ORIENTATION = 0x0112  # of EXIF
+TURNED = (5, 6, 7, 8)  # its values by which a picture is turned by a quarter; others mean nothing, whatever they are
 
 
 class UnreadablePicture(ValueError):
@@ -57,5 +58,15 @@ def size_by_header(image: Image.Image) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image, exif: Image.Exif) -> tuple[int, int]:
-    turned = exif.get(ORIENTATION, 1) >= 5
+    turned = exif.get(ORIENTATION) in TURNED
     return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB, with white where it is transparent: by an alpha channel, or by a colour that is none."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")

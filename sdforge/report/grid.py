@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from sdforge.grids import Grid
-from sdforge.report.sheet import GAP, GROUND, INK, LARGEST, QUIET, RULE, SMALLEST, fitting
+from sdforge.report.lettering import font, readable, wrapped
+from sdforge.report.sheet import GAP, GROUND, HEAD, INK, LARGEST, QUIET, RULE, SMALLEST, TEXT, fitting, put
 from sdforge.toml import dotted, value
 
 MARGIN, WIDEST = 24, 2400  # pixels around the sheet, and of its width where the pictures can be made smaller
 LEAST = 96  # edge of a picture that has been made smaller
-TITLE, HEAD, TEXT = 20, 16, 13  # sizes of type
+TITLE = 20  # size of type
 MOST_LETTERS = 24  # of a value
 FRAME = 2  # around what the recipe itself has
 
@@ -40,7 +40,7 @@ class _Drawing:
 
     def __init__(self, grid: Grid, read: Callable[[str], bytes]) -> None:
         self.grid, self.read = grid, read
-        self.title, self.head, self.text = (ImageFont.load_default(size) for size in (TITLE, HEAD, TEXT))
+        self.title, self.head, self.text = map(font, (TITLE, HEAD, TEXT))
         self.prompts, self.seeds = grid.settings["prompts"], grid.settings["seeds"]
         self.across = [_shown(one) for one in grid.axes[0].values]
         self.panels = self._panels()
@@ -74,7 +74,7 @@ class _Drawing:
         width = max(width, 2 * MARGIN + self._length(self.grid.name, self.title))
         top = MARGIN + TITLE + 10 + len(axes) * (TEXT + 6) + 8
         letters = (width - 2 * MARGIN) // self._length("n", self.head)
-        said = [textwrap.wrap(prompt, letters) or ["no prompt"] for prompt in self.prompts]
+        said = [wrapped(prompt, HEAD, letters, width - 2 * MARGIN) or ["no prompt"] for prompt in self.prompts]
         panel = HEAD + 10 + len(self.panels[0].rows) * (self.edge + GAP)
         panel += HEAD + 4 if self.panels[0].head else 0
         heights = [len(lines) * (HEAD + 4) + 14 + panel + 14 for lines in said]
@@ -96,7 +96,7 @@ class _Drawing:
 
     def _axes(self) -> list[str]:
         """Return the lines that say what goes across and down, and what the frame means."""
-        names = [dotted(axis.path) for axis in self.grid.axes]
+        names = [readable(dotted(axis.path)) for axis in self.grid.axes]
         lines = [f"across: {names[0]}", f"down: {names[1] if len(names) > 1 else 'seeds'}"]
         return lines + (["framed: as the recipe has it"] if self.grid.plain is not None else [])
 
@@ -118,14 +118,13 @@ class _Drawing:
             for i, (cell, seed) in enumerate(panel.cells[j]):
                 corner = (x + self.left + i * step, y + j * step)
                 with Image.open(io.BytesIO(self.read(self.grid.picture(cell, prompt, seed)))) as picture:
-                    small = picture.convert("RGB").resize((self.edge, self.edge), Image.Resampling.LANCZOS)
-                if cell == plain:
-                    ends = (corner[0] + self.edge + FRAME, corner[1] + self.edge + FRAME)
-                    pen.rectangle((corner[0] - FRAME - 1, corner[1] - FRAME - 1, *ends), INK)
-                sheet.paste(small, corner)
+                    if cell == plain:
+                        ends = (corner[0] + self.edge + FRAME, corner[1] + self.edge + FRAME)
+                        pen.rectangle((corner[0] - FRAME - 1, corner[1] - FRAME - 1, *ends), INK)
+                    put(sheet, picture, corner, self.edge)
 
 
 def _shown(one: Any) -> str:
     """Return a value as it stands in a recipe; texts without quotes, long ones shortened."""
-    text = one if isinstance(one, str) else value(one)
+    text = readable(one if isinstance(one, str) else value(one))
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…"

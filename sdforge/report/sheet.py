@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw
 
 from sdforge.artifact import WITH
 from sdforge.plan import Step
+from sdforge.report.lettering import font, readable, wrapped
 
 GROUND, INK, QUIET, RULE = (250, 249, 246), (34, 34, 40), (120, 120, 128), (226, 224, 218)
 GAP, LEFT, TOP, SMALLEST, LARGEST = 8, 230, 44, 128, 384
+HEAD, TEXT = 16, 13  # sizes of type
 
 
 def columns(step: Step) -> list[tuple[str, str]]:
@@ -54,7 +55,7 @@ def rows(step: Step) -> list[tuple[str, list[str]]]:
 
 
 def _wrapped(text: Any) -> list[str]:
-    return textwrap.wrap(str(text), 30)[:5]
+    return wrapped(str(text), TEXT, 30, LEFT - 3 * GAP)[:5]
 
 
 def _unbaked(step: Step) -> list[str]:
@@ -126,7 +127,7 @@ def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], A
         edge = min(LARGEST, max(SMALLEST, picture.width))
     sheet = Image.new("RGB", (LEFT + len(across) * (edge + GAP) + GAP, TOP + len(down) * (edge + GAP) + GAP), GROUND)
     draw = ImageDraw.Draw(sheet)
-    head, text = ImageFont.load_default(16), ImageFont.load_default(13)
+    head, text = font(HEAD), font(TEXT)
     for i, label in enumerate(across):
         colour = INK if i == len(across) - 1 else QUIET
         draw.text((LEFT + i * (edge + GAP), 16), fitting(draw, label, head, edge), colour, head)
@@ -138,17 +139,23 @@ def _grid(across: list[str], down: list[list[str]], cell: Callable[[int, int], A
         for i in range(len(across)):
             if found := cell(i, j):
                 with Image.open(found) as picture:
-                    small = picture.convert("RGB").resize((edge, edge), Image.Resampling.LANCZOS)
-                sheet.paste(small, (LEFT + i * (edge + GAP), y))
+                    put(sheet, picture, (LEFT + i * (edge + GAP), y), edge)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def fitting(
-    draw: ImageDraw.ImageDraw, label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> str:
-    """Return a label that takes up at most `width` pixels, shortened where it has to be."""
-    while label and draw.textlength(label, font) > width:
+def put(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], edge: int) -> None:
+    """Put a picture into a square of a sheet, whole and in its own shape."""
+    share = edge / max(picture.size)
+    width, height = (max(1, round(side * share)) for side in picture.size)
+    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    sheet.paste(small, (corner[0] + (edge - width) // 2, corner[1] + (edge - height) // 2))
+
+
+def fitting(draw: ImageDraw.ImageDraw, text: str, letters: Any, width: int) -> str:
+    """Return a text in letters that are drawn, at most `width` pixels wide, shortened where it has to be."""
+    label = readable(text)
+    while label and draw.textlength(label, letters) > width:
         label = label[:-2] + "…"
     return label

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from torch import Tensor
 from sdforge.errors import ActionFailed
 from sdforge.identity import H, Json
 from sdforge.order import Given
-from sdforge.pictures import UnreadablePicture, opened, size_of
+from sdforge.pictures import UnreadablePicture, on_white, opened, size_of
 from sdforge.run.derived import Derived, Recent
-from sdforge.run.diffusion import Diffusion
+from sdforge.run.diffusion import Diffusion, Size
 from sdforge.run.seeds import generator
 
 STEP = 64  # pixels: what three halvings of the latents divide
+READING = 2  # of pixels; raised when they come out otherwise, so that no latents are taken that were kept of others
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
 def read_pixels(picture: Picture, *, flip: bool) -> Tensor:
     """Return a picture's pixels (1, 3, H, W) in −1 … 1: turned upright, resized to cover its bucket, cropped."""
     with _opened(picture.path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("RGBA", "LA", "P"):
-            ground = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(ground, upright.convert("RGBA"))
-        fitted = ImageOps.fit(upright.convert("RGB"), picture.size, Image.Resampling.LANCZOS)
+        upright = on_white(ImageOps.exif_transpose(image))
+        fitted = ImageOps.fit(upright, picture.size, Image.Resampling.LANCZOS)
     pixels_HWC = np.asarray(fitted, dtype=np.float32) / 127.5 - 1
     pixels_BCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]
     return pixels_BCHW.flip(3) if flip else pixels_BCHW
@@ -119,11 +118,18 @@ def read_pixels(picture: Picture, *, flip: bool) -> Tensor:
 def read_mask(picture: Picture) -> Tensor:
     """Return how much every place of a picture's latents counts, (1, 1, H/8, W/8) in 0 … 1: the mean of its pixels.
 
-    Raises ActionFailed for a mask that leaves nothing.
+    Raises ActionFailed for a mask that leaves nothing, and for one of another shape, which would lie beside what it is
+    drawn for.
     """
     own = picture.mask == "alpha"
     with _opened(picture.path if own else picture.mask) as image:
         upright = ImageOps.exif_transpose(image)
+        if not _alike(upright.size, picture.original):
+            (w, h), (width, height) = upright.size, picture.original
+            raise ActionFailed(
+                f"the mask of {picture.path} has {w} × {h} pixels and the picture {width} × {height}",
+                hint="a mask is as large as its picture, or smaller in the same shape",
+            )
         plain = upright.convert("RGBA").getchannel("A") if own else upright.convert("L")
         fitted = ImageOps.fit(plain, picture.size, Image.Resampling.BOX)
     mask_BCHW = torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 255)[None, None]
@@ -131,6 +137,12 @@ def read_mask(picture: Picture) -> Tensor:
     if not bool(small.any()):
         raise ActionFailed(f"the mask of {picture.path} leaves nothing to learn from", hint="white is what counts")
     return small
+
+
+def _alike(mask: Size, picture: Size) -> bool:
+    """Say whether two sizes are of one shape, as far as whole pixels can be; nothing is known of a picture 0 × 0."""
+    (w, h), (width, height) = mask, picture
+    return not (width and height) or abs(w - h * width / height) <= 1 or abs(h - w * height / width) <= 1
 
 
 def shuffled(caption: str, keep: int, draw: torch.Generator) -> str:
@@ -147,7 +159,7 @@ class Latents:
         self.diffusion, self.derived = diffusion, derived
         owners = diffusion.family.owners
         facts = {name: value for name, value in given.facts.items() if owners.get(name) == "vae"}
-        self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts}
+        self._vae: dict[str, Json] = {"vae": given.identities["vae"], "facts": facts, "reading": READING}
         self._recent = Recent[tuple[str, tuple[int, int], bool], Tensor](derived, lambda tensor: tensor.nbytes)
 
     def of(self, picture: Picture, *, flip: bool) -> Tensor:
@@ -174,8 +186,10 @@ class Chosen:
 class Order:
     """Which pictures a step is shown. Any step can be asked for on its own, so resuming needs no position.
 
-    Every bucket is a stream of rounds, each a permutation of its pictures, cut into whole batches; in a lap every
-    bucket has its turns in proportion to its size, in an order drawn for the lap.
+    Every bucket is a stream of rounds, each a permutation of its pictures, cut into whole batches. A lap is a round of
+    all pictures; in it every bucket has the turns that have become due, in an order drawn for the lap. One that does
+    not fill a batch has a turn only every so many laps: after as many steps as there are pictures, each has been shown
+    as often as a batch is large.
     """
 
     def __init__(
@@ -200,12 +214,12 @@ class Order:
         self.buckets: dict[tuple[int, int], list[Picture]] = {}
         for picture in pictures:
             self.buckets.setdefault(picture.size, []).append(picture)
-        self._turns = {size: -(-len(found) // batch) for size, found in self.buckets.items()}
-        self._lap = [size for size in sorted(self.buckets) for _ in range(self._turns[size])]
         self._drawn: dict[str, tuple[int, Any]] = {}  # what was drawn last for a purpose, and for which time
 
     def at(self, step: int) -> Chosen:
-        lap, place = divmod(step, len(self._lap))
+        most = (step + 1 + len(self.buckets)) * self.batch // sum(map(len, self.buckets.values())) + 1
+        lap = bisect_right(range(most + 1), step, key=lambda lap: sum(self._turns_before(lap).values())) - 1
+        place = step - sum(self._turns_before(lap).values())
         size, turn = self._once("buckets", lap, self._turns_of)[place]
         pictures = [self._nth(size, turn * self.batch + i) for i in range(self.batch)]
         draw = torch.rand(2, self.batch, generator=generator(self.seed, "captions", step)).tolist()
@@ -225,13 +239,24 @@ class Order:
 
     def _turns_of(self, draw: torch.Generator, lap: int) -> list[tuple[tuple[int, int], int]]:
         """Return the batches of a lap in their order: of which bucket, and the how many-th of all its batches."""
-        turn = {size: lap * turns for size, turns in self._turns.items()}
+        turn, end = self._turns_before(lap), self._turns_before(lap + 1)
+        due = [size for size in turn for _ in range(end[size] - turn[size])]
         found = []
-        for i in torch.randperm(len(self._lap), generator=draw).tolist():
-            size = self._lap[i]
-            found.append((size, turn[size]))
-            turn[size] += 1
+        for i in torch.randperm(len(due), generator=draw).tolist():
+            found.append((due[i], turn[due[i]]))
+            turn[due[i]] += 1
         return found
+
+    def _turns_before(self, lap: int) -> dict[tuple[int, int], int]:
+        """Return how many turns every bucket has had before a lap: its pictures so far, in batches.
+
+        Rounded down, each from another fraction on, so that small buckets do not all come in one lap.
+        """
+        many = len(self.buckets)
+        return {
+            size: (lap * len(self.buckets[size]) * many + number * self.batch) // (self.batch * many)
+            for number, size in enumerate(sorted(self.buckets))
+        }
 
     def _nth(self, size: tuple[int, int], n: int) -> Picture:
         found = self.buckets[size]

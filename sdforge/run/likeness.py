@@ -18,7 +18,7 @@ from sdforge.errors import ActionFailed
 from sdforge.formats.embedding import negative_word, words_of
 from sdforge.formats.tokenizer import stands_in
 from sdforge.order import Given, Order, Outcome
-from sdforge.pictures import UnreadablePicture, opened
+from sdforge.pictures import UnreadablePicture, on_white, opened
 
 Pixels = NDArray[np.float64]
 SIGMA, RADIUS = 1.5, 5  # pixels, of the Gaussian window (11 × 11) of Wang et al. 2004, §III-B
@@ -31,7 +31,7 @@ def read(path: str, size: tuple[int, int] | None = None) -> Pixels:
     """Return a picture's pixels (H, W, C), upright, resized to (width, height). Raises ActionFailed."""
     try:
         with opened(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = on_white(ImageOps.exif_transpose(image))
     except UnreadablePicture as error:
         raise ActionFailed(str(error)) from None
     if size and upright.size != size:

@@ -44,15 +44,15 @@ class Words:
         """Return 77 token numbers: start, at most 75 tokens, end, and a word of the vocabulary to fill."""
         if padding not in self._vocab:
             raise UsageError(f"the tokenizer has no {padding!r}, with which the checkpoint's prompts are filled")
-        ids = [self._vocab[START], *self._tokens(prompt)[: LENGTH - 2], self._vocab[END]]
+        ids = [self._vocab[START], *self.plain(prompt)[: LENGTH - 2], self._vocab[END]]
         return ids + [self._vocab[padding]] * (LENGTH - len(ids))
 
     def is_cut(self, prompt: str) -> bool:
         """Say whether a prompt has more tokens than are read of it."""
-        return len(self._tokens(prompt)) > LENGTH - 2
+        return len(self.plain(prompt)) > LENGTH - 2
 
-    def _tokens(self, prompt: str) -> list[int]:
-        """Return the numbers of all tokens of a prompt, those of added words among them."""
+    def plain(self, prompt: str) -> list[int]:
+        """Return the numbers of all tokens of a prompt, those of added words among them, without start and end."""
         ids: list[int] = []
         words = sorted(self._rows, key=len, reverse=True)
         pattern = "|".join(map(alone, words))
@@ -64,10 +64,6 @@ class Words:
     def number(self, token: str) -> int:
         """Return the number of a token of the vocabulary."""
         return self._vocab[token]
-
-    def plain(self, text: str) -> list[int]:
-        """Return the numbers of a text's tokens, without start and end."""
-        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def swapped(prompt: str, word: str, other: str) -> str:

@@ -27,7 +27,7 @@ from sdforge.run.adapter import Adapter, Batch, joined
 from sdforge.run.derived import Derived
 from sdforge.run.diffusion import Conditioning, Diffusion, load_diffusion
 from sdforge.run.fingerprint import fingerprint
-from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_pixels, split
+from sdforge.run.images import Latents, Picture, describe, plan_pictures, read_mask, read_pixels, split
 from sdforge.run.memory import choose, held_bytes, kept_bytes, set_checkpointing
 from sdforge.run.optimizers import Average, make_optimizer, set_training
 from sdforge.run.resume import put_back, taken_down
@@ -42,6 +42,7 @@ from sdforge.trainings import Training
 
 Report = Callable[..., None]
 REPORT_EVERY = 0.2  # seconds
+ASK_EVERY = 16  # pictures that are encoded: whether to stop; what has been encoded is kept
 SHOWN = 60  # letters of a caption that is talked about
 
 
@@ -106,7 +107,7 @@ class _Training:
     def run(self, report: Report, stopped: Callable[[], bool]) -> Outcome:
         began = time.monotonic()
         try:
-            self._prepare(report)
+            self._prepare(report, stopped)
             step = self._resume(report)
             self._loop(step, report, stopped)
             return self._outcome(time.monotonic() - began)
@@ -140,11 +141,13 @@ class _Training:
                 saved = time.monotonic()
         set_training(self.optimizer, on=False)
 
-    def _prepare(self, report: Report) -> None:
+    def _prepare(self, report: Report, stopped: Callable[[], bool]) -> None:
         """Encode what every step would encode again; whatever fails, fails before hours are spent."""
         with torch.no_grad():
-            for picture in self.shown[0].pictures if self.adapter.varies else ():
+            for picture in dict.fromkeys(self.shown[0].pictures) if self.adapter.varies else ():
                 read_pixels(picture, flip=False)
+                if picture.mask:
+                    read_mask(picture)
             once = self.shown[1:] if self.adapter.varies else self.shown
             distinct = list(dict.fromkeys(picture for shown in once for picture in shown.pictures))
             for picture in self.validation.pictures:
@@ -155,6 +158,8 @@ class _Training:
                 if picture.mask:
                     self.batches.mask(picture)
                 report(note=f"encoding pictures {i + 1}/{len(distinct)}")
+                if (i + 1) % ASK_EVERY == 0 and stopped():
+                    raise Stopped
             if self.texts:
                 captions = [p.caption for p in [*self.pictures, *self.validation.pictures]]
                 for caption in sorted({"", *captions}):

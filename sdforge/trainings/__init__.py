@@ -46,6 +46,17 @@ CONV = ("conv1", "conv2", "conv")  # 3×3, of residual blocks and samplers
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
+# settings that decide nothing without another one, and how that is stated
+IDLE = {
+    "text_learning_rate": ("text_encoder", "text_encoder = true"),
+    "conv_alpha": ("conv_rank", "conv_rank = 8"),
+    "keep_tokens": ("shuffle", "shuffle = true"),
+    "prior_weight": ("prior", 'prior = "…", pictures of the class'),
+    "preserve_weight": ("preserve", 'preserve = "…", the word of the class'),
+    "trigger": ("preserve", 'preserve = "…", the word of the class'),
+}
+
+
 class Training(Seeded, ABC):
     """The settings that all trainings share."""
 
@@ -181,6 +192,10 @@ def advise(table: Any, inputs: dict[str, list[Artifact | None]], *, captions: bo
     if table.warmup >= table.steps:
         sentence = f"the warm-up of {table.warmup} steps is as long as the training, {table.steps}"
         found.append(("warmup", "warmup", sentence, f"warmup = {table.steps // 20}", True))
+    for name, (other, hint) in IDLE.items():
+        stated = name in table.model_fields_set and getattr(table, name) != type(table).model_fields[name].default
+        if stated and not getattr(table, other):
+            found.append((name, "idle", f"`{name}` decides nothing without `{other}`", hint, True))
     if table.optimizer == "schedule_free" and table.schedule != "constant":
         sentence = f'schedule_free has no use for a schedule = "{table.schedule}"'
         found.append(("schedule", "schedule", sentence, 'schedule = "constant"', True))

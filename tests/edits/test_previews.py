@@ -106,6 +106,12 @@ def test_a_png_says_how_it_was_drawn_as_a1111_writes_it(wish: Wish, text: str, t
     assert picture.info == {"parameters": text}
 
 
+def test_a_png_says_its_own_size(tmp_path: Path) -> None:
+    """A picture that was inverted is drawn again in its own shape."""
+    save_png(tmp_path / "x.png", torch.zeros(3, 32, 96), Wish("a cat", "", 0, 2, 7.5, 64))
+    assert Image.open(tmp_path / "x.png").info["parameters"].endswith("Size: 96x32")
+
+
 def test_colours_beyond_the_range_are_cut(tmp_path: Path) -> None:
     pixels = torch.stack([torch.full((8, 8), value) for value in (-3.0, 0.0, 3.0)])
     save_png(tmp_path / "x.png", pixels, Wish("", "", 0, 1, 1, 8))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdforge.artifact import Artifact
 from sdforge.graph import Taken
-from sdforge.picture_advice import Said, advise_pictures
+from sdforge.picture_advice import Said, advise_pictures, advise_prompts
 from sdforge.pictures import UnreadablePicture, opened
 from sdforge.project import Project
 from sdforge.sources import Sources
@@ -171,3 +171,24 @@ def test_captions_longer_than_what_is_read_are_named(folder: Path) -> None:
 def test_colours_of_every_kind_are_taken(folder: Path, mode: str) -> None:
     add(folder, "x.jpg" if mode == "CMYK" else "x.png", mode=mode)
     assert not said(folder)
+
+
+def test_prompts_of_which_the_end_is_not_read_are_named() -> None:
+    table = SimpleNamespace(prompts=["a hen", "a hen, " * 30], negative_prompt="red " * 75, prompt="red " * 76)
+    found = [(name, said[1]) for name, said in advise_prompts(table)]
+    assert [name for name, _ in found] == ["prompt", "prompts"]
+    assert "more than the 75 tokens that are read: 'a hen, a hen" in found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "weight"),
+    [
+        ("a (red:1.3) hen", "(red:1.3)"),
+        ("a hen, (blurry, dark: .5)", "(blurry, dark: .5)"),
+        ("a hen <lora:ink:0.8>", "<lora:ink:0.8>"),
+        ("a hen (at dawn), ratio 4:3, <ink>", ""),
+    ],
+)
+def test_weights_as_other_programs_write_them_are_remarked(prompt: str, weight: str) -> None:
+    said = [each[1] for _, each in advise_prompts(SimpleNamespace(prompts=[prompt]))]
+    assert said == ([f"{weight!r} is no weight here: prompts are read as they are written"] if weight else [])

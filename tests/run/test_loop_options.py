@@ -118,6 +118,19 @@ def test_a_mask_that_leaves_nothing_is_refused(toy: Taken, pictures: Given, tmp_
         train(order(tmp_path, WORD, toy, black))
 
 
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (21, 20)])
+def test_a_mask_of_the_pictures_shape_may_be_smaller(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("L", size, 255).save(tmp_path / "mask.png")
+    read_mask(Picture("x.png", "x", "", (64, 64), (64, 64), str(tmp_path / "mask.png")))
+
+
+def test_a_mask_of_another_shape_is_refused(toy: Taken, pictures: Given, tmp_path: Path) -> None:
+    """It would be cut where the picture is not, and lie beside what it is drawn for."""
+    wide = masked(tmp_path / "m", Image.new("L", (64, 32), 255), pictures)
+    with pytest.raises(ActionFailed, match="has 64 × 32 pixels and the picture 64 × 64"):
+        train(order(tmp_path, WORD, toy, wide))
+
+
 def test_alpha_is_a_mask(tmp_path: Path) -> None:
     image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 64, 32))

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sdforge.errors import ActionFailed
 from sdforge.order import Given
 from sdforge.run.states import Stopped, load_state
-from sdforge.run.train import pace, run_training
+from sdforge.run.train import ASK_EVERY, pace, run_training
 from sdforge.trainings.lora import Lora
 from tests.families.toys import write_family
 from tests.families.workbench import Taken, take
-from tests.run.order import order, train
+from tests.run.order import dataset, order, train
 
 BOTH = pytest.mark.parametrize("name", ["lora", "textual_inversion"])
 STEPS = 20
@@ -49,6 +50,18 @@ def test_a_training_that_stops_and_goes_on_ends_with_the_same_bits(
     assert straight.record["resumed"] == []
     assert resumed.record["derived"]["made"] == {}
     torch.random.set_rng_state(state)
+
+
+def test_a_training_stops_while_it_encodes_its_pictures_and_keeps_them(toy: Taken, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(ASK_EVERY + 2):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("a red cat")
+    many = order(tmp_path / "work", "lora", toy, dataset(folder), steps=1)
+    with pytest.raises(Stopped):
+        train(many, lambda: True)
+    assert train(many).record["derived"] == {"reused": {"latents": ASK_EVERY}, "made": {"latents": 2, "texts": 2}}
 
 
 def test_a_training_that_loses_its_last_state_goes_on_from_the_one_before(

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sdforge.artifact import Artifact
-from sdforge.errors import UsageError
+from sdforge.errors import ActionFailed, UsageError
 from sdforge.families import Family
 from sdforge.families.sd15 import FAMILY
 from sdforge.families.sd15.load import load
@@ -20,7 +21,7 @@ from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Diffusion
 from sdforge.run.images import Picture
 from sdforge.run.states import Stopped
-from sdforge.run.train import _mean_square
+from sdforge.run.train import _mean_square, run_training
 from sdforge.run.views import View
 from sdforge.trainings import without
 from sdforge.trainings.custom_diffusion import TABLE, WHOLE, advise, advise_words, chosen, facts
@@ -105,6 +106,24 @@ def test_a_view_that_shows_nothing_that_counts_teaches_nothing() -> None:
     ones = torch.ones(1, 4, 8, 8)
     one = Batch(ones, ones, torch.tensor([1]), [""], masks_B1HW=torch.zeros(1, 1, 8, 8))
     assert _mean_square(2 * ones, one).tolist() == [0.0]
+
+
+def test_a_mask_that_leaves_nothing_is_refused_before_the_first_step(
+    toy: Taken, pictures: Given, tmp_path: Path
+) -> None:
+    """Views read masks at every step, so the last picture's would be looked at last."""
+    Image.new("L", (64, 64)).save(tmp_path / "mask.png")
+    masks = ["", "", str(tmp_path / "mask.png")]
+    rows = [[*row, mask] for row, mask in zip(pictures.pictures, masks, strict=True)]
+    masked = dataclasses.replace(pictures, pictures=rows)
+    steps: list[Any] = []
+    with pytest.raises(ActionFailed, match="leaves nothing"):
+        run_training(
+            order(tmp_path, "custom_diffusion", toy, masked, batch=1, steps=6),
+            lambda **said: steps.append(said.get("step")),
+            lambda: False,
+        )
+    assert not any(steps)
 
 
 def test_how_a_picture_is_shown_depends_on_seed_step_and_picture_alone(toy: Taken) -> None:

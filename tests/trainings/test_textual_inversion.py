@@ -49,6 +49,16 @@ def test_rows_begin_as_the_words_of_init_in_turns(toy: Taken) -> None:
     assert torch.equal(rows(adapter), torch.stack(words))
 
 
+def test_rows_begin_as_those_of_a_word_that_was_inserted_before(toy: Taken) -> None:
+    diffusion = load(toy.given(), torch.device("cpu"), torch.float32)
+    table, hat = diffusion.token_tables()["text_encoder"], torch.randn(2, 16)
+    table.weight = torch.nn.Parameter(torch.cat([table.weight, hat]), requires_grad=False)
+    diffusion.words.add("<hat>", 2)
+    adapter = begin(TABLE.model_construct(**settings("textual_inversion", vectors=3, init="<hat> red")), diffusion)
+    assert torch.equal(rows(adapter)[:2], hat)
+    assert torch.equal(rows(adapter)[2], table.weight[toy.vocabulary["vocab"]["red</w>"]])
+
+
 def test_rows_begin_as_noise_as_wide_as_the_table_where_there_is_no_init(toy: Taken) -> None:
     diffusion, adapter = begun(toy, vectors=64)
     table = diffusion.token_tables()["text_encoder"].weight

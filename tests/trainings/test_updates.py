@@ -17,7 +17,7 @@ from sdforge.method import module_of
 from sdforge.run.adapter import Adapter, Batch
 from sdforge.run.diffusion import Conditioning, Diffusion
 from sdforge.run.sketch import sketch
-from sdforge.trainings import Updates, advise_updates
+from sdforge.trainings import Updates, advise, advise_updates
 from sdforge.trainings.lokr import split
 from tests.families.workbench import SD15, Taken, keep, made
 from tests.trainings.test_training_contract import batch, begun, parameters, said
@@ -192,3 +192,20 @@ def test_what_preserving_needs_is_asked_before_hours_are_spent() -> None:
     assert "needs a trigger" in sentence
     ((_, _, sentence, _, _),) = advice(preserve="toy", trigger="<other>")
     assert "no caption of `drawings` names the trigger '<other>'" in sentence
+
+
+@pytest.mark.parametrize(
+    ("stated", "idle"),
+    [
+        ({"text_learning_rate": 1e-4, "text_encoder": True, "conv_alpha": 4.0, "conv_rank": 2}, []),
+        ({"text_learning_rate": 1e-4, "conv_alpha": 4.0}, ["text_learning_rate", "conv_alpha"]),
+        ({"keep_tokens": 1, "prior_weight": 0.5}, ["keep_tokens", "prior_weight"]),
+        ({"keep_tokens": 0, "prior_weight": 1.0}, []),  # as they are by default
+        ({"trigger": "red", "preserve_weight": 2.0}, ["preserve_weight", "trigger"]),
+    ],
+)
+def test_settings_that_decide_nothing_are_remarked(stated: dict[str, Any], idle: list[str]) -> None:
+    table = module_of("trainings", "lora").TABLE.model_validate({"on": "base", "dataset": "drawings", **stated})
+    said = [row for row in advise(table, {"on": [None]}) if row[1] == "idle"]
+    assert [row[0] for row in said] == idle
+    assert all(row[4] for row in said)

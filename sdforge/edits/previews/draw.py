@@ -160,6 +160,6 @@ def save_png(path: Path, pixels_CHW: Tensor, wish: Wish, sampler: str = SAMPLER)
     info.add_text(
         "parameters",
         f"{wish.prompt}{negative}\nSteps: {wish.steps}, Sampler: {sampler}, CFG scale: {wish.guidance:g}, "
-        f"Seed: {wish.seed}, Size: {wish.resolution}x{wish.resolution}{skip}",
+        f"Seed: {wish.seed}, Size: {values.shape[1]}x{values.shape[0]}{skip}",
     )
     Image.fromarray(np.ascontiguousarray(values)).save(path, pnginfo=info)
