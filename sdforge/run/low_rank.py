@@ -31,7 +31,7 @@ from sdforge.order import Given, Order, Outcome
 from sdforge.ref import Ref
 from sdforge.run.fingerprint import fingerprint
 from sdforge.run.sketch import sketch
-from sdforge.run.states import Stopped, load_state, save_state
+from sdforge.run.states import Stopped, Table, load_state, save_state
 from sdforge.run.tensors import DTYPES, NAMES, Aside, finite, load, raw, rounded, write_pack
 
 Report = Callable[..., None]
@@ -170,7 +170,7 @@ class _Making:
     def _save(self, done: int) -> None:
         if not self.order.states:
             return
-        rows = {name: (NAMES[tensor.dtype], tuple(tensor.shape), raw(tensor)) for name, tensor in self.tensors.items()}
+        rows: Table = {name: (NAMES[each.dtype], tuple(each.shape), raw(each)) for name, each in self.tensors.items()}
         notes = {name: getattr(self, name) for name in NOTES}
         notes |= {"names": list(rows), "fingerprint": self.fingerprint}
         save_state(Path(self.order.states), done, rows, notes)
