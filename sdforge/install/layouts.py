@@ -107,8 +107,8 @@ LAYOUTS = {
         sidecars=True,
         word="{name}",
         after="press the refresh button beside the list of models",
-        takes={},  # not known
-        set_right="",
+        takes={"sd2": "v_prediction"},  # unless it is marked as v: diffusers takes 2.x for 768-v
+        set_right="choose {prediction} as the prediction method of its sampler",
     ),
     "invokeai": Layout(
         title="InvokeAI",

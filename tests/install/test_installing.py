@@ -368,6 +368,8 @@ def test_what_was_put_is_said_to_programs_too(house: House) -> None:
         ("invokeai", "sd2", "epsilon", "choose epsilon as its prediction type"),
         ("invokeai", "sdxl", "v_prediction", "takes it to predict epsilon"),
         ("sdnext", "sd15", "v_prediction", ""),
+        ("sdnext", "sd2", "v_prediction", ""),
+        ("sdnext", "sd2", "epsilon", "choose epsilon as the prediction method"),
     ],
 )
 def test_it_is_said_where_a_program_takes_a_checkpoint_to_predict_something_else(
