@@ -49,7 +49,8 @@ def advise_prompts(table: Any) -> Iterator[tuple[str, Said]]:
     """Yield what is not read of a table's prompts as it may be meant, with the setting that holds them."""
     for name in PROMPTS:
         value = getattr(table, name, "")
-        for prompt in [value] if isinstance(value, str) else value:
+        texts = value if isinstance(value, list) else [value]
+        for prompt in (text for text in texts if isinstance(text, str)):  # checks number them
             if is_long(prompt):
                 text = f"a prompt has more than the {MOST} tokens that are read: {prompt[:SHOWN]!r}…"
                 yield name, ("prompt", text, "what stands behind them says nothing", True)

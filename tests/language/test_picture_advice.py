@@ -177,6 +177,7 @@ def test_prompts_of_which_the_end_is_not_read_are_named() -> None:
     table = SimpleNamespace(prompts=["a hen", "a hen, " * 30], negative_prompt="red " * 75, prompt="red " * 76)
     found = [(name, said[1]) for name, said in advise_prompts(table)]
     assert [name for name, _ in found] == ["prompt", "prompts"]
+    assert not list(advise_prompts(SimpleNamespace(prompts=[1, 2], prompt=1)))  # as checks number them
     assert "more than the 75 tokens that are read: 'a hen, a hen" in found[1][1]
 
 
