@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from sdforge.arguments import SOMETHING_TO_DO, options, parser
 from sdforge.errors import ActionFailed, ForgeError, Interrupted, LostObject, RecipeError, ResourceError, UsageError
 from sdforge.hidden import hidden
+from sdforge.interrupts import raised
 
 if TYPE_CHECKING:
     from sdforge.plan import Plan
@@ -29,8 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     wishes = parser().parse_args(arguments)
     if getattr(wishes, "debug", False):
         return run(wishes)
+    # a builder that SIGHUP ends leaves its worker, which keeps its state
+    hangup = () if wishes.command in ("build", "grid") else (signal.SIGHUP,)
+    came: list[int] = []
     try:
-        return run(wishes)
+        with raised(signal.SIGINT, signal.SIGTERM, *hangup) as came:
+            return run(wishes)
     except RecipeError as error:
         from sdforge.report.problems import show_problems
 
@@ -38,12 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except ForgeError as error:
         return complain(error, as_json=wishes.json)
-    except KeyboardInterrupt:
-        return complain(Interrupted("interrupted"), as_json=wishes.json)
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not came:
+            raise
+        return complain(_interrupted(came), as_json=wishes.json)
     except BrokenPipeError:
         return _unread()
     except Exception as error:
-        return complain(unforeseen(error, Path(wishes.at)), as_json=wishes.json)
+        return complain(_interrupted(came) if came else unforeseen(error, Path(wishes.at)), as_json=wishes.json)
 
 
 def complain(error: ForgeError, *, as_json: bool = False) -> int:
@@ -54,6 +62,10 @@ def complain(error: ForgeError, *, as_json: bool = False) -> int:
             _say_error(error, code, as_json=json_)
             break
     return code
+
+
+def _interrupted(signals: list[int]) -> Interrupted:
+    return Interrupted("interrupted", signal=signals[0] if signals else signal.SIGINT)
 
 
 def _reopen() -> None:
@@ -73,7 +85,6 @@ def _reopen() -> None:
 def _unread() -> int:
     """Return the exit code where nobody reads what is said any more, as behind `| head`: SIGPIPE's, nothing is done."""
     import os
-    import signal
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is written when the interpreter ends
     return 128 + signal.SIGPIPE

@@ -2,8 +2,9 @@
 
 Factors have numbers instead of names (`unet:0:up`, `text_encoder:3:down`): the place in the walk over a network of
 2022, whose ways down and up come before its middle, and whose blocks hold the first attention, the feed-forward layer
-and then the second attention. Only layers of the classes that the metadata names are counted: the first files were
-made without `GEGLU`. There is no alpha: the update is up @ down.
+and then the second attention; with diffusers since 2023 the feed-forward layer comes last, and the shapes tell. Only
+layers of the classes that the metadata names are counted: the first files were made without `GEGLU`. There is no
+alpha: the update is up @ down.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ KEY = re.compile(r"^(\w+):(\d+):(up|down)$")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED = "ff.net.0.proj"
 UNET = (*(f"attn1.{part}" for part in ATTENTION), FEED, *(f"attn2.{part}" for part in ATTENTION))
+LATER = (*(part for part in UNET if part != FEED), FEED)
 TEXT = ("k_proj", "v_proj", "q_proj", "out_proj")
 USUAL = {  # component → the classes of layers whose matrices have factors; one attention has had two names
     "unet": {"CrossAttention", "Attention", "GEGLU"},
@@ -51,6 +53,8 @@ def read(path: Path, header: Header) -> Layout:
     for name in family_names():
         walk = {component: places(family(name), component, fed=fed[component]) for component in found}
         if all(set(own) <= set(range(len(walk[component]))) for component, own in found.items()):
+            if "unet" in found and fed["unet"] and _is_later(walk["unet"], found["unet"]):
+                walk["unet"] = places(family(name), "unet", later=True)
             break
     else:
         raise UsageError(f"{path} has factors for more layers than any family known here has")
@@ -63,9 +67,13 @@ def read(path: Path, header: Header) -> Layout:
     return layout
 
 
-def places(of: Family, component: str, *, fed: bool = True) -> list[str]:
-    """Return the modules of a family's component in the order of that walk; fed: with the feed-forward layers."""
-    parts = TEXT if component != "unet" else UNET if fed else tuple(part for part in UNET if part != FEED)
+def places(of: Family, component: str, *, fed: bool = True, later: bool = False) -> list[str]:
+    """Return the modules of a family's component in the order of that walk.
+
+    fed: with the feed-forward layers; later: which come last.
+    """
+    own = LATER if later else UNET
+    parts = TEXT if component != "unet" else own if fed else tuple(part for part in own if part != FEED)
     blocks: dict[str, list[str]] = {}
     for name in of.names():
         module = f"{name.component}.{name.canonical.removesuffix('.weight')}"
@@ -74,6 +82,15 @@ def places(of: Family, component: str, *, fed: bool = True) -> list[str]:
             blocks.setdefault(module.removesuffix(f".{part}"), []).append(part)
     ordered = sorted(blocks, key=lambda block: next((i for i, way in enumerate(WAYS) if f".{way}." in block), 0))
     return [f"{block}.{part}" for block in ordered for part in parts]
+
+
+def _is_later(walk: list[str], found: dict[int, dict[str, Entry]]) -> bool:
+    """Say whether feed-forward layers come last: what stands in their place in the walk of 2022 is square.
+
+    They have eight rows for every column, and of the attention that follows there is then the matrix of queries.
+    """
+    pairs = (own for place, own in found.items() if walk[place].endswith(FEED) and len(own) == len(("up", "down")))
+    return any(own["lora_up"].shape[:1] == own["lora_down"].shape[1:2] for own in pairs)
 
 
 def _is_fed(path: Path, component: str, text: str) -> bool:

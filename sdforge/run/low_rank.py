@@ -214,6 +214,8 @@ class _Making:
 
     def outcome(self, record: dict[str, Any]) -> Outcome:
         """Write all of it. Raises ActionFailed where nothing is left."""
+        if not self.tensors and self.shares and not any(whole for _, whole in self.shares.values()):
+            raise ActionFailed("all its updates are zero: it changes nothing", hint="leave it out")
         if not self.tensors:
             raise ActionFailed("nothing is left of it", hint="a larger rank or energy, or a smaller threshold")
         outcome = write_pack(Path(self.order.work), {"lora": self.tensors})

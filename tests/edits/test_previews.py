@@ -215,6 +215,14 @@ def test_activations_that_fp16_cannot_hold_are_told_with_the_layer_and_the_way_o
     assert made.record["vae_peak"][0] > 65504
 
 
+def test_a_prompt_of_which_the_end_is_not_read_is_told(toy: Taken, tmp_path: Path) -> None:
+    long = "red " * 76
+    made = drawn(tmp_path / "work", with_vae(tmp_path / "vae", toy), **ONE | {"prompts": ["red", long]})
+    ((what, hint),) = made.record["warnings"]
+    assert what.startswith(f"the prompt {long[:60]!r}… is longer than the 75 tokens")
+    assert "shorten it" in hint
+
+
 def test_a_vae_that_is_kept_in_more_bits_or_is_quiet_is_not_warned_of(toy: Taken, tmp_path: Path) -> None:
     quiet = drawn(tmp_path / "quiet", with_vae(tmp_path / "a", toy), **ONE)
     assert 0 < quiet.record["vae_peak"][0] < 65504

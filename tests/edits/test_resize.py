@@ -147,6 +147,17 @@ def test_where_nothing_is_left_it_is_said(tmp_path: Path) -> None:
         resized(tmp_path / "b", lora, threshold=100.0)
 
 
+@pytest.mark.parametrize("settings", [{"rank": 1}, {"rank": 0, "energy": 0.5}])
+def test_a_lora_that_changes_nothing_is_called_so(settings: dict[str, float], tmp_path: Path) -> None:
+    """No rank or energy leaves anything of it; it has an alpha of 0, or was never trained."""
+    factors = with_spectrum()
+    untrained = factors._replace(up=torch.zeros_like(factors.up))
+    for name, lora in (("untrained", untrained), ("silent", factors._replace(alpha=0.0))):
+        with pytest.raises(ActionFailed, match="all its updates are zero") as caught:
+            resized(tmp_path / f"{name}-b", kept_lora(tmp_path / name, {LINEAR: lora}), **settings)
+        assert caught.value.hint == "leave it out"
+
+
 def test_broken_factors_stop_with_their_name(tmp_path: Path) -> None:
     factors = with_spectrum()
     factors.up[0, 0] = float("nan")

@@ -322,6 +322,19 @@ def test_cloneofsimos_numbers_are_places_in_a_walk(toy: Taken, tmp_path: Path) -
     assert sum(read_layout(path).passed.values()) == 1
 
 
+def test_cloneofsimos_files_of_a_later_diffusers_have_the_feed_forward_layer_last(toy: Taken, tmp_path: Path) -> None:
+    """The same numbers, and no word of it in the file: in the place of that layer stands a square matrix's update."""
+    walk = places(SD15, "unet", later=True)
+    assert walk[4].endswith("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q")
+    assert walk[8].endswith("down_blocks.0.attentions.0.transformer_blocks.0.ff.net.0.proj")
+    assert sorted(walk) == sorted(places(SD15, "unet"))
+    lora = random_lora(toy, tuple(walk[i] for i in (0, 4, 5, 8, 143)))
+    tensors = {f"unet:{walk.index(m)}:{side}": getattr(f, side) for m, f in lora.items() for side in ("up", "down")}
+    taken = take(saved(tmp_path / "x.safetensors", tensors, {"unet": '["CrossAttention", "Attention", "GEGLU"]'}))
+    assert {name.rpartition(".")[0] for name in taken.tensors("lora")} == set(lora)
+    assert all(same_bytes(taken.tensors("lora")[f"{m}.lora_up"], f.up) for m, f in lora.items())
+
+
 def test_the_first_of_cloneofsimos_files_count_attention_alone(toy: Taken, tmp_path: Path) -> None:
     walk = places(SD15, "unet", fed=False)
     assert walk[4].endswith("down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q")

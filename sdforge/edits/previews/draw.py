@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdforge.artifact import SIDECARS, WITH
 from sdforge.formats.own import own_names
+from sdforge.formats.tokenizer import LENGTH
 from sdforge.formula import common_dtype
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.diffusion import Diffusion, load_diffusion
@@ -26,6 +27,7 @@ from sdforge.run.tensors import load_component
 from sdforge.sampler import SAMPLER
 
 BATCH = 8  # pictures at a time
+SHOWN = 60  # letters of a prompt that is spoken of
 
 Report = Callable[..., None]
 
@@ -66,15 +68,31 @@ class _Drawing:
                 if given.identity == preset.identity and self.sidecars:
                     self._draw_sidecars(column, diffusion, attached=attached)
             if given.identity == preset.identity:
-                self._warn(common_dtype(ref.dtype for ref in given.components["vae"]))
+                told = self._told_of_vae(common_dtype(ref.dtype for ref in given.components["vae"]))
+                self._warn([*told, *(self._cut(diffusion) if worded else [])])
         return self.outcome
 
-    def _warn(self, dtype: str) -> None:
+    def _told_of_vae(self, dtype: str) -> list[list[str]]:
         """Say of the preset's VAE what other programs may stumble over."""
         self.outcome.record["vae_peak"] = [self.peak.largest, self.peak.where]
-        if found := warning_of(self.peak, dtype):
+        return warning_of(self.peak, dtype)
+
+    def _cut(self, diffusion: Diffusion) -> list[list[str]]:
+        """Say of which prompts the end is not read, as words of many vectors make them longer than they look."""
+        prompts = dict.fromkeys([*self.settings["prompts"], self.settings["negative_prompt"]])
+        cut = [prompt for prompt in prompts if diffusion.words.is_cut(prompt)]
+        what = f"is longer than the {LENGTH - 2} tokens that are read: its end counts for nothing here"
+        hint = (
+            "shorten it: programs that read the rest apart draw otherwise; a word of several vectors is as many tokens"
+        )
+        return [[f"the prompt {prompt[:SHOWN]!r}{'…' * (len(prompt) > SHOWN)} {what}", hint] for prompt in cut]
+
+    def _warn(self, found: list[list[str]]) -> None:
+        """Keep what is to be said of the pictures. found: [what, a way out]."""
+        if found:
             self.outcome.record["warnings"] = found
-            print(*found[0], sep="\n  ")
+        for each in found:
+            print(*each, sep="\n  ")
 
     def _draw_sidecars(self, column: str, diffusion: Diffusion, *, attached: bool) -> None:
         replayed = [sidecar for sidecar in self.sidecars if sidecar.replayed]
