@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sdforge.dtypes import SAFETENSORS
 from sdforge.edits.bake.forms import ADDITIVE
-from sdforge.errors import ActionFailed
+from sdforge.errors import ActionFailed, ResourceError
 from sdforge.exact import runs
 from sdforge.families import Family
 from sdforge.formats.kohya import KERNELS
@@ -158,12 +158,16 @@ class _Making:
         done, kept = self._resume(len(jobs), report), time.monotonic()
         minutes = float(self.order.how.get("states", {}).get("minutes", 1.0))
         for number, job in enumerate(jobs[done:], done):
-            stop = stopped()
-            if number > done and (stop or time.monotonic() - kept >= 60 * minutes):
-                self._save(number)
-                kept = time.monotonic()
-            if stop:
+            if stopped():
+                if number > done:
+                    self._save(number)
                 raise Stopped
+            if number > done and time.monotonic() - kept >= 60 * minutes:
+                try:
+                    self._save(number)
+                except ResourceError as error:  # the result may have room where a copy of what is made has none
+                    report(remark=f"{error.message}; it goes on without")
+                kept = time.monotonic()
             yield job
             report(step=number + 1, steps=len(jobs))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdforge.edits import extract, resize
-from sdforge.errors import ActionFailed
+from sdforge.errors import ActionFailed, ResourceError
 from sdforge.order import Order
 from sdforge.run import low_rank
 from sdforge.run.states import Stopped
@@ -222,6 +222,22 @@ def test_what_was_stopped_goes_on_and_gives_the_same_bytes(order: Order) -> None
     again = steps_of(order)[1]
     assert (again.sha256, again.components, again.facts) == (straight.sha256, straight.components, straight.facts)
     assert again.record == straight.record
+
+
+def test_a_state_that_has_no_room_stops_nothing(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result may have some."""
+
+    def full(*_: object) -> None:
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(low_rank, "save_state", full)
+    remarks: list[str] = []
+    hurried = replace(order, how={"states": {"minutes": 0.0}})
+    RUN[order.method](hurried, lambda **e: remarks.append(e["remark"]) if "remark" in e else None, lambda: False)
+    assert set(remarks) == {"the disk is full; it goes on without"}
+    calls = itertools.count()
+    with pytest.raises(ResourceError):  # as it would not be kept
+        RUN[order.method](order, lambda **_: None, lambda: next(calls) == 2)
 
 
 def test_what_another_version_made_is_not_mixed_in(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
