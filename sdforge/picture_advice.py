@@ -9,10 +9,9 @@ from typing import Any
 from sdforge.artifact import Artifact
 from sdforge.errors import counted
 from sdforge.families import family
-from sdforge.formats.tokenizer import LENGTH
+from sdforge.formats.tokenizer import READ
 from sdforge.pictures import PICTURES
 
-MOST = LENGTH - 2  # tokens that are read of a text
 PROMPTS = ("prompt", "prompts", "negative_prompt")  # settings that hold them
 NAMED, SHOWN = 3, 60  # pictures that a sentence names, letters of a prompt that it shows
 ENLARGED = 2  # times, from which on a picture teaches its own blur
@@ -52,7 +51,7 @@ def advise_prompts(table: Any) -> Iterator[tuple[str, Said]]:
         texts = value if isinstance(value, list) else [value]
         for prompt in (text for text in texts if isinstance(text, str)):  # checks number them
             if is_long(prompt):
-                text = f"a prompt has more than the {MOST} tokens that are read: {prompt[:SHOWN]!r}…"
+                text = f"a prompt has more than the {READ} tokens that are read: {prompt[:SHOWN]!r}…"
                 yield name, ("prompt", text, "what stands behind them says nothing", True)
             if found := WEIGHTED.search(prompt):
                 text = f"{found[0][:SHOWN]!r} is no weight here: prompts are read as they are written"
@@ -62,7 +61,7 @@ def advise_prompts(table: Any) -> Iterator[tuple[str, Said]]:
 
 def is_long(text: str) -> bool:
     """Say whether a text has more tokens than are read. A piece may be several tokens: some are missed."""
-    return len(PIECE.findall(text)) > MOST
+    return len(PIECE.findall(text)) > READ
 
 
 def _unread(name: str, notes: dict[str, Any]) -> Iterator[Said]:
@@ -85,7 +84,7 @@ def _too_long(name: str, notes: dict[str, Any]) -> Iterator[Said]:
     """Say which captions are longer than what a text encoder reads."""
     found = _names({row[0] for row in notes["rows"] if is_long(row[1])}, notes)
     if found:
-        text = f"the captions of {counted(len(found), 'picture')} of `{name}` have more than the {MOST} tokens"
+        text = f"the captions of {counted(len(found), 'picture')} of `{name}` have more than the {READ} tokens"
         yield "captions", f"{text} that are read: {_some(found)}", "what stands behind them teaches nothing", True
 
 

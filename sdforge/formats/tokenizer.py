@@ -16,6 +16,7 @@ from sdforge.formats.safetensors import Header, is_text
 from sdforge.identity import H
 
 LENGTH = 77  # positions of CLIP's text encoders
+READ = LENGTH - 2  # tokens that are read of a text: start and end take a position each
 USUAL = 49_408  # words of the vocabulary that all published Stable Diffusion checkpoints share
 MOST_BYTES = 64 << 20  # of a tokenizer's file; CLIP's largest has 4 MB
 MERGES = Path(__file__).with_name("clip_merges.txt.gz")  # OpenAI's, under the MIT licence beside it

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdforge.errors import UsageError
-from sdforge.formats.tokenizer import END, LENGTH, START, alone, tokenizer_files
+from sdforge.formats.tokenizer import END, LENGTH, READ, START, alone, tokenizer_files
 
 
 class Words:
@@ -44,12 +44,12 @@ class Words:
         """Return 77 token numbers: start, at most 75 tokens, end, and a word of the vocabulary to fill."""
         if padding not in self._vocab:
             raise UsageError(f"the tokenizer has no {padding!r}, with which the checkpoint's prompts are filled")
-        ids = [self._vocab[START], *self.plain(prompt)[: LENGTH - 2], self._vocab[END]]
+        ids = [self._vocab[START], *self.plain(prompt)[:READ], self._vocab[END]]
         return ids + [self._vocab[padding]] * (LENGTH - len(ids))
 
     def is_cut(self, prompt: str) -> bool:
         """Say whether a prompt has more tokens than are read of it."""
-        return len(self.plain(prompt)) > LENGTH - 2
+        return len(self.plain(prompt)) > READ
 
     def plain(self, prompt: str) -> list[int]:
         """Return the numbers of all tokens of a prompt, those of added words among them, without start and end."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sdforge.dtypes import SAFETENSORS
 from sdforge.errors import ActionFailed
-from sdforge.formats.tokenizer import LENGTH
+from sdforge.formats.tokenizer import READ
 from sdforge.identity import H
 from sdforge.method import module_of
 from sdforge.order import Given, Outcome
@@ -179,7 +179,7 @@ class _Training:
         cut = [caption for caption in captions if self.diffusion.words.is_cut(caption)]
         if cut:
             which = f"{len(cut)} of {len(captions)} captions are" if len(cut) > 1 else "a caption is"
-            report(remark=f"{which} longer than the {LENGTH - 2} tokens that are read: {cut[0][:SHOWN]!r}…")
+            report(remark=f"{which} longer than the {READ} tokens that are read: {cut[0][:SHOWN]!r}…")
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

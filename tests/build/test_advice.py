@@ -25,7 +25,7 @@ def test_a_dora_that_is_exported_is_warned_of_since_other_programs_read_it_other
     """Measured with ComfyUI and InvokeAI: docs/programs.md."""
     (problem,) = said(bench, LORA + PRESET.replace('["checkpoint"]', '["checkpoint", "loras"]'))
     assert problem.warning
-    assert "`style` has `dora = true`" in problem.message
+    assert "`style` has `dora = true`: ComfyUI, A1111 and InvokeAI draw otherwise" in problem.message
     assert "bake it" in problem.hint
     assert not said(bench, LORA + PRESET)  # baked, the checkpoint is read by all
     assert not said(

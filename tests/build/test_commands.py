@@ -594,6 +594,10 @@ def test_a_digest_that_is_printed_is_the_one_in_the_lock(project: Project) -> No
     assert locked in project.forge("show", "mix").out
 
 
+def test_log_says_where_nothing_has_run(project: Project) -> None:
+    assert "nothing of toy has run here" in project.forge("log").out
+
+
 def test_log_tells_of_a_training_that_was_stopped_and_of_one_with_other_settings(built: Project) -> None:
     built.edit("rank = 5", "rank = 7")
     said = built.forge("log", "c").out

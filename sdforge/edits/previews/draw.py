@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdforge.artifact import SIDECARS, WITH
 from sdforge.formats.own import own_names
-from sdforge.formats.tokenizer import LENGTH
+from sdforge.formats.tokenizer import READ
 from sdforge.formula import common_dtype
 from sdforge.order import Given, Order, Outcome
 from sdforge.run.diffusion import Diffusion, load_diffusion
@@ -81,7 +81,7 @@ class _Drawing:
         """Say of which prompts the end is not read, as words of many vectors make them longer than they look."""
         prompts = dict.fromkeys([*self.settings["prompts"], self.settings["negative_prompt"]])
         cut = [prompt for prompt in prompts if diffusion.words.is_cut(prompt)]
-        what = f"is longer than the {LENGTH - 2} tokens that are read: its end counts for nothing here"
+        what = f"is longer than the {READ} tokens that are read: its end counts for nothing here"
         hint = (
             "shorten it: programs that read the rest apart draw otherwise; a word of several vectors is as many tokens"
         )
